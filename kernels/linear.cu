@@ -1,0 +1,58 @@
+// The base product with the adapter's as a longer inner dimension:
+//
+//   forward      H  = X W0ᵀ + S Bᵀ     lhs X (T×k),  rhs W0 (d×k),  extension S (T×r), B (d×r)
+//   input grad   dX = dH W0 + dS A     lhs dH (T×d), rhs W0 (d×k),  extension dS (T×r), A (r×k)
+//
+// out[m, n] = Σk lhs[m, k] rhs[n, k] + Σr lhs_ext[m, r] rhs_ext[n, r], accumulated in f32 and
+// rounded once. In the forward both rhs lie K-major in memory, in the input gradient MN-major; that
+// is the whole difference. With r = 0 it is the frozen layer.
+//
+// Grid: one block a tile of 128×256, 1-D. Block: 8 warps, 2 along m × 4 along n, 64×64 each.
+// Shared memory: 4 stages of (128 + 256)×32 elements, 96 KiB, so one block fits on every GPU from
+// 8.0 on. Reads lhs, rhs and the extension; writes out, every element once. Needs nothing
+// initialised.
+//
+//   k steps   |------------- base, ⌈k/32⌉ -------------|- extension, ⌈r/32⌉ -|
+//
+// Tiles are taken in groups of 16 rows, column by column, so that the blocks that run at the same
+// time share about as many rows of lhs as of rhs in the L2.
+#include "tile.cuh"
+
+// Mirrored by cuda::launch::LinearParams in Rust.
+struct LinearParams {
+    Operand lhs, rhs, lhs_ext, rhs_ext, out;
+    int m, n, k, r;
+};
+static_assert(sizeof(LinearParams) == 96);
+
+constexpr int kTileM = 128, kTileN = 256, kTileK = 32, kStages = 4, kGroup = 16;
+
+template <typename E, Major kRhs>
+__device__ __forceinline__ void linear(const LinearParams& p) {
+    using Product = TileProduct<E, kTileM, kTileN, kTileK, 2, 4, 1, Major::K, kRhs, kStages>;
+    extern __shared__ __align__(128) unsigned char shared[];
+
+    const int tiles_m = (p.m + kTileM - 1) / kTileM, tiles_n = (p.n + kTileN - 1) / kTileN;
+    const int group = blockIdx.x / (kGroup * tiles_n), in_group = blockIdx.x % (kGroup * tiles_n);
+    const int group_rows = min(kGroup, tiles_m - group * kGroup);
+    const int m0 = (group * kGroup + in_group % group_rows) * kTileM;
+    const int n0 = in_group / group_rows * kTileN;
+
+    Product product;
+    product.run(shared, {p.lhs, p.rhs, p.m, p.n, p.k}, {p.lhs_ext, p.rhs_ext, p.m, p.n, p.r}, m0,
+                n0);
+    product.for_each_chunk(shared, [&](int row, int col, const float(&v)[8]) {
+        store_chunk<E>(p.out, m0 + row, n0 + col, p.m, p.n, v);
+    });
+}
+
+#define LINEAR_KERNEL(name, E, major)                             \
+    extern "C" __global__ void __launch_bounds__(256, 1)          \
+        name(const __grid_constant__ LinearParams params) {       \
+        linear<E, major>(params);                                 \
+    }
+
+LINEAR_KERNEL(linear_forward_bf16, __nv_bfloat16, Major::K)
+LINEAR_KERNEL(linear_forward_f16, __half, Major::K)
+LINEAR_KERNEL(linear_input_grad_bf16, __nv_bfloat16, Major::MN)
+LINEAR_KERNEL(linear_input_grad_f16, __half, Major::MN)

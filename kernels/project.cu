@@ -1,0 +1,57 @@
+// The projection onto the rank-r space, out = scale · lhs · rhsᵀ:
+//
+//   forward    S  = s · X Aᵀ     lhs X (T×k),   rhs A (r×k), K-major
+//   backward   dS = s · dH B     lhs dH (T×d),  rhs B (d×r), MN-major
+//
+// Bound by reading lhs, so every byte of it is read once from memory: a block takes 32 rows whole,
+// and its four warps along k split each step of 128 columns. Accumulated in f32, the four partial
+// sums added in a fixed order, scaled, and rounded once.
+//
+// Grid: ⌈r/kRank⌉ · ⌈T/32⌉, the blocks that share rows of lhs next to each other, so that all but
+// the first find them in the L2. Block: 8 warps, 2 along m × 4 along k.
+// Shared memory: 4 stages of (32 + kRank)×128 elements: 48 KiB for kRank = 16, 96 KiB for 64.
+// Reads lhs and rhs; writes out, every element once. Needs nothing initialised.
+#include "tile.cuh"
+
+// Mirrored by cuda::launch::ProjectParams in Rust.
+struct ProjectParams {
+    Operand lhs, rhs, out;
+    int m, r, k;
+    float scale;
+};
+static_assert(sizeof(ProjectParams) == 64);
+
+constexpr int kTileM = 32, kTileK = 128, kStages = 4;
+
+template <typename E, int kRank, Major kRhs>
+__device__ __forceinline__ void project(const ProjectParams& p) {
+    using Product = TileProduct<E, kTileM, kRank, kTileK, 2, 1, 4, Major::K, kRhs, kStages>;
+    extern __shared__ __align__(128) unsigned char shared[];
+    const int rank_tiles = (p.r + kRank - 1) / kRank;
+    const int m0 = blockIdx.x / rank_tiles * kTileM, n0 = blockIdx.x % rank_tiles * kRank;
+
+    Product product;
+    product.run(shared, {p.lhs, p.rhs, p.m, p.r, p.k}, {}, m0, n0);
+    product.reduce_warps_k(shared);
+    if (Product::warp_k() > 0) return;
+    product.for_each_chunk(shared, [&](int row, int col, float(&v)[8]) {
+#pragma unroll
+        for (int i = 0; i < 8; i++) v[i] *= p.scale;
+        store_chunk<E>(p.out, m0 + row, n0 + col, p.m, p.r, v);
+    });
+}
+
+#define PROJECT_KERNEL(name, E, rank, major)                      \
+    extern "C" __global__ void __launch_bounds__(256)             \
+        name(const __grid_constant__ ProjectParams params) {      \
+        project<E, rank, major>(params);                          \
+    }
+
+PROJECT_KERNEL(project_s_r16_bf16, __nv_bfloat16, 16, Major::K)
+PROJECT_KERNEL(project_s_r16_f16, __half, 16, Major::K)
+PROJECT_KERNEL(project_s_r64_bf16, __nv_bfloat16, 64, Major::K)
+PROJECT_KERNEL(project_s_r64_f16, __half, 64, Major::K)
+PROJECT_KERNEL(project_ds_r16_bf16, __nv_bfloat16, 16, Major::MN)
+PROJECT_KERNEL(project_ds_r16_f16, __half, 16, Major::MN)
+PROJECT_KERNEL(project_ds_r64_bf16, __nv_bfloat16, 64, Major::MN)
+PROJECT_KERNEL(project_ds_r64_f16, __half, 64, Major::MN)

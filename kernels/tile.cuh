@@ -1,0 +1,469 @@
+// The small vocabulary that every kernel of this path is written in.
+//
+//   Operand       a matrix in global memory, and whether its rows allow 16-byte accesses
+//   Major         which of an operand's two indices is contiguous in memory
+//   Segment       a stretch of the inner dimension: an lhs, an rhs, and how long they are
+//   TileProduct   acc += lhs · rhsᵀ for one block's tile, over one segment or two
+//
+// Indices follow one convention: a tile of the product has m rows and n columns and sums over k.
+// An operand is "K-major" if k is contiguous (x in x·W0ᵀ), and "MN-major" if m or n is.
+//
+// The pipeline: kStages buffers in shared memory, filled by cp.async, kStages - 1 steps ahead.
+//
+//   step      0         1         2
+//   load   |s+3      |s+4      |s+5      |        one commit a step, even where there is
+//   mma    |0   k16 k16|1   k16 k16|...           nothing left to load, so that
+//   ldmatrix  ^ one k16 ahead of the mma           wait_group counts steps
+//
+// One __syncthreads a step: it publishes the buffer of the next step and at the same time frees
+// the buffer of the last one, which the loads issued after it overwrite.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+// Mirrored by cuda::launch::Operand in Rust.
+struct Operand {
+    void* data;
+    int ld;       // elements from one row to the next
+    int vectors;  // 1 if data and every row start at a multiple of 16 bytes
+};
+static_assert(sizeof(Operand) == 16);
+
+enum class Major { K, MN };
+
+struct Segment {
+    Operand lhs;  // m×k
+    Operand rhs;  // n×k
+    int m, n, k;
+};
+
+// ---------------------------------------------------------------------------------------------
+// Instructions
+
+__device__ __forceinline__ uint32_t shared_address(const void* p) {
+    return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
+// Copies 16 bytes, of which those from `bytes` on are zeros instead.
+__device__ __forceinline__ void cp_async(uint32_t to, const void* from, int bytes) {
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from),
+                 "r"(bytes)
+                 : "memory");
+}
+
+__device__ __forceinline__ void cp_async_commit() {
+    asm volatile("cp.async.commit_group;\n" ::: "memory");
+}
+
+template <int kPending>
+__device__ __forceinline__ void cp_async_wait() {
+    asm volatile("cp.async.wait_group %0;\n" ::"n"(kPending) : "memory");
+}
+
+__device__ __forceinline__ void store_shared(uint32_t to, uint4 v) {
+    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};\n" ::"r"(to), "r"(v.x), "r"(v.y),
+                 "r"(v.z), "r"(v.w)
+                 : "memory");
+}
+
+// Makes the compiler hold a value in its register where it would rather compute it again in every
+// step of the main loop.
+__device__ __forceinline__ void keep(uint32_t& value) { asm volatile("" : "+r"(value)); }
+
+template <bool kTranspose>
+__device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], uint32_t from) {
+    if constexpr (kTranspose) {
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+                     : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                     : "r"(from)
+                     : "memory");
+    } else {
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+                     : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                     : "r"(from)
+                     : "memory");
+    }
+}
+
+// c (16×8) += a (16×16) · b (16×8), the fragments as PTX lays them out for m16n8k16.
+template <typename E>
+__device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
+                                    uint32_t b1) {
+    if constexpr (std::is_same_v<E, __half>) {
+        asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+            "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"
+            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    } else {
+        asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+            "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"
+            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
+// Eight elements of a row, the unit of every access to memory
+
+__device__ __forceinline__ void round_to(__nv_bfloat16& to, float v) { to = __float2bfloat16(v); }
+__device__ __forceinline__ void round_to(__half& to, float v) { to = __float2half(v); }
+__device__ __forceinline__ void round_to(float& to, float v) { to = v; }
+__device__ __forceinline__ float widen(__nv_bfloat16 v) { return __bfloat162float(v); }
+__device__ __forceinline__ float widen(__half v) { return __half2float(v); }
+
+template <typename E>
+__device__ __forceinline__ E* element(const Operand& op, int row, int col) {
+    return static_cast<E*>(op.data) + (int64_t)row * op.ld + col;
+}
+
+// Eight elements from (row, col) on, those at columns from `cols` on as zeros.
+template <typename E>
+__device__ __forceinline__ void load_chunk(float (&v)[8], const Operand& op, int row, int col,
+                                           int cols) {
+    const E* from = element<E>(op, row, col);
+    if (op.vectors && col + 8 <= cols) {
+        alignas(16) E chunk[8];
+        *reinterpret_cast<uint4*>(chunk) = *reinterpret_cast<const uint4*>(from);
+#pragma unroll
+        for (int i = 0; i < 8; i++) v[i] = widen(chunk[i]);
+    } else {
+#pragma unroll
+        for (int i = 0; i < 8; i++) v[i] = col + i < cols ? widen(from[i]) : 0.f;
+    }
+}
+
+// Rounds and stores eight elements from (row, col) on, those within rows×cols.
+template <typename E>
+__device__ __forceinline__ void store_chunk(const Operand& op, int row, int col, int rows,
+                                            int cols, const float (&v)[8]) {
+    if (row >= rows) return;
+    E* to = element<E>(op, row, col);
+    alignas(16) E chunk[8];
+#pragma unroll
+    for (int i = 0; i < 8; i++) round_to(chunk[i], v[i]);
+    if (op.vectors && col + 8 <= cols) {
+#pragma unroll
+        for (int i = 0; i < (int)sizeof(chunk) / 16; i++)
+            reinterpret_cast<uint4*>(to)[i] = reinterpret_cast<const uint4*>(chunk)[i];
+    } else {
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+            if (col + i < cols) to[i] = chunk[i];
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
+// One operand's tile in shared memory
+
+// kMN×kK elements, stored as it lies in global memory (rows of k if K-major, rows of m or n if
+// MN-major), in chunks of 16 bytes. Chunks are XOR-swizzled by row so that the eight rows an
+// ldmatrix reads, and the rows a cp.async writes, fall on different banks.
+template <typename E, Major kMajor, int kMN, int kK>
+struct OperandTile {
+    static constexpr int kRows = kMajor == Major::K ? kMN : kK;
+    static constexpr int kCols = kMajor == Major::K ? kK : kMN;
+    static constexpr int kChunksPerRow = kCols / 8;
+    static constexpr int kRowBytes = kCols * 2;
+    static constexpr int kBytes = kRows * kRowBytes;
+    static_assert(kChunksPerRow == 2 || kChunksPerRow == 4 || kChunksPerRow % 8 == 0);
+
+    // Rows narrower than the 128 bytes of all banks share a line: the swizzle counts lines.
+    static __device__ __forceinline__ int swizzle(int row, int chunk) {
+        if constexpr (kChunksPerRow >= 8) {
+            return chunk ^ (row & 7);
+        } else {
+            constexpr int kRowsPerLine = 8 / kChunksPerRow;
+            return chunk ^ ((row / kRowsPerLine) & (kChunksPerRow - 1));
+        }
+    }
+
+    // A pass of all threads moves whole groups of eight rows, which the swizzle repeats after: from
+    // pass to pass a thread's addresses differ by constants.
+    template <int kThreads>
+    struct Passes {
+        static constexpr int kPassRows = kThreads / kChunksPerRow, kPasses = kRows / kPassRows;
+        static constexpr int kPassBytes = kPassRows * kRowBytes;
+        static_assert(kPassRows % 8 == 0 && kRows % kPassRows == 0);
+        static __device__ __forceinline__ int row() { return threadIdx.x / kChunksPerRow; }
+        static __device__ __forceinline__ int chunk() { return threadIdx.x % kChunksPerRow; }
+        static __device__ __forceinline__ uint32_t to() {
+            return row() * kRowBytes + swizzle(row(), chunk()) * 16;
+        }
+    };
+
+    // One tile after the other along k, all of them inside a matrix with aligned rows: the loads of
+    // the main loop, with nothing left to compute but the addresses.
+    template <int kThreads>
+    struct Stream {
+        using P = Passes<kThreads>;
+        const E* from;
+        uint32_t to;
+
+        __device__ __forceinline__ Stream(const Operand& op, int mn0, int k0) {
+            const int row0 = kMajor == Major::K ? mn0 : k0, col0 = kMajor == Major::K ? k0 : mn0;
+            from = element<E>(op, row0 + P::row(), col0 + P::chunk() * 8);
+            to = P::to();
+            keep(to);
+        }
+
+        __device__ __forceinline__ void load(uint32_t tile, const Operand& op) {
+            const int64_t pass = (int64_t)op.ld * P::kPassRows;
+#pragma unroll
+            for (int i = 0; i < P::kPasses; i++)
+                cp_async(tile + to + i * P::kPassBytes, from + i * pass, 16);
+            from += kMajor == Major::K ? kK : (int64_t)op.ld * kK;
+        }
+    };
+
+    // Fills the tile from (mn0, k0) on, anywhere in any matrix; what lies beyond mn×k becomes zeros.
+    // Where rows are not aligned, elements are gathered one by one; they are visible after the
+    // step's barrier all the same.
+    template <int kThreads>
+    static __device__ __forceinline__ void load(uint32_t tile, const Operand& op, int mn, int k,
+                                                int mn0, int k0) {
+        using P = Passes<kThreads>;
+        const int rows = kMajor == Major::K ? mn : k, cols = kMajor == Major::K ? k : mn;
+        const int row = (kMajor == Major::K ? mn0 : k0) + P::row();
+        const int col = (kMajor == Major::K ? k0 : mn0) + P::chunk() * 8;
+        const int in_row = min(max(cols - col, 0), 8);
+        const E* from = element<E>(op, row, col);
+        const int64_t pass = (int64_t)op.ld * P::kPassRows;
+        if (op.vectors) {
+#pragma unroll
+            for (int i = 0; i < P::kPasses; i++) {
+                const int valid = row + i * P::kPassRows < rows ? in_row : 0;
+                cp_async(tile + P::to() + i * P::kPassBytes, valid > 0 ? from + i * pass : op.data,
+                         valid * 2);
+            }
+        } else {
+#pragma unroll 1
+            for (int i = 0; i < P::kPasses; i++) {
+                const int valid = row + i * P::kPassRows < rows ? in_row : 0;
+                const auto* bits = reinterpret_cast<const unsigned short*>(from + i * pass);
+                uint32_t pairs[4];
+#pragma unroll
+                for (int j = 0; j < 4; j++) {
+                    const uint32_t low = 2 * j < valid ? bits[2 * j] : 0;
+                    const uint32_t high = 2 * j + 1 < valid ? bits[2 * j + 1] : 0;
+                    pairs[j] = low | high << 16;
+                }
+                store_shared(tile + P::to() + i * P::kPassBytes,
+                             make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]));
+            }
+        }
+    }
+
+    // Which row and chunk of a 16×16 block this lane points ldmatrix at. The four 8×8 matrices
+    // come in the order of mma's registers: for an lhs (m, k), (m+8, k), (m, k+8), (m+8, k+8);
+    // for an rhs (n, k), (n, k+8), (n+8, k), (n+8, k+8).
+    template <bool kLhs>
+    static __device__ __forceinline__ uint32_t lane_offset(int mn0, int k0) {
+        const int lane = threadIdx.x % 32;
+        constexpr bool kRowsFirst = kLhs == (kMajor == Major::K);
+        const int row = kRowsFirst ? lane % 16 : lane % 8 + lane / 16 * 8;
+        const int chunk = kRowsFirst ? lane / 16 : lane / 8 % 2;
+        const int tile_row = row + (kMajor == Major::K ? mn0 : k0);
+        const int tile_chunk = chunk + (kMajor == Major::K ? k0 : mn0) / 8;
+        return tile_row * kRowBytes + swizzle(tile_row, tile_chunk) * 16;
+    }
+
+    // The fragments of the 16×16 block `mn16` along m or n and `k16` along k, counted from where
+    // `lane_offset` points. Sixteen rows on, the swizzle is the same; chunks within a group of
+    // eight differ by an exclusive or.
+    static __device__ __forceinline__ void fragment(uint32_t (&r)[4], uint32_t tile,
+                                                    uint32_t lane_offset, int mn16, int k16) {
+        const int rows16 = kMajor == Major::K ? mn16 : k16;
+        const int chunk = 2 * (kMajor == Major::K ? k16 : mn16);
+        const uint32_t in_row = (lane_offset ^ (chunk % 8 * 16)) + chunk / 8 * 128;
+        ldmatrix_x4<kMajor == Major::MN>(r, tile + in_row + rows16 * 16 * kRowBytes);
+    }
+};
+
+// ---------------------------------------------------------------------------------------------
+// The product of two tiles
+
+// kM×kN of acc += lhs · rhsᵀ by kWarpsM·kWarpsN·kWarpsK warps. Warps along k each take a slice of
+// every step and hold a partial sum; `reduce_warps_k` adds them in a fixed order.
+template <typename E, int kM, int kN, int kK, int kWarpsM, int kWarpsN, int kWarpsK, Major kLhs,
+          Major kRhs, int kStages>
+struct TileProduct {
+    static constexpr int kThreads = 32 * kWarpsM * kWarpsN * kWarpsK;
+    static constexpr int kWarpM = kM / kWarpsM, kWarpN = kN / kWarpsN;
+    static constexpr int kM16 = kWarpM / 16, kN16 = kWarpN / 16, kK16 = kK / 16 / kWarpsK;
+    using Lhs = OperandTile<E, kLhs, kM, kK>;
+    using Rhs = OperandTile<E, kRhs, kN, kK>;
+    static constexpr int kStageBytes = Lhs::kBytes + Rhs::kBytes;
+    static constexpr int kSharedBytes = kStages * kStageBytes;
+    // A warp's staging area in `for_each_chunk`; the padding keeps its rows off each other's banks.
+    static constexpr int kStagingPitch = kWarpN + 8;
+    static constexpr int kStagingBytes = 16 * kStagingPitch * 4;
+    static constexpr int kPartialFloats = kM16 * kN16 * 8 * 32;
+    static_assert(kM16 * 16 == kWarpM && kN16 * 16 == kWarpN && kK16 * 16 * kWarpsK == kK);
+    static_assert(kWarpsM * kWarpsN * kStagingBytes <= kSharedBytes);
+    static_assert(kWarpsM * kWarpsN * (kWarpsK - 1) * kPartialFloats * 4 <= kSharedBytes);
+    // `fragment` steps through chunks by exclusive or: a warp must start at a group of them.
+    static_assert(kLhs == Major::K || kWarpM % 64 == 0 || kM16 == 1);
+    static_assert(kRhs == Major::K || kWarpN % 64 == 0 || kWarpN == 32 || kN16 == 1);
+
+    float acc[kM16][kN16 * 2][4];
+
+    static __device__ __forceinline__ int warp() { return threadIdx.x / 32; }
+    static __device__ __forceinline__ int warp_m() { return warp() % kWarpsM; }
+    static __device__ __forceinline__ int warp_n() { return warp() / kWarpsM % kWarpsN; }
+    static __device__ __forceinline__ int warp_k() { return warp() / (kWarpsM * kWarpsN); }
+
+    // The whole sum for the tile at (m0, n0): over `base`, then over `extension` if its k is not
+    // zero, in one pipeline. Afterwards shared memory is free.
+    __device__ __forceinline__ void run(unsigned char* shared, const Segment& base,
+                                        const Segment& extension, int m0, int n0) {
+        const uint32_t stages = shared_address(shared);
+        const int base_steps = (base.k + kK - 1) / kK;
+        const int steps = base_steps + (extension.k + kK - 1) / kK;
+        auto load = [&](uint32_t stage, int step) {
+            const bool in_base = step < base_steps;
+            const int k0 = (in_base ? step : step - base_steps) * kK;
+            if (in_base) {
+                Lhs::template load<kThreads>(stage, base.lhs, base.m, base.k, m0, k0);
+                Rhs::template load<kThreads>(stage + Lhs::kBytes, base.rhs, base.n, base.k, n0, k0);
+            } else if (step < steps) {
+                const Segment& s = extension;
+                Lhs::template load<kThreads>(stage, s.lhs, s.m, s.k, m0, k0);
+                Rhs::template load<kThreads>(stage + Lhs::kBytes, s.rhs, s.n, s.k, n0, k0);
+            }
+        };
+
+        const int warp_k0 = warp_k() * kK16 * 16;
+        uint32_t lhs_lane = Lhs::template lane_offset<true>(warp_m() * kWarpM, warp_k0);
+        uint32_t rhs_lane =
+            Lhs::kBytes + Rhs::template lane_offset<false>(warp_n() * kWarpN, warp_k0);
+        keep(lhs_lane);
+        keep(rhs_lane);
+        uint32_t a[2][kM16][4], b[2][kN16][4];
+        auto fragments = [&](uint32_t stage, int k16) {
+#pragma unroll
+            for (int i = 0; i < kM16; i++) Lhs::fragment(a[k16 % 2][i], stage, lhs_lane, i, k16);
+#pragma unroll
+            for (int j = 0; j < kN16; j++) Rhs::fragment(b[k16 % 2][j], stage, rhs_lane, j, k16);
+        };
+        auto multiply = [&](int k16) {
+#pragma unroll
+            for (int i = 0; i < kM16; i++)
+#pragma unroll
+                for (int j = 0; j < kN16 * 2; j++)
+                    mma<E>(acc[i][j], a[k16 % 2][i], b[k16 % 2][j / 2][j % 2 * 2],
+                           b[k16 % 2][j / 2][j % 2 * 2 + 1]);
+        };
+
+        // The stage that is read, and the one that is filled kStages - 1 steps ahead: the stage
+        // that was read in the step before.
+        uint32_t read = stages, fill = stages + (kStages - 1) * kStageBytes;
+        auto step = [&](auto&& load_ahead) {
+            static_assert(kK16 % 2 == 0, "fragments alternate: a step must end where it began");
+#pragma unroll
+            for (int k16 = 0; k16 < kK16; k16++) {
+                if (k16 + 1 < kK16) {
+                    fragments(read, k16 + 1);
+                } else {
+                    cp_async_wait<kStages - 2>();
+                    __syncthreads();
+                    fill = read;
+                    read = read + kStageBytes == stages + kSharedBytes ? stages : read + kStageBytes;
+                    fragments(read, 0);  // after the last step: read, never used
+                }
+                if (k16 == 0) {
+                    load_ahead();
+                    cp_async_commit();
+                }
+                multiply(k16);
+            }
+        };
+
+#pragma unroll
+        for (int i = 0; i < kM16; i++)
+#pragma unroll
+            for (int j = 0; j < kN16 * 2; j++)
+#pragma unroll
+                for (int c = 0; c < 4; c++) acc[i][j][c] = 0.f;
+        for (int ahead = 0; ahead < kStages - 1; ahead++) {
+            load(stages + ahead * kStageBytes, ahead);
+            cp_async_commit();
+        }
+        cp_async_wait<kStages - 2>();
+        __syncthreads();
+        fragments(read, 0);
+
+        int ahead = kStages - 1;
+        const bool inside = m0 + kM <= base.m && n0 + kN <= base.n;
+        if (inside && base.lhs.vectors && base.rhs.vectors) {
+            typename Lhs::template Stream<kThreads> lhs(base.lhs, m0, ahead * kK);
+            typename Rhs::template Stream<kThreads> rhs(base.rhs, n0, ahead * kK);
+            for (; ahead < base.k / kK; ahead++) {
+                step([&] {
+                    lhs.load(fill, base.lhs);
+                    rhs.load(fill + Lhs::kBytes, base.rhs);
+                });
+            }
+        }
+        for (; ahead < steps + kStages - 1; ahead++) step([&] { load(fill, ahead); });
+        cp_async_wait<0>();
+        __syncthreads();
+    }
+
+    // Adds the partial sums of the warps along k, the first one's first. Afterwards only the warps
+    // with warp_k() == 0 hold the sum.
+    __device__ __forceinline__ void reduce_warps_k(unsigned char* shared) {
+        float* partials = reinterpret_cast<float*>(shared) + threadIdx.x % 32;
+        const int warps_mn = kWarpsM * kWarpsN, warp_mn = warp() % warps_mn;
+        auto each = [&](int warp_k, auto&& f) {
+            float* p = partials + ((warp_k - 1) * warps_mn + warp_mn) * kPartialFloats;
+#pragma unroll
+            for (int i = 0; i < kM16; i++)
+#pragma unroll
+                for (int j = 0; j < kN16 * 2; j++)
+#pragma unroll
+                    for (int c = 0; c < 4; c++)
+                        f(p[((i * kN16 * 2 + j) * 4 + c) * 32], acc[i][j][c]);
+        };
+        if (warp_k() > 0) each(warp_k(), [](float& p, float& acc) { p = acc; });
+        __syncthreads();
+        if (warp_k() == 0)
+            for (int w = 1; w < kWarpsK; w++) each(w, [](float& p, float& acc) { acc += p; });
+        __syncthreads();
+    }
+
+    // Calls f(row, col, values) for every eight neighbouring columns of the warp's part of the
+    // tile, rows and columns counted from the tile's corner. Goes through shared memory so that
+    // neighbouring lanes get neighbouring columns.
+    template <typename F>
+    __device__ __forceinline__ void for_each_chunk(unsigned char* shared, F&& f) const {
+        const int lane = threadIdx.x % 32;
+        const int warp_mn = warp() % (kWarpsM * kWarpsN);
+        float* staging = reinterpret_cast<float*>(shared + warp_mn * kStagingBytes);
+#pragma unroll
+        for (int i = 0; i < kM16; i++) {
+            __syncwarp();
+#pragma unroll
+            for (int j = 0; j < kN16 * 2; j++) {
+                float* to = staging + lane / 4 * kStagingPitch + j * 8 + lane % 4 * 2;
+                *reinterpret_cast<float2*>(to) = make_float2(acc[i][j][0], acc[i][j][1]);
+                *reinterpret_cast<float2*>(to + 8 * kStagingPitch) =
+                    make_float2(acc[i][j][2], acc[i][j][3]);
+            }
+            __syncwarp();
+            constexpr int kChunksPerRow = kWarpN / 8;
+#pragma unroll
+            for (int index = lane; index < 16 * kChunksPerRow; index += 32) {
+                const int row = index / kChunksPerRow, col = index % kChunksPerRow * 8;
+                float v[8];
+                const float* from = staging + row * kStagingPitch + col;
+                *reinterpret_cast<float4*>(v) = *reinterpret_cast<const float4*>(from);
+                *reinterpret_cast<float4*>(v + 4) = *reinterpret_cast<const float4*>(from + 4);
+                f(warp_m() * kWarpM + i * 16 + row, warp_n() * kWarpN + col, v);
+            }
+        }
+    }
+};

@@ -1,0 +1,178 @@
+//! What can go wrong, with the shapes that were involved.
+
+use crate::{DType, Shape};
+use std::fmt;
+
+/// The result of every fallible call of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why a call was refused or failed. Nothing has been written to the outputs unless the variant
+/// is [`Error::Driver`].
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum Error {
+    /// The CUDA driver library could not be loaded.
+    NoDriver {
+        /// The loader's own words.
+        reason: String,
+    },
+    /// The driver is there, but not a device with this ordinal.
+    NoDevice {
+        /// The ordinal asked for.
+        ordinal: usize,
+        /// How many devices the driver sees.
+        count: usize,
+    },
+    /// This build of the crate holds no kernels.
+    KernelsNotBuilt {
+        /// What the build script found missing.
+        reason: &'static str,
+    },
+    /// The device is older than the oldest architecture the kernels support (8.0).
+    UnsupportedDevice {
+        /// The device's name.
+        name: String,
+        /// Its compute capability, major and minor.
+        compute_capability: (u32, u32),
+    },
+    /// A tensor does not have the shape the others ask for.
+    Shape {
+        /// The argument, in the paper's letters.
+        argument: &'static str,
+        /// The shape it must have, in words and numbers.
+        expected: String,
+        /// The shape it has.
+        got: Shape,
+    },
+    /// A slice does not hold as many elements as its shape asks for.
+    Length {
+        /// The shape asked for.
+        shape: Shape,
+        /// How many elements were given.
+        got: usize,
+    },
+    /// A tensor has an element type this call cannot take.
+    DType {
+        /// The argument, in the paper's letters.
+        argument: &'static str,
+        /// What it may be.
+        expected: &'static str,
+        /// What it is.
+        got: DType,
+    },
+    /// A tensor lives on another device than the one the call runs on.
+    Device {
+        /// The argument, in the paper's letters.
+        argument: &'static str,
+        /// The device of the call.
+        expected: String,
+        /// The device of the tensor.
+        got: String,
+    },
+    /// A device address is not a multiple of its element's size.
+    Misaligned {
+        /// The address.
+        address: u64,
+        /// The element type it was said to hold.
+        dtype: DType,
+    },
+    /// Two arguments share memory, and one of them is written.
+    Overlap {
+        /// The argument that is written.
+        output: &'static str,
+        /// The argument it overlaps.
+        other: &'static str,
+    },
+    /// The rank is outside `1..=256`.
+    Rank {
+        /// The rank asked for.
+        r: usize,
+    },
+    /// A scale, alpha or standard deviation is not a finite number.
+    NotFinite {
+        /// Which one.
+        argument: &'static str,
+        /// Its value.
+        value: f32,
+    },
+    /// The workspace is smaller than the query said.
+    Workspace {
+        /// Elements needed.
+        needed: usize,
+        /// Elements given.
+        got: usize,
+    },
+    /// A dimension or a product of dimensions is larger than the kernels can index.
+    TooLarge {
+        /// What is too large, with its size.
+        what: String,
+    },
+    /// There is not enough memory on the device.
+    OutOfMemory {
+        /// The bytes asked for.
+        bytes: usize,
+    },
+    /// The CUDA driver refused a call, or reports the failure of an earlier one.
+    Driver {
+        /// The call that returned the error.
+        call: &'static str,
+        /// The raw `CUresult`.
+        code: u32,
+        /// Its name, such as `CUDA_ERROR_ILLEGAL_ADDRESS`.
+        name: String,
+    },
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::NoDriver { reason } => {
+                write!(f, "no CUDA driver: {reason}; install NVIDIA's driver, or use Device::cpu()")
+            }
+            Error::NoDevice { ordinal, count } => {
+                write!(f, "no CUDA device {ordinal}: the driver sees {count}")
+            }
+            Error::KernelsNotBuilt { reason } => write!(
+                f,
+                "this build of lora-kernels holds no CUDA kernels: {reason}; install nvcc \
+                 (scripts/install-nvcc.sh) or set NVCC, and build again"
+            ),
+            Error::UnsupportedDevice { name, compute_capability: (major, minor) } => write!(
+                f,
+                "{name} has compute capability {major}.{minor}; the kernels need 8.0 or newer"
+            ),
+            Error::Shape { argument, expected, got } => {
+                write!(f, "{argument} has shape {got}, expected {expected}")
+            }
+            Error::Length { shape, got } => {
+                write!(f, "shape {shape} holds {} elements, but {got} were given", shape.elements())
+            }
+            Error::DType { argument, expected, got } => {
+                write!(f, "{argument} holds {got}, expected {expected}")
+            }
+            Error::Device { argument, expected, got } => {
+                write!(f, "{argument} is on {got}, but the call runs on {expected}")
+            }
+            Error::Misaligned { address, dtype } => {
+                write!(f, "address {address:#x} is not aligned for {dtype}")
+            }
+            Error::Overlap { output, other } => {
+                write!(f, "{output} is written, but shares memory with {other}")
+            }
+            Error::Rank { r } => write!(f, "rank {r} is outside 1..=256"),
+            Error::NotFinite { argument, value } => {
+                write!(f, "{argument} must be a finite number, got {value}")
+            }
+            Error::Workspace { needed, got } => {
+                write!(f, "the workspace holds {got} f32 elements, but {needed} are needed")
+            }
+            Error::TooLarge { what } => write!(f, "{what} is too large"),
+            Error::OutOfMemory { bytes } => {
+                write!(f, "out of device memory: {bytes} bytes could not be allocated")
+            }
+            Error::Driver { call, code, name } => write!(f, "{call} failed: {name} ({code})"),
+        }
+    }
+}
+
+impl std::error::Error for Error {}

@@ -1,0 +1,82 @@
+//! LoRA (low-rank adaptation) as CUDA kernels: an adapter for the price of the frozen layer.
+//!
+//! A frozen weight W0 (d×k) gets a trainable low-rank update (Hu et al., 2021,
+//! <https://arxiv.org/abs/2106.09685>, section 4.1):
+//!
+//! ```text
+//! h = W0 x + s · B (A x)        A (r×k) Gaussian, B (d×r) zero at the start, s = α/r
+//! ```
+//!
+//! For T tokens, row-major, with X (T×k), H (T×d) and the incoming gradient dH (T×d):
+//!
+//! ```text
+//! forward    S  = s · X Aᵀ      (T×r)    H  = X W0ᵀ + S Bᵀ     (T×d)
+//! backward   dS = s · dH B      (T×r)    dX = dH W0 + dS A     (T×k)
+//!            dB = dHᵀ S         (d×r)    dA = dSᵀ X            (r×k)
+//! ```
+//!
+//! W0 never gets a gradient. The same calls run on a CUDA device (bf16 and f16, accumulated in
+//! f32) and on the CPU reference (bf16, f16 and f32, computed in f64).
+//!
+//! There are two levels:
+//!
+//! * [`LoraLinear`] and [`Adapter`] own their tensors and allocate what they return.
+//! * [`ops`] takes the caller's buffers, outputs and workspace, enqueues on the caller's stream,
+//!   and never allocates device memory, synchronises or makes a stream, so that a CUDA graph can
+//!   capture it.
+//!
+//! # Example
+//!
+//! ```
+//! use lora_kernels::{Accumulation, Adapter, AdapterConfig, Device, InputGradient, LoraLinear,
+//!                    Tensor};
+//!
+//! # fn main() -> lora_kernels::Result<()> {
+//! let device = Device::cuda(0).unwrap_or(Device::cpu());
+//! let (t, k, d) = (3, 8, 4);
+//! let bf16 = |n: usize| (0..n).map(|i| half::bf16::from_f32(i as f32 / n as f32)).collect::<Vec<_>>();
+//! let w0 = Tensor::from_slice(&device, &bf16(d * k), [d, k])?;
+//! let x = Tensor::from_slice(&device, &bf16(t * k), [t, k])?;
+//!
+//! let config = AdapterConfig { rank: 2, alpha: 4.0, ..AdapterConfig::default() };
+//! let layer = LoraLinear::new(w0, Adapter::for_weight(&device, [d, k], half::bf16::DTYPE, &config)?)?;
+//! let out = layer.forward(&x)?;
+//! assert_eq!(out.h.shape().dims(), [t, d]);
+//!
+//! let mut grads = layer.zero_gradients()?;
+//! let dh = Tensor::from_slice(&device, &bf16(t * d), [t, d])?;
+//! let dx = layer.backward(&dh, &x, &out.s, &mut grads, Accumulation::Overwrite,
+//!                         InputGradient::Compute)?;
+//! assert_eq!(dx.unwrap().shape().dims(), [t, k]);
+//! # Ok(())
+//! # }
+//! # use lora_kernels::Element;
+//! ```
+
+#![deny(missing_docs, unsafe_code, unsafe_op_in_unsafe_fn)]
+
+mod adapter;
+#[allow(unsafe_code)]
+mod cuda;
+mod device;
+mod dtype;
+mod error;
+mod linear;
+pub mod ops;
+pub mod plan;
+mod reference;
+mod rng;
+mod shape;
+mod tensor;
+
+pub use adapter::{Adapter, AdapterConfig, Scaling};
+pub use cudarc;
+pub use device::Device;
+pub use dtype::{DType, Element};
+pub use error::{Error, Result};
+pub use half;
+pub use linear::{Forward, Gradients, LoraLinear};
+pub use ops::{Accumulation, InputGradient};
+pub use plan::{Path, Problem};
+pub use shape::{IntoShape, Shape};
+pub use tensor::{Tensor, TensorView, TensorViewMut};

@@ -1,0 +1,213 @@
+//! A LoRA linear layer that owns its tensors.
+
+use crate::ops::{self, Accumulation, BackwardOutputs, InputGradient, Weights};
+use crate::plan::Plan;
+use crate::{Adapter, DType, Device, Error, Problem, Result, Shape, Tensor};
+
+/// A frozen weight W0 [d, k] with an adapter: h = W0 x + s · B (A x).
+///
+/// The layer runs on the device of its weight and allocates what it returns. For buffers of your
+/// own, and inside CUDA-graph captures, use [`ops`] with [`LoraLinear::weights`].
+#[derive(Debug)]
+pub struct LoraLinear {
+    w0: Tensor,
+    adapter: Adapter,
+}
+
+/// What a forward pass makes.
+#[derive(Debug)]
+pub struct Forward {
+    /// The layer's output h, [..., d].
+    pub h: Tensor,
+    /// S = s · X Aᵀ, [..., r], which the backward pass needs.
+    pub s: Tensor,
+}
+
+/// The gradients of an adapter, in f32.
+#[derive(Debug)]
+pub struct Gradients {
+    /// dA, [r, k].
+    pub a: Tensor,
+    /// dB, [d, r].
+    pub b: Tensor,
+}
+
+impl LoraLinear {
+    /// A layer of a frozen weight [d, k] and an adapter of the same element type and device.
+    ///
+    /// # Errors
+    /// [`Error::Shape`], [`Error::DType`] or [`Error::Device`] if they do not fit together.
+    pub fn new(w0: Tensor, adapter: Adapter) -> Result<Self> {
+        let (d, k) = (adapter.b().shape().rows(), adapter.a().shape().cols());
+        if w0.shape().dims() != [d, k] {
+            let expected = format!("{:?}, as the adapter", [d, k]);
+            return Err(Error::Shape { argument: "w0", expected, got: w0.shape() });
+        }
+        if w0.dtype() != adapter.a().dtype() {
+            let expected = "the element type of the adapter";
+            return Err(Error::DType { argument: "w0", expected, got: w0.dtype() });
+        }
+        if w0.device().context() != adapter.a().device().context() {
+            let (expected, got) = (adapter.a().device().to_string(), w0.device().to_string());
+            return Err(Error::Device { argument: "w0", expected, got });
+        }
+        Ok(LoraLinear { w0, adapter })
+    }
+
+    /// The weight W0, [d, k].
+    pub fn w0(&self) -> &Tensor {
+        &self.w0
+    }
+
+    /// The adapter.
+    pub fn adapter(&self) -> &Adapter {
+        &self.adapter
+    }
+
+    /// The adapter, for an optimiser to update in place.
+    pub fn adapter_mut(&mut self) -> &mut Adapter {
+        &mut self.adapter
+    }
+
+    /// The device the layer runs on.
+    pub fn device(&self) -> &Device {
+        self.w0.device()
+    }
+
+    /// The weights as the operations in [`ops`] take them.
+    pub fn weights(&self) -> Weights<'_> {
+        Weights {
+            w0: self.w0.view(),
+            a: self.adapter.a().view(),
+            b: self.adapter.b().view(),
+            scale: self.adapter.scale(),
+        }
+    }
+
+    /// h [..., d] and the S that backward needs, for x [..., k].
+    ///
+    /// # Errors
+    /// [`Error::Shape`], [`Error::DType`] or [`Error::Device`] if x does not fit the layer;
+    /// [`Error::OutOfMemory`]; [`Error::Driver`].
+    pub fn forward(&self, x: &Tensor) -> Result<Forward> {
+        let (device, weights) = (self.device(), self.weights());
+        let plan = ops::forward_plan(device, &self.problem(x)?);
+        let mut h = self.output(x, self.w0.shape().rows())?;
+        let mut s = self.output(x, self.adapter.rank())?;
+        let mut workspace = workspace(device, plan)?;
+        let outputs = (h.view_mut(), s.view_mut());
+        ops::forward(device, &weights, x.view(), outputs.0, outputs.1, workspace.view_mut())?;
+        Ok(Forward { h, s })
+    }
+
+    /// h [..., d] = W0 x, with the adapter switched off.
+    ///
+    /// # Errors
+    /// As for [`LoraLinear::forward`].
+    pub fn forward_frozen(&self, x: &Tensor) -> Result<Tensor> {
+        self.problem(x)?;
+        let mut h = self.output(x, self.w0.shape().rows())?;
+        ops::frozen(self.device(), &self.w0.view(), x.view(), h.view_mut())?;
+        Ok(h)
+    }
+
+    /// dA and dB into `gradients`, and dX [..., k] if asked for, from dh [..., d], the x of the
+    /// forward pass and the S it made.
+    ///
+    /// # Errors
+    /// As for [`LoraLinear::forward`].
+    pub fn backward(
+        &self,
+        dh: &Tensor,
+        x: &Tensor,
+        s: &Tensor,
+        gradients: &mut Gradients,
+        accumulation: Accumulation,
+        input_gradient: InputGradient,
+    ) -> Result<Option<Tensor>> {
+        let device = self.device();
+        let plan = ops::backward_plan(device, &self.problem(x)?);
+        let mut dx = match input_gradient {
+            InputGradient::Skip => None,
+            InputGradient::Compute => Some(self.output(x, self.w0.shape().cols())?),
+        };
+        let mut workspace = workspace(device, plan)?;
+        let outputs = BackwardOutputs {
+            dx: dx.as_mut().map(Tensor::view_mut),
+            da: gradients.a.view_mut(),
+            db: gradients.b.view_mut(),
+            accumulation,
+        };
+        let (weights, inputs) = (self.weights(), (dh.view(), x.view(), s.view()));
+        ops::backward(
+            device,
+            &weights,
+            inputs.0,
+            inputs.1,
+            inputs.2,
+            outputs,
+            workspace.view_mut(),
+        )?;
+        Ok(dx)
+    }
+
+    /// Gradients of the adapter's shapes, all zero.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn zero_gradients(&self) -> Result<Gradients> {
+        let zeros = |of: &Tensor| Tensor::zeros(self.device(), of.shape(), DType::F32);
+        Ok(Gradients { a: zeros(self.adapter.a())?, b: zeros(self.adapter.b())? })
+    }
+
+    /// W0 + s · B A as a new weight; [`ops::merge`] tells what its rounding does.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`]; [`Error::Driver`].
+    pub fn merged(&self) -> Result<Tensor> {
+        let mut out = Tensor::for_output(self.device(), self.w0.shape(), self.w0.dtype())?;
+        ops::merge(self.device(), &self.weights(), out.view_mut())?;
+        Ok(out)
+    }
+
+    /// Adds s · B A to the layer's own weight. The adapter stays: call
+    /// [`LoraLinear::forward_frozen`] from then on, or [`LoraLinear::unmerge`] to go back.
+    ///
+    /// # Errors
+    /// [`Error::Driver`].
+    pub fn merge(&mut self) -> Result<()> {
+        self.merge_scaled(self.adapter.scale())
+    }
+
+    /// Subtracts s · B A from the layer's own weight again; exact only up to the rounding that
+    /// [`ops::merge`] tells of.
+    ///
+    /// # Errors
+    /// [`Error::Driver`].
+    pub fn unmerge(&mut self) -> Result<()> {
+        self.merge_scaled(-self.adapter.scale())
+    }
+
+    fn merge_scaled(&mut self, scale: f32) -> Result<()> {
+        let device = self.w0.device().clone();
+        let (a, b) = (self.adapter.a().view(), self.adapter.b().view());
+        ops::merge_in_place(&device, self.w0.view_mut(), &a, &b, scale)
+    }
+
+    fn problem(&self, x: &Tensor) -> Result<Problem> {
+        let (d, k) = (self.w0.shape().rows(), self.w0.shape().cols());
+        if x.shape().cols() != k {
+            let expected = format!("[..., {k}]");
+            return Err(Error::Shape { argument: "x", expected, got: x.shape() });
+        }
+        Problem::new(x.shape().rows(), k, d, self.adapter.rank(), x.dtype())
+    }
+
+    fn output(&self, x: &Tensor, cols: usize) -> Result<Tensor> {
+        Tensor::for_output(self.device(), x.shape().with_cols(cols)?, self.w0.dtype())
+    }
+}
+
+fn workspace(device: &Device, plan: Plan) -> Result<Tensor> {
+    Tensor::for_output(device, Shape::new(&[plan.workspace])?, DType::F32)
+}

@@ -1,0 +1,338 @@
+//! The operations on the caller's buffers.
+//!
+//! Every function takes the device whose stream it enqueues on, inputs, outputs and workspace,
+//! checks them, and returns without waiting. None allocates device memory, synchronises, or makes
+//! a stream, so all of them can be captured in a CUDA graph.
+//!
+//! Arguments are dense and row-major, in the paper's letters: x [..., k], W0 [d, k], A [r, k],
+//! B [d, r], s [..., r], h and dh [..., d], dx [..., k], with T the product of the leading
+//! dimensions. All share one element type: bf16 or f16 on a CUDA device, f32 too on the CPU. The
+//! gradients dA [r, k] and dB [d, r] are f32. Any T, d, k >= 1 and any rank in `1..=256` will do;
+//! rows of 16-byte multiples are fastest.
+
+use crate::device::Backend;
+use crate::plan::{self, Plan, Problem};
+use crate::{reference, DType, Device, Error, Result, Shape, TensorView, TensorViewMut};
+
+/// The weights of an adapted layer, borrowed.
+#[derive(Debug)]
+pub struct Weights<'a> {
+    /// The frozen weight, [d, k].
+    pub w0: TensorView<'a>,
+    /// The down-projection, [r, k].
+    pub a: TensorView<'a>,
+    /// The up-projection, [d, r].
+    pub b: TensorView<'a>,
+    /// s = α/r, or whatever finite factor the update carries.
+    pub scale: f32,
+}
+
+/// Whether a gradient replaces what its buffer holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Accumulation {
+    /// `grad = new`.
+    Overwrite,
+    /// `grad = grad + new`, the same bits as an overwrite followed by an f32 addition.
+    Add,
+}
+
+/// Whether the backward pass computes dX.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum InputGradient {
+    /// No dX: the first adapted layer of a network needs none.
+    Skip,
+    /// dX, so that layers chain.
+    Compute,
+}
+
+/// Where the backward pass writes.
+#[derive(Debug)]
+pub struct BackwardOutputs<'a> {
+    /// dX, [..., k], in the element type of the inputs, if it is wanted.
+    pub dx: Option<TensorViewMut<'a>>,
+    /// dA, [r, k], f32.
+    pub da: TensorViewMut<'a>,
+    /// dB, [d, r], f32.
+    pub db: TensorViewMut<'a>,
+    /// What dA and dB do with what the buffers hold; dX is always overwritten.
+    pub accumulation: Accumulation,
+}
+
+/// Which path serves a forward pass on this device, and the workspace it needs.
+pub fn forward_plan(device: &Device, problem: &Problem) -> Plan {
+    plan::forward(problem, device.profile())
+}
+
+/// Which path serves a backward pass on this device, and the workspace it needs.
+pub fn backward_plan(device: &Device, problem: &Problem) -> Plan {
+    plan::backward(problem, device.profile())
+}
+
+/// S = s · X Aᵀ and H = X W0ᵀ + S Bᵀ.
+///
+/// Keep S for [`backward`]. A CUDA device computes H from S as rounded to its element type, the
+/// CPU reference from the exact one. `workspace` is f32 with at least
+/// [`forward_plan`]`().workspace` elements.
+///
+/// # Errors
+/// [`Error::Shape`], [`Error::DType`], [`Error::Device`], [`Error::Rank`], [`Error::NotFinite`],
+/// [`Error::Workspace`] or [`Error::Overlap`] before anything is enqueued; [`Error::Driver`] if
+/// a launch is refused.
+pub fn forward(
+    device: &Device,
+    weights: &Weights<'_>,
+    x: TensorView<'_>,
+    mut h: TensorViewMut<'_>,
+    mut s: TensorViewMut<'_>,
+    workspace: TensorViewMut<'_>,
+) -> Result<()> {
+    let problem = weights.problem(device, &x)?;
+    check_output(device, "h", &h, [problem.t, problem.d], problem.dtype)?;
+    check_output(device, "s", &s, [problem.t, problem.r], problem.dtype)?;
+    check_workspace(device, &workspace, forward_plan(device, &problem).workspace)?;
+    match &device.backend {
+        Backend::Cpu => reference::forward(weights, &x, &mut h, &mut s),
+        Backend::Cuda(cuda) => cuda.forward(&problem, weights, &x, &mut h, &mut s)?,
+    }
+    Ok(())
+}
+
+/// H = X W0ᵀ: the layer with its adapter switched off.
+///
+/// # Errors
+/// As for [`forward`].
+pub fn frozen(
+    device: &Device,
+    w0: &TensorView<'_>,
+    x: TensorView<'_>,
+    mut h: TensorViewMut<'_>,
+) -> Result<()> {
+    let dtype = check_activations(device, "x", &x)?;
+    let problem = Problem::new(x.shape.rows(), x.shape.cols(), w0.shape.rows(), 1, dtype)?;
+    check_input(device, "w0", w0, [problem.d, problem.k], dtype)?;
+    check_output(device, "h", &h, [problem.t, problem.d], dtype)?;
+    match &device.backend {
+        Backend::Cpu => reference::frozen(w0, &x, &mut h),
+        Backend::Cuda(cuda) => cuda.frozen(&problem, w0, &x, &mut h)?,
+    }
+    Ok(())
+}
+
+/// dS = s · dH B, dX = dH W0 + dS A, dA = dSᵀ X and dB = dHᵀ S.
+///
+/// `s` is the S that [`forward`] made, which already carries the scale. The sums over T run in an
+/// order that depends on the shapes alone: the same bits on every run. `workspace` is f32 with at
+/// least [`backward_plan`]`().workspace` elements.
+///
+/// # Errors
+/// As for [`forward`].
+pub fn backward(
+    device: &Device,
+    weights: &Weights<'_>,
+    dh: TensorView<'_>,
+    x: TensorView<'_>,
+    s: TensorView<'_>,
+    mut out: BackwardOutputs<'_>,
+    mut workspace: TensorViewMut<'_>,
+) -> Result<()> {
+    let problem = weights.problem(device, &x)?;
+    let Problem { t, k, d, r, dtype } = problem;
+    check_rows(device, "dh", &dh, [t, d], dtype)?;
+    check_rows(device, "s", &s, [t, r], dtype)?;
+    if let Some(dx) = &out.dx {
+        check_output(device, "dx", dx, [t, k], dtype)?;
+    }
+    check_output(device, "da", &out.da, [r, k], DType::F32)?;
+    check_output(device, "db", &out.db, [d, r], DType::F32)?;
+    check_workspace(device, &workspace, backward_plan(device, &problem).workspace)?;
+    match &device.backend {
+        Backend::Cpu => reference::backward(weights, &dh, &x, &s, &mut out),
+        Backend::Cuda(cuda) => {
+            cuda.backward(&problem, weights, &dh, &x, &s, &mut out, &mut workspace)?
+        }
+    }
+    Ok(())
+}
+
+/// out = W0 + s · B A, computed in f32 (CPU: f64) and rounded once to the element type of W0.
+///
+/// In bf16 that rounding keeps 8 significant bits of the sum, so an update smaller than about
+/// 1/256 of a weight's magnitude vanishes from that weight, and h from the merged weight differs
+/// from the adapted layer's by the rounding of W0 + sBA. Unmerging is merging with −s; it gives W0
+/// back only up to that rounding, so keep W0 where the exact weight matters.
+///
+/// # Errors
+/// As for [`forward`].
+pub fn merge(device: &Device, weights: &Weights<'_>, mut out: TensorViewMut<'_>) -> Result<()> {
+    let Weights { w0, a, b, scale } = weights;
+    let problem = check_merge(device, "w0", w0.shape, w0.dtype, a, b, *scale)?;
+    check_input(device, "w0", w0, [problem.d, problem.k], problem.dtype)?;
+    check_output(device, "out", &out, [problem.d, problem.k], problem.dtype)?;
+    match &device.backend {
+        Backend::Cpu => reference::merge(Some(w0), a, b, *scale, &mut out),
+        Backend::Cuda(cuda) => cuda.merge(&problem, Some(w0), a, b, *scale, &mut out)?,
+    }
+    Ok(())
+}
+
+/// W += s · B A, in place; with −s it unmerges. [`merge`] tells what the rounding does.
+///
+/// # Errors
+/// As for [`forward`].
+pub fn merge_in_place(
+    device: &Device,
+    mut w: TensorViewMut<'_>,
+    a: &TensorView<'_>,
+    b: &TensorView<'_>,
+    scale: f32,
+) -> Result<()> {
+    let problem = check_merge(device, "w", w.shape, w.dtype, a, b, scale)?;
+    check_output(device, "w", &w, [problem.d, problem.k], problem.dtype)?;
+    match &device.backend {
+        Backend::Cpu => reference::merge(None, a, b, scale, &mut w),
+        Backend::Cuda(cuda) => cuda.merge(&problem, None, a, b, scale, &mut w)?,
+    }
+    Ok(())
+}
+
+impl Weights<'_> {
+    /// The problem these weights and x make together, with everything about them checked.
+    fn problem(&self, device: &Device, x: &TensorView<'_>) -> Result<Problem> {
+        let dtype = check_activations(device, "x", x)?;
+        let (t, k) = (x.shape.rows(), x.shape.cols());
+        let (d, r) = (self.w0.shape.rows(), self.a.shape.rows());
+        let problem = Problem::new(t, k, d, r, dtype)?;
+        check_input(device, "w0", &self.w0, [d, k], dtype)?;
+        check_input(device, "a", &self.a, [r, k], dtype)?;
+        check_input(device, "b", &self.b, [d, r], dtype)?;
+        check_finite("scale", self.scale)?;
+        Ok(problem)
+    }
+}
+
+fn check_merge(
+    device: &Device,
+    argument: &'static str,
+    w: Shape,
+    dtype: DType,
+    a: &TensorView<'_>,
+    b: &TensorView<'_>,
+    scale: f32,
+) -> Result<Problem> {
+    check_dtype(device, argument, dtype)?;
+    let (d, k, r) = (w.rows(), w.cols(), a.shape.rows());
+    let problem = Problem::new(1, k, d, r, dtype)?;
+    check_input(device, "a", a, [r, k], dtype)?;
+    check_input(device, "b", b, [d, r], dtype)?;
+    check_finite("scale", scale)?;
+    Ok(problem)
+}
+
+/// The element type of the activations decides that of everything else.
+fn check_activations(device: &Device, argument: &'static str, x: &TensorView<'_>) -> Result<DType> {
+    check_dtype(device, argument, x.dtype)?;
+    check_device(device, argument, x.region.context())?;
+    Ok(x.dtype)
+}
+
+fn check_dtype(device: &Device, argument: &'static str, dtype: DType) -> Result<()> {
+    if device.is_cuda() && dtype == DType::F32 {
+        let expected = "bf16 or f16 (f32 runs on the CPU device only)";
+        return Err(Error::DType { argument, expected, got: dtype });
+    }
+    Ok(())
+}
+
+/// An input that must be a matrix of just this shape.
+fn check_input(
+    device: &Device,
+    argument: &'static str,
+    view: &TensorView<'_>,
+    matrix: [usize; 2],
+    dtype: DType,
+) -> Result<()> {
+    if view.shape.dims() != matrix {
+        return Err(Error::Shape { argument, expected: format!("{matrix:?}"), got: view.shape });
+    }
+    check_rows(device, argument, view, matrix, dtype)
+}
+
+/// An input whose leading dimensions count as rows.
+fn check_rows(
+    device: &Device,
+    argument: &'static str,
+    view: &TensorView<'_>,
+    matrix: [usize; 2],
+    dtype: DType,
+) -> Result<()> {
+    check_matrix(argument, view.shape, matrix, view.dtype, dtype)?;
+    check_device(device, argument, view.region.context())
+}
+
+fn check_output(
+    device: &Device,
+    argument: &'static str,
+    view: &TensorViewMut<'_>,
+    matrix: [usize; 2],
+    dtype: DType,
+) -> Result<()> {
+    check_matrix(argument, view.shape, matrix, view.dtype, dtype)?;
+    check_device(device, argument, view.region.context())
+}
+
+fn check_workspace(device: &Device, workspace: &TensorViewMut<'_>, needed: usize) -> Result<()> {
+    if workspace.dtype != DType::F32 {
+        let (argument, expected) = ("workspace", "f32");
+        return Err(Error::DType { argument, expected, got: workspace.dtype });
+    }
+    let got = workspace.shape.elements();
+    if got < needed {
+        return Err(Error::Workspace { needed, got });
+    }
+    check_device(device, "workspace", workspace.region.context())
+}
+
+fn check_matrix(
+    argument: &'static str,
+    shape: Shape,
+    [rows, cols]: [usize; 2],
+    got: DType,
+    dtype: DType,
+) -> Result<()> {
+    if (shape.rows(), shape.cols()) != (rows, cols) {
+        let expected = format!("{rows} rows of {cols}");
+        return Err(Error::Shape { argument, expected, got: shape });
+    }
+    if got != dtype {
+        let expected = match dtype {
+            DType::Bf16 => "bf16, as x",
+            DType::F16 => "f16, as x",
+            DType::F32 => "f32",
+        };
+        return Err(Error::DType { argument, expected, got });
+    }
+    Ok(())
+}
+
+fn check_device(
+    device: &Device,
+    argument: &'static str,
+    context: Option<&std::sync::Arc<cudarc::driver::CudaContext>>,
+) -> Result<()> {
+    if device.context() == context {
+        return Ok(());
+    }
+    let got = match context {
+        None => "the CPU".to_string(),
+        Some(context) => format!("another context, of cuda:{}", context.ordinal()),
+    };
+    Err(Error::Device { argument, expected: device.to_string(), got })
+}
+
+pub(crate) fn check_finite(argument: &'static str, value: f32) -> Result<()> {
+    if value.is_finite() {
+        Ok(())
+    } else {
+        Err(Error::NotFinite { argument, value })
+    }
+}

@@ -1,0 +1,241 @@
+//! Which kernel serves a call, and how it is cut into tiles: pure functions of the problem and
+//! the device.
+
+use crate::{DType, Error, Result, Shape};
+
+/// The largest rank an adapter may have.
+pub const MAX_RANK: usize = 256;
+
+/// The sizes that decide how a call is served, in the paper's letters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Problem {
+    /// Tokens: the product of all leading dimensions of x.
+    pub t: usize,
+    /// Inputs of the layer: W0 is d×k.
+    pub k: usize,
+    /// Outputs of the layer.
+    pub d: usize,
+    /// Rank of the adapter.
+    pub r: usize,
+    /// Element type of x, W0, A, B, S and h.
+    pub dtype: DType,
+}
+
+impl Problem {
+    /// A problem within the limits of the crate.
+    ///
+    /// # Errors
+    /// [`Error::Rank`] unless `1 <= r <= 256`; [`Error::Shape`] if a dimension is zero;
+    /// [`Error::TooLarge`] if one does not fit in 31 bits less a tile.
+    pub fn new(t: usize, k: usize, d: usize, r: usize, dtype: DType) -> Result<Self> {
+        if r == 0 || r > MAX_RANK {
+            return Err(Error::Rank { r });
+        }
+        for (argument, dims) in [("x", [t, k]), ("w0", [d, k])] {
+            if dims.contains(&0) {
+                let expected = "at least one row and one column".to_string();
+                return Err(Error::Shape { argument, expected, got: Shape::new(&dims)? });
+            }
+            // Kernels index rows and columns by i32 and round them up to whole tiles.
+            if dims.iter().any(|&dim| dim > i32::MAX as usize - 1024) {
+                return Err(Error::TooLarge { what: format!("{argument} of shape {dims:?}") });
+            }
+        }
+        Ok(Problem { t, k, d, r, dtype })
+    }
+}
+
+/// What plans need to know of a CUDA device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DeviceProfile {
+    /// The name the driver gives.
+    pub name: String,
+    /// Compute capability, major and minor.
+    pub compute_capability: (u32, u32),
+    /// Streaming multiprocessors.
+    pub sms: usize,
+}
+
+/// The code that serves a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Path {
+    /// The CPU reference.
+    Reference,
+    /// `mma.sync` kernels for compute capability 8.0 and newer, any shape and alignment.
+    Mma,
+}
+
+impl std::fmt::Display for Path {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Path::Reference => "reference",
+            Path::Mma => "mma",
+        })
+    }
+}
+
+/// How a call will be served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Plan {
+    /// The code that serves it.
+    pub path: Path,
+    /// The f32 elements its workspace must hold; may be zero.
+    pub workspace: usize,
+}
+
+/// The plan of a forward pass; `profile` is `None` on the CPU.
+pub fn forward(_problem: &Problem, profile: Option<&DeviceProfile>) -> Plan {
+    Plan { path: path(profile), workspace: 0 }
+}
+
+/// The plan of a backward pass, with dX or without; `profile` is `None` on the CPU.
+pub fn backward(problem: &Problem, profile: Option<&DeviceProfile>) -> Plan {
+    let path = path(profile);
+    let workspace = match path {
+        Path::Reference => 0,
+        Path::Mma => BackwardWorkspace::new(problem).elements(),
+    };
+    Plan { path, workspace }
+}
+
+fn path(profile: Option<&DeviceProfile>) -> Path {
+    match profile {
+        None => Path::Reference,
+        Some(_) => Path::Mma,
+    }
+}
+
+/// Where the `Mma` path keeps what it needs between launches, in f32 elements from the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct BackwardWorkspace {
+    /// dS, T×r in the element type of the problem, at offset 0; this is where it ends.
+    ds_end: usize,
+    /// The partial sums of dA, then those of dB, which are reduced before the next are written.
+    partials: usize,
+}
+
+impl BackwardWorkspace {
+    pub(crate) fn new(problem: &Problem) -> Self {
+        let &Problem { t, k, d, r, dtype } = problem;
+        // Whole lines of 128 bytes, so that the partial sums start aligned.
+        let ds_end = (t * r * dtype.bytes()).div_ceil(128) * 32;
+        let partials = GradSplit::new(t, r, k).partials().max(GradSplit::new(t, r, d).partials());
+        BackwardWorkspace { ds_end, partials }
+    }
+
+    pub(crate) fn partials_offset(&self) -> usize {
+        self.ds_end
+    }
+
+    pub(crate) fn elements(&self) -> usize {
+        self.ds_end + self.partials
+    }
+}
+
+/// How `kernels/grad.cu` cuts Lᵀ Y (r×n, a sum over T rows) into blocks.
+///
+/// The cut depends on the shape alone, so the order of every sum, and with it every bit of the
+/// result, is the same on every device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct GradSplit {
+    pub(crate) r: usize,
+    pub(crate) n: usize,
+    /// Rows of L and Y that one block sums over; all but the last split have exactly this many.
+    pub(crate) rows_per_split: usize,
+    pub(crate) splits: usize,
+    pub(crate) rank_tiles: usize,
+    pub(crate) column_tiles: usize,
+}
+
+impl GradSplit {
+    /// Columns of Y in a tile, and rows in one step of the sum.
+    pub(crate) const COLUMNS: usize = 128;
+    pub(crate) const STEP: usize = 64;
+    /// Blocks to aim for: two for every multiprocessor of the large GPUs.
+    const BLOCKS: usize = 264;
+    /// A split shorter than this costs more in partial sums than it brings.
+    const MIN_ROWS: usize = 512;
+
+    pub(crate) fn new(t: usize, r: usize, n: usize) -> Self {
+        let rank_tiles = r.div_ceil(rank_tile(r));
+        let column_tiles = n.div_ceil(Self::COLUMNS);
+        let wanted = (Self::BLOCKS / (rank_tiles * column_tiles)).max(1);
+        let wanted = wanted.min(t.div_ceil(Self::MIN_ROWS));
+        let rows_per_split = t.div_ceil(wanted).next_multiple_of(Self::STEP);
+        let splits = t.div_ceil(rows_per_split);
+        GradSplit { r, n, rows_per_split, splits, rank_tiles, column_tiles }
+    }
+
+    /// f32 elements of partial sums: splits × r × n.
+    pub(crate) fn partials(&self) -> usize {
+        self.splits * self.r * self.n
+    }
+}
+
+/// The tile along r that the rank-r kernels are instantiated for and that serves this rank.
+pub(crate) fn rank_tile(r: usize) -> usize {
+    if r <= 16 {
+        16
+    } else {
+        64
+    }
+}
+
+/// What a block of a kernel takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Footprint {
+    pub(crate) threads: [u32; 2],
+    pub(crate) shared_bytes: u32,
+}
+
+impl Footprint {
+    /// kernels/reduce.cu, whose tile in shared memory is not dynamic.
+    pub(crate) const REDUCE: Footprint = Footprint { threads: [32, 8], shared_bytes: 0 };
+
+    /// A pipeline of `stages` buffers for m×k and n×k elements of 16 bits.
+    const fn of_tiles(threads: usize, stages: usize, [m, n, k]: [usize; 3]) -> Self {
+        let shared_bytes = (stages * (m + n) * k * 2) as u32;
+        Footprint { threads: [threads as u32, 1], shared_bytes }
+    }
+}
+
+// The tiles below are those of the kernel files named.
+
+/// kernels/linear.cu.
+pub(crate) fn linear_kernel() -> Footprint {
+    Footprint::of_tiles(256, 4, [128, 256, 32])
+}
+
+/// The grid of kernels/linear.cu for an output of m×n.
+pub(crate) fn linear_blocks(m: usize, n: usize) -> usize {
+    m.div_ceil(128) * n.div_ceil(256)
+}
+
+/// kernels/project.cu.
+pub(crate) fn project_kernel(rank_tile: usize) -> Footprint {
+    Footprint::of_tiles(256, 4, [32, rank_tile, 128])
+}
+
+/// The grid of kernels/project.cu for an output of m×r.
+pub(crate) fn project_blocks(m: usize, r: usize) -> usize {
+    m.div_ceil(32) * r.div_ceil(rank_tile(r))
+}
+
+/// kernels/grad.cu, whose grid is a [`GradSplit`].
+pub(crate) fn grad_kernel(rank_tile: usize) -> Footprint {
+    Footprint::of_tiles(128, 4, [rank_tile, GradSplit::COLUMNS, GradSplit::STEP])
+}
+
+/// kernels/merge.cu.
+pub(crate) fn merge_kernel() -> Footprint {
+    Footprint::of_tiles(128, 2, [64, 128, 32])
+}
+
+/// The grid of kernels/merge.cu.
+pub(crate) fn merge_blocks(problem: &Problem) -> usize {
+    problem.d.div_ceil(64) * problem.k.div_ceil(128)
+}

@@ -95,6 +95,11 @@ pub enum Error {
         /// Its value.
         value: f32,
     },
+    /// A layer's adapter is merged into its weight, or is not, and the call needs the other.
+    Merged {
+        /// Whether it is merged.
+        merged: bool,
+    },
     /// The workspace is smaller than the query said.
     Workspace {
         /// Elements needed.
@@ -127,7 +132,7 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Error::NoDriver { reason } => {
-                write!(f, "no CUDA driver: {reason}; install NVIDIA's driver, or use Device::cpu()")
+                write!(f, "no CUDA driver: {reason}; install NVIDIA's driver")
             }
             Error::NoDevice { ordinal, count } => {
                 write!(f, "no CUDA device {ordinal}: the driver sees {count}")
@@ -162,6 +167,12 @@ impl fmt::Display for Error {
             Error::Rank { r } => write!(f, "rank {r} is outside 1..=256"),
             Error::NotFinite { argument, value } => {
                 write!(f, "{argument} must be a finite number, got {value}")
+            }
+            Error::Merged { merged: true } => {
+                write!(f, "the adapter is merged into the layer's weight; unmerge it first")
+            }
+            Error::Merged { merged: false } => {
+                write!(f, "the adapter is not merged into the layer's weight")
             }
             Error::Workspace { needed, got } => {
                 write!(f, "the workspace holds {got} f32 elements, but {needed} are needed")

@@ -12,6 +12,7 @@ use crate::{Adapter, DType, Device, Error, Problem, Result, Shape, Tensor};
 pub struct LoraLinear {
     w0: Tensor,
     adapter: Adapter,
+    merged: bool,
 }
 
 /// What a forward pass makes.
@@ -51,10 +52,10 @@ impl LoraLinear {
             let (expected, got) = (adapter.a().device().to_string(), w0.device().to_string());
             return Err(Error::Device { argument: "w0", expected, got });
         }
-        Ok(LoraLinear { w0, adapter })
+        Ok(LoraLinear { w0, adapter, merged: false })
     }
 
-    /// The weight W0, [d, k].
+    /// The weight, [d, k]: W0, or W0 + s · B A while the adapter is merged.
     pub fn w0(&self) -> &Tensor {
         &self.w0
     }
@@ -64,7 +65,13 @@ impl LoraLinear {
         &self.adapter
     }
 
-    /// The adapter, for an optimiser to update in place.
+    /// Whether [`LoraLinear::merge`] has folded the adapter into the weight.
+    pub fn is_merged(&self) -> bool {
+        self.merged
+    }
+
+    /// The adapter, for an optimiser to update in place; not while it is merged, or
+    /// [`LoraLinear::unmerge`] subtracts another update than was added.
     pub fn adapter_mut(&mut self) -> &mut Adapter {
         &mut self.adapter
     }
@@ -88,8 +95,9 @@ impl LoraLinear {
     ///
     /// # Errors
     /// [`Error::Shape`], [`Error::DType`] or [`Error::Device`] if x does not fit the layer;
-    /// [`Error::OutOfMemory`]; [`Error::Driver`].
+    /// [`Error::Merged`] if the adapter is merged; [`Error::OutOfMemory`]; [`Error::Driver`].
     pub fn forward(&self, x: &Tensor) -> Result<Forward> {
+        self.check_merged(false)?;
         let (device, weights) = (self.device(), self.weights());
         let plan = ops::forward_plan(device, &self.problem(x)?);
         let mut h = self.output(x, self.w0.shape().rows())?;
@@ -100,7 +108,8 @@ impl LoraLinear {
         Ok(Forward { h, s })
     }
 
-    /// h [..., d] = W0 x, with the adapter switched off.
+    /// h [..., d] from the layer's own weight alone: W0 x, with the adapter switched off, or the
+    /// whole layer while the adapter is merged.
     ///
     /// # Errors
     /// As for [`LoraLinear::forward`].
@@ -125,6 +134,7 @@ impl LoraLinear {
         accumulation: Accumulation,
         input_gradient: InputGradient,
     ) -> Result<Option<Tensor>> {
+        self.check_merged(false)?;
         let device = self.device();
         let plan = ops::backward_plan(device, &self.problem(x)?);
         let mut dx = match input_gradient {
@@ -163,35 +173,49 @@ impl LoraLinear {
     /// W0 + s · B A as a new weight; [`ops::merge`] tells what its rounding does.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`]; [`Error::Driver`].
+    /// [`Error::Merged`] if the adapter is merged; [`Error::OutOfMemory`]; [`Error::Driver`].
     pub fn merged(&self) -> Result<Tensor> {
+        self.check_merged(false)?;
         let mut out = Tensor::for_output(self.device(), self.w0.shape(), self.w0.dtype())?;
         ops::merge(self.device(), &self.weights(), out.view_mut())?;
         Ok(out)
     }
 
-    /// Adds s · B A to the layer's own weight. The adapter stays: call
-    /// [`LoraLinear::forward_frozen`] from then on, or [`LoraLinear::unmerge`] to go back.
+    /// Adds s · B A to the layer's own weight, for [`LoraLinear::forward_frozen`] to use.
     ///
     /// # Errors
-    /// [`Error::Driver`].
+    /// [`Error::Merged`] if it was added before; [`Error::Driver`].
     pub fn merge(&mut self) -> Result<()> {
-        self.merge_scaled(self.adapter.scale())
+        self.check_merged(false)?;
+        self.add_update(self.adapter.scale())?;
+        self.merged = true;
+        Ok(())
     }
 
     /// Subtracts s · B A from the layer's own weight again; exact only up to the rounding that
     /// [`ops::merge`] tells of.
     ///
     /// # Errors
-    /// [`Error::Driver`].
+    /// [`Error::Merged`] if it is not merged; [`Error::Driver`].
     pub fn unmerge(&mut self) -> Result<()> {
-        self.merge_scaled(-self.adapter.scale())
+        self.check_merged(true)?;
+        self.add_update(-self.adapter.scale())?;
+        self.merged = false;
+        Ok(())
     }
 
-    fn merge_scaled(&mut self, scale: f32) -> Result<()> {
+    fn add_update(&mut self, scale: f32) -> Result<()> {
         let device = self.w0.device().clone();
         let (a, b) = (self.adapter.a().view(), self.adapter.b().view());
         ops::merge_in_place(&device, self.w0.view_mut(), &a, &b, scale)
+    }
+
+    fn check_merged(&self, expected: bool) -> Result<()> {
+        if self.merged == expected {
+            Ok(())
+        } else {
+            Err(Error::Merged { merged: self.merged })
+        }
     }
 
     fn problem(&self, x: &Tensor) -> Result<Problem> {

@@ -120,14 +120,11 @@ impl Tensor {
         shape: impl IntoShape,
         dtype: DType,
     ) -> Result<Self> {
-        fn rounded<E: Element>(values: &[f32]) -> Vec<E> {
-            values.iter().map(|&value| E::from_f64(value.into())).collect()
-        }
-        match dtype {
-            DType::Bf16 => Tensor::from_slice(device, &rounded::<bf16>(values), shape),
-            DType::F16 => Tensor::from_slice(device, &rounded::<f16>(values), shape),
-            DType::F32 => Tensor::from_slice(device, values, shape),
-        }
+        let shape = shape.into_shape()?;
+        check_length(shape, values.len())?;
+        let mut tensor = Tensor::for_output(device, shape, dtype)?;
+        tensor.copy_from_f32(values)?;
+        Ok(tensor)
     }
 
     /// The shape.
@@ -169,6 +166,22 @@ impl Tensor {
             }
         }
         Ok(())
+    }
+
+    /// Overwrites all elements with host values, row-major, each rounded to the element type: how
+    /// an optimiser that keeps f32 weights on the host hands them over.
+    ///
+    /// # Errors
+    /// [`Error::Length`] if there are more or fewer values than elements.
+    pub fn copy_from_f32(&mut self, values: &[f32]) -> Result<()> {
+        fn rounded<E: Element>(values: &[f32]) -> Vec<E> {
+            values.iter().map(|&value| E::from_f64(value.into())).collect()
+        }
+        match self.dtype() {
+            DType::Bf16 => self.copy_from_slice(&rounded::<bf16>(values)),
+            DType::F16 => self.copy_from_slice(&rounded::<f16>(values)),
+            DType::F32 => self.copy_from_slice(values),
+        }
     }
 
     /// Overwrites all elements with those of a tensor of the same shape, type and device.

@@ -21,7 +21,10 @@ pub(super) fn probe() -> Result<()> {
                 std::mem::forget(library);
                 return Ok(());
             }
-            Err(error) if reason.is_empty() => reason = error.to_string(),
+            Err(error) if reason.is_empty() => {
+                let cause = std::error::Error::source(&error).map(ToString::to_string);
+                reason = cause.unwrap_or_else(|| format!("{name}: {error}"));
+            }
             Err(_) => {}
         }
     }

@@ -1,0 +1,219 @@
+//! The frozen base with a LoRA adapter on each layer: the part that uses the crate.
+
+use crate::base::{Base, HIDDEN};
+use crate::digits::{Digits, Rng, CLASSES, PIXELS};
+use crate::training::{
+    cross_entropy, learning_rate, predictions, relu, relu_backward, Adam, BATCH,
+};
+use crate::Result;
+use indicatif::ProgressBar;
+use lora_kernels::{
+    Accumulation, Adapter, AdapterConfig, DType, Device, Forward, Gradients, InputGradient,
+    LoraLinear, Tensor,
+};
+
+const PEAK_LEARNING_RATE: f32 = 5e-3;
+
+/// `logits = W2 relu(W1 x)` with both weights frozen and adapted.
+///
+/// The layers run on the device. ReLU and the loss are a few thousand numbers a step and run on
+/// the host, which keeps the example to what the crate is about; a real network would leave its
+/// activations on the GPU.
+pub struct Adapted {
+    device: Device,
+    dtype: DType,
+    first: Layer,
+    second: Layer,
+}
+
+/// A LoRA layer and what its training takes.
+struct Layer {
+    lora: LoraLinear,
+    gradients: Gradients,
+    a: Adam,
+    b: Adam,
+}
+
+/// Which weights a prediction uses.
+#[derive(Clone, Copy)]
+pub enum Weights {
+    /// W0 and the adapter beside it.
+    Adapted,
+    /// The layer's own weight alone: W0, or W0 + sBA once merged.
+    Own,
+}
+
+/// New adapters for the two layers. They need no weights yet, only their shapes.
+pub fn adapters(
+    device: &Device,
+    dtype: DType,
+    rank: usize,
+    alpha: f32,
+    rng: &mut Rng,
+) -> Result<[Adapter; 2]> {
+    let mut adapter = |d, k| {
+        let config = AdapterConfig { rank, alpha, seed: rng.next_u64(), ..Default::default() };
+        Adapter::for_weight(device, [d, k], dtype, &config)
+    };
+    Ok([adapter(HIDDEN, PIXELS)?, adapter(CLASSES, HIDDEN)?])
+}
+
+impl Adapted {
+    pub fn new(
+        device: &Device,
+        dtype: DType,
+        base: &Base,
+        [first, second]: [Adapter; 2],
+    ) -> Result<Self> {
+        let w1 = Tensor::from_f32(device, &base.w1, [HIDDEN, PIXELS], dtype)?;
+        let w2 = Tensor::from_f32(device, &base.w2, [CLASSES, HIDDEN], dtype)?;
+        Ok(Adapted {
+            device: device.clone(),
+            dtype,
+            first: Layer::new(LoraLinear::new(w1, first)?)?,
+            second: Layer::new(LoraLinear::new(w2, second)?)?,
+        })
+    }
+
+    /// Trains the adapters and returns the loss of every step.
+    pub fn train(
+        &mut self,
+        images: &Digits,
+        epochs: usize,
+        rng: &mut Rng,
+        progress: &ProgressBar,
+    ) -> Result<Vec<f32>> {
+        let steps = epochs * images.len().div_ceil(BATCH);
+        progress.set_length(steps as u64);
+        let mut losses = Vec::with_capacity(steps);
+        for batch in (0..epochs).flat_map(|_| images.batches(BATCH, rng)) {
+            let loss = self.step(&batch, learning_rate(PEAK_LEARNING_RATE, losses.len(), steps))?;
+            if !loss.is_finite() {
+                return Err("the loss is no longer finite: try a smaller --alpha".into());
+            }
+            losses.push(loss);
+            progress.set_message(format!("loss {loss:.3}"));
+            progress.inc(1);
+        }
+        Ok(losses)
+    }
+
+    /// One step of training; returns the loss before it.
+    fn step(&mut self, batch: &Digits, learning_rate: f32) -> Result<f32> {
+        let (first, second) = (&self.first.lora, &self.second.lora);
+
+        let x = self.upload(&batch.pixels, PIXELS)?;
+        let Forward { h: z, s: s1 } = first.forward(&x)?;
+        let y = relu(z.to_f32_vec()?);
+        let y_tensor = self.upload(&y, HIDDEN)?;
+        let Forward { h: logits, s: s2 } = second.forward(&y_tensor)?;
+        let (loss, dlogits) = cross_entropy(&logits.to_f32_vec()?, &batch.labels);
+
+        let dlogits = self.upload(&dlogits, CLASSES)?;
+        let dy = second.backward(
+            &dlogits,
+            &y_tensor,
+            &s2,
+            &mut self.second.gradients,
+            Accumulation::Overwrite,
+            InputGradient::Compute,
+        )?;
+        let dy = dy.expect("dX was asked for").to_f32_vec()?;
+        let dz = self.upload(&relu_backward(dy, &y), HIDDEN)?;
+        // Nothing comes before the first layer that could use its dX.
+        first.backward(
+            &dz,
+            &x,
+            &s1,
+            &mut self.first.gradients,
+            Accumulation::Overwrite,
+            InputGradient::Skip,
+        )?;
+
+        self.first.update(learning_rate)?;
+        self.second.update(learning_rate)?;
+        Ok(loss)
+    }
+
+    pub fn predict(&self, images: &Digits, weights: Weights) -> Result<Vec<usize>> {
+        let x = self.upload(&images.pixels, PIXELS)?;
+        let y = relu(self.first.apply(&x, weights)?.to_f32_vec()?);
+        let logits = self.second.apply(&self.upload(&y, HIDDEN)?, weights)?;
+        Ok(predictions(&logits.to_f32_vec()?))
+    }
+
+    /// Adds each adapter to its layer's own weight.
+    pub fn merge(&mut self) -> Result<()> {
+        self.first.lora.merge()?;
+        self.second.lora.merge()?;
+        Ok(())
+    }
+
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// How many numbers are trained.
+    pub fn parameters(&self) -> usize {
+        self.layers().map(|layer| layer.lora.adapter().parameters()).sum()
+    }
+
+    pub fn adapter_bytes(&self) -> usize {
+        self.layers().map(|layer| layer.lora.adapter().bytes()).sum()
+    }
+
+    pub fn gradient_bytes(&self) -> usize {
+        self.layers().map(|layer| layer.gradients.a.bytes() + layer.gradients.b.bytes()).sum()
+    }
+
+    /// A hash of every bit of the adapters (64-bit FNV-1a), to compare runs by.
+    pub fn fingerprint(&self) -> Result<u64> {
+        let mut hash = 0xcbf2_9ce4_8422_2325;
+        for layer in self.layers() {
+            for tensor in [layer.lora.adapter().a(), layer.lora.adapter().b()] {
+                for byte in tensor.to_f32_vec()?.into_iter().flat_map(f32::to_le_bytes) {
+                    hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+                }
+            }
+        }
+        Ok(hash)
+    }
+
+    fn layers(&self) -> impl Iterator<Item = &Layer> {
+        [&self.first, &self.second].into_iter()
+    }
+
+    /// Rows of `cols` values as a tensor on the device, rounded to its element type.
+    fn upload(&self, values: &[f32], cols: usize) -> Result<Tensor> {
+        let shape = [values.len() / cols, cols];
+        Ok(Tensor::from_f32(&self.device, values, shape, self.dtype)?)
+    }
+}
+
+impl Layer {
+    fn new(lora: LoraLinear) -> Result<Self> {
+        let gradients = lora.zero_gradients()?;
+        let a = Adam::new(lora.adapter().a().to_f32_vec()?);
+        let b = Adam::new(lora.adapter().b().to_f32_vec()?);
+        Ok(Layer { lora, gradients, a, b })
+    }
+
+    fn apply(&self, x: &Tensor, weights: Weights) -> Result<Tensor> {
+        Ok(match weights {
+            Weights::Adapted => self.lora.forward(x)?.h,
+            Weights::Own => self.lora.forward_frozen(x)?,
+        })
+    }
+
+    /// Moves A and B against their gradients. W0 has none.
+    fn update(&mut self, learning_rate: f32) -> Result<()> {
+        let (a, b) = self.lora.adapter_mut().tensors_mut();
+        for (tensor, gradient, adam) in
+            [(a, &self.gradients.a, &mut self.a), (b, &self.gradients.b, &mut self.b)]
+        {
+            adam.step(&gradient.to_vec::<f32>()?, learning_rate);
+            tensor.copy_from_f32(adam.parameters())?;
+        }
+        Ok(())
+    }
+}

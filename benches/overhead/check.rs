@@ -1,0 +1,68 @@
+//! Whether ours and the peers compute the same: a fast wrong product is worth nothing.
+
+use crate::common::layer::Layer;
+use crate::common::matrix::Matrix;
+use crate::common::Result;
+use crate::peers::Peers;
+use lora_kernels::InputGradient;
+
+/// bf16 operands and results leave two right answers about 3e-3 apart.
+const TOLERANCE: f64 = 2e-2;
+
+/// Runs everything once over the first buffers and compares the results. Returns the largest
+/// difference, relative in norm.
+pub fn agreement(layer: &Layer, peers: &Peers<'_>) -> Result<f64> {
+    let (h, dx, da, db) = (layer.h.at(0), layer.dx.at(0), &layer.da, &layer.db);
+    let mut largest: f64 = 0.0;
+    let mut compare = |names: [&str; 2], ours: &[Vec<f32>], theirs: &[Vec<f32>]| {
+        for (ours, theirs) in ours.iter().zip(theirs) {
+            let difference = relative_difference(ours, theirs);
+            // False for NaN too.
+            let agree = difference <= TOLERANCE;
+            if !agree {
+                let [this, other] = names;
+                let message = format!("{this} and {other} differ by {difference:.1e}");
+                return Err(Box::<dyn std::error::Error>::from(message));
+            }
+            largest = largest.max(difference);
+        }
+        Ok(())
+    };
+
+    if let Some(peer) = &peers.frozen {
+        let ours = fresh(&[h], || layer.frozen(0))?;
+        compare(["H of ours frozen", "cuBLASLt"], &ours, &fresh(&[h], || peer.run(0))?)?;
+    }
+    let ours = fresh(&[h], || layer.forward(0))?;
+    for (name, peer) in [("addmm", &peers.addmm_forward), ("augmented", &peers.augmented_forward)] {
+        if let Some(peer) = peer {
+            compare(["H of our forward", name], &ours, &fresh(&[h], || peer.run(0))?)?;
+        }
+    }
+    let (both, gradients) = (InputGradient::Compute, [dx, da, db]);
+    let ours = fresh(&gradients, || layer.backward(0, both))?;
+    if let Some(peer) = &peers.addmm_backward {
+        let theirs = fresh(&gradients, || peer.run(0))?;
+        for (j, name) in ["dX of ours", "dA of ours", "dB of ours"].into_iter().enumerate() {
+            compare([name, "addmm"], &ours[j..=j], &theirs[j..=j])?;
+        }
+    }
+    let alone = fresh(&[da, db], || layer.backward(0, InputGradient::Skip))?;
+    compare(["dA, dB of ours", "ours without dX"], &alone, &ours[1..])?;
+    Ok(largest)
+}
+
+/// Samples of what `call` makes of outputs that hold nothing but NaNs.
+fn fresh(outputs: &[&Matrix], call: impl FnOnce() -> Result<()>) -> Result<Vec<Vec<f32>>> {
+    outputs.iter().try_for_each(|output| output.poison())?;
+    call()?;
+    outputs.iter().map(|output| output.sample()).collect()
+}
+
+/// ‖a − b‖ / ‖b‖
+fn relative_difference(a: &[f32], b: &[f32]) -> f64 {
+    let squares = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum();
+    let difference: f64 = squares(&mut a.iter().zip(b).map(|(&a, &b)| f64::from(a) - f64::from(b)));
+    let reference: f64 = squares(&mut b.iter().map(|&b| f64::from(b)));
+    (difference / reference).sqrt()
+}

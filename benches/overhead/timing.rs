@@ -1,0 +1,100 @@
+//! Contenders in turns: CUDA graphs replayed round after round, so that all see the same clocks.
+
+use crate::common::gpu::Gpu;
+use crate::common::Result;
+use lora_kernels::cudarc::driver::CudaGraph;
+
+/// A replay is to last this long, in µs, unless one pass over the buffers lasts longer.
+const REPLAY_US: f64 = 3000.0;
+
+/// A replay repeats the pass over the buffers no more often than this.
+const MAX_LOOPS: usize = 64;
+
+/// Rounds that warm up and are not counted.
+const DISCARDED_ROUNDS: usize = 2;
+
+pub type Call<'a> = &'a dyn Fn(usize) -> Result<()>;
+
+/// The µs of one call, a figure a round for every contender.
+///
+/// All rounds are enqueued without waiting in between, so that the time it takes to launch a
+/// replay hides behind the one before.
+pub fn in_turns(
+    gpu: &Gpu,
+    calls: usize,
+    rounds: usize,
+    contenders: &[Call<'_>],
+) -> Result<Vec<Vec<f64>>> {
+    let replays: Vec<Replay> = contenders
+        .iter()
+        .map(|&call| Replay::new(gpu, calls, REPLAY_US, call))
+        .collect::<Result<_>>()?;
+
+    let mut marks = Vec::new();
+    for _ in 0..DISCARDED_ROUNDS + rounds {
+        let mut round = vec![gpu.event()?];
+        round[0].record(&gpu.stream)?;
+        for replay in &replays {
+            replay.graph.launch()?;
+            let done = gpu.event()?;
+            done.record(&gpu.stream)?;
+            round.push(done);
+        }
+        marks.push(round);
+    }
+    gpu.synchronize()?;
+
+    let mut us = vec![Vec::with_capacity(rounds); contenders.len()];
+    for round in &marks[DISCARDED_ROUNDS..] {
+        for (j, replay) in replays.iter().enumerate() {
+            let ms = round[j].elapsed_ms(&round[j + 1])?;
+            us[j].push(f64::from(ms) * 1e3 / replay.calls as f64);
+        }
+    }
+    Ok(us)
+}
+
+/// The µs of one call, from replays that last at least about `target_us` in all.
+pub fn estimate(gpu: &Gpu, calls: usize, target_us: f64, call: Call<'_>) -> Result<f64> {
+    Ok(Replay::new(gpu, calls, target_us, call)?.us)
+}
+
+/// A graph of calls over all buffers, as often as fills the time asked for.
+struct Replay {
+    graph: CudaGraph,
+    calls: usize,
+    /// What one call took when the graph was made.
+    us: f64,
+}
+
+impl Replay {
+    fn new(gpu: &Gpu, calls: usize, target_us: f64, call: Call<'_>) -> Result<Self> {
+        // What loads its code at the first launch does so here, outside the captures.
+        call(0)?;
+        let pass = Replay::capture(gpu, calls, call)?;
+        let loops = (target_us / (pass.us * calls as f64)) as usize;
+        if loops <= 1 {
+            return Ok(pass);
+        }
+        Replay::capture(gpu, calls * loops.min(MAX_LOOPS), call)
+    }
+
+    fn capture(gpu: &Gpu, calls: usize, call: Call<'_>) -> Result<Self> {
+        let graph = gpu.capture(calls, call)?;
+        // The first launch also sets the graph up on the device, and hides that of the second.
+        graph.launch()?;
+        let us = gpu.time(|| Ok(graph.launch()?))? / calls as f64;
+        Ok(Replay { graph, calls, us })
+    }
+}
+
+pub fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    if sorted.len() % 2 == 1 {
+        sorted[middle]
+    } else {
+        (sorted[middle - 1] + sorted[middle]) / 2.0
+    }
+}

@@ -52,13 +52,26 @@ pub trait Element: sealed::Sealed + bytemuck::Pod + Send + Sync {
     fn from_f64(value: f64) -> Self;
 }
 
+/// The value in f32, rounded to odd: towards zero, and with the last bit set if that lost anything.
+///
+/// Rounding this to a type of at least two bits less is rounding the value itself. The conversions
+/// of `half` from f64 are not: one drops the low half of the bits, the other rounds twice.
+fn to_f32_odd(value: f64) -> f32 {
+    let nearest = value as f32;
+    if f64::from(nearest) == value {
+        return nearest;
+    }
+    let rounded_up = f64::from(nearest).abs() > value.abs();
+    f32::from_bits((nearest.to_bits() - u32::from(rounded_up)) | 1)
+}
+
 impl Element for bf16 {
     const DTYPE: DType = DType::Bf16;
     fn to_f64(self) -> f64 {
         self.into()
     }
     fn from_f64(value: f64) -> Self {
-        bf16::from_f64(value)
+        bf16::from_f32(to_f32_odd(value))
     }
 }
 
@@ -68,7 +81,7 @@ impl Element for f16 {
         self.into()
     }
     fn from_f64(value: f64) -> Self {
-        f16::from_f64(value)
+        f16::from_f32(to_f32_odd(value))
     }
 }
 
@@ -80,4 +93,36 @@ impl Element for f32 {
     fn from_f64(value: f64) -> Self {
         value as f32
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sixteen_bits_are_rounded_once() {
+        for sign in [1.0, -1.0] {
+            let (tie, above) = (1.0 + 2f64.powi(-8), 1.0 + 2f64.powi(-8) + 2f64.powi(-50));
+            assert_eq!(bf16::from_f64_once(sign * tie), sign * 1.0);
+            assert_eq!(bf16::from_f64_once(sign * above), sign * (1.0 + 2f64.powi(-7)));
+            let (tie, above) = (1.0 + 2f64.powi(-11), 1.0 + 2f64.powi(-11) + 2f64.powi(-50));
+            assert_eq!(f16::from_f64_once(sign * tie), sign * 1.0);
+            assert_eq!(f16::from_f64_once(sign * above), sign * (1.0 + 2f64.powi(-10)));
+            // The smallest subnormal of f16 is 2⁻²⁴; half of it is a tie with zero.
+            assert_eq!(f16::from_f64_once(sign * 2f64.powi(-25)), 0.0);
+            let above = 2f64.powi(-25) * (1.0 + 2f64.powi(-40));
+            assert_eq!(f16::from_f64_once(sign * above), sign * 2f64.powi(-24));
+            assert_eq!(bf16::from_f64_once(sign * 1e300), sign * f64::INFINITY);
+            assert_eq!(bf16::from_f64_once(sign * f64::INFINITY), sign * f64::INFINITY);
+        }
+        assert!(bf16::from_f64_once(f64::NAN).is_nan() && f16::from_f64_once(f64::NAN).is_nan());
+    }
+
+    trait Once: Element {
+        /// `Element::from_f64`, which the types' own methods of that name hide, and back.
+        fn from_f64_once(value: f64) -> f64 {
+            <Self as Element>::from_f64(value).to_f64()
+        }
+    }
+    impl<E: Element> Once for E {}
 }

@@ -179,7 +179,7 @@ impl fmt::Display for Error {
             }
             Error::TooLarge { what } => write!(f, "{what} is too large"),
             Error::OutOfMemory { bytes } => {
-                write!(f, "out of device memory: {bytes} bytes could not be allocated")
+                write!(f, "out of memory: {bytes} bytes could not be allocated")
             }
             Error::Driver { call, code, name } => write!(f, "{call} failed: {name} ({code})"),
         }

@@ -10,6 +10,7 @@
 //! gradients dA [r, k] and dB [d, r] are f32. Any T, d, k >= 1 and any rank in `1..=256` will do;
 //! rows of 16-byte multiples are fastest.
 
+use crate::cuda::Place;
 use crate::device::Backend;
 use crate::plan::{self, Plan, Problem};
 use crate::{reference, DType, Device, Error, Result, Shape, TensorView, TensorViewMut};
@@ -231,7 +232,7 @@ fn check_merge(
 /// The element type of the activations decides that of everything else.
 fn check_activations(device: &Device, argument: &'static str, x: &TensorView<'_>) -> Result<DType> {
     check_dtype(device, argument, x.dtype)?;
-    check_device(device, argument, x.region.context())?;
+    check_device(device, argument, x.region.place())?;
     Ok(x.dtype)
 }
 
@@ -266,7 +267,7 @@ fn check_rows(
     dtype: DType,
 ) -> Result<()> {
     check_matrix(argument, view.shape, matrix, view.dtype, dtype)?;
-    check_device(device, argument, view.region.context())
+    check_device(device, argument, view.region.place())
 }
 
 fn check_output(
@@ -277,7 +278,7 @@ fn check_output(
     dtype: DType,
 ) -> Result<()> {
     check_matrix(argument, view.shape, matrix, view.dtype, dtype)?;
-    check_device(device, argument, view.region.context())
+    check_device(device, argument, view.region.place())
 }
 
 fn check_workspace(device: &Device, workspace: &TensorViewMut<'_>, needed: usize) -> Result<()> {
@@ -289,7 +290,7 @@ fn check_workspace(device: &Device, workspace: &TensorViewMut<'_>, needed: usize
     if got < needed {
         return Err(Error::Workspace { needed, got });
     }
-    check_device(device, "workspace", workspace.region.context())
+    check_device(device, "workspace", workspace.region.place())
 }
 
 fn check_matrix(
@@ -314,19 +315,14 @@ fn check_matrix(
     Ok(())
 }
 
-fn check_device(
-    device: &Device,
-    argument: &'static str,
-    context: Option<&std::sync::Arc<cudarc::driver::CudaContext>>,
-) -> Result<()> {
-    if device.context() == context {
+fn check_device(device: &Device, argument: &'static str, place: Place<'_>) -> Result<()> {
+    if place.is_usable_on(device.stream()) {
         return Ok(());
     }
-    let got = match context {
-        None => "the CPU".to_string(),
-        Some(context) => format!("another context, of cuda:{}", context.ordinal()),
-    };
-    Err(Error::Device { argument, expected: device.to_string(), got })
+    let both_cuda = device.is_cuda() && !matches!(place, Place::Host);
+    let by = if both_cuda { ", by another CudaContext" } else { "" };
+    let (expected, got) = (device.to_string(), format!("{place}{by}"));
+    Err(Error::Device { argument, expected, got })
 }
 
 pub(crate) fn check_finite(argument: &'static str, value: f32) -> Result<()> {

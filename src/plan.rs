@@ -239,3 +239,138 @@ pub(crate) fn merge_kernel() -> Footprint {
 pub(crate) fn merge_blocks(problem: &Problem) -> usize {
     problem.d.div_ceil(64) * problem.k.div_ceil(128)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// SplitMix64, to draw shapes from.
+    struct Rng(u64);
+
+    impl Rng {
+        fn next(&mut self) -> u64 {
+            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            z ^ (z >> 31)
+        }
+
+        /// 1 to `most`, small numbers as likely as large ones: uniform in the number of bits.
+        fn size(&mut self, most: usize) -> usize {
+            let bits = self.next() % u64::from(most.ilog2() + 1);
+            let low = 1 << bits;
+            (low + self.next() as usize % low).min(most)
+        }
+    }
+
+    const MOST_T: usize = 262_144 * 8;
+
+    /// T, k, d and r: the ends of their ranges, the borders of tiles and splits, then at random.
+    fn shapes() -> impl Iterator<Item = [usize; 4]> {
+        let edges_t = [1, 63, 64, 65, 511, 512, 513, 1024, 262_144, MOST_T];
+        let edges_n = [1, 127, 128, 129, 30_000];
+        let edges_r = [1, 16, 17, 64, 65, 256];
+        let edges = edges_t.into_iter().flat_map(move |t| {
+            let both = move |n| edges_r.map(|r| [t, n, 30_001 - n, r]);
+            edges_n.into_iter().flat_map(both)
+        });
+        let mut rng = Rng(1);
+        let mut random =
+            move || [rng.size(MOST_T), rng.size(30_000), rng.size(30_000), rng.size(MAX_RANK)];
+        edges.chain((0..5000).map(move |_| random()))
+    }
+
+    fn problems() -> impl Iterator<Item = Problem> {
+        shapes().map(|[t, k, d, r]| Problem::new(t, k, d, r, DType::Bf16).unwrap())
+    }
+
+    /// In the kernel, split i takes the rows from i · rows_per_split on, up to the next or to T.
+    #[test]
+    fn every_row_is_in_one_split() {
+        for [t, n, _, r] in shapes() {
+            let split = GradSplit::new(t, r, n);
+            let context = format!("T={t} r={r} n={n}: {split:?}");
+            assert!(split.splits >= 1, "{context}");
+            assert!((split.splits - 1) * split.rows_per_split < t, "last is empty: {context}");
+            assert!(split.splits * split.rows_per_split >= t, "rows left over: {context}");
+            assert_eq!(split.rows_per_split % GradSplit::STEP, 0, "{context}");
+            // A split starts at a row that is a multiple of 8, so 16-byte rows stay aligned, and
+            // its rows fit the kernel's i32.
+            assert!(i32::try_from(split.rows_per_split).is_ok(), "{context}");
+        }
+    }
+
+    #[test]
+    fn tiles_cover_the_output_and_fit_the_grid() {
+        for [t, n, _, r] in shapes() {
+            let split = GradSplit::new(t, r, n);
+            let context = format!("T={t} r={r} n={n}: {split:?}");
+            let covered = |tiles: usize, tile, all| tiles * tile >= all && (tiles - 1) * tile < all;
+            assert!(covered(split.rank_tiles, rank_tile(r), r), "{context}");
+            assert!(covered(split.column_tiles, GradSplit::COLUMNS, n), "{context}");
+            // The limit of grid.y, and the blocks aimed for unless the tiles alone are more.
+            assert!(split.splits <= 65_535, "{context}");
+            let tiles = split.rank_tiles * split.column_tiles;
+            assert!(split.splits == 1 || split.splits * tiles <= GradSplit::BLOCKS, "{context}");
+            // Splits are long enough to be worth their partial sums.
+            assert!(split.splits == 1 || split.rows_per_split >= GradSplit::MIN_ROWS / 2);
+        }
+    }
+
+    #[test]
+    fn rank_tiles_hold_every_rank() {
+        for r in 1..=MAX_RANK {
+            let tile = rank_tile(r);
+            assert!(tile == 16 || tile == 64, "no kernel for a tile of {tile}");
+            assert!(r.next_multiple_of(tile) < r + tile);
+            assert!(tile == 64 || r <= 16, "rank {r} would take {} passes", r.div_ceil(16));
+        }
+    }
+
+    #[test]
+    fn workspace_holds_ds_and_either_partial_sums() {
+        for problem in problems() {
+            let Problem { t, k, d, r, dtype } = problem;
+            let workspace = BackwardWorkspace::new(&problem);
+            let context = format!("{problem:?}: {workspace:?}");
+            let (offset, elements) = (workspace.partials_offset(), workspace.elements());
+            assert!(t * r * dtype.bytes() <= 4 * offset, "dS runs into the sums: {context}");
+            assert_eq!(4 * offset % 128, 0, "{context}");
+            for n in [k, d] {
+                let split = GradSplit::new(t, r, n);
+                assert_eq!(split.partials(), split.splits * r * n, "{context}");
+                assert!(offset + split.partials() <= elements, "{context}");
+            }
+            // No more than that, a line apart.
+            let most = GradSplit::new(t, r, k).partials().max(GradSplit::new(t, r, d).partials());
+            assert!(elements <= t * r * dtype.bytes() / 4 + 32 + most, "{context}");
+        }
+    }
+
+    #[test]
+    fn plans_agree_with_what_the_launches_use() {
+        let profile = DeviceProfile { name: "a GPU".into(), compute_capability: (9, 0), sms: 132 };
+        for problem in problems() {
+            let plan = backward(&problem, Some(&profile));
+            assert_eq!(plan.workspace, BackwardWorkspace::new(&problem).elements());
+            assert_eq!(plan.path, Path::Mma);
+            assert_eq!(backward(&problem, None), Plan { path: Path::Reference, workspace: 0 });
+            assert_eq!(forward(&problem, None), Plan { path: Path::Reference, workspace: 0 });
+        }
+    }
+
+    #[test]
+    fn problems_outside_the_limits_are_refused() {
+        let most = i32::MAX as usize - 1024;
+        let new = |t, k, d, r| Problem::new(t, k, d, r, DType::F16);
+        assert!(new(most, most, most, MAX_RANK).is_ok());
+        assert_eq!(new(1, 1, 1, 0), Err(Error::Rank { r: 0 }));
+        assert_eq!(new(1, 1, 1, 257), Err(Error::Rank { r: 257 }));
+        for [t, k, d] in [[0, 1, 1], [1, 0, 1], [1, 1, 0]] {
+            assert!(matches!(new(t, k, d, 1), Err(Error::Shape { .. })));
+        }
+        for [t, k, d] in [[most + 1, 1, 1], [1, most + 1, 1], [1, 1, most + 1]] {
+            assert!(matches!(new(t, k, d, 1), Err(Error::TooLarge { .. })));
+        }
+    }
+}

@@ -31,12 +31,19 @@ enum HostBuffer {
 }
 
 impl HostBuffer {
-    fn zeros(dtype: DType, elements: usize) -> Self {
-        match dtype {
-            DType::Bf16 => HostBuffer::Bf16(vec![bf16::ZERO; elements]),
-            DType::F16 => HostBuffer::F16(vec![f16::ZERO; elements]),
-            DType::F32 => HostBuffer::F32(vec![0.0; elements]),
+    fn zeros(dtype: DType, elements: usize) -> Result<Self> {
+        fn zeros<E: Element>(elements: usize) -> Result<Vec<E>> {
+            let mut values = Vec::new();
+            let bytes = elements * size_of::<E>();
+            values.try_reserve_exact(elements).map_err(|_| Error::OutOfMemory { bytes })?;
+            values.resize(elements, E::zeroed());
+            Ok(values)
         }
+        Ok(match dtype {
+            DType::Bf16 => HostBuffer::Bf16(zeros(elements)?),
+            DType::F16 => HostBuffer::F16(zeros(elements)?),
+            DType::F32 => HostBuffer::F32(zeros(elements)?),
+        })
     }
 
     fn dtype(&self) -> DType {
@@ -72,7 +79,7 @@ impl Tensor {
     pub fn zeros(device: &Device, shape: impl IntoShape, dtype: DType) -> Result<Self> {
         let shape = shape.into_shape()?;
         let storage = match &device.backend {
-            Backend::Cpu => Storage::Host(HostBuffer::zeros(dtype, shape.elements())),
+            Backend::Cpu => Storage::Host(HostBuffer::zeros(dtype, shape.elements())?),
             Backend::Cuda(cuda) => {
                 let allocation = cuda.allocate_zeros(shape.elements() * dtype.bytes())?;
                 Storage::Cuda { dtype, allocation }
@@ -202,7 +209,7 @@ impl Tensor {
                 to.bytes_mut().copy_from_slice(from.bytes())
             }
             (Storage::Cuda { allocation: to, .. }, Storage::Cuda { allocation: from, .. })
-                if to.same_context(from) =>
+                if from.place().is_usable_on(self.device.stream()) =>
             {
                 to.copy_from(from)?
             }

@@ -285,10 +285,11 @@ impl Cuda {
     ) -> Result<()> {
         let &Problem { k, d, r, dtype, .. } = problem;
         let mut buffers = Buffers::new(self.stream());
+        let name = if w0.is_some() { "out" } else { "w" };
         let w0 = w0.map(|w0| Operand::new(buffers.read("w0", w0), k, dtype));
         let a = Operand::new(buffers.read("a", a), k, dtype);
         let b = Operand::new(buffers.read("b", b), r, dtype);
-        let out = Operand::new(buffers.write("out", out), k, dtype);
+        let out = Operand::new(buffers.write(name, out), k, dtype);
         buffers.check_overlap()?;
 
         let (d, k, r) = (d as i32, k as i32, r as i32);

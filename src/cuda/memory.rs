@@ -7,6 +7,7 @@ use cudarc::driver::{
     sys, CudaContext, CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut,
     DeviceSlice, SyncOnDrop,
 };
+use std::fmt;
 use std::sync::Arc;
 
 /// Bytes on a device, allocated and freed in the order of a stream.
@@ -42,8 +43,8 @@ impl Allocation {
         self.slice.stream().clone()
     }
 
-    pub(crate) fn same_context(&self, other: &Allocation) -> bool {
-        self.slice.context() == other.slice.context()
+    pub(crate) fn place(&self) -> Place<'_> {
+        Place::Stream(self.slice.stream())
     }
 
     /// Both allocations and the slices are of the same length, or empty.
@@ -95,6 +96,45 @@ pub(crate) enum RegionMut<'a> {
     Raw(RawRegion),
 }
 
+/// Where memory is, as far as it decides which calls may use it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Place<'a> {
+    Host,
+    /// Device memory whose uses cudarc orders, and the stream it was allocated on.
+    Stream(&'a Arc<CudaStream>),
+    /// Device memory whose uses the caller orders.
+    Context(&'a Arc<CudaContext>),
+}
+
+impl Place<'_> {
+    /// Whether a call on `stream` (on the CPU, if it is `None`) may use the memory.
+    ///
+    /// cudarc orders uses on several streams by the events of one `CudaContext` object. Two
+    /// objects may stand for the same CUDA context and not know of each other's streams; between
+    /// those, only the same stream will do.
+    pub(crate) fn is_usable_on(self, stream: Option<&Arc<CudaStream>>) -> bool {
+        match (self, stream) {
+            (Place::Host, None) => true,
+            (Place::Stream(own), Some(stream)) => {
+                Arc::ptr_eq(own.context(), stream.context()) || own == stream
+            }
+            (Place::Context(own), Some(stream)) => own == stream.context(),
+            _ => false,
+        }
+    }
+}
+
+impl fmt::Display for Place<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let context = match self {
+            Place::Host => return f.write_str("the CPU"),
+            Place::Stream(stream) => stream.context(),
+            Place::Context(context) => context,
+        };
+        write!(f, "cuda:{}", context.ordinal())
+    }
+}
+
 /// A device address whose memory somebody else keeps alive.
 #[derive(Debug, Clone)]
 pub(crate) struct RawRegion {
@@ -107,12 +147,11 @@ pub(crate) struct RawRegion {
 pub(super) type Resolved<'a> = (sys::CUdeviceptr, Option<SyncOnDrop<'a>>);
 
 impl Region<'_> {
-    /// The context of device memory; `None` for host memory.
-    pub(crate) fn context(&self) -> Option<&Arc<CudaContext>> {
+    pub(crate) fn place(&self) -> Place<'_> {
         match self {
-            Region::Host(_) => None,
-            Region::Cuda(view) => Some(view.stream().context()),
-            Region::Raw(raw) => Some(&raw.context),
+            Region::Host(_) => Place::Host,
+            Region::Cuda(view) => Place::Stream(view.stream()),
+            Region::Raw(raw) => Place::Context(&raw.context),
         }
     }
 
@@ -139,12 +178,11 @@ impl Region<'_> {
 }
 
 impl RegionMut<'_> {
-    /// The context of device memory; `None` for host memory.
-    pub(crate) fn context(&self) -> Option<&Arc<CudaContext>> {
+    pub(crate) fn place(&self) -> Place<'_> {
         match self {
-            RegionMut::Host(_) => None,
-            RegionMut::Cuda(view) => Some(view.stream().context()),
-            RegionMut::Raw(raw) => Some(&raw.context),
+            RegionMut::Host(_) => Place::Host,
+            RegionMut::Cuda(view) => Place::Stream(view.stream()),
+            RegionMut::Raw(raw) => Place::Context(&raw.context),
         }
     }
 

@@ -5,7 +5,7 @@ mod kernels;
 mod launch;
 mod memory;
 
-pub(crate) use memory::{Allocation, Region, RegionMut};
+pub(crate) use memory::{Allocation, Place, Region, RegionMut};
 
 use crate::plan::DeviceProfile;
 use crate::{Error, Result};

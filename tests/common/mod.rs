@@ -1,0 +1,69 @@
+//! What the integration tests share: inputs, a run of every operation on any device, and an
+//! independent check of single entries.
+
+#![allow(dead_code, unused_imports)] // every test binary uses a part of this
+
+mod inputs;
+mod oracle;
+mod run;
+
+pub use inputs::{Inputs, Rng, Sizes};
+pub use oracle::{check_samples, unit_roundoff, Expect};
+pub use run::{on_cpu, Buffer, Buffers, DeviceElement, Outputs, Place, Placement};
+
+use lora_kernels::{Device, Element};
+use std::sync::OnceLock;
+
+/// The first CUDA device and its default stream, for the whole process: were every test to make
+/// its own, the context would come and go with them.
+pub fn cuda() -> Device {
+    static DEVICE: OnceLock<Device> = OnceLock::new();
+    DEVICE.get_or_init(|| Device::cuda(0).expect("a CUDA GPU")).clone()
+}
+
+/// Runs every operation twice in fresh buffers on a CUDA device, and fails unless both runs made
+/// the same bits.
+pub fn on_cuda<E: DeviceElement>(place: &Place, inputs: &Inputs<E>) -> Outputs<E> {
+    let run = || {
+        let mut buffers = Buffers::new(place, inputs);
+        buffers.enqueue().expect("every operation enqueued");
+        buffers.outputs()
+    };
+    let outputs = run();
+    outputs.assert_same_bits(&run(), &format!("{}, a second run", inputs.sizes));
+    outputs
+}
+
+/// Fails unless both hold the same bits.
+pub fn assert_same_bits<E: Element>(what: &str, got: &[E], want: &[E]) {
+    assert_eq!(got.len(), want.len(), "{what}: lengths");
+    let same = |(g, w): (&E, &E)| bytemuck::bytes_of(g) == bytemuck::bytes_of(w);
+    report_first(what, got, want, same);
+}
+
+/// Fails unless both hold the same numbers; unlike the bits, the sign of a zero is free.
+pub fn assert_same_values<E: Element>(what: &str, got: &[E], want: &[E]) {
+    assert_eq!(got.len(), want.len(), "{what}: lengths");
+    report_first(what, got, want, |(g, w)| g.to_f64() == w.to_f64());
+}
+
+fn report_first<E: Element>(what: &str, got: &[E], want: &[E], same: impl Fn((&E, &E)) -> bool) {
+    let differ: Vec<usize> =
+        got.iter().zip(want).enumerate().filter(|(_, p)| !same(*p)).map(|(i, _)| i).collect();
+    if let Some(&i) = differ.first() {
+        let (got, want) = (got[i].to_f64(), want[i].to_f64());
+        let (count, last) = (differ.len(), differ[differ.len() - 1]);
+        panic!("{what}: {count} entries differ, {i} to {last}; [{i}] is {got:e}, not {want:e}");
+    }
+}
+
+/// ‖got − want‖ / ‖want‖, which is NaN if anything is.
+pub fn relative_error<E: Element, W: Element>(got: &[E], want: &[W]) -> f64 {
+    assert_eq!(got.len(), want.len());
+    let (mut error, mut norm) = (0.0, 0.0);
+    for (got, want) in got.iter().zip(want) {
+        error += (got.to_f64() - want.to_f64()).powi(2);
+        norm += want.to_f64().powi(2);
+    }
+    (error / norm).sqrt()
+}

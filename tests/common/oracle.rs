@@ -1,0 +1,178 @@
+//! Single entries of the outputs, straight from the formulas in f64, for shapes whose whole
+//! outputs would take the reference too long; and how far a correct kernel may be from them.
+//!
+//! A kernel multiplies exactly and adds in f32, the tensor cores by truncation, in an order of
+//! its own. Rounding errors of n additions grow like √n rather than n: a sum Σ lᵢ rᵢ may be off
+//! by √n · 2⁻²² · ‖l‖ ‖r‖, twice the 2⁻²³ that one truncation costs the largest partial sum
+//! (Cauchy-Schwarz bounds each of them by ‖l‖ ‖r‖). On top comes every rounding to the element
+//! type: of the output, and of dS before it is multiplied again.
+
+use super::{DeviceElement, Inputs, Outputs, Rng, Sizes};
+use lora_kernels::{DType, Element};
+
+/// What to ask of an entry.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Expect {
+    /// The very number: for [`Inputs::integers`].
+    Exact,
+    /// No further off than the bound above: for [`Inputs::reals`].
+    Bounded,
+}
+
+/// The largest relative error of rounding to an element type: 8, 11 and 24 significant bits.
+pub fn unit_roundoff(dtype: DType) -> f64 {
+    match dtype {
+        DType::Bf16 => 2f64.powi(-8),
+        DType::F16 => 2f64.powi(-11),
+        _ => 2f64.powi(-24),
+    }
+}
+
+/// How far rounding `value` to an element type moves it at most.
+fn rounding(dtype: DType, value: f64) -> f64 {
+    // Half the distance of f16's subnormals; those of the other types are out of reach.
+    let subnormal = if dtype == DType::F16 { 2f64.powi(-25) } else { 0.0 };
+    (unit_roundoff(dtype) * value.abs()).max(subnormal)
+}
+
+/// A sum, and how far from it a sum in f32 may be.
+#[derive(Clone, Copy, Default)]
+struct Sum {
+    value: f64,
+    error: f64,
+}
+
+impl Sum {
+    fn of(pairs: impl Iterator<Item = (f64, f64)>) -> Self {
+        let (mut value, mut lhs, mut rhs, mut terms) = (0.0, 0.0, 0.0, 0u32);
+        for (l, r) in pairs {
+            value += l * r;
+            lhs += l * l;
+            rhs += r * r;
+            terms += 1;
+        }
+        let error = f64::from(terms).sqrt() * 2f64.powi(-22) * (lhs * rhs).sqrt();
+        Sum { value, error }
+    }
+
+    fn plus(self, other: Sum) -> Self {
+        Sum { value: self.value + other.value, error: self.error + other.error }
+    }
+
+    fn scaled(self, factor: f64) -> Self {
+        Sum { value: self.value * factor, error: self.error * factor.abs() }
+    }
+
+    /// The sum as stored in an element type.
+    fn rounded_to(self, dtype: DType) -> Self {
+        let error = self.error + rounding(dtype, self.value.abs() + self.error);
+        // The f32 roundings of the scale and of a last addition.
+        Sum { value: self.value, error: error + 2f64.powi(-23) * self.value.abs() }
+    }
+
+    /// Σ lᵢ rᵢ with an uncertain lhs. Its errors are independent, so their sum exceeds six times
+    /// the root of the sum of their squares once in 3e7 entries (Hoeffding), if their worst case
+    /// is not lower than that anyway.
+    fn of_uncertain(pairs: impl Iterator<Item = (Sum, f64)>) -> Self {
+        let (mut worst, mut squares) = (0.0, 0.0);
+        let sum = Sum::of(pairs.map(|(l, r)| {
+            let error = l.error * r.abs();
+            worst += error;
+            squares += error * error;
+            (l.value, r)
+        }));
+        Sum { value: sum.value, error: sum.error + f64::min(worst, 6.0 * squares.sqrt()) }
+    }
+}
+
+fn row<E: Element>(values: &[E], cols: usize, row: usize) -> impl Iterator<Item = f64> + '_ {
+    values[row * cols..][..cols].iter().map(|v| v.to_f64())
+}
+
+fn col<E: Element>(values: &[E], cols: usize, col: usize) -> impl Iterator<Item = f64> + '_ {
+    values[col..].iter().step_by(cols).map(|v| v.to_f64())
+}
+
+/// Both ends, both sides of every tile border in reach, and some at random.
+fn positions(n: usize, random: usize, rng: &mut Rng) -> Vec<usize> {
+    let mut at = vec![0, n / 2, n - 1, n.saturating_sub(2)];
+    at.extend([31, 32, 63, 64, 127, 128, 255, 256].iter().filter(|&&i| i < n));
+    at.extend((0..random).map(|_| rng.below(n)));
+    at.sort_unstable();
+    at.dedup();
+    at
+}
+
+/// Checks a few hundred entries of every output, O(k), O(d) or O(T) each.
+pub fn check_samples<E: DeviceElement>(inputs: &Inputs<E>, outputs: &Outputs<E>, expect: Expect) {
+    let Sizes { t, k, d, r } = inputs.sizes;
+    let Inputs { x, w0, a, b, s: s_in, dh, .. } = inputs;
+    let scale = f64::from(inputs.scale);
+    let rng = &mut Rng(1);
+    let (t_at, k_at) = (positions(t, 12, rng), positions(k, 12, rng));
+    let (d_at, r_at) = (positions(d, 12, rng), positions(r, 2, rng));
+    let check = Check { sizes: inputs.sizes, expect };
+
+    for &i in &t_at {
+        for &j in &r_at {
+            let s = Sum::of(row(x, k, i).zip(row(a, k, j))).scaled(scale);
+            check.entry("s", [i, j], outputs.s[i * r + j], s);
+        }
+        for &j in &d_at {
+            // S as the kernel rounded it: checked above, and what it multiplies from here on.
+            let base = Sum::of(row(x, k, i).zip(row(w0, k, j)));
+            let update = Sum::of(row(&outputs.s, r, i).zip(row(b, r, j)));
+            check.entry("h of frozen", [i, j], outputs.frozen[i * d + j], base);
+            check.entry("h", [i, j], outputs.h[i * d + j], base.plus(update));
+        }
+        let ds = |j: usize| Sum::of(row(dh, d, i).zip(col(b, r, j))).scaled(scale);
+        let ds: Vec<Sum> = (0..r).map(|j| ds(j).rounded_to(E::DTYPE)).collect();
+        for &j in &k_at {
+            let base = Sum::of(row(dh, d, i).zip(col(w0, k, j)));
+            let update = Sum::of_uncertain(ds.iter().copied().zip(col(a, k, j)));
+            check.entry("dx", [i, j], outputs.dx[i * k + j], base.plus(update));
+        }
+    }
+    for &i in &r_at {
+        let ds = |row_: usize| Sum::of(row(dh, d, row_).zip(col(b, r, i))).scaled(scale);
+        let ds: Vec<Sum> = (0..t).map(|row| ds(row).rounded_to(E::DTYPE)).collect();
+        for &j in &k_at {
+            let da = Sum::of_uncertain(ds.iter().copied().zip(col(x, k, j)));
+            check.entry("da", [i, j], outputs.da[i * k + j], da);
+        }
+        for &j in &d_at {
+            let db = Sum::of(col(dh, d, j).zip(col(s_in, r, i)));
+            check.entry("db", [j, i], outputs.db[j * r + i], db);
+        }
+    }
+    for &i in &d_at {
+        for &j in &k_at {
+            let w = Sum { value: w0[i * k + j].to_f64(), error: 0.0 };
+            let update = Sum::of(row(b, r, i).zip(col(a, k, j))).scaled(scale);
+            check.entry("merged", [i, j], outputs.merged[i * k + j], w.plus(update));
+        }
+    }
+}
+
+struct Check {
+    sizes: Sizes,
+    expect: Expect,
+}
+
+impl Check {
+    fn entry<E: DeviceElement>(&self, output: &str, at: [usize; 2], got: E, want: Sum) {
+        let (number, bound) = match self.expect {
+            Expect::Exact => (E::from_f64(want.value).to_f64(), 0.0),
+            Expect::Bounded => (want.value, want.rounded_to(E::DTYPE).error),
+        };
+        let off = (got.to_f64() - number).abs();
+        // Written so that NaN fails.
+        let holds = off <= bound;
+        assert!(
+            holds,
+            "{}, {}: {output}{at:?} is {got:?}, not {number:e} ± {bound:e}",
+            self.sizes,
+            E::DTYPE
+        );
+    }
+}

@@ -1,0 +1,103 @@
+//! Every operation on a GPU with real numbers: rounding errors within what the formats allow.
+//!
+//! The norm of the error is held against that of the output, entry by entry the bounds of
+//! `common::check_samples` apply. The reference runs in f32 on the very values of the inputs, so
+//! its own rounding is of no account.
+
+mod common;
+
+use common::{check_samples, on_cpu, on_cuda, relative_error, unit_roundoff, DeviceElement};
+use common::{cuda, Expect, Inputs, Outputs, Place, Placement, Sizes};
+use half::{bf16, f16};
+
+/// The largest norm-wise error of a sum over `t` tokens, of nothing but f32 additions. Tensor
+/// cores truncate by up to 2⁻²³ of the partial sum, and all in the same direction; this allows
+/// for one truncation every 4 products, twice as many as an mma of the older GPUs makes. Blocks
+/// sum over 2048 tokens at most where T is that long and the layer small, as here, and the
+/// partial sums of blocks are added with rounding, which costs next to nothing.
+fn f32_sums(t: usize) -> f64 {
+    (t.min(2048) as f64 / 4.0 + 2.0) * 2f64.powi(-23)
+}
+
+/// Rounding to n bits moves no entry by more than the unit roundoff u of its value, and their
+/// norm by about 0.4 u. So u itself leaves room for the rounding of S under h, and of dS under
+/// dx and dA, whose norms are no larger and add in quadrature; an error of twice the expected
+/// size, such as another rounding on the way, it does not let pass.
+fn check_norms<E: DeviceElement>(sizes: Sizes, got: &Outputs<E>, want: &Outputs<f32>) {
+    let u = unit_roundoff(E::DTYPE);
+    let errors = [
+        ("s", relative_error(&got.s, &want.s), u),
+        ("h of frozen", relative_error(&got.frozen, &want.frozen), u),
+        ("h", relative_error(&got.h, &want.h), u),
+        ("dx", relative_error(&got.dx, &want.dx), u),
+        ("merged", relative_error(&got.merged, &want.merged), u),
+        ("da", relative_error(&got.da, &want.da), u),
+        // S is an input of the backward pass: nothing under dB is rounded but its f32 sums.
+        ("db", relative_error(&got.db, &want.db), f32_sums(sizes.t)),
+    ];
+    for (output, error, bound) in errors {
+        println!("{sizes} {}: {output} off by {error:.2e}, bound {bound:.2e}", E::DTYPE);
+        assert!(error <= bound, "{sizes} {}: {output} is off by {error:e}", E::DTYPE);
+    }
+}
+
+fn is_accurate<E: DeviceElement>(shapes: &[Sizes]) {
+    for (seed, &sizes) in shapes.iter().enumerate() {
+        let inputs = Inputs::<E>::reals(sizes, seed as u64);
+        let reference = on_cpu(&inputs.widened());
+        for placement in [Placement::Aligned, Placement::Odd] {
+            let outputs = on_cuda(&Place { device: cuda(), placement }, &inputs);
+            check_norms(sizes, &outputs, &reference);
+            check_samples(&inputs, &outputs, Expect::Bounded);
+        }
+    }
+}
+
+const SHAPES: &[Sizes] = &[
+    Sizes::new(127, 64, 40, 1),
+    Sizes::new(200, 33, 77, 3),
+    Sizes::new(64, 896, 896, 16),
+    Sizes::new(127, 896, 1024, 256),
+    Sizes::new(127, 4096, 1024, 64),
+    Sizes::new(1027, 520, 130, 8),
+    Sizes::new(8191, 64, 40, 200),
+];
+
+#[test]
+#[ignore = "needs a CUDA GPU"]
+fn bf16_is_accurate() {
+    is_accurate::<bf16>(SHAPES);
+}
+
+#[test]
+#[ignore = "needs a CUDA GPU"]
+fn f16_is_accurate() {
+    is_accurate::<f16>(SHAPES);
+}
+
+#[test]
+#[ignore = "needs a CUDA GPU"]
+fn long_sums_over_tokens() {
+    let sizes = Sizes::new(262_144, 64, 40, 4);
+    let inputs = Inputs::<bf16>::reals(sizes, 3);
+    let place = Place { device: cuda(), placement: Placement::Aligned };
+    let outputs = on_cuda(&place, &inputs);
+    let reference = on_cpu(&inputs.widened());
+    check_norms(sizes, &outputs, &reference);
+
+    // No entry of dB may hide behind the norm of the others: all have the same variance, and
+    // the error of one is that of its own partial sums, a few times the norm-wise one.
+    let rms = (reference.db.iter().map(|v| v * v).sum::<f32>() / reference.db.len() as f32).sqrt();
+    let bound = 4.0 * f32_sums(sizes.t) as f32 * rms;
+    for (i, (got, want)) in outputs.db.iter().zip(&reference.db).enumerate() {
+        assert!((got - want).abs() <= bound, "db[{i}] is {got}, not {want} ± {bound}");
+    }
+}
+
+#[test]
+#[ignore = "needs a CUDA GPU"]
+fn a_large_layer_is_accurate() {
+    let inputs = Inputs::<bf16>::reals(Sizes::new(8191, 4096, 1024, 16), 5);
+    let place = Place { device: cuda(), placement: Placement::Aligned };
+    check_samples(&inputs, &on_cuda(&place, &inputs), Expect::Bounded);
+}

@@ -1,0 +1,51 @@
+//! All operations in a CUDA graph.
+//!
+//! A file of one test, and so a process of its own: while a stream captures, nobody in the
+//! process may synchronise the context, as cudarc does when it makes a context's first stream.
+
+mod common;
+
+use common::{Buffers, Inputs, Place, Placement, Sizes};
+use half::bf16;
+use lora_kernels::cudarc::driver::{sys, CudaContext};
+use lora_kernels::Device;
+
+const REPLAYS: u64 = 100;
+
+#[test]
+#[ignore = "needs a CUDA GPU"]
+fn replays_give_the_bits_of_direct_calls() {
+    let context = CudaContext::new(0).expect("a CUDA GPU");
+    // SAFETY: one stream alone uses the memory of this test. Its events would be waited for
+    // inside the capture, which they are no part of.
+    unsafe { context.disable_event_tracking() };
+    let stream = context.new_stream().expect("a stream");
+    let device = Device::from_stream(stream.clone()).expect("a device");
+    let place = Place { device: device.clone(), placement: Placement::Aligned };
+
+    let sizes = Sizes::new(1100, 264, 136, 24);
+    let inputs = |replay: u64| Inputs::<bf16>::reals(sizes, replay);
+    let mut captured = Buffers::new(&place, &inputs(0));
+    let mut direct = Buffers::new(&place, &inputs(0));
+    device.synchronize().expect("both loaded");
+
+    let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+    stream.begin_capture(mode).expect("capture begins");
+    let enqueued = captured.enqueue();
+    let flags = sys::CUgraphInstantiate_flags(0);
+    let graph = stream.end_capture(flags).expect("capture ends").expect("a graph");
+    enqueued.expect("every operation captured");
+
+    let mut last = None;
+    for replay in 0..REPLAYS {
+        let inputs = inputs(replay);
+        captured.load(&inputs);
+        graph.launch().expect("a replay");
+        direct.load(&inputs);
+        direct.enqueue().expect("direct calls");
+        let outputs = captured.outputs();
+        outputs.assert_same_bits(&direct.outputs(), &format!("replay {replay}"));
+        assert!(last.replace(outputs.h.clone()) != Some(outputs.h), "new inputs, new outputs");
+    }
+    assert_eq!(context.check_err(), Ok(()), "an error nobody was told of");
+}

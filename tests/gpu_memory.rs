@@ -1,0 +1,319 @@
+//! Tensors on a GPU, memory borrowed from the caller, and what a CUDA device refuses.
+
+mod common;
+
+use common::{assert_same_bits, cuda, DeviceElement, Inputs, Rng, Sizes};
+use half::{bf16, f16};
+use lora_kernels::cudarc::driver::DevicePtr;
+use lora_kernels::ops::{self, BackwardOutputs, Weights};
+use lora_kernels::TensorViewMut;
+use lora_kernels::{Accumulation, DType, Device, Error, Result, Tensor, TensorView};
+
+const SIZES: Sizes = Sizes::new(33, 40, 24, 8);
+
+#[test]
+#[ignore = "needs a CUDA GPU"]
+fn tensors_hold_what_they_were_given() -> Result<()> {
+    fn round_trip<E: DeviceElement>() -> Result<()> {
+        let device = cuda();
+        let values: Vec<E> = Rng(1).reals(6 * 35, 1.0);
+        let tensor = Tensor::from_slice(&device, &values, [2, 3, 35])?;
+        assert_eq!((tensor.dtype(), tensor.bytes()), (E::DTYPE, 6 * 35 * size_of::<E>()));
+        assert_same_bits("tensor", &tensor.to_vec::<E>()?, &values);
+
+        let mut copy = Tensor::zeros(&device, [2, 3, 35], E::DTYPE)?;
+        assert_same_bits("zeros", &copy.to_vec::<E>()?, &[E::zeroed(); 6 * 35]);
+        copy.copy_from(&tensor)?;
+        assert_same_bits("copy", &copy.to_vec::<E>()?, &values);
+        let clone = tensor.try_clone()?;
+        copy.copy_from_slice(&[E::from_f64(1.0); 6 * 35])?;
+        assert_eq!(copy.to_f32_vec()?, [1.0; 6 * 35]);
+        assert_same_bits("clone", &clone.to_vec::<E>()?, &values);
+
+        let empty = Tensor::zeros(&device, [0], E::DTYPE)?;
+        assert_eq!(empty.to_vec::<E>()?.len(), 0);
+        empty.try_clone()?;
+        Ok(())
+    }
+    round_trip::<f32>()?;
+    round_trip::<f16>()?;
+    round_trip::<bf16>()
+}
+
+#[test]
+#[ignore = "needs a CUDA GPU"]
+fn out_of_memory_is_an_error_and_no_more() -> Result<()> {
+    let device = cuda();
+    let error = Tensor::zeros(&device, [1 << 43], DType::Bf16).unwrap_err();
+    assert_eq!(error, Error::OutOfMemory { bytes: 1 << 44 });
+    let tensor = Tensor::from_slice(&device, &[1f32, 2.0], [2])?;
+    assert_eq!(tensor.to_vec::<f32>()?, [1.0, 2.0]);
+    device.synchronize()
+}
+
+/// The frozen layer on tensors of the crate, to compare others with.
+struct Owned {
+    device: Device,
+    inputs: Inputs<bf16>,
+    x: Tensor,
+    w0: Tensor,
+    h: Vec<bf16>,
+}
+
+fn owned() -> Result<Owned> {
+    let Sizes { t, k, d, .. } = SIZES;
+    let (device, inputs) = (cuda(), Inputs::<bf16>::reals(SIZES, 4));
+    let x = Tensor::from_slice(&device, &inputs.x, [t, k])?;
+    let w0 = Tensor::from_slice(&device, &inputs.w0, [d, k])?;
+    let mut h = Tensor::zeros(&device, [t, d], DType::Bf16)?;
+    ops::frozen(&device, &w0.view(), x.view(), h.view_mut())?;
+    let h = h.to_vec()?;
+    assert!(h.iter().any(|&v| v != bf16::ZERO));
+    Ok(Owned { device, inputs, x, w0, h })
+}
+
+#[test]
+#[ignore = "needs a CUDA GPU"]
+fn borrowed_slices_and_raw_addresses() -> Result<()> {
+    let Owned { device, inputs, h: want, .. } = owned()?;
+    let Sizes { t, k, d, .. } = SIZES;
+    let stream = device.stream().expect("a CUDA device");
+    let x = stream.clone_htod(&inputs.x).expect("x");
+    let w0 = stream.clone_htod(&inputs.w0).expect("w0");
+    let mut h = stream.clone_htod(&vec![bf16::NAN; t * d + 2]).expect("h");
+
+    let mut part = h.slice_mut(1..1 + t * d);
+    ops::frozen(
+        &device,
+        &TensorView::from_cuda(w0.as_view(), [d, k])?,
+        TensorView::from_cuda(x.as_view(), [t, k])?,
+        TensorViewMut::from_cuda(&mut part, [t, d])?,
+    )?;
+    let got = stream.clone_dtoh(&h).expect("h");
+    device.synchronize()?;
+    assert_same_bits("h in a slice", &got[1..1 + t * d], &want);
+    assert!(got[0].is_nan() && got[1 + t * d].is_nan());
+
+    stream.memcpy_htod(&vec![bf16::NAN; t * d + 2], &mut h).expect("h");
+    let address = |slice: &dyn DevicePtr<bf16>| slice.device_ptr(stream).0;
+    // SAFETY: all three outlive the call and its work, which the copy back waits for; they do
+    // not overlap.
+    let (x_view, w0_view, h_view) = unsafe {
+        (
+            TensorView::from_raw(&device, address(&x), [t, k], DType::Bf16)?,
+            TensorView::from_raw(&device, address(&w0), [d, k], DType::Bf16)?,
+            TensorViewMut::from_raw(&device, address(&h) + 2, [t, d], DType::Bf16)?,
+        )
+    };
+    ops::frozen(&device, &w0_view, x_view, h_view)?;
+    let got = stream.clone_dtoh(&h).expect("h");
+    device.synchronize()?;
+    assert_same_bits("h at an address", &got[1..1 + t * d], &want);
+    assert!(got[0].is_nan() && got[1 + t * d].is_nan());
+
+    let short = TensorView::from_cuda(x.slice(1..), [t, k]).unwrap_err();
+    assert!(matches!(short, Error::Length { got, .. } if got == t * k - 1));
+    let short = TensorViewMut::from_cuda(&mut h.slice_mut(..t * d - 1), [t, d]).unwrap_err();
+    assert!(matches!(short, Error::Length { got, .. } if got == t * d - 1));
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs a CUDA GPU"]
+fn misaligned_addresses_are_refused() {
+    let device = cuda();
+    for (address, dtype) in [(0x1001, DType::Bf16), (0x1003, DType::F16), (0x1002, DType::F32)] {
+        let misaligned = Error::Misaligned { address, dtype };
+        // SAFETY: the views are refused, so that nothing can use the address.
+        let view = unsafe { TensorView::from_raw(&device, address, [1, 1], dtype) };
+        assert_eq!(view.unwrap_err(), misaligned);
+        // SAFETY: as above.
+        let view = unsafe { TensorViewMut::from_raw(&device, address, [1, 1], dtype) };
+        assert_eq!(view.unwrap_err(), misaligned);
+        assert!(misaligned.to_string().contains(&format!("{address:#x}")));
+    }
+}
+
+#[test]
+#[ignore = "needs a CUDA GPU"]
+fn outputs_that_share_memory_are_refused() -> Result<()> {
+    // d = k, so that h fits over x and over w0.
+    let device = cuda();
+    let (t, k) = (33, 40);
+    let stream = device.stream().expect("a CUDA device");
+    let values: Vec<bf16> = Rng(3).reals(3 * t * k, 1.0);
+    let memory = stream.clone_htod(&values).expect("memory");
+    let start = memory.device_ptr(stream).0;
+    let x_at = start + (t * k * 2) as u64;
+    let w0 = Tensor::from_slice(&device, &values[..k * k], [k, k])?;
+    let frozen = |h_at| {
+        // SAFETY: both lie within `memory`, which outlives the work: `Ok` is followed by a copy.
+        let (x, h) = unsafe {
+            (
+                TensorView::from_raw(&device, x_at, [t, k], DType::Bf16)?,
+                TensorViewMut::from_raw(&device, h_at, [t, k], DType::Bf16)?,
+            )
+        };
+        ops::frozen(&device, &w0.view(), x, h)
+    };
+    let bytes = (t * k * 2) as u64;
+    for h_at in [x_at, x_at + 2, x_at - 2, x_at + bytes - 2, x_at - bytes + 2] {
+        assert_eq!(frozen(h_at).unwrap_err(), Error::Overlap { output: "h", other: "x" });
+    }
+    let unchanged = stream.clone_dtoh(&memory).expect("memory");
+    assert_same_bits("memory after refusals", &unchanged, &values);
+
+    // Side by side is no overlap.
+    frozen(x_at - bytes)?;
+    frozen(x_at + bytes)?;
+    let after = stream.clone_dtoh(&memory).expect("memory");
+    device.synchronize()?;
+    let (before, rest) = after.split_at(t * k);
+    assert_same_bits("h on both sides", before, &rest[t * k..]);
+    assert_same_bits("x", &rest[..t * k], &values[t * k..2 * t * k]);
+    Ok(())
+}
+
+/// Two outputs over each other, and an output over the workspace.
+#[test]
+#[ignore = "needs a CUDA GPU"]
+fn outputs_and_workspace_are_held_apart() -> Result<()> {
+    let Backward { device, inputs, w0, a, b, x, s, dh, .. } = Backward::new()?;
+    let Sizes { k, d, r, .. } = SIZES;
+    let plan = ops::backward_plan(&device, &inputs.problem());
+    let elements = r * k + d * r + plan.workspace;
+    let stream = device.stream().expect("a CUDA device");
+    let raw = stream.alloc_zeros::<f32>(elements).expect("memory");
+    let start = raw.device_ptr(stream).0;
+    let at = |element: usize| start + 4 * element as u64;
+    let backward = |da_at: usize, db_at: usize, workspace_at: usize| -> Result<()> {
+        // SAFETY: all lie within `raw`, which outlives the calls: every one is refused, but the
+        // last, and that is waited for.
+        let (da, db, workspace) = unsafe {
+            (
+                TensorViewMut::from_raw(&device, at(da_at), [r, k], DType::F32)?,
+                TensorViewMut::from_raw(&device, at(db_at), [d, r], DType::F32)?,
+                TensorViewMut::from_raw(&device, at(workspace_at), [plan.workspace], DType::F32)?,
+            )
+        };
+        let out = BackwardOutputs { dx: None, da, db, accumulation: Accumulation::Overwrite };
+        let weights = Weights { w0: w0.view(), a: a.view(), b: b.view(), scale: inputs.scale };
+        ops::backward(&device, &weights, dh.view(), x.view(), s.view(), out, workspace)
+    };
+    let (da_end, db_end) = (r * k, r * k + d * r);
+    let error = backward(0, da_end - 1, db_end).unwrap_err();
+    assert_eq!(error, Error::Overlap { output: "db", other: "da" });
+    let error = backward(0, da_end, db_end - 1).unwrap_err();
+    assert_eq!(error, Error::Overlap { output: "workspace", other: "db" });
+    backward(0, da_end, db_end)?;
+    device.synchronize()
+}
+
+/// The operands of a backward pass on the device.
+struct Backward {
+    device: Device,
+    inputs: Inputs<bf16>,
+    w0: Tensor,
+    a: Tensor,
+    b: Tensor,
+    x: Tensor,
+    s: Tensor,
+    dh: Tensor,
+    da: Tensor,
+    db: Tensor,
+}
+
+impl Backward {
+    fn new() -> Result<Self> {
+        let Sizes { t, k, d, r } = SIZES;
+        let (device, inputs) = (cuda(), Inputs::<bf16>::reals(SIZES, 4));
+        let tensor =
+            |values: &[bf16], shape: [usize; 2]| Tensor::from_slice(&device, values, shape);
+        Ok(Backward {
+            w0: tensor(&inputs.w0, [d, k])?,
+            a: tensor(&inputs.a, [r, k])?,
+            b: tensor(&inputs.b, [d, r])?,
+            x: tensor(&inputs.x, [t, k])?,
+            s: tensor(&inputs.s, [t, r])?,
+            dh: tensor(&inputs.dh, [t, d])?,
+            da: Tensor::from_slice(&device, &vec![7.5f32; r * k], [r, k])?,
+            db: Tensor::from_slice(&device, &vec![7.5f32; d * r], [d, r])?,
+            device,
+            inputs,
+        })
+    }
+}
+
+#[test]
+#[ignore = "needs a CUDA GPU"]
+fn a_short_workspace_is_refused() -> Result<()> {
+    let Backward { device, inputs, w0, a, b, x, s, dh, mut da, mut db } = Backward::new()?;
+    let needed = ops::backward_plan(&device, &inputs.problem()).workspace;
+    assert!(needed > 1, "this path has no workspace to be too small");
+    let weights = Weights { w0: w0.view(), a: a.view(), b: b.view(), scale: inputs.scale };
+    let mut backward = |elements: usize| -> Result<()> {
+        let mut workspace = Tensor::zeros(&device, [elements], DType::F32)?;
+        let (da, db) = (da.view_mut(), db.view_mut());
+        let out = BackwardOutputs { dx: None, da, db, accumulation: Accumulation::Overwrite };
+        let (dh, x, s) = (dh.view(), x.view(), s.view());
+        ops::backward(&device, &weights, dh, x, s, out, workspace.view_mut())
+    };
+    let short = Error::Workspace { needed, got: needed - 1 };
+    assert_eq!(backward(needed - 1).unwrap_err(), short);
+    assert_eq!(backward(0).unwrap_err(), Error::Workspace { needed, got: 0 });
+    assert!(da.to_vec::<f32>()?.iter().chain(&db.to_vec::<f32>()?).all(|&v| v == 7.5));
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs a CUDA GPU"]
+fn tensors_of_another_device_are_refused() -> Result<()> {
+    let Owned { device, inputs, x, w0, h } = owned()?;
+    let Sizes { t, k, d, .. } = SIZES;
+    let cpu = Device::cpu();
+    let (x_cpu, w0_cpu) = (
+        Tensor::from_slice(&cpu, &inputs.x, [t, k])?,
+        Tensor::from_slice(&cpu, &inputs.w0, [d, k])?,
+    );
+    let mut out = Tensor::from_slice(&device, &h, [t, d])?;
+    let mut out_cpu = Tensor::from_slice(&cpu, &h, [t, d])?;
+    let names = |result: Result<()>, name: &str| {
+        let error = result.unwrap_err();
+        assert!(matches!(error, Error::Device { argument, .. } if argument == name), "{error}");
+        assert!(error.to_string().contains("cuda:0"), "{error}");
+    };
+    names(ops::frozen(&device, &w0.view(), x_cpu.view(), out.view_mut()), "x");
+    names(ops::frozen(&device, &w0_cpu.view(), x.view(), out.view_mut()), "w0");
+    names(ops::frozen(&device, &w0.view(), x.view(), out_cpu.view_mut()), "h");
+    names(ops::frozen(&cpu, &w0_cpu.view(), x.view(), out_cpu.view_mut()), "x");
+    names(ops::frozen(&cpu, &w0.view(), x_cpu.view(), out_cpu.view_mut()), "w0");
+    names(ops::frozen(&cpu, &w0_cpu.view(), x_cpu.view(), out.view_mut()), "h");
+    names(out.copy_from(&out_cpu), "source");
+    names(out_cpu.copy_from(&out), "source");
+    assert_same_bits("out", &out.to_vec::<bf16>()?, &h);
+    assert_same_bits("out on the CPU", &out_cpu.to_vec::<bf16>()?, &h);
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs a CUDA GPU"]
+fn f32_is_for_the_cpu() -> Result<()> {
+    let device = cuda();
+    let matrix = || Tensor::zeros(&device, [4, 4], DType::F32);
+    let (x, w0, a, b, mut h, mut s, mut empty) =
+        (matrix()?, matrix()?, matrix()?, matrix()?, matrix()?, matrix()?, matrix()?);
+    let refused = |result: Result<()>, name: &str| {
+        let error = result.unwrap_err();
+        let holds =
+            matches!(error, Error::DType { argument, got: DType::F32, .. } if argument == name);
+        assert!(holds, "{error}");
+        assert!(error.to_string().contains("bf16 or f16"), "{error}");
+    };
+    let weights = Weights { w0: w0.view(), a: a.view(), b: b.view(), scale: 1.0 };
+    refused(ops::frozen(&device, &weights.w0, x.view(), h.view_mut()), "x");
+    let (h_view, s_view) = (h.view_mut(), s.view_mut());
+    refused(ops::forward(&device, &weights, x.view(), h_view, s_view, empty.view_mut()), "x");
+    refused(ops::merge(&device, &weights, h.view_mut()), "w0");
+    refused(ops::merge_in_place(&device, h.view_mut(), &weights.a, &weights.b, 1.0), "w");
+    Ok(())
+}

@@ -1,4 +1,7 @@
 //! Contenders in turns: CUDA graphs replayed round after round, so that all see the same clocks.
+//!
+//! The card's clocks follow its power with a lag, so whoever runs after a contender that draws
+//! little starts faster. Every round has an order of its own, to share such neighbours out.
 
 use crate::common::gpu::Gpu;
 use crate::common::Result;
@@ -31,27 +34,40 @@ pub fn in_turns(
         .collect::<Result<_>>()?;
 
     let mut marks = Vec::new();
-    for _ in 0..DISCARDED_ROUNDS + rounds {
-        let mut round = vec![gpu.event()?];
-        round[0].record(&gpu.stream)?;
-        for replay in &replays {
-            replay.graph.launch()?;
+    for round in 0..DISCARDED_ROUNDS + rounds {
+        let order = order(replays.len(), round as u64);
+        let mut events = vec![gpu.event()?];
+        events[0].record(&gpu.stream)?;
+        for &j in &order {
+            replays[j].graph.launch()?;
             let done = gpu.event()?;
             done.record(&gpu.stream)?;
-            round.push(done);
+            events.push(done);
         }
-        marks.push(round);
+        marks.push((order, events));
     }
     gpu.synchronize()?;
 
     let mut us = vec![Vec::with_capacity(rounds); contenders.len()];
-    for round in &marks[DISCARDED_ROUNDS..] {
-        for (j, replay) in replays.iter().enumerate() {
-            let ms = round[j].elapsed_ms(&round[j + 1])?;
-            us[j].push(f64::from(ms) * 1e3 / replay.calls as f64);
+    for (order, events) in &marks[DISCARDED_ROUNDS..] {
+        for (turn, &j) in order.iter().enumerate() {
+            let ms = events[turn].elapsed_ms(&events[turn + 1])?;
+            us[j].push(f64::from(ms) * 1e3 / replays[j].calls as f64);
         }
     }
     Ok(us)
+}
+
+/// The numbers below `n` in an order that is random, and the same on every run (Fisher and Yates,
+/// with the numbers of Knuth's MMIX generator).
+fn order(n: usize, seed: u64) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..n).collect();
+    let mut state = seed;
+    for last in (1..n).rev() {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        order.swap(last, (state >> 33) as usize % (last + 1));
+    }
+    order
 }
 
 /// The µs of one call, from replays that last at least about `target_us` in all.

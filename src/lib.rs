@@ -1,4 +1,5 @@
-//! LoRA (low-rank adaptation) as CUDA kernels: an adapter for the price of the frozen layer.
+//! LoRA (low-rank adaptation) as CUDA kernels: the adapter rides inside the frozen layer's own
+//! matrix product.
 //!
 //! A frozen weight W0 (d×k) gets a trainable low-rank update (Hu et al., 2021,
 //! <https://arxiv.org/abs/2106.09685>, section 4.1):
@@ -28,29 +29,32 @@
 //! # Example
 //!
 //! ```
-//! use lora_kernels::{Accumulation, Adapter, AdapterConfig, Device, InputGradient, LoraLinear,
-//!                    Tensor};
+//! use lora_kernels::{Accumulation, Adapter, AdapterConfig, DType, Device, InputGradient,
+//!                    LoraLinear, Tensor};
 //!
 //! # fn main() -> lora_kernels::Result<()> {
 //! let device = Device::cuda(0).unwrap_or(Device::cpu());
 //! let (t, k, d) = (3, 8, 4);
-//! let bf16 = |n: usize| (0..n).map(|i| half::bf16::from_f32(i as f32 / n as f32)).collect::<Vec<_>>();
-//! let w0 = Tensor::from_slice(&device, &bf16(d * k), [d, k])?;
-//! let x = Tensor::from_slice(&device, &bf16(t * k), [t, k])?;
-//!
+//! let tensor = |shape: [usize; 2]| {
+//!     let n = shape[0] * shape[1];
+//!     let values: Vec<f32> = (0..n).map(|i| i as f32 / n as f32).collect();
+//!     Tensor::from_f32(&device, &values, shape, DType::Bf16)
+//! };
 //! let config = AdapterConfig { rank: 2, alpha: 4.0, ..AdapterConfig::default() };
-//! let layer = LoraLinear::new(w0, Adapter::for_weight(&device, [d, k], half::bf16::DTYPE, &config)?)?;
+//! let adapter = Adapter::for_weight(&device, [d, k], DType::Bf16, &config)?;
+//! let layer = LoraLinear::new(tensor([d, k])?, adapter)?;
+//!
+//! let x = tensor([t, k])?;
 //! let out = layer.forward(&x)?;
 //! assert_eq!(out.h.shape().dims(), [t, d]);
 //!
-//! let mut grads = layer.zero_gradients()?;
-//! let dh = Tensor::from_slice(&device, &bf16(t * d), [t, d])?;
-//! let dx = layer.backward(&dh, &x, &out.s, &mut grads, Accumulation::Overwrite,
-//!                         InputGradient::Compute)?;
-//! assert_eq!(dx.unwrap().shape().dims(), [t, k]);
+//! let mut gradients = layer.zero_gradients()?;
+//! let (dh, overwrite) = (tensor([t, d])?, Accumulation::Overwrite);
+//! let wanted = InputGradient::Compute;
+//! let dx = layer.backward(&dh, &x, &out.s, &mut gradients, overwrite, wanted)?;
+//! assert_eq!(dx.expect("dX was asked for").shape().dims(), [t, k]);
 //! # Ok(())
 //! # }
-//! # use lora_kernels::Element;
 //! ```
 
 #![deny(missing_docs, unsafe_code, unsafe_op_in_unsafe_fn)]
@@ -80,3 +84,8 @@ pub use ops::{Accumulation, InputGradient};
 pub use plan::{Path, Problem};
 pub use shape::{IntoShape, Shape};
 pub use tensor::{Tensor, TensorView, TensorViewMut};
+
+/// Compiles the README's code.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

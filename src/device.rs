@@ -50,6 +50,16 @@ impl Device {
         Ok(Device { backend: Backend::Cuda(Arc::new(Cuda::from_stream(stream)?)) })
     }
 
+    /// The same device, held to the kernels that serve every GPU: [`Path::Mma`](crate::Path::Mma)
+    /// instead of what its generation has of its own. For comparisons and tests.
+    pub fn generic(&self) -> Self {
+        let backend = match &self.backend {
+            Backend::Cpu => Backend::Cpu,
+            Backend::Cuda(cuda) => Backend::Cuda(Arc::new(cuda.generic())),
+        };
+        Device { backend }
+    }
+
     /// Whether this is a CUDA device.
     pub fn is_cuda(&self) -> bool {
         self.profile().is_some()

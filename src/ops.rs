@@ -64,6 +64,11 @@ pub fn forward_plan(device: &Device, problem: &Problem) -> Plan {
     plan::forward(problem, device.profile())
 }
 
+/// Which path serves [`frozen`] on this device; it needs no workspace.
+pub fn frozen_plan(device: &Device, problem: &Problem) -> Plan {
+    plan::frozen(problem, device.profile())
+}
+
 /// Which path serves a backward pass on this device, and the workspace it needs.
 pub fn backward_plan(device: &Device, problem: &Problem) -> Plan {
     plan::backward(problem, device.profile())

@@ -56,6 +56,8 @@ pub struct DeviceProfile {
     pub compute_capability: (u32, u32),
     /// Streaming multiprocessors.
     pub sms: usize,
+    /// Whether [`Path::Hopper`] is there: compute capability 9.0, and a build with its kernels.
+    pub hopper: bool,
 }
 
 /// The code that serves a call.
@@ -66,6 +68,10 @@ pub enum Path {
     Reference,
     /// `mma.sync` kernels for compute capability 8.0 and newer, any shape and alignment.
     Mma,
+    /// As [`Path::Mma`], but the products with W0 by wgmma and TMA. For compute capability 9.0, and
+    /// for k, d and r that are multiples of 8, so that rows start at multiples of 16 bytes. Where a
+    /// buffer itself does not, which a plan cannot know, `Mma` serves the call.
+    Hopper,
 }
 
 impl std::fmt::Display for Path {
@@ -73,6 +79,7 @@ impl std::fmt::Display for Path {
         f.write_str(match self {
             Path::Reference => "reference",
             Path::Mma => "mma",
+            Path::Hopper => "hopper",
         })
     }
 }
@@ -88,28 +95,37 @@ pub struct Plan {
 }
 
 /// The plan of a forward pass; `profile` is `None` on the CPU.
-pub fn forward(_problem: &Problem, profile: Option<&DeviceProfile>) -> Plan {
-    Plan { path: path(profile), workspace: 0 }
+pub fn forward(problem: &Problem, profile: Option<&DeviceProfile>) -> Plan {
+    Plan { path: path(problem, problem.r, profile), workspace: 0 }
+}
+
+/// The plan of the frozen layer alone; `profile` is `None` on the CPU. The rank of the problem does
+/// not matter.
+pub fn frozen(problem: &Problem, profile: Option<&DeviceProfile>) -> Plan {
+    Plan { path: path(problem, 0, profile), workspace: 0 }
 }
 
 /// The plan of a backward pass, with dX or without; `profile` is `None` on the CPU.
 pub fn backward(problem: &Problem, profile: Option<&DeviceProfile>) -> Plan {
-    let path = path(profile);
+    let path = path(problem, problem.r, profile);
     let workspace = match path {
         Path::Reference => 0,
-        Path::Mma => BackwardWorkspace::new(problem).elements(),
+        Path::Mma | Path::Hopper => BackwardWorkspace::new(problem).elements(),
     };
     Plan { path, workspace }
 }
 
-fn path(profile: Option<&DeviceProfile>) -> Path {
-    match profile {
-        None => Path::Reference,
-        Some(_) => Path::Mma,
+fn path(problem: &Problem, r: usize, profile: Option<&DeviceProfile>) -> Path {
+    let Some(profile) = profile else { return Path::Reference };
+    let aligned = [problem.k, problem.d, r].iter().all(|cols| cols % 8 == 0);
+    if profile.hopper && aligned {
+        Path::Hopper
+    } else {
+        Path::Mma
     }
 }
 
-/// Where the `Mma` path keeps what it needs between launches, in f32 elements from the start.
+/// Where the CUDA paths keep what they need between launches, in f32 elements from the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct BackwardWorkspace {
     /// dS, T×r in the element type of the problem, at offset 0; this is where it ends.
@@ -213,6 +229,20 @@ pub(crate) fn linear_kernel() -> Footprint {
 /// The grid of kernels/linear.cu for an output of m×n.
 pub(crate) fn linear_blocks(m: usize, n: usize) -> usize {
     m.div_ceil(128) * n.div_ceil(256)
+}
+
+/// kernels/hopper_linear.cu: 4 stages, 32 KiB for the output, its barriers, and what aligning to
+/// 1024 bytes may take.
+pub(crate) fn hopper_linear_kernel() -> Footprint {
+    let tiles = Footprint::of_tiles(384, 4, [128, 256, 64]);
+    Footprint { shared_bytes: tiles.shared_bytes + (32 << 10) + 64 + 1024, ..tiles }
+}
+
+/// The grid of kernels/hopper_linear.cu for an output of m×n: pairs of blocks, as many as run at
+/// once, or as there are pairs of tiles.
+pub(crate) fn hopper_linear_blocks(m: usize, n: usize, sms: usize) -> usize {
+    let pairs = m.div_ceil(256) * n.div_ceil(256);
+    2 * pairs.min(sms / 2).max(1)
 }
 
 /// kernels/project.cu.
@@ -349,11 +379,19 @@ mod tests {
 
     #[test]
     fn plans_agree_with_what_the_launches_use() {
-        let profile = DeviceProfile { name: "a GPU".into(), compute_capability: (9, 0), sms: 132 };
+        let [mma, hopper] = [false, true].map(|hopper| {
+            let (name, compute_capability) = ("a GPU".to_string(), (9, 0));
+            DeviceProfile { name, compute_capability, sms: 132, hopper }
+        });
         for problem in problems() {
-            let plan = backward(&problem, Some(&profile));
+            let plan = backward(&problem, Some(&mma));
             assert_eq!(plan.workspace, BackwardWorkspace::new(&problem).elements());
             assert_eq!(plan.path, Path::Mma);
+            let Problem { k, d, r, .. } = problem;
+            let aligned = k % 8 == 0 && d % 8 == 0 && r % 8 == 0;
+            let best = if aligned { Path::Hopper } else { Path::Mma };
+            assert_eq!(backward(&problem, Some(&hopper)), Plan { path: best, ..plan });
+            assert_eq!(forward(&problem, Some(&hopper)), Plan { path: best, workspace: 0 });
             assert_eq!(backward(&problem, None), Plan { path: Path::Reference, workspace: 0 });
             assert_eq!(forward(&problem, None), Plan { path: Path::Reference, workspace: 0 });
         }

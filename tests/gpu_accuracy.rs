@@ -7,7 +7,7 @@
 mod common;
 
 use common::{check_samples, on_cpu, on_cuda, relative_error, unit_roundoff, DeviceElement};
-use common::{cuda, Expect, Inputs, Outputs, Place, Placement, Sizes};
+use common::{cuda, cuda_paths, Expect, Inputs, Outputs, Place, Placement, Sizes};
 use half::{bf16, f16};
 
 /// The largest norm-wise error of a sum over `t` tokens, of nothing but f32 additions. Tensor
@@ -45,8 +45,11 @@ fn is_accurate<E: DeviceElement>(shapes: &[Sizes]) {
     for (seed, &sizes) in shapes.iter().enumerate() {
         let inputs = Inputs::<E>::reals(sizes, seed as u64);
         let reference = on_cpu(&inputs.widened());
-        for placement in [Placement::Aligned, Placement::Odd] {
-            let outputs = on_cuda(&Place { device: cuda(), placement }, &inputs);
+        let [best, generic] = cuda_paths();
+        let odd = (generic.clone(), Placement::Odd);
+        for (device, placement) in [(best, Placement::Aligned), (generic, Placement::Aligned), odd]
+        {
+            let outputs = on_cuda(&Place { device, placement }, &inputs);
             check_norms(sizes, &outputs, &reference);
             check_samples(&inputs, &outputs, Expect::Bounded);
         }
@@ -98,6 +101,8 @@ fn long_sums_over_tokens() {
 #[ignore = "needs a CUDA GPU"]
 fn a_large_layer_is_accurate() {
     let inputs = Inputs::<bf16>::reals(Sizes::new(8191, 4096, 1024, 16), 5);
-    let place = Place { device: cuda(), placement: Placement::Aligned };
-    check_samples(&inputs, &on_cuda(&place, &inputs), Expect::Bounded);
+    for device in cuda_paths() {
+        let place = Place { device, placement: Placement::Aligned };
+        check_samples(&inputs, &on_cuda(&place, &inputs), Expect::Bounded);
+    }
 }

@@ -7,8 +7,9 @@
 mod common;
 
 use common::{check_samples, on_cpu, on_cuda, DeviceElement, Expect, Inputs, Place, Placement};
-use common::{cuda, Sizes};
+use common::{cuda_paths, Sizes};
 use half::{bf16, f16};
+use lora_kernels::ops;
 
 /// Sizes around the borders of tiles (16, 32, 64, 128, 256), of steps along an inner dimension
 /// (32, 64, 128 and their fourfold, the depth of the pipelines), of splits of T (512), and rows
@@ -36,6 +37,11 @@ const EDGES: &[Sizes] = &[
     Sizes::new(2049, 136, 264, 24),
     Sizes::new(8191, 8, 40, 3),
     Sizes::new(8191, 64, 1, 16),
+    // Aligned rows around tiles of 128×256, pairs and groups of them, and several steps of r.
+    Sizes::new(255, 8, 8, 8),
+    Sizes::new(257, 64, 1032, 72),
+    Sizes::new(385, 328, 2056, 128),
+    Sizes::new(2305, 520, 776, 40),
 ];
 
 /// Layers of real models with few tokens, and others with sizes of that order.
@@ -56,18 +62,23 @@ fn matches_reference<E: DeviceElement>(shapes: &[Sizes], placements: &[Placement
     for (seed, &sizes) in shapes.iter().enumerate() {
         let inputs = Inputs::<E>::integers(sizes, seed as u64);
         let reference = on_cpu(&inputs);
-        for &placement in placements {
-            let outputs = on_cuda(&Place { device: cuda(), placement }, &inputs);
-            let context = format!("{sizes}, {}, {placement:?}", E::DTYPE);
-            outputs.assert_same_values(&reference, &context);
+        for device in cuda_paths() {
+            let path = ops::forward_plan(&device, &inputs.problem()).path;
+            for &placement in placements {
+                let outputs = on_cuda(&Place { device: device.clone(), placement }, &inputs);
+                let context = format!("{sizes}, {}, {path}, {placement:?}", E::DTYPE);
+                outputs.assert_same_values(&reference, &context);
+            }
         }
     }
 }
 
 fn matches_samples<E: DeviceElement>(sizes: Sizes, placement: Placement) {
     let inputs = Inputs::<E>::integers(sizes, 7);
-    let outputs = on_cuda(&Place { device: cuda(), placement }, &inputs);
-    check_samples(&inputs, &outputs, Expect::Exact);
+    for device in cuda_paths() {
+        let outputs = on_cuda(&Place { device, placement }, &inputs);
+        check_samples(&inputs, &outputs, Expect::Exact);
+    }
 }
 
 #[test]

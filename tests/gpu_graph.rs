@@ -15,12 +15,22 @@ const REPLAYS: u64 = 100;
 #[test]
 #[ignore = "needs a CUDA GPU"]
 fn replays_give_the_bits_of_direct_calls() {
+    replays(|device| device);
+}
+
+#[test]
+#[ignore = "needs a CUDA GPU"]
+fn replays_of_the_generic_path() {
+    replays(|device| device.generic());
+}
+
+fn replays(path: impl Fn(Device) -> Device) {
     let context = CudaContext::new(0).expect("a CUDA GPU");
     // SAFETY: one stream alone uses the memory of this test. Its events would be waited for
     // inside the capture, which they are no part of.
     unsafe { context.disable_event_tracking() };
     let stream = context.new_stream().expect("a stream");
-    let device = Device::from_stream(stream.clone()).expect("a device");
+    let device = path(Device::from_stream(stream.clone()).expect("a device"));
     let place = Place { device: device.clone(), placement: Placement::Aligned };
 
     let sizes = Sizes::new(1100, 264, 136, 24);

@@ -10,17 +10,21 @@
 
 mod common;
 
-use common::{cuda, on_cpu, Buffers, DeviceElement, Inputs, Place, Placement, Sizes};
+use common::{cuda_paths, on_cpu, Buffers, DeviceElement, Inputs, Place, Placement, Sizes};
 use half::{bf16, f16};
 
 fn every_kernel<E: DeviceElement>() {
     for sizes in [Sizes::new(1100, 648, 264, 72), Sizes::new(1057, 259, 645, 9)] {
         let inputs = Inputs::<E>::integers(sizes, 11);
         let reference = on_cpu(&inputs);
-        for placement in [Placement::Aligned, Placement::Odd] {
-            let mut buffers = Buffers::new(&Place { device: cuda(), placement }, &inputs);
+        let [best, generic] = cuda_paths();
+        let odd = (generic.clone(), Placement::Odd);
+        for (device, placement) in [(best, Placement::Aligned), (generic, Placement::Aligned), odd]
+        {
+            let context = format!("{sizes}, {device:?}, {placement:?}");
+            let mut buffers = Buffers::new(&Place { device, placement }, &inputs);
             buffers.enqueue().expect("every operation enqueued");
-            buffers.outputs().assert_same_values(&reference, &format!("{sizes}, {placement:?}"));
+            buffers.outputs().assert_same_values(&reference, &context);
         }
     }
 }

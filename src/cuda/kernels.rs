@@ -1,7 +1,9 @@
 //! The kernels of a context: embedded machine code, loaded once.
 
 use super::driver;
-use crate::plan::{grad_kernel, linear_kernel, merge_kernel, project_kernel, Footprint};
+use crate::plan::{
+    grad_kernel, hopper_linear_kernel, linear_kernel, merge_kernel, project_kernel, Footprint,
+};
 use crate::{DType, Error, Result};
 use cudarc::driver::{sys, CudaContext, CudaFunction, CudaModule};
 use cudarc::nvrtc::Ptx;
@@ -32,10 +34,17 @@ impl ByRank {
     }
 }
 
+/// The two forms of the base product.
+pub(super) struct LinearKernels {
+    pub(super) forward: Kernel,
+    pub(super) input_grad: Kernel,
+}
+
 /// The kernels of one element type.
 pub(super) struct ElementKernels {
-    pub(super) linear_forward: Kernel,
-    pub(super) linear_input_grad: Kernel,
+    pub(super) linear: LinearKernels,
+    /// Absent on other GPUs, and in builds that were narrowed to others.
+    pub(super) hopper_linear: Option<LinearKernels>,
     pub(super) project_s: ByRank,
     pub(super) project_ds: ByRank,
     pub(super) grad: ByRank,
@@ -78,6 +87,9 @@ impl Kernels {
     fn load(context: &Arc<CudaContext>) -> Result<Self> {
         let mut modules = HashMap::new();
         for &(name, fatbin) in FATBINS {
+            if name.starts_with("hopper") && !is_hopper(context)? {
+                continue;
+            }
             let module = context.load_module(Ptx::from_binary(fatbin.to_vec()));
             modules.insert(name, module.map_err(driver::during("cuModuleLoadData"))?);
         }
@@ -89,6 +101,10 @@ impl Kernels {
         })
     }
 
+    pub(super) fn has_hopper(&self) -> bool {
+        self.bf16.hopper_linear.is_some() && self.f16.hopper_linear.is_some()
+    }
+
     /// The kernels for bf16 or f16, the element types that calls on CUDA devices are checked for.
     pub(super) fn of(&self, dtype: DType) -> &ElementKernels {
         match dtype {
@@ -98,10 +114,21 @@ impl Kernels {
     }
 }
 
+/// Code for sm_90a runs on compute capability 9.0 and nowhere else; others refuse to load it.
+fn is_hopper(context: &Arc<CudaContext>) -> Result<bool> {
+    let capability = context.compute_capability();
+    Ok(capability.map_err(driver::during("cuDeviceGetAttribute"))? == (9, 0))
+}
+
 impl ElementKernels {
     fn load(modules: &HashMap<&str, Arc<CudaModule>>, element: &str) -> Result<Self> {
         let one = |file: &str, name: &str, footprint| {
             kernel(modules, file, &format!("{name}_{element}"), footprint)
+        };
+        let linear = |file: &str, footprint: Footprint| {
+            let forward = one(file, &format!("{file}_forward"), footprint)?;
+            let input_grad = one(file, &format!("{file}_input_grad"), footprint)?;
+            Ok(LinearKernels { forward, input_grad })
         };
         let by_rank = |file: &str, name: &str, footprint: fn(usize) -> Footprint| {
             let r16 = one(file, &format!("{name}_r16"), footprint(16))?;
@@ -109,8 +136,11 @@ impl ElementKernels {
             Ok(ByRank { r16, r64 })
         };
         Ok(ElementKernels {
-            linear_forward: one("linear", "linear_forward", linear_kernel())?,
-            linear_input_grad: one("linear", "linear_input_grad", linear_kernel())?,
+            linear: linear("linear", linear_kernel())?,
+            hopper_linear: match modules.contains_key("hopper_linear") {
+                true => Some(linear("hopper_linear", hopper_linear_kernel())?),
+                false => None,
+            },
             project_s: by_rank("project", "project_s", project_kernel)?,
             project_ds: by_rank("project", "project_ds", project_kernel)?,
             grad: by_rank("grad", "grad", grad_kernel)?,

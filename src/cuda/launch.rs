@@ -1,10 +1,11 @@
 //! The launches: parameters as the kernels take them, and the operations as sequences of kernels.
 
-use super::kernels::Kernel;
+use super::kernels::{Kernel, LinearKernels};
 use super::memory::{self, Resolved};
+use super::tensor_map::TensorMap;
 use super::{driver, Cuda};
 use crate::ops::{Accumulation, BackwardOutputs, Weights};
-use crate::plan::{self, rank_tile, BackwardWorkspace, GradSplit, Problem};
+use crate::plan::{self, rank_tile, BackwardWorkspace, GradSplit, Path, Problem};
 use crate::{DType, Error, Result, TensorView, TensorViewMut};
 use cudarc::driver::{sys, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg, SyncOnDrop};
 
@@ -36,6 +37,20 @@ struct LinearParams {
     lhs_ext: Operand,
     rhs_ext: Operand,
     out: Operand,
+    m: i32,
+    n: i32,
+    k: i32,
+    r: i32,
+}
+
+/// As in kernels/hopper_linear.cu.
+#[repr(C)]
+struct HopperLinearParams {
+    lhs: TensorMap,
+    rhs: TensorMap,
+    lhs_ext: TensorMap,
+    rhs_ext: TensorMap,
+    out: TensorMap,
     m: i32,
     n: i32,
     k: i32,
@@ -95,6 +110,7 @@ struct MergeParams {
 const _: () = {
     assert!(size_of::<Operand>() == 16);
     assert!(size_of::<LinearParams>() == 96);
+    assert!(size_of::<HopperLinearParams>() == 704);
     assert!(size_of::<ProjectParams>() == 64);
     assert!(size_of::<GradParams>() == 64);
     assert!(size_of::<ReduceParams>() == 40);
@@ -103,6 +119,8 @@ const _: () = {
 
 // SAFETY: plain integers, floats and device addresses, laid out as C lays them out.
 unsafe impl DeviceRepr for LinearParams {}
+// SAFETY: as above.
+unsafe impl DeviceRepr for HopperLinearParams {}
 // SAFETY: as above.
 unsafe impl DeviceRepr for ProjectParams {}
 // SAFETY: as above.
@@ -182,6 +200,15 @@ enum Linear {
     InputGrad,
 }
 
+impl Linear {
+    fn of(self, kernels: &LinearKernels) -> &Kernel {
+        match self {
+            Linear::Forward => &kernels.forward,
+            Linear::InputGrad => &kernels.input_grad,
+        }
+    }
+}
+
 /// What a rank-r product multiplies: S = s·X Aᵀ or dS = s·dH B.
 #[derive(Clone, Copy)]
 enum Project {
@@ -209,7 +236,8 @@ impl Cuda {
         buffers.check_overlap()?;
 
         self.project(Project::S, dtype, [t, r, k], [x, a, s], weights.scale)?;
-        self.linear(Linear::Forward, dtype, [t, d, k, r], [x, w0, s, b, h])
+        let path = plan::forward(problem, Some(self.profile())).path;
+        self.linear(Linear::Forward, path, dtype, [t, d, k, r], [x, w0, s, b, h])
     }
 
     pub(crate) fn frozen(
@@ -227,7 +255,8 @@ impl Cuda {
         buffers.check_overlap()?;
 
         let operands = [x, w0, Operand::NONE, Operand::NONE, h];
-        self.linear(Linear::Forward, dtype, [t, d, k, 0], operands)
+        let path = plan::frozen(problem, Some(self.profile())).path;
+        self.linear(Linear::Forward, path, dtype, [t, d, k, 0], operands)
     }
 
     #[allow(clippy::too_many_arguments)] // the inputs of the formula
@@ -261,7 +290,8 @@ impl Cuda {
 
         self.project(Project::Ds, dtype, [t, r, d], [dh, b, ds], weights.scale)?;
         if let Some(dx) = dx {
-            self.linear(Linear::InputGrad, dtype, [t, k, d, r], [dh, w0, ds, a, dx])?;
+            let path = plan::backward(problem, Some(self.profile())).path;
+            self.linear(Linear::InputGrad, path, dtype, [t, k, d, r], [dh, w0, ds, a, dx])?;
         }
         let accumulate = i32::from(out.accumulation == Accumulation::Add);
         for (lhs, rhs, n, out, transpose) in [(ds, x, k, da, 0), (s, dh, d, db, 1)] {
@@ -298,22 +328,53 @@ impl Cuda {
         self.launch(&self.kernels.of(dtype).merge, [blocks, 1], &params)
     }
 
+    /// out (m×n) = lhs (m×k) · rhsᵀ + lhs_ext (m×r) · rhs_extᵀ.
     fn linear(
         &self,
         which: Linear,
+        path: Path,
+        dtype: DType,
+        sizes: [usize; 4],
+        operands: [Operand; 5],
+    ) -> Result<()> {
+        let kernels = self.kernels.of(dtype);
+        let aligned = operands.iter().all(|operand| operand.vectors == 1 || operand.data == 0);
+        let hopper = kernels.hopper_linear.as_ref().filter(|_| path == Path::Hopper && aligned);
+        if let Some(kernels) = hopper {
+            return self.hopper_linear(which, kernels, dtype, sizes, operands);
+        }
+        let blocks = plan::linear_blocks(sizes[0], sizes[1]);
+        let [m, n, k, r] = sizes.map(|size| size as i32);
+        let [lhs, rhs, lhs_ext, rhs_ext, out] = operands;
+        let params = LinearParams { lhs, rhs, lhs_ext, rhs_ext, out, m, n, k, r };
+        self.launch(which.of(&kernels.linear), [blocks, 1], &params)
+    }
+
+    fn hopper_linear(
+        &self,
+        which: Linear,
+        kernels: &LinearKernels,
         dtype: DType,
         [m, n, k, r]: [usize; 4],
         [lhs, rhs, lhs_ext, rhs_ext, out]: [Operand; 5],
     ) -> Result<()> {
-        let kernels = self.kernels.of(dtype);
-        let kernel = match which {
-            Linear::Forward => &kernels.linear_forward,
-            Linear::InputGrad => &kernels.linear_input_grad,
+        let map = |operand: Operand, shape, box_rows| {
+            TensorMap::new(operand.data, shape, dtype, box_rows)
         };
-        let blocks = plan::linear_blocks(m, n);
-        let (m, n, k, r) = (m as i32, n as i32, k as i32, r as i32);
-        let params = LinearParams { lhs, rhs, lhs_ext, rhs_ext, out, m, n, k, r };
-        self.launch(kernel, [blocks, 1], &params)
+        let rhs_map = |operand, inner| match which {
+            Linear::Forward => map(operand, [n, inner], 128),
+            Linear::InputGrad => map(operand, [inner, n], 64),
+        };
+        let (lhs, rhs) = (map(lhs, [m, k], 128)?, rhs_map(rhs, k)?);
+        let (lhs_ext, rhs_ext) = match r {
+            0 => (lhs, rhs), // never read
+            _ => (map(lhs_ext, [m, r], 128)?, rhs_map(rhs_ext, r)?),
+        };
+        let out = map(out, [m, n], 64)?;
+        let blocks = plan::hopper_linear_blocks(m, n, self.profile().sms);
+        let [m, n, k, r] = [m, n, k, r].map(|size| size as i32);
+        let params = HopperLinearParams { lhs, rhs, lhs_ext, rhs_ext, out, m, n, k, r };
+        self.launch(which.of(kernels), [blocks, 1], &params)
     }
 
     fn project(

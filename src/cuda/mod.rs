@@ -4,6 +4,7 @@ mod driver;
 mod kernels;
 mod launch;
 mod memory;
+mod tensor_map;
 
 pub(crate) use memory::{Allocation, Place, Region, RegionMut};
 
@@ -44,7 +45,17 @@ impl Cuda {
             return Err(Error::UnsupportedDevice { name, compute_capability });
         }
         let kernels = Kernels::of_context(stream.context())?;
-        Ok(Cuda { stream, kernels, profile })
+        let hopper = profile.compute_capability == (9, 0) && kernels.has_hopper();
+        Ok(Cuda { stream, kernels, profile: DeviceProfile { hopper, ..profile } })
+    }
+
+    /// The same without the kernels of one generation.
+    pub(crate) fn generic(&self) -> Self {
+        Cuda {
+            stream: self.stream.clone(),
+            kernels: self.kernels.clone(),
+            profile: DeviceProfile { hopper: false, ..self.profile.clone() },
+        }
     }
 
     pub(crate) fn context(&self) -> &Arc<CudaContext> {
@@ -77,5 +88,6 @@ fn profile(context: &Arc<CudaContext>) -> Result<DeviceProfile> {
             attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
         ),
         sms: attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize,
+        hopper: false, // until the kernels are loaded
     })
 }

@@ -21,6 +21,11 @@ pub fn cuda() -> Device {
     DEVICE.get_or_init(|| Device::cuda(0).expect("a CUDA GPU")).clone()
 }
 
+/// The device with all its paths, and held to the one that serves every GPU.
+pub fn cuda_paths() -> [Device; 2] {
+    [cuda(), cuda().generic()]
+}
+
 /// Runs every operation twice in fresh buffers on a CUDA device, and fails unless both runs made
 /// the same bits.
 pub fn on_cuda<E: DeviceElement>(place: &Place, inputs: &Inputs<E>) -> Outputs<E> {
@@ -30,7 +35,8 @@ pub fn on_cuda<E: DeviceElement>(place: &Place, inputs: &Inputs<E>) -> Outputs<E
         buffers.outputs()
     };
     let outputs = run();
-    outputs.assert_same_bits(&run(), &format!("{}, a second run", inputs.sizes));
+    let context = format!("{}, {:?}, a second run", inputs.sizes, place.device);
+    outputs.assert_same_bits(&run(), &context);
     outputs
 }
 

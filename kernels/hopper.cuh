@@ -1,0 +1,226 @@
+// What sm_90a has that kernels here use: mbarriers, the tensor memory accelerator (TMA), wgmma,
+// clusters and register reallocation. Thin wrappers, one instruction each, destination first.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+// A CUtensorMap, whose C type has another alignment in every CUDA major version.
+struct alignas(64) TensorMap {
+    uint64_t opaque[16];
+};
+static_assert(sizeof(TensorMap) == 128);
+
+__device__ __forceinline__ uint32_t shared_address(const void* p) {
+    return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
+// ---------------------------------------------------------------------------------------------
+// Clusters and registers
+
+__device__ __forceinline__ uint32_t cluster_rank() {
+    uint32_t rank;
+    asm volatile("mov.u32 %0, %%cluster_ctarank;\n" : "=r"(rank));
+    return rank;
+}
+
+// All threads of all blocks of the cluster.
+__device__ __forceinline__ void cluster_sync() {
+    asm volatile(
+        "barrier.cluster.arrive.aligned;\n"
+        "barrier.cluster.wait.aligned;\n" ::
+            : "memory");
+}
+
+template <int kRegisters>
+__device__ __forceinline__ void give_registers() {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;\n" ::"n"(kRegisters));
+}
+
+template <int kRegisters>
+__device__ __forceinline__ void take_registers() {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;\n" ::"n"(kRegisters));
+}
+
+// A barrier of `kThreads` threads of this block; id 0 is __syncthreads.
+template <int kThreads>
+__device__ __forceinline__ void named_barrier(int id) {
+    asm volatile("bar.sync %0, %1;\n" ::"r"(id), "n"(kThreads) : "memory");
+}
+
+// ---------------------------------------------------------------------------------------------
+// mbarriers, by their shared address
+
+__device__ __forceinline__ void mbarrier_init(uint32_t barrier, int arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\n" ::"r"(barrier), "r"(arrivals));
+}
+
+// Makes initialised barriers visible to the cluster and to the TMA; a cluster_sync must follow.
+__device__ __forceinline__ void fence_mbarrier_init() {
+    asm volatile("fence.mbarrier_init.release.cluster;\n" ::: "memory");
+}
+
+// Arrives, and adds the bytes that TMA loads are going to complete.
+__device__ __forceinline__ void mbarrier_arrive_expect(uint32_t barrier, uint32_t bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(barrier),
+                 "r"(bytes)
+                 : "memory");
+}
+
+// Arrives at the barrier of the same address in another block of the cluster.
+//
+// NOTES: without a `.release.cluster` qualifier. That would put a MEMBAR.ALL.GPU in front of every
+// arrive, and what is released here are reads that a wgmma wait has already completed.
+__device__ __forceinline__ void mbarrier_arrive_remote(uint32_t barrier, uint32_t rank) {
+    asm volatile(
+        "{\n"
+        ".reg .b32 remote;\n"
+        "mapa.shared::cluster.u32 remote, %0, %1;\n"
+        "mbarrier.arrive.shared::cluster.b64 _, [remote];\n"
+        "}\n" ::"r"(barrier),
+        "r"(rank)
+        : "memory");
+}
+
+__device__ __forceinline__ void mbarrier_wait(uint32_t barrier, uint32_t parity) {
+    asm volatile(
+        "{\n"
+        ".reg .pred done;\n"
+        "again:\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        "@!done bra again;\n"
+        "}\n" ::"r"(barrier),
+        "r"(parity)
+        : "memory");
+}
+
+// ---------------------------------------------------------------------------------------------
+// TMA: boxes of a matrix, at (row, col) of their first element
+
+__device__ __forceinline__ void tma_load(uint32_t to, const TensorMap& map, int row, int col,
+                                         uint32_t barrier) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes "
+        "[%0], [%1, {%2, %3}], [%4];\n" ::"r"(to),
+        "l"(&map), "r"(col), "r"(row), "r"(barrier)
+        : "memory");
+}
+
+// Into the same shared address of both blocks of a pair, and to the barrier of each.
+__device__ __forceinline__ void tma_load_pair(uint32_t to, const TensorMap& map, int row, int col,
+                                              uint32_t barrier) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
+        ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;\n" ::"r"(to),
+        "l"(&map), "r"(col), "r"(row), "r"(barrier), "h"((uint16_t)3)
+        : "memory");
+}
+
+__device__ __forceinline__ void tma_store(const TensorMap& map, int row, int col, uint32_t from) {
+    asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];\n" ::
+                     "l"(&map),
+                 "r"(col), "r"(row), "r"(from)
+                 : "memory");
+    asm volatile("cp.async.bulk.commit_group;\n" ::: "memory");
+}
+
+// Until all but `kPending` of this thread's stores have read their shared memory.
+template <int kPending>
+__device__ __forceinline__ void tma_store_wait_read() {
+    asm volatile("cp.async.bulk.wait_group.read %0;\n" ::"n"(kPending) : "memory");
+}
+
+// Orders this thread's ordinary writes of shared memory before TMA reads of it.
+__device__ __forceinline__ void fence_shared_before_tma() {
+    asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
+}
+
+__device__ __forceinline__ void prefetch_map(const TensorMap& map) {
+    asm volatile("prefetch.tensormap [%0];\n" ::"l"(&map) : "memory");
+}
+
+// Four 8×8 matrices of 16-bit pairs, as mma and wgmma accumulators hold them, into rows of 16 bytes.
+__device__ __forceinline__ void stmatrix_x4(uint32_t to, uint32_t a, uint32_t b, uint32_t c,
+                                            uint32_t d) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};\n" ::"r"(to),
+                 "r"(a), "r"(b), "r"(c), "r"(d)
+                 : "memory");
+}
+
+// ---------------------------------------------------------------------------------------------
+// wgmma
+
+// How wgmma finds an operand in shared memory that TMA wrote with the 128-byte swizzle.
+//
+//   K-major    rows of 64 elements of k; eight rows make 1024 bytes. A k16 step is 32 bytes on.
+//   MN-major   boxes of 64 rows of k, each 64 elements of m or n, 8192 bytes from box to box. A k16
+//              step is 16 rows, 2048 bytes, on.
+//
+// The address field counts 16 bytes, so a descriptor is moved by adding bytes / 16 to it.
+__device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t address, bool mn_major) {
+    const uint64_t leading = mn_major ? 8192 / 16 : 1, stride = 1024 / 16, swizzle_128 = 1;
+    return (address & 0x3ffff) / 16 | leading << 16 | stride << 32 | swizzle_128 << 62;
+}
+
+__device__ __forceinline__ void wgmma_fence() {
+    asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory");
+}
+
+__device__ __forceinline__ void wgmma_commit() {
+    asm volatile("wgmma.commit_group.sync.aligned;\n" ::: "memory");
+}
+
+template <int kPending>
+__device__ __forceinline__ void wgmma_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(kPending) : "memory");
+}
+
+#define REGISTERS_8(a, b, c, d, e, f, g, h) \
+    "%" #a ", %" #b ", %" #c ", %" #d ", %" #e ", %" #f ", %" #g ", %" #h
+#define OPERANDS_8(i)                                                                         \
+    "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
+        "+f"(d[i + 6]), "+f"(d[i + 7])
+#define OPERANDS_64(i)                                                                   \
+    OPERANDS_8(i), OPERANDS_8(i + 8), OPERANDS_8(i + 16), OPERANDS_8(i + 24),            \
+        OPERANDS_8(i + 32), OPERANDS_8(i + 40), OPERANDS_8(i + 48), OPERANDS_8(i + 56)
+
+#define WGMMA_N256(type)                                                                    \
+    asm volatile(                                                                           \
+        "{\n"                                                                               \
+        ".reg .pred p;\n"                                                                   \
+        "setp.ne.b32 p, %130, 0;\n"                                                         \
+        "wgmma.mma_async.sync.aligned.m64n256k16.f32." type "." type " {"                   \
+        REGISTERS_8(0, 1, 2, 3, 4, 5, 6, 7) ", "                                            \
+        REGISTERS_8(8, 9, 10, 11, 12, 13, 14, 15) ", "                                      \
+        REGISTERS_8(16, 17, 18, 19, 20, 21, 22, 23) ", "                                    \
+        REGISTERS_8(24, 25, 26, 27, 28, 29, 30, 31) ", "                                    \
+        REGISTERS_8(32, 33, 34, 35, 36, 37, 38, 39) ", "                                    \
+        REGISTERS_8(40, 41, 42, 43, 44, 45, 46, 47) ", "                                    \
+        REGISTERS_8(48, 49, 50, 51, 52, 53, 54, 55) ", "                                    \
+        REGISTERS_8(56, 57, 58, 59, 60, 61, 62, 63) ", "                                    \
+        REGISTERS_8(64, 65, 66, 67, 68, 69, 70, 71) ", "                                    \
+        REGISTERS_8(72, 73, 74, 75, 76, 77, 78, 79) ", "                                    \
+        REGISTERS_8(80, 81, 82, 83, 84, 85, 86, 87) ", "                                    \
+        REGISTERS_8(88, 89, 90, 91, 92, 93, 94, 95) ", "                                    \
+        REGISTERS_8(96, 97, 98, 99, 100, 101, 102, 103) ", "                                \
+        REGISTERS_8(104, 105, 106, 107, 108, 109, 110, 111) ", "                            \
+        REGISTERS_8(112, 113, 114, 115, 116, 117, 118, 119) ", "                            \
+        REGISTERS_8(120, 121, 122, 123, 124, 125, 126, 127)                                 \
+        "}, %128, %129, p, 1, 1, 0, %131;\n"                                                \
+        "}\n"                                                                               \
+        : OPERANDS_64(0), OPERANDS_64(64)                                                   \
+        : "l"(lhs), "l"(rhs), "r"(accumulate), "n"(kRhsMnMajor ? 1 : 0))
+
+// d (64×256) = lhs (64×16) · rhsᵀ (256×16) + (accumulate ? d : 0), by one warpgroup.
+template <typename E, bool kRhsMnMajor>
+__device__ __forceinline__ void wgmma(float (&d)[128], uint64_t lhs, uint64_t rhs,
+                                      int accumulate) {
+    if constexpr (std::is_same_v<E, __half>) {
+        WGMMA_N256("f16");
+    } else {
+        WGMMA_N256("bf16");
+    }
+}

@@ -1,0 +1,58 @@
+//! Descriptors of matrices for the tensor memory accelerator.
+
+use super::driver;
+use crate::{DType, Result};
+use cudarc::driver::sys;
+use std::ptr;
+
+/// What `TensorMap` is in kernels/hopper.cuh. The alignment of the driver's own type depends on
+/// the version of CUDA.
+#[repr(C, align(64))]
+#[derive(Clone, Copy)]
+pub(super) struct TensorMap {
+    opaque: [u64; 16],
+}
+
+const _: () = assert!(size_of::<TensorMap>() == 128);
+
+impl TensorMap {
+    /// Boxes of `box_rows`×64 elements of a dense rows×cols matrix of bf16 or f16, swizzled over
+    /// 128 bytes in shared memory. `address` and the rows' bytes must be multiples of 16.
+    pub(super) fn new(
+        address: sys::CUdeviceptr,
+        [rows, cols]: [usize; 2],
+        dtype: DType,
+        box_rows: u32,
+    ) -> Result<Self> {
+        #[repr(align(128))]
+        struct Aligned(sys::CUtensorMap);
+        let element = match dtype {
+            DType::F16 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+            _ => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+        };
+        let mut map = Aligned(sys::CUtensorMap { opaque: [0; 16] });
+        let sizes = [cols as u64, rows as u64];
+        let row_bytes = [(cols * dtype.bytes()) as u64];
+        let (box_sizes, steps) = ([64, box_rows], [1, 1]);
+        // SAFETY: only describes the memory; the arrays have an entry a dimension, strides one
+        // less, and the map is aligned for every version of CUDA.
+        let result = unsafe {
+            sys::cuTensorMapEncodeTiled(
+                ptr::from_mut(&mut map.0),
+                element,
+                2,
+                address as *mut _,
+                sizes.as_ptr(),
+                row_bytes.as_ptr(),
+                box_sizes.as_ptr(),
+                steps.as_ptr(),
+                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        };
+        result.result().map_err(driver::during("cuTensorMapEncodeTiled"))?;
+        Ok(TensorMap { opaque: map.0.opaque })
+    }
+}

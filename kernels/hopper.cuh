@@ -98,6 +98,33 @@ __device__ __forceinline__ void mbarrier_wait(uint32_t barrier, uint32_t parity)
 }
 
 // ---------------------------------------------------------------------------------------------
+// Counters in shared memory, flags in global memory
+
+__device__ __forceinline__ void counter_store_release(uint32_t counter, int value) {
+    asm volatile("st.release.cta.shared::cta.s32 [%0], %1;\n" ::"r"(counter), "r"(value)
+                 : "memory");
+}
+
+__device__ __forceinline__ int counter_load_acquire(uint32_t counter) {
+    int value;
+    asm volatile("ld.acquire.cta.shared::cta.s32 %0, [%1];\n" : "=r"(value) : "r"(counter)
+                 : "memory");
+    return value;
+}
+
+// Everything that this thread has written, or seen written through a barrier, is visible to
+// whoever sees the flag.
+__device__ __forceinline__ void flag_add_release(uint32_t* flag) {
+    asm volatile("red.release.gpu.global.add.u32 [%0], 1;\n" ::"l"(flag) : "memory");
+}
+
+__device__ __forceinline__ uint32_t flag_load_acquire(const uint32_t* flag) {
+    uint32_t value;
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];\n" : "=r"(value) : "l"(flag) : "memory");
+    return value;
+}
+
+// ---------------------------------------------------------------------------------------------
 // TMA: boxes of a matrix, at (row, col) of their first element
 
 __device__ __forceinline__ void tma_load(uint32_t to, const TensorMap& map, int row, int col,
@@ -127,6 +154,11 @@ __device__ __forceinline__ void tma_store(const TensorMap& map, int row, int col
     asm volatile("cp.async.bulk.commit_group;\n" ::: "memory");
 }
 
+// Orders what this thread has seen of global memory before TMA loads that it issues from here on.
+__device__ __forceinline__ void fence_global_before_tma() {
+    asm volatile("fence.proxy.async.global;\n" ::: "memory");
+}
+
 // Until all but `kPending` of this thread's stores have read their shared memory.
 template <int kPending>
 __device__ __forceinline__ void tma_store_wait_read() {
@@ -148,6 +180,45 @@ __device__ __forceinline__ void stmatrix_x4(uint32_t to, uint32_t a, uint32_t b,
     asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};\n" ::"r"(to),
                  "r"(a), "r"(b), "r"(c), "r"(d)
                  : "memory");
+}
+
+// ---------------------------------------------------------------------------------------------
+// mma.sync, for one warp
+
+__device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], uint32_t from) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(from)
+                 : "memory");
+}
+
+// c (16×8) += a (16×16) · b (16×8), the fragments as PTX lays them out for m16n8k16.
+template <typename E>
+__device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
+                                    uint32_t b1) {
+    if constexpr (std::is_same_v<E, __half>) {
+        asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+            "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"
+            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    } else {
+        asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+            "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"
+            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    }
+}
+
+// Two f32 rounded and packed, the first in the low half.
+template <typename E>
+__device__ __forceinline__ uint32_t pack(float low, float high) {
+    if constexpr (std::is_same_v<E, __half>) {
+        const __half2 two = __floats2half2_rn(low, high);
+        return reinterpret_cast<const uint32_t&>(two);
+    } else {
+        const __nv_bfloat162 two = __floats2bfloat162_rn(low, high);
+        return reinterpret_cast<const uint32_t&>(two);
+    }
 }
 
 // ---------------------------------------------------------------------------------------------

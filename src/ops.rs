@@ -90,7 +90,7 @@ pub fn forward(
     x: TensorView<'_>,
     mut h: TensorViewMut<'_>,
     mut s: TensorViewMut<'_>,
-    workspace: TensorViewMut<'_>,
+    mut workspace: TensorViewMut<'_>,
 ) -> Result<()> {
     let problem = weights.problem(device, &x)?;
     check_output(device, "h", &h, [problem.t, problem.d], problem.dtype)?;
@@ -98,7 +98,9 @@ pub fn forward(
     check_workspace(device, &workspace, forward_plan(device, &problem).workspace)?;
     match &device.backend {
         Backend::Cpu => reference::forward(weights, &x, &mut h, &mut s),
-        Backend::Cuda(cuda) => cuda.forward(&problem, weights, &x, &mut h, &mut s)?,
+        Backend::Cuda(cuda) => {
+            cuda.forward(&problem, weights, &x, &mut h, &mut s, &mut workspace)?
+        }
     }
     Ok(())
 }

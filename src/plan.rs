@@ -96,7 +96,9 @@ pub struct Plan {
 
 /// The plan of a forward pass; `profile` is `None` on the CPU.
 pub fn forward(problem: &Problem, profile: Option<&DeviceProfile>) -> Plan {
-    Plan { path: path(problem, problem.r, profile), workspace: 0 }
+    let path = path(problem, problem.r, profile);
+    let workspace = if path == Path::Hopper { flags(problem.t) } else { 0 };
+    Plan { path, workspace }
 }
 
 /// The plan of the frozen layer alone; `profile` is `None` on the CPU. The rank of the problem does
@@ -235,14 +237,55 @@ pub(crate) fn linear_blocks(m: usize, n: usize) -> usize {
 /// 1024 bytes may take.
 pub(crate) fn hopper_linear_kernel() -> Footprint {
     let tiles = Footprint::of_tiles(384, 4, [128, 256, 64]);
-    Footprint { shared_bytes: tiles.shared_bytes + (32 << 10) + 64 + 1024, ..tiles }
+    Footprint { shared_bytes: tiles.shared_bytes + (32 << 10) + 96 + 1024, ..tiles }
 }
 
 /// The grid of kernels/hopper_linear.cu for an output of m×n: pairs of blocks, as many as run at
-/// once, or as there are pairs of tiles.
-pub(crate) fn hopper_linear_blocks(m: usize, n: usize, sms: usize) -> usize {
+/// once, or as there are pairs of tiles beside the projecting ones.
+pub(crate) fn hopper_linear_blocks(m: usize, n: usize, projecting: usize, sms: usize) -> usize {
     let pairs = m.div_ceil(256) * n.div_ceil(256);
-    2 * pairs.min(sms / 2).max(1)
+    2 * (pairs + projecting).min(sms / 2)
+}
+
+/// How many pairs of blocks kernels/hopper_linear.cu should set aside to make S (m×r) beside a
+/// forward product (m×n) over k, or 0 for a launch of its own before. The fastest by a model of the
+/// schedule, whose times were measured on an H200 (µs, with settled clocks).
+pub(crate) fn hopper_projecting_pairs([m, n, k, r]: [usize; 4], sms: usize) -> usize {
+    const TILE_STEP: f64 = 0.73; // 64 of k for a pair of tiles
+    const PROJECT_STEP: f64 = 0.18; // 64 of k for 128 rows, of one block
+    const LAUNCH: f64 = 3.0; // between two dependent kernels
+    const CLEAR: f64 = 2.0; // of the flags
+    const PROJECT_BYTES: f64 = 2.6e6; // a µs, by a launch of its own
+
+    let steps = k.div_ceil(64) as f64;
+    let (tile, item) = (steps * TILE_STEP, steps * PROJECT_STEP);
+    let (rows, cols) = (m.div_ceil(256) as f64, n.div_ceil(256) as f64);
+    let group_rows = rows.min(8.0);
+    let product = |pairs: usize| (rows * cols / pairs as f64).ceil() * tile;
+    let beside = |projecting: usize| {
+        let pairs = sms / 2 - projecting;
+        let items = |rows: f64| (rows / projecting as f64).ceil() * item;
+        // A tile wants its rows of the projection at its end. Both sides advance steadily, so the
+        // first group of tiles waits longest, or the last.
+        let last_group_starts = (rows - group_rows).max(0.0) * cols / pairs as f64 * tile;
+        let first = items(group_rows) - tile;
+        let last = items(rows) - last_group_starts - tile;
+        product(pairs) + first.max(last).max(0.0) + CLEAR
+    };
+    // The projecting blocks hold the sums of 16 columns.
+    if r == 0 || r > 16 || sms / 2 < 2 {
+        return 0;
+    }
+    let before = product(sms / 2) + (m * k * 2) as f64 / PROJECT_BYTES + LAUNCH;
+    let candidates = (1..=8.min(sms / 4)).map(|pairs| (beside(pairs), pairs));
+    let fastest = candidates.chain([(before, 0)]).min_by(|a, b| a.0.total_cmp(&b.0));
+    fastest.map_or(0, |(_, pairs)| pairs)
+}
+
+/// The flags, of 32 bits each, by which the blocks of kernels/hopper_linear.cu tell each other that
+/// 128 rows of the projection are there.
+pub(crate) fn flags(m: usize) -> usize {
+    m.div_ceil(128)
 }
 
 /// kernels/project.cu.
@@ -373,7 +416,10 @@ mod tests {
             }
             // No more than that, a line apart.
             let most = GradSplit::new(t, r, k).partials().max(GradSplit::new(t, r, d).partials());
-            assert!(elements <= t * r * dtype.bytes() / 4 + 32 + most, "{context}");
+            assert!(
+                elements <= t * r * dtype.bytes() / 4 + 32 + most + t.div_ceil(128),
+                "{context}"
+            );
         }
     }
 
@@ -391,10 +437,27 @@ mod tests {
             let aligned = k % 8 == 0 && d % 8 == 0 && r % 8 == 0;
             let best = if aligned { Path::Hopper } else { Path::Mma };
             assert_eq!(backward(&problem, Some(&hopper)), Plan { path: best, ..plan });
-            assert_eq!(forward(&problem, Some(&hopper)), Plan { path: best, workspace: 0 });
+            let flags = if aligned { problem.t.div_ceil(128) } else { 0 };
+            assert_eq!(forward(&problem, Some(&hopper)), Plan { path: best, workspace: flags });
             assert_eq!(backward(&problem, None), Plan { path: Path::Reference, workspace: 0 });
             assert_eq!(forward(&problem, None), Plan { path: Path::Reference, workspace: 0 });
         }
+    }
+
+    #[test]
+    fn projecting_pairs_leave_most_to_the_product() {
+        for [t, k, d, r] in shapes() {
+            for sms in [1, 2, 4, 20, 114, 132] {
+                let pairs = hopper_projecting_pairs([t, d, k, r], sms);
+                assert!(pairs <= 8 && pairs <= sms / 4, "{pairs} of {sms}");
+                let blocks = hopper_linear_blocks(t, d, pairs, sms);
+                assert!(blocks <= sms && (sms < 2 || blocks > 2 * pairs));
+            }
+        }
+        // Where tiles come in powers of two, four multiprocessors are free.
+        assert_eq!(hopper_projecting_pairs([8192, 4096, 4096, 16], 132), 2);
+        assert_eq!(hopper_projecting_pairs([8192, 4096, 4096, 17], 132), 0);
+        assert_eq!(hopper_projecting_pairs([8192, 4096, 4096, 0], 132), 0);
     }
 
     #[test]

@@ -42,6 +42,8 @@ const EDGES: &[Sizes] = &[
     Sizes::new(257, 64, 1032, 72),
     Sizes::new(385, 328, 2056, 128),
     Sizes::new(2305, 520, 776, 40),
+    Sizes::new(2305, 520, 2056, 16),
+    Sizes::new(1281, 712, 1288, 8),
 ];
 
 /// Layers of real models with few tokens, and others with sizes of that order.

@@ -33,7 +33,7 @@ fn replays(path: impl Fn(Device) -> Device) {
     let device = path(Device::from_stream(stream.clone()).expect("a device"));
     let place = Place { device: device.clone(), placement: Placement::Aligned };
 
-    let sizes = Sizes::new(1100, 264, 136, 24);
+    let sizes = Sizes::new(1100, 264, 136, 16);
     let inputs = |replay: u64| Inputs::<bf16>::reals(sizes, replay);
     let mut captured = Buffers::new(&place, &inputs(0));
     let mut direct = Buffers::new(&place, &inputs(0));

@@ -9,7 +9,7 @@ use lora_kernels::Device;
 use std::sync::Arc;
 
 /// Long enough to overlap, with several splits of T.
-const SIZES: Sizes = Sizes::new(1500, 896, 520, 24);
+const SIZES: Sizes = Sizes::new(1500, 896, 520, 16);
 const ROUNDS: usize = 10;
 
 /// A context of its own count of streams, without cudarc's events between them: each device of

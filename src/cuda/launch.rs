@@ -2,18 +2,19 @@
 
 use super::kernels::{Kernel, LinearKernels};
 use super::memory::{self, Resolved};
-use super::tensor_map::TensorMap;
 use super::{driver, Cuda};
 use crate::ops::{Accumulation, BackwardOutputs, Weights};
 use crate::plan::{self, rank_tile, BackwardWorkspace, GradSplit, Path, Problem};
 use crate::{DType, Error, Result, TensorView, TensorViewMut};
-use cudarc::driver::{sys, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg, SyncOnDrop};
+use cudarc::driver::{
+    result, sys, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg, SyncOnDrop,
+};
 
 /// A matrix in device memory, as `Operand` in kernels/tile.cuh.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct Operand {
-    data: sys::CUdeviceptr,
+pub(super) struct Operand {
+    pub(super) data: sys::CUdeviceptr,
     ld: i32,
     vectors: i32,
 }
@@ -26,7 +27,7 @@ impl Operand {
     }
 
     /// The operand of a stretch of the sum that has no length.
-    const NONE: Operand = Operand { data: 0, ld: 0, vectors: 0 };
+    const NONE: Operand = Operand { data: 0, ld: 0, vectors: 1 };
 }
 
 /// As in kernels/linear.cu.
@@ -37,20 +38,6 @@ struct LinearParams {
     lhs_ext: Operand,
     rhs_ext: Operand,
     out: Operand,
-    m: i32,
-    n: i32,
-    k: i32,
-    r: i32,
-}
-
-/// As in kernels/hopper_linear.cu.
-#[repr(C)]
-struct HopperLinearParams {
-    lhs: TensorMap,
-    rhs: TensorMap,
-    lhs_ext: TensorMap,
-    rhs_ext: TensorMap,
-    out: TensorMap,
     m: i32,
     n: i32,
     k: i32,
@@ -110,7 +97,6 @@ struct MergeParams {
 const _: () = {
     assert!(size_of::<Operand>() == 16);
     assert!(size_of::<LinearParams>() == 96);
-    assert!(size_of::<HopperLinearParams>() == 704);
     assert!(size_of::<ProjectParams>() == 64);
     assert!(size_of::<GradParams>() == 64);
     assert!(size_of::<ReduceParams>() == 40);
@@ -119,8 +105,6 @@ const _: () = {
 
 // SAFETY: plain integers, floats and device addresses, laid out as C lays them out.
 unsafe impl DeviceRepr for LinearParams {}
-// SAFETY: as above.
-unsafe impl DeviceRepr for HopperLinearParams {}
 // SAFETY: as above.
 unsafe impl DeviceRepr for ProjectParams {}
 // SAFETY: as above.
@@ -195,25 +179,42 @@ impl<'a> Buffers<'a> {
 
 /// Which of the base product's two forms a launch runs.
 #[derive(Clone, Copy)]
-enum Linear {
+pub(super) enum Linear {
     Forward,
     InputGrad,
 }
 
+/// A product with W0 and the adapter's beside it:
+///
+/// ```text
+/// lhs_ext (m×r) = scale · lhs (m×k) downᵀ       out (m×n) = lhs rhsᵀ + lhs_ext rhs_extᵀ
+/// ```
+#[derive(Clone, Copy)]
+pub(super) struct Product {
+    pub(super) lhs: Operand,
+    pub(super) rhs: Operand,
+    pub(super) down: Operand,
+    pub(super) lhs_ext: Operand,
+    pub(super) rhs_ext: Operand,
+    pub(super) out: Operand,
+    pub(super) scale: f32,
+}
+
+impl Product {
+    /// Whether all rows start at multiples of 16 bytes.
+    fn is_aligned(&self) -> bool {
+        let Product { lhs, rhs, down, lhs_ext, rhs_ext, out, .. } = self;
+        [lhs, rhs, down, lhs_ext, rhs_ext, out].iter().all(|operand| operand.vectors == 1)
+    }
+}
+
 impl Linear {
-    fn of(self, kernels: &LinearKernels) -> &Kernel {
+    pub(super) fn of(self, kernels: &LinearKernels) -> &Kernel {
         match self {
             Linear::Forward => &kernels.forward,
             Linear::InputGrad => &kernels.input_grad,
         }
     }
-}
-
-/// What a rank-r product multiplies: S = s·X Aᵀ or dS = s·dH B.
-#[derive(Clone, Copy)]
-enum Project {
-    S,
-    Ds,
 }
 
 impl Cuda {
@@ -224,6 +225,7 @@ impl Cuda {
         x: &TensorView<'_>,
         h: &mut TensorViewMut<'_>,
         s: &mut TensorViewMut<'_>,
+        workspace: &mut TensorViewMut<'_>,
     ) -> Result<()> {
         let &Problem { t, k, d, r, dtype } = problem;
         let mut buffers = Buffers::new(self.stream());
@@ -233,11 +235,25 @@ impl Cuda {
         let x = Operand::new(buffers.read("x", x), k, dtype);
         let h = Operand::new(buffers.write("h", h), d, dtype);
         let s = Operand::new(buffers.write("s", s), r, dtype);
+        let flags = buffers.write("workspace", workspace);
         buffers.check_overlap()?;
 
-        self.project(Project::S, dtype, [t, r, k], [x, a, s], weights.scale)?;
         let path = plan::forward(problem, Some(self.profile())).path;
-        self.linear(Linear::Forward, path, dtype, [t, d, k, r], [x, w0, s, b, h])
+        let (lhs, rhs, out, scale) = (x, w0, h, weights.scale);
+        let product = Product { lhs, rhs, down: a, lhs_ext: s, rhs_ext: b, out, scale };
+        let sizes = [t, d, k, r];
+        let projecting = plan::hopper_projecting_pairs(sizes, self.profile().sms);
+        match self.hopper(path, dtype, &product) {
+            Some(kernels) if projecting > 0 => {
+                self.clear(flags, 4 * plan::flags(t))?;
+                let projecting = Some((projecting, flags));
+                self.hopper_linear(Linear::Forward, kernels, dtype, sizes, &product, projecting)
+            }
+            _ => {
+                self.project(Linear::Forward, dtype, sizes, &product)?;
+                self.linear(Linear::Forward, path, dtype, sizes, &product)
+            }
+        }
     }
 
     pub(crate) fn frozen(
@@ -254,9 +270,11 @@ impl Cuda {
         let h = Operand::new(buffers.write("h", h), d, dtype);
         buffers.check_overlap()?;
 
-        let operands = [x, w0, Operand::NONE, Operand::NONE, h];
         let path = plan::frozen(problem, Some(self.profile())).path;
-        self.linear(Linear::Forward, path, dtype, [t, d, k, 0], operands)
+        let (none, scale) = (Operand::NONE, 1.0);
+        let (down, lhs_ext, rhs_ext) = (none, none, none);
+        let product = Product { lhs: x, rhs: w0, down, lhs_ext, rhs_ext, out: h, scale };
+        self.linear(Linear::Forward, path, dtype, [t, d, k, 0], &product)
     }
 
     #[allow(clippy::too_many_arguments)] // the inputs of the formula
@@ -284,16 +302,20 @@ impl Cuda {
         let workspace = buffers.write("workspace", workspace);
         buffers.check_overlap()?;
 
+        let accumulation = out.accumulation;
         let layout = BackwardWorkspace::new(problem);
         let ds = Operand::new(workspace, r, dtype);
         let partials = workspace + 4 * layout.partials_offset() as u64;
 
-        self.project(Project::Ds, dtype, [t, r, d], [dh, b, ds], weights.scale)?;
-        if let Some(dx) = dx {
-            let path = plan::backward(problem, Some(self.profile())).path;
-            self.linear(Linear::InputGrad, path, dtype, [t, k, d, r], [dh, w0, ds, a, dx])?;
+        let path = plan::backward(problem, Some(self.profile())).path;
+        let (out, scale) = (dx.unwrap_or(Operand::NONE), weights.scale);
+        let product = Product { lhs: dh, rhs: w0, down: b, lhs_ext: ds, rhs_ext: a, out, scale };
+        let sizes = [t, k, d, r];
+        self.project(Linear::InputGrad, dtype, sizes, &product)?;
+        if dx.is_some() {
+            self.linear(Linear::InputGrad, path, dtype, sizes, &product)?;
         }
-        let accumulate = i32::from(out.accumulation == Accumulation::Add);
+        let accumulate = i32::from(accumulation == Accumulation::Add);
         for (lhs, rhs, n, out, transpose) in [(ds, x, k, da, 0), (s, dh, d, db, 1)] {
             let split = GradSplit::new(t, r, n);
             self.grad(dtype, t, &split, [lhs, rhs], partials)?;
@@ -328,70 +350,48 @@ impl Cuda {
         self.launch(&self.kernels.of(dtype).merge, [blocks, 1], &params)
     }
 
-    /// out (m×n) = lhs (m×k) · rhsᵀ + lhs_ext (m×r) · rhs_extᵀ.
+    /// The Hopper kernels, if they are to serve the product and can.
+    fn hopper(&self, path: Path, dtype: DType, product: &Product) -> Option<&LinearKernels> {
+        let kernels = self.kernels.of(dtype).hopper_linear.as_ref();
+        kernels.filter(|_| path == Path::Hopper && product.is_aligned())
+    }
+
+    /// The second half of a product, with lhs_ext given.
     fn linear(
         &self,
         which: Linear,
         path: Path,
         dtype: DType,
         sizes: [usize; 4],
-        operands: [Operand; 5],
+        product: &Product,
     ) -> Result<()> {
-        let kernels = self.kernels.of(dtype);
-        let aligned = operands.iter().all(|operand| operand.vectors == 1 || operand.data == 0);
-        let hopper = kernels.hopper_linear.as_ref().filter(|_| path == Path::Hopper && aligned);
-        if let Some(kernels) = hopper {
-            return self.hopper_linear(which, kernels, dtype, sizes, operands);
+        if let Some(kernels) = self.hopper(path, dtype, product) {
+            return self.hopper_linear(which, kernels, dtype, sizes, product, None);
         }
+        let kernels = self.kernels.of(dtype);
         let blocks = plan::linear_blocks(sizes[0], sizes[1]);
         let [m, n, k, r] = sizes.map(|size| size as i32);
-        let [lhs, rhs, lhs_ext, rhs_ext, out] = operands;
+        let &Product { lhs, rhs, lhs_ext, rhs_ext, out, .. } = product;
         let params = LinearParams { lhs, rhs, lhs_ext, rhs_ext, out, m, n, k, r };
         self.launch(which.of(&kernels.linear), [blocks, 1], &params)
     }
 
-    fn hopper_linear(
-        &self,
-        which: Linear,
-        kernels: &LinearKernels,
-        dtype: DType,
-        [m, n, k, r]: [usize; 4],
-        [lhs, rhs, lhs_ext, rhs_ext, out]: [Operand; 5],
-    ) -> Result<()> {
-        let map = |operand: Operand, shape, box_rows| {
-            TensorMap::new(operand.data, shape, dtype, box_rows)
-        };
-        let rhs_map = |operand, inner| match which {
-            Linear::Forward => map(operand, [n, inner], 128),
-            Linear::InputGrad => map(operand, [inner, n], 64),
-        };
-        let (lhs, rhs) = (map(lhs, [m, k], 128)?, rhs_map(rhs, k)?);
-        let (lhs_ext, rhs_ext) = match r {
-            0 => (lhs, rhs), // never read
-            _ => (map(lhs_ext, [m, r], 128)?, rhs_map(rhs_ext, r)?),
-        };
-        let out = map(out, [m, n], 64)?;
-        let blocks = plan::hopper_linear_blocks(m, n, self.profile().sms);
-        let [m, n, k, r] = [m, n, k, r].map(|size| size as i32);
-        let params = HopperLinearParams { lhs, rhs, lhs_ext, rhs_ext, out, m, n, k, r };
-        self.launch(which.of(kernels), [blocks, 1], &params)
-    }
-
+    /// The first half of a product: lhs_ext.
     fn project(
         &self,
-        which: Project,
+        which: Linear,
         dtype: DType,
-        [m, r, k]: [usize; 3],
-        [lhs, rhs, out]: [Operand; 3],
-        scale: f32,
+        [m, _, k, r]: [usize; 4],
+        product: &Product,
     ) -> Result<()> {
         let kernels = self.kernels.of(dtype);
         let kernels = match which {
-            Project::S => &kernels.project_s,
-            Project::Ds => &kernels.project_ds,
+            Linear::Forward => &kernels.project_s,
+            Linear::InputGrad => &kernels.project_ds,
         };
         let blocks = plan::project_blocks(m, r);
         let kernel = kernels.get(rank_tile(r));
+        let &Product { lhs, down: rhs, lhs_ext: out, scale, .. } = product;
         let (m, r, k) = (m as i32, r as i32, k as i32);
         self.launch(kernel, [blocks, 1], &ProjectParams { lhs, rhs, out, m, r, k, scale })
     }
@@ -422,16 +422,23 @@ impl Cuda {
         self.launch(&self.kernels.reduce, blocks, &params)
     }
 
-    fn launch<P: DeviceRepr>(&self, kernel: &Kernel, grid: [usize; 2], params: &P) -> Result<()> {
-        if grid[0] > i32::MAX as usize || grid[1] > u16::MAX as usize {
-            return Err(Error::TooLarge { what: format!("a launch of {grid:?} blocks") });
-        }
-        let footprint = &kernel.footprint;
-        let config = LaunchConfig {
-            grid_dim: (grid[0] as u32, grid[1] as u32, 1),
-            block_dim: (footprint.threads[0], footprint.threads[1], 1),
-            shared_mem_bytes: footprint.shared_bytes,
-        };
+    /// Enqueues zeros.
+    fn clear(&self, address: sys::CUdeviceptr, bytes: usize) -> Result<()> {
+        let stream = self.stream();
+        let bound = stream.context().bind_to_thread();
+        bound.map_err(driver::during("cuCtxSetCurrent"))?;
+        // SAFETY: the workspace is that large, checked by `ops`, and the call's own.
+        let cleared = unsafe { result::memset_d8_async(address, 0, bytes, stream.cu_stream()) };
+        cleared.map_err(driver::during("cuMemsetD8Async"))
+    }
+
+    pub(super) fn launch<P: DeviceRepr>(
+        &self,
+        kernel: &Kernel,
+        grid: [usize; 2],
+        params: &P,
+    ) -> Result<()> {
+        let config = launch_config(kernel, grid)?;
         let mut launch = self.stream().launch_builder(&kernel.function);
         launch.arg(params);
         // SAFETY: `params` is the kernel's own struct, its addresses hold matrices of the sizes it
@@ -439,4 +446,32 @@ impl Cuda {
         unsafe { launch.launch(config) }.map_err(driver::during("cuLaunchKernel"))?;
         Ok(())
     }
+
+    /// As [`Cuda::launch`], and all blocks run at the same time, or the launch is refused.
+    pub(super) fn launch_cooperative<P: DeviceRepr>(
+        &self,
+        kernel: &Kernel,
+        grid: [usize; 2],
+        params: &P,
+    ) -> Result<()> {
+        let config = launch_config(kernel, grid)?;
+        let mut launch = self.stream().launch_builder(&kernel.function);
+        launch.arg(params);
+        // SAFETY: as in `launch`.
+        let launched = unsafe { launch.launch_cooperative(config) };
+        launched.map_err(driver::during("cuLaunchCooperativeKernel"))?;
+        Ok(())
+    }
+}
+
+fn launch_config(kernel: &Kernel, grid: [usize; 2]) -> Result<LaunchConfig> {
+    if grid[0] > i32::MAX as usize || grid[1] > u16::MAX as usize {
+        return Err(Error::TooLarge { what: format!("a launch of {grid:?} blocks") });
+    }
+    let footprint = &kernel.footprint;
+    Ok(LaunchConfig {
+        grid_dim: (grid[0] as u32, grid[1] as u32, 1),
+        block_dim: (footprint.threads[0], footprint.threads[1], 1),
+        shared_mem_bytes: footprint.shared_bytes,
+    })
 }

@@ -1,6 +1,7 @@
 //! The CUDA side: the driver, memory and launches. All unsafe code of the crate is in here.
 
 mod driver;
+mod hopper;
 mod kernels;
 mod launch;
 mod memory;

@@ -85,6 +85,10 @@ __device__ __forceinline__ void mbarrier_arrive_remote(uint32_t barrier, uint32_
         : "memory");
 }
 
+__device__ __forceinline__ void mbarrier_arrive(uint32_t barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(barrier) : "memory");
+}
+
 __device__ __forceinline__ void mbarrier_wait(uint32_t barrier, uint32_t parity) {
     asm volatile(
         "{\n"
@@ -98,19 +102,7 @@ __device__ __forceinline__ void mbarrier_wait(uint32_t barrier, uint32_t parity)
 }
 
 // ---------------------------------------------------------------------------------------------
-// Counters in shared memory, flags in global memory
-
-__device__ __forceinline__ void counter_store_release(uint32_t counter, int value) {
-    asm volatile("st.release.cta.shared::cta.s32 [%0], %1;\n" ::"r"(counter), "r"(value)
-                 : "memory");
-}
-
-__device__ __forceinline__ int counter_load_acquire(uint32_t counter) {
-    int value;
-    asm volatile("ld.acquire.cta.shared::cta.s32 %0, [%1];\n" : "=r"(value) : "r"(counter)
-                 : "memory");
-    return value;
-}
+// Flags in global memory
 
 // Everything that this thread has written, or seen written through a barrier, is visible to
 // whoever sees the flag.

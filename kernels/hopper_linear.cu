@@ -32,7 +32,7 @@
 // empty[stage] completes when the eight multiplying warps of both blocks are done with the stage,
 // since a load writes to both. A stage is released when the products that read it are waited for,
 // one stage behind those being issued. The scout waits for the flag of the rows of S that a tile will
-// need, so that the loader, with loads in flight, need not fence: it only looks at a counter.
+// need, so that the loader, with loads in flight, need not fence: it only waits for scouted.
 //
 // Who waits for whom: within a pair, for earlier steps of the same pair. Between pairs, the multiplying
 // ones for the projecting ones, which wait for nobody. So nobody waits forever, provided that all
@@ -62,7 +62,6 @@ constexpr int kProjectStageBytes = kProjectSteps * (kLhsBytes + kDownBytes);
 static_assert(kProjectStages * kProjectStageBytes <= kStages * kStageBytes);
 constexpr int kStagingBytes = 64 * 64 * 2;
 constexpr int kBarriersAt = kStages * kStageBytes + 4 * kStagingBytes;
-constexpr int kScoutedAt = kBarriersAt + 2 * kProjectStages * 8;
 constexpr int kMultiplyingWarps = 8;
 
 // Swizzled boxes lie at multiples of 1024 bytes; dynamic shared memory need not start at one.
@@ -78,6 +77,10 @@ __device__ __forceinline__ uint32_t full(uint32_t base, int stage) {
 __device__ __forceinline__ uint32_t empty(uint32_t base, int stage) {
     return base + kBarriersAt + 8 * (kProjectStages + stage);
 }
+
+// The scout has seen the flag of a tile; the loader has seen that it has.
+__device__ __forceinline__ uint32_t scouted(uint32_t base) { return empty(base, kProjectStages); }
+__device__ __forceinline__ uint32_t taken(uint32_t base) { return scouted(base) + 8; }
 
 // Where the steps of a block are in its ring of stages.
 template <int kCount>
@@ -131,7 +134,7 @@ __device__ __forceinline__ void load_stage(uint32_t stage, uint32_t barrier, con
 template <bool kMnMajor>
 __device__ __forceinline__ void load(const HopperLinearParams& p, uint32_t base) {
     Ring<kStages> ring;
-    int tiles = 0;
+    uint32_t tile_phase = 0;
     auto fill = [&](const TensorMap& lhs, const TensorMap& rhs, Tile tile, int k0) {
         // A stage that was never filled counts as released.
         mbarrier_wait(empty(base, ring.stage), ring.phase ^ 1);
@@ -141,23 +144,26 @@ __device__ __forceinline__ void load(const HopperLinearParams& p, uint32_t base)
     };
     for_each_tile(p, [&](Tile tile) {
         for (int k0 = 0; k0 < p.k; k0 += kTileK) fill(p.lhs, p.rhs, tile, k0);
-        tiles++;
-        if (p.projecting_pairs > 0)
-            while (counter_load_acquire(base + kScoutedAt) < tiles) {
-            }
+        if (p.projecting_pairs > 0) {
+            mbarrier_wait(scouted(base), tile_phase);
+            mbarrier_arrive(taken(base));
+            tile_phase ^= 1;
+        }
         for (int r0 = 0; r0 < p.r; r0 += kTileK) fill(p.lhs_ext, p.rhs_ext, tile, r0);
     });
 }
 
-// Counts the block's tiles whose rows of S are there.
+// Waits for the rows of S of the block's tiles, one tile ahead of the loader at most.
 __device__ __forceinline__ void scout(const HopperLinearParams& p, uint32_t base) {
-    int tiles = 0;
+    uint32_t tile_phase = 0;
     for_each_tile(p, [&](Tile tile) {
         if (tile.m0 < p.m)
             while (flag_load_acquire(&p.flags[tile.m0 / kTileM]) == 0) {
             }
         fence_global_before_tma();
-        counter_store_release(base + kScoutedAt, ++tiles);
+        mbarrier_wait(taken(base), tile_phase ^ 1);
+        mbarrier_arrive(scouted(base));
+        tile_phase ^= 1;
     });
 }
 
@@ -338,8 +344,9 @@ __device__ __forceinline__ void hopper_linear(const HopperLinearParams& p) {
             mbarrier_init(full(base, stage), 1);
             mbarrier_init(empty(base, stage), 2 * kMultiplyingWarps);
         }
+        mbarrier_init(scouted(base), 1);
+        mbarrier_init(taken(base), 1);
         fence_mbarrier_init();
-        counter_store_release(base + kScoutedAt, 0);
         prefetch_map(p.lhs);
         prefetch_map(p.rhs);
         prefetch_map(p.out);

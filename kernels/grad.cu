@@ -14,7 +14,7 @@
 // initialised.
 #include "tile.cuh"
 
-// Mirrored by cuda::launch::GradParams in Rust.
+// Mirrored by cuda::params::GradParams in Rust.
 struct GradParams {
     Operand lhs, rhs, partials;
     int t, r, n;

@@ -2,21 +2,13 @@
 // clusters and register reallocation. Thin wrappers, one instruction each, destination first.
 #pragma once
 
-#include <cstdint>
-#include <type_traits>
-
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
+#include "mma.cuh"
 
 // A CUtensorMap, whose C type has another alignment in every CUDA major version.
 struct alignas(64) TensorMap {
     uint64_t opaque[16];
 };
 static_assert(sizeof(TensorMap) == 128);
-
-__device__ __forceinline__ uint32_t shared_address(const void* p) {
-    return static_cast<uint32_t>(__cvta_generic_to_shared(p));
-}
 
 // ---------------------------------------------------------------------------------------------
 // Clusters and registers
@@ -175,31 +167,7 @@ __device__ __forceinline__ void stmatrix_x4(uint32_t to, uint32_t a, uint32_t b,
 }
 
 // ---------------------------------------------------------------------------------------------
-// mma.sync, for one warp
-
-__device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], uint32_t from) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(from)
-                 : "memory");
-}
-
-// c (16×8) += a (16×16) · b (16×8), the fragments as PTX lays them out for m16n8k16.
-template <typename E>
-__device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
-                                    uint32_t b1) {
-    if constexpr (std::is_same_v<E, __half>) {
-        asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
-            "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"
-            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-    } else {
-        asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-            "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"
-            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-    }
-}
+// Elements
 
 // Two f32 rounded and packed, the first in the low half.
 template <typename E>

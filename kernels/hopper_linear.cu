@@ -39,7 +39,7 @@
 // pairs run at the same time: with `project` the launch is cooperative, which guarantees it or fails.
 #include "hopper.cuh"
 
-// Mirrored by cuda::launch::HopperLinearParams in Rust.
+// Mirrored by cuda::hopper::HopperLinearParams in Rust.
 struct HopperLinearParams {
     TensorMap lhs, rhs, down, lhs_ext, rhs_ext, out;
     void* s;          // where lhs_ext is written, m×r
@@ -291,10 +291,10 @@ __device__ __forceinline__ void project(const HopperLinearParams& p, uint32_t ba
             const uint32_t down = stage + kProjectSteps * kLhsBytes + step * kDownBytes;
             uint32_t a[kM16][4], b[4];
             const int down_row = lane % 8 + lane / 16 * 8;
-            ldmatrix_x4(b, down + swizzled(down_row, k16 * 2 + lane / 8 % 2));
+            ldmatrix_x4<false>(b, down + swizzled(down_row, k16 * 2 + lane / 8 % 2));
 #pragma unroll
             for (int i = 0; i < kM16; i++)
-                ldmatrix_x4(a[i], lhs + swizzled(i * 16 + lane % 16, k16 * 2 + lane / 16));
+                ldmatrix_x4<false>(a[i], lhs + swizzled(i * 16 + lane % 16, k16 * 2 + lane / 16));
 #pragma unroll
             for (int i = 0; i < kM16; i++)
 #pragma unroll

@@ -18,7 +18,7 @@
 // time share about as many rows of lhs as of rhs in the L2.
 #include "tile.cuh"
 
-// Mirrored by cuda::launch::LinearParams in Rust.
+// Mirrored by cuda::params::LinearParams in Rust.
 struct LinearParams {
     Operand lhs, rhs, lhs_ext, rhs_ext, out;
     int m, n, k, r;

@@ -10,7 +10,7 @@
 // Shared memory: 2 stages of (64 + 128)×32 elements, 24 KiB.
 #include "tile.cuh"
 
-// Mirrored by cuda::launch::MergeParams in Rust.
+// Mirrored by cuda::params::MergeParams in Rust.
 struct MergeParams {
     Operand w, b, a, out;
     int d, k, r;

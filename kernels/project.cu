@@ -13,7 +13,7 @@
 // Reads lhs and rhs; writes out, every element once. Needs nothing initialised.
 #include "tile.cuh"
 
-// Mirrored by cuda::launch::ProjectParams in Rust.
+// Mirrored by cuda::params::ProjectParams in Rust.
 struct ProjectParams {
     Operand lhs, rhs, out;
     int m, r, k;

@@ -10,7 +10,7 @@
 // Reads partials; writes out, every element once.
 #include <cstdint>
 
-// Mirrored by cuda::launch::ReduceParams in Rust.
+// Mirrored by cuda::params::ReduceParams in Rust.
 struct ReduceParams {
     const float* partials;
     float* out;

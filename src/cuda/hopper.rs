@@ -1,7 +1,8 @@
 //! The launch of kernels/hopper_linear.cu.
 
 use super::kernels::LinearKernels;
-use super::launch::{Linear, Operand, Product};
+use super::launch::{Linear, Product};
+use super::params::Operand;
 use super::tensor_map::TensorMap;
 use super::Cuda;
 use crate::{plan, DType, Result};

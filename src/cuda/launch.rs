@@ -1,7 +1,8 @@
-//! The launches: parameters as the kernels take them, and the operations as sequences of kernels.
+//! The operations as sequences of launches.
 
 use super::kernels::{Kernel, LinearKernels};
 use super::memory::{self, Resolved};
+use super::params::{GradParams, LinearParams, MergeParams, Operand, ProjectParams, ReduceParams};
 use super::{driver, Cuda};
 use crate::ops::{Accumulation, BackwardOutputs, Weights};
 use crate::plan::{self, rank_tile, BackwardWorkspace, GradSplit, Path, Problem};
@@ -9,110 +10,6 @@ use crate::{DType, Error, Result, TensorView, TensorViewMut};
 use cudarc::driver::{
     result, sys, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg, SyncOnDrop,
 };
-
-/// A matrix in device memory, as `Operand` in kernels/tile.cuh.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub(super) struct Operand {
-    pub(super) data: sys::CUdeviceptr,
-    ld: i32,
-    vectors: i32,
-}
-
-impl Operand {
-    /// Dense rows of `cols` elements.
-    fn new(data: sys::CUdeviceptr, cols: usize, dtype: DType) -> Self {
-        let vectors = data.is_multiple_of(16) && (cols * dtype.bytes()).is_multiple_of(16);
-        Operand { data, ld: cols as i32, vectors: vectors.into() }
-    }
-
-    /// The operand of a stretch of the sum that has no length.
-    const NONE: Operand = Operand { data: 0, ld: 0, vectors: 1 };
-}
-
-/// As in kernels/linear.cu.
-#[repr(C)]
-struct LinearParams {
-    lhs: Operand,
-    rhs: Operand,
-    lhs_ext: Operand,
-    rhs_ext: Operand,
-    out: Operand,
-    m: i32,
-    n: i32,
-    k: i32,
-    r: i32,
-}
-
-/// As in kernels/project.cu.
-#[repr(C)]
-struct ProjectParams {
-    lhs: Operand,
-    rhs: Operand,
-    out: Operand,
-    m: i32,
-    r: i32,
-    k: i32,
-    scale: f32,
-}
-
-/// As in kernels/grad.cu.
-#[repr(C)]
-struct GradParams {
-    lhs: Operand,
-    rhs: Operand,
-    partials: Operand,
-    t: i32,
-    r: i32,
-    n: i32,
-    rows_per_split: i32,
-}
-
-/// As in kernels/reduce.cu.
-#[repr(C)]
-struct ReduceParams {
-    partials: sys::CUdeviceptr,
-    out: sys::CUdeviceptr,
-    splits: i32,
-    r: i32,
-    n: i32,
-    transpose: i32,
-    accumulate: i32,
-}
-
-/// As in kernels/merge.cu.
-#[repr(C)]
-struct MergeParams {
-    w: Operand,
-    b: Operand,
-    a: Operand,
-    out: Operand,
-    d: i32,
-    k: i32,
-    r: i32,
-    scale: f32,
-}
-
-// The same sizes are asserted in the kernels.
-const _: () = {
-    assert!(size_of::<Operand>() == 16);
-    assert!(size_of::<LinearParams>() == 96);
-    assert!(size_of::<ProjectParams>() == 64);
-    assert!(size_of::<GradParams>() == 64);
-    assert!(size_of::<ReduceParams>() == 40);
-    assert!(size_of::<MergeParams>() == 80);
-};
-
-// SAFETY: plain integers, floats and device addresses, laid out as C lays them out.
-unsafe impl DeviceRepr for LinearParams {}
-// SAFETY: as above.
-unsafe impl DeviceRepr for ProjectParams {}
-// SAFETY: as above.
-unsafe impl DeviceRepr for GradParams {}
-// SAFETY: as above.
-unsafe impl DeviceRepr for ReduceParams {}
-// SAFETY: as above.
-unsafe impl DeviceRepr for MergeParams {}
 
 /// The buffers of a call: their addresses, checked for overlap, and cudarc's records of their use,
 /// which are taken when this is dropped, after the launches.

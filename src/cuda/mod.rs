@@ -5,6 +5,7 @@ mod hopper;
 mod kernels;
 mod launch;
 mod memory;
+mod params;
 mod tensor_map;
 
 pub(crate) use memory::{Allocation, Place, Region, RegionMut};

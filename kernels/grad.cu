@@ -4,8 +4,8 @@
 //   dBᵀ (r×d) = Sᵀ dH     L S  (T×r), Y dH (T×d)
 //
 // Bound by reading Y, which every column tile reads once. A sum over all T rows would leave too few
-// blocks, so T is cut into splits whose partial sums reduce.cu adds in order: no atomics, and the
-// same bits on every run and every device.
+// blocks, so T is cut into splits whose partial sums reduce.cu adds in order: no float
+// atomics, and the same bits on every run.
 //
 // Grid: (⌈r/kRank⌉ · ⌈n/128⌉, splits), the rank tiles that share columns of Y next to each other, so
 // that all but the first find them in the L2. Block: 4 warps along n, kRank×32 each.

@@ -270,7 +270,7 @@ __device__ __forceinline__ uint32_t swizzled(int row, int chunk) {
 }
 
 // Each of the eight warps takes one k16 of a stage for all 128 rows, so that lhs and down are read
-// from shared memory once: by mma.sync, since wgmma would take as long for 16 columns as for 64.
+// from shared memory once.
 template <typename E>
 __device__ __forceinline__ void project(const HopperLinearParams& p, uint32_t base) {
     static_assert(kProjectSteps * kTileK / 16 == kMultiplyingWarps);

@@ -156,8 +156,8 @@ impl BackwardWorkspace {
 
 /// How `kernels/grad.cu` cuts Lᵀ Y (r×n, a sum over T rows) into blocks.
 ///
-/// The cut depends on the shape alone, so the order of every sum, and with it every bit of the
-/// result, is the same on every device.
+/// The cut depends on the shape alone, so the partial sums are the same ones, added in the same
+/// order, on every run and however many multiprocessors there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct GradSplit {
     pub(crate) r: usize,
@@ -249,7 +249,10 @@ pub(crate) fn hopper_linear_blocks(m: usize, n: usize, projecting: usize, sms: u
 
 /// How many pairs of blocks kernels/hopper_linear.cu should set aside to make S (m×r) beside a
 /// forward product (m×n) over k, or 0 for a launch of its own before. The fastest by a model of the
-/// schedule, whose times were measured on an H200 (µs, with settled clocks).
+/// schedule.
+///
+/// Its times are µs and come from whole runs on an H200 with settled clocks; `PROJECT_STEP` is from a
+/// pipeline one stage shorter than today's, and `LAUNCH` and `CLEAR` are estimates.
 pub(crate) fn hopper_projecting_pairs([m, n, k, r]: [usize; 4], sms: usize) -> usize {
     const TILE_STEP: f64 = 0.73; // 64 of k for a pair of tiles
     const PROJECT_STEP: f64 = 0.18; // 64 of k for 128 rows, of one block

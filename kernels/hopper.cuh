@@ -102,6 +102,19 @@ __device__ __forceinline__ void flag_add_release(uint32_t* flag) {
     asm volatile("red.release.gpu.global.add.u32 [%0], 1;\n" ::"l"(flag) : "memory");
 }
 
+// Counts up to `last` and starts again at 0. Returns the count before; whoever gets `last` sees what
+// all the others had done.
+__device__ __forceinline__ uint32_t count_round(uint32_t* count, uint32_t last) {
+    uint32_t before;
+    asm volatile("fence.acq_rel.gpu;\n"
+                 "atom.inc.relaxed.gpu.global.u32 %0, [%1], %2;\n"
+                 "fence.acq_rel.gpu;\n"
+                 : "=r"(before)
+                 : "l"(count), "r"(last)
+                 : "memory");
+    return before;
+}
+
 __device__ __forceinline__ uint32_t flag_load_acquire(const uint32_t* flag) {
     uint32_t value;
     asm volatile("ld.acquire.gpu.global.u32 %0, [%1];\n" : "=r"(value) : "l"(flag) : "memory");
@@ -135,15 +148,14 @@ __device__ __forceinline__ void tma_store(const TensorMap& map, int row, int col
                      "l"(&map),
                  "r"(col), "r"(row), "r"(from)
                  : "memory");
+}
+
+// Makes a group of this thread's stores since the last.
+__device__ __forceinline__ void tma_store_commit() {
     asm volatile("cp.async.bulk.commit_group;\n" ::: "memory");
 }
 
-// Orders what this thread has seen of global memory before TMA loads that it issues from here on.
-__device__ __forceinline__ void fence_global_before_tma() {
-    asm volatile("fence.proxy.async.global;\n" ::: "memory");
-}
-
-// Until all but `kPending` of this thread's stores have read their shared memory.
+// Until all but `kPending` groups of this thread's stores have read their shared memory.
 template <int kPending>
 __device__ __forceinline__ void tma_store_wait_read() {
     asm volatile("cp.async.bulk.wait_group.read %0;\n" ::"n"(kPending) : "memory");
@@ -152,6 +164,11 @@ __device__ __forceinline__ void tma_store_wait_read() {
 // Orders this thread's ordinary writes of shared memory before TMA reads of it.
 __device__ __forceinline__ void fence_shared_before_tma() {
     asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
+}
+
+// Orders what this thread has seen of global memory before TMA loads that it issues from here on.
+__device__ __forceinline__ void fence_global_before_tma() {
+    asm volatile("fence.proxy.async.global;\n" ::: "memory");
 }
 
 __device__ __forceinline__ void prefetch_map(const TensorMap& map) {
@@ -211,47 +228,71 @@ __device__ __forceinline__ void wgmma_wait() {
 
 #define REGISTERS_8(a, b, c, d, e, f, g, h) \
     "%" #a ", %" #b ", %" #c ", %" #d ", %" #e ", %" #f ", %" #g ", %" #h
+#define REGISTERS_64                                 \
+    REGISTERS_8(0, 1, 2, 3, 4, 5, 6, 7) ", "         \
+    REGISTERS_8(8, 9, 10, 11, 12, 13, 14, 15) ", "   \
+    REGISTERS_8(16, 17, 18, 19, 20, 21, 22, 23) ", " \
+    REGISTERS_8(24, 25, 26, 27, 28, 29, 30, 31) ", " \
+    REGISTERS_8(32, 33, 34, 35, 36, 37, 38, 39) ", " \
+    REGISTERS_8(40, 41, 42, 43, 44, 45, 46, 47) ", " \
+    REGISTERS_8(48, 49, 50, 51, 52, 53, 54, 55) ", " \
+    REGISTERS_8(56, 57, 58, 59, 60, 61, 62, 63)
+#define REGISTERS_72 REGISTERS_64 ", " REGISTERS_8(64, 65, 66, 67, 68, 69, 70, 71)
+#define REGISTERS_88                                 \
+    REGISTERS_72 ", "                                \
+    REGISTERS_8(72, 73, 74, 75, 76, 77, 78, 79) ", " \
+    REGISTERS_8(80, 81, 82, 83, 84, 85, 86, 87)
+#define REGISTERS_96 REGISTERS_88 ", " REGISTERS_8(88, 89, 90, 91, 92, 93, 94, 95)
+#define REGISTERS_128                                        \
+    REGISTERS_96 ", "                                        \
+    REGISTERS_8(96, 97, 98, 99, 100, 101, 102, 103) ", "     \
+    REGISTERS_8(104, 105, 106, 107, 108, 109, 110, 111) ", " \
+    REGISTERS_8(112, 113, 114, 115, 116, 117, 118, 119) ", " \
+    REGISTERS_8(120, 121, 122, 123, 124, 125, 126, 127)
 #define OPERANDS_8(i)                                                                         \
     "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
         "+f"(d[i + 6]), "+f"(d[i + 7])
-#define OPERANDS_64(i)                                                                   \
-    OPERANDS_8(i), OPERANDS_8(i + 8), OPERANDS_8(i + 16), OPERANDS_8(i + 24),            \
-        OPERANDS_8(i + 32), OPERANDS_8(i + 40), OPERANDS_8(i + 48), OPERANDS_8(i + 56)
+#define OPERANDS_32(i) OPERANDS_8(i), OPERANDS_8(i + 8), OPERANDS_8(i + 16), OPERANDS_8(i + 24)
+#define OPERANDS_64(i) OPERANDS_32(i), OPERANDS_32(i + 32)
+#define OPERANDS_72(i) OPERANDS_64(i), OPERANDS_8(i + 64)
+#define OPERANDS_88(i) OPERANDS_72(i), OPERANDS_8(i + 72), OPERANDS_8(i + 80)
+#define OPERANDS_96(i) OPERANDS_64(i), OPERANDS_32(i + 64)
+#define OPERANDS_128(i) OPERANDS_64(i), OPERANDS_64(i + 64)
 
-#define WGMMA_N256(type)                                                                    \
-    asm volatile(                                                                           \
-        "{\n"                                                                               \
-        ".reg .pred p;\n"                                                                   \
-        "setp.ne.b32 p, %130, 0;\n"                                                         \
-        "wgmma.mma_async.sync.aligned.m64n256k16.f32." type "." type " {"                   \
-        REGISTERS_8(0, 1, 2, 3, 4, 5, 6, 7) ", "                                            \
-        REGISTERS_8(8, 9, 10, 11, 12, 13, 14, 15) ", "                                      \
-        REGISTERS_8(16, 17, 18, 19, 20, 21, 22, 23) ", "                                    \
-        REGISTERS_8(24, 25, 26, 27, 28, 29, 30, 31) ", "                                    \
-        REGISTERS_8(32, 33, 34, 35, 36, 37, 38, 39) ", "                                    \
-        REGISTERS_8(40, 41, 42, 43, 44, 45, 46, 47) ", "                                    \
-        REGISTERS_8(48, 49, 50, 51, 52, 53, 54, 55) ", "                                    \
-        REGISTERS_8(56, 57, 58, 59, 60, 61, 62, 63) ", "                                    \
-        REGISTERS_8(64, 65, 66, 67, 68, 69, 70, 71) ", "                                    \
-        REGISTERS_8(72, 73, 74, 75, 76, 77, 78, 79) ", "                                    \
-        REGISTERS_8(80, 81, 82, 83, 84, 85, 86, 87) ", "                                    \
-        REGISTERS_8(88, 89, 90, 91, 92, 93, 94, 95) ", "                                    \
-        REGISTERS_8(96, 97, 98, 99, 100, 101, 102, 103) ", "                                \
-        REGISTERS_8(104, 105, 106, 107, 108, 109, 110, 111) ", "                            \
-        REGISTERS_8(112, 113, 114, 115, 116, 117, 118, 119) ", "                            \
-        REGISTERS_8(120, 121, 122, 123, 124, 125, 126, 127)                                 \
-        "}, %128, %129, p, 1, 1, 0, %131;\n"                                                \
-        "}\n"                                                                               \
-        : OPERANDS_64(0), OPERANDS_64(64)                                                   \
+// The operands behind the accumulators have the numbers a to d.
+#define WGMMA(type, cols, registers, a, b, c, d_)                                          \
+    asm volatile(                                                                          \
+        "{\n"                                                                              \
+        ".reg .pred p;\n"                                                                  \
+        "setp.ne.b32 p, %" #c ", 0;\n"                                                     \
+        "wgmma.mma_async.sync.aligned.m64n" #cols "k16.f32." type "." type " {"            \
+        REGISTERS_##registers "}, %" #a ", %" #b ", p, 1, 1, 0, %" #d_ ";\n"               \
+        "}\n"                                                                              \
+        : OPERANDS_##registers(kAt)                                                        \
         : "l"(lhs), "l"(rhs), "r"(accumulate), "n"(kRhsMnMajor ? 1 : 0))
+#define WGMMA_OF_COLS(type)                                   \
+    if constexpr (kCols == 256) {                             \
+        WGMMA(type, 256, 128, 128, 129, 130, 131);            \
+    } else if constexpr (kCols == 192) {                      \
+        WGMMA(type, 192, 96, 96, 97, 98, 99);                 \
+    } else if constexpr (kCols == 176) {                      \
+        WGMMA(type, 176, 88, 88, 89, 90, 91);                 \
+    } else if constexpr (kCols == 144) {                      \
+        WGMMA(type, 144, 72, 72, 73, 74, 75);                 \
+    } else {                                                  \
+        static_assert(kCols == 128, "write it down above");   \
+        WGMMA(type, 128, 64, 64, 65, 66, 67);                 \
+    }
 
-// d (64×256) = lhs (64×16) · rhsᵀ (256×16) + (accumulate ? d : 0), by one warpgroup.
-template <typename E, bool kRhsMnMajor>
-__device__ __forceinline__ void wgmma(float (&d)[128], uint64_t lhs, uint64_t rhs,
+// d (64×kCols) = lhs (64×16) · rhsᵀ (kCols×16) + (accumulate ? d : 0), by one warpgroup. Its floats
+// are those from kAt on.
+template <typename E, int kCols, int kAt, bool kRhsMnMajor, int kFloats>
+__device__ __forceinline__ void wgmma(float (&d)[kFloats], uint64_t lhs, uint64_t rhs,
                                       int accumulate) {
+    static_assert(kAt + kCols / 2 <= kFloats);
     if constexpr (std::is_same_v<E, __half>) {
-        WGMMA_N256("f16");
+        WGMMA_OF_COLS("f16");
     } else {
-        WGMMA_N256("bf16");
+        WGMMA_OF_COLS("bf16");
     }
 }

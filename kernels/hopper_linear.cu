@@ -41,29 +41,59 @@
 
 // Mirrored by cuda::hopper::HopperLinearParams in Rust.
 struct HopperLinearParams {
-    TensorMap lhs, rhs, down, lhs_ext, rhs_ext, out;
+    TensorMap lhs, rhs, down, lhs_ext, rhs_ext;
+    TensorMap out_64, out_32, out_16;  // out in boxes of 64 rows and so many columns
     void* s;          // where lhs_ext is written, m×r
-    uint32_t* flags;  // one for every 128 rows of lhs_ext
+    uint32_t* flags;  // a count, then one for every 128 rows of lhs_ext
     int m, n, k, r;
     float scale;
-    int projecting_pairs;  // 0 unless project
+    int slices;            // of 16 columns of lhs_ext, to be made here; 0 if it is an input
+    int projecting_pairs;  // 0 if the slices are made by tiles
+    int group;
 };
-static_assert(sizeof(HopperLinearParams) == 832);
+static_assert(sizeof(HopperLinearParams) == 1088);
 
-constexpr int kTileM = 128, kTileN = 256, kTileK = 64, kTileR = 16, kStages = 4;
-// Pairs of tiles along m that are worked on column by column, to share lhs and rhs in the L2.
-constexpr int kGroup = 8;
-constexpr int kLhsBytes = kTileM * kTileK * 2, kRhsBytes = kTileN * kTileK * 2;
-constexpr int kStageBytes = kLhsBytes + kRhsBytes;
+constexpr int kTileM = 128, kTileK = 64, kTileR = 16;
+constexpr int kLhsBytes = kTileM * kTileK * 2, kDownBytes = kTileR * kTileK * 2;
+constexpr int kMultiplyingWarps = 8, kBoxBytes = 64 * 32 * 2;
+// Where the barriers are in shared memory, whatever else is before.
+constexpr int kBarriersAt = 224 << 10;
+
+// The tile 128×kN of a multiplying block, which may make slices of lhs_ext too.
+template <int kN, bool kMnMajor, bool kSlices>
+struct Tiling {
+    static_assert(kN % 16 == 0 && kN <= 256);
+    static constexpr int kStages = kN > 176 ? 4 : 5;
+    // What lies MN-major comes in boxes of 64 columns.
+    static constexpr int kRhsCols = kMnMajor ? (kN + 63) / 64 * 64 : kN;
+    static constexpr int kRhsBytes = kRhsCols * kTileK * 2;
+    static constexpr int kStageBytes = kLhsBytes + kRhsBytes + (kSlices ? kDownBytes : 0);
+    // The columns and those of a slice are multiplied in one go, or where they are more than 256, in
+    // two. Tiles without a slice do the same, since wgmmas that divide the same registers in
+    // different ways are serialised.
+    static constexpr int kLeft = kSlices && kN + kTileR > 256 ? kN / 2 : kN;
+    static constexpr int kRight = kN - kLeft;
+
+    // The output goes to the TMA by way of boxes of 64×32, as many for each warpgroup as fit. Two of
+    // them or one make a part.
+    static constexpr int kBoxes = (kBarriersAt - kStages * kStageBytes) / (2 * kBoxBytes) < 4 ? 3 : 4;
+    static constexpr int kParts = kBoxes == 4 ? (kN + 63) / 64 : (kN + 95) / 96 + (kN + 31) / 96;
+    static constexpr __device__ int part_col(int part) {
+        return kBoxes == 4 ? part * 64 : part / 2 * 96 + part % 2 * 64;
+    }
+    static constexpr __device__ int part_cols(int part) {
+        const int cols = kBoxes == 3 && part % 2 == 1 ? 32 : 64, rest = kN - part_col(part);
+        return rest < cols ? rest : cols;
+    }
+    // Two boxes make one of 64×64 where that comes out even.
+    static constexpr bool kWideBoxes = kBoxes == 4 && kN % 64 == 0;
+    static_assert(kStages * kStageBytes + 2 * kBoxes * kBoxBytes <= kBarriersAt);
+};
+
 // A projecting block's stages hold two steps each: a tile of lhs and one of down for either. There
 // are as many as fit, since it is the bytes in flight that decide how fast it reads.
-constexpr int kProjectSteps = 2, kDownBytes = kTileR * kTileK * 2, kProjectStages = 5;
+constexpr int kProjectSteps = 2, kProjectStages = 5;
 constexpr int kProjectStageBytes = kProjectSteps * (kLhsBytes + kDownBytes);
-static_assert(kProjectStages * kProjectStageBytes <= kStages * kStageBytes);
-constexpr int kStagingBytes = 64 * 64 * 2;
-constexpr int kBarriersAt = kStages * kStageBytes + 4 * kStagingBytes;
-constexpr int kMultiplyingWarps = 8;
-
 // Swizzled boxes lie at multiples of 1024 bytes; dynamic shared memory need not start at one.
 __device__ __forceinline__ uint32_t shared_base() {
     extern __shared__ unsigned char shared[];
@@ -81,6 +111,13 @@ __device__ __forceinline__ uint32_t empty(uint32_t base, int stage) {
 // The scout has seen the flag of a tile; the loader has seen that it has.
 __device__ __forceinline__ uint32_t scouted(uint32_t base) { return empty(base, kProjectStages); }
 __device__ __forceinline__ uint32_t taken(uint32_t base) { return scouted(base) + 8; }
+// The multipliers have written a slice of lhs_ext.
+__device__ __forceinline__ uint32_t sliced(uint32_t base) { return scouted(base) + 16; }
+
+// Where 16 bytes are in a box.
+__device__ __forceinline__ uint32_t swizzled(int row, int chunk) {
+    return row * 128 + (chunk ^ row % 8) * 16;
+}
 
 // Where the steps of a block are in its ring of stages.
 template <int kCount>
@@ -97,127 +134,194 @@ struct Ring {
 
 struct Tile {
     int m0, n0;
+    int slice;  // of lhs_ext that is made with it, or -1
 };
 
-// The tiles of a multiplying pair: every so many-th of all, in groups of kGroup rows of pairs.
-template <typename F>
+// The tiles of a multiplying pair: every so many-th of all, in groups of rows of pairs of tiles. A
+// group starts with the tiles that make slices, row by row; the others come column by column, so that
+// lhs and rhs are shared in the L2.
+template <int kN, typename F>
 __device__ __forceinline__ void for_each_tile(const HopperLinearParams& p, F&& f) {
     const int rank = cluster_rank(), pairs = gridDim.x / 2 - p.projecting_pairs;
-    const int rows = (p.m + 2 * kTileM - 1) / (2 * kTileM), cols = (p.n + kTileN - 1) / kTileN;
+    const int rows = (p.m + 2 * kTileM - 1) / (2 * kTileM), cols = (p.n + kN - 1) / kN;
+    const int slices = p.projecting_pairs > 0 ? 0 : p.slices;
     for (int i = blockIdx.x / 2 - p.projecting_pairs; i < rows * cols; i += pairs) {
-        const int group = i / (kGroup * cols), in_group = i % (kGroup * cols);
-        const int group_rows = min(kGroup, rows - group * kGroup);
-        const int row = group * kGroup + in_group % group_rows;
-        f(Tile{(2 * row + rank) * kTileM, in_group / group_rows * kTileN});
+        const int row0 = i / (p.group * cols) * p.group;
+        const int group_rows = min(p.group, rows - row0);
+        const int in_group = i - row0 * cols, in_rest = in_group - group_rows * slices;
+        const bool makes_slice = in_rest < 0;
+        const int row = row0 + (makes_slice ? in_group / slices : in_rest % group_rows);
+        const int col = makes_slice ? in_group % slices : slices + in_rest / group_rows;
+        f(Tile{(2 * row + rank) * kTileM, col * kN, makes_slice ? col : -1});
     }
 }
 
 // ---------------------------------------------------------------------------------------------
 // Multiplying pairs
 
-template <bool kMnMajor>
-__device__ __forceinline__ void load_stage(uint32_t stage, uint32_t barrier, const TensorMap& lhs,
-                                           const TensorMap& rhs, Tile tile, int k0) {
-    const int rank = cluster_rank();
-    mbarrier_arrive_expect(barrier, kStageBytes);
-    tma_load(stage, lhs, tile.m0, k0, barrier);
-    const uint32_t half = stage + kLhsBytes + rank * (kRhsBytes / 2);
-    const int n0 = tile.n0 + rank * (kTileN / 2);
-    if constexpr (kMnMajor) {
-        tma_load_pair(half, rhs, k0, n0, barrier);
-        tma_load_pair(half + kRhsBytes / 4, rhs, k0, n0 + 64, barrier);
-    } else {
-        tma_load_pair(half, rhs, n0, k0, barrier);
-    }
-}
-
-template <bool kMnMajor>
+template <int kN, bool kMnMajor, bool kSlices>
 __device__ __forceinline__ void load(const HopperLinearParams& p, uint32_t base) {
-    Ring<kStages> ring;
+    using T = Tiling<kN, kMnMajor, kSlices>;
+    const int rank = cluster_rank();
+    Ring<T::kStages> ring;
     uint32_t tile_phase = 0;
-    auto fill = [&](const TensorMap& lhs, const TensorMap& rhs, Tile tile, int k0) {
+    auto fill = [&](const TensorMap& lhs, const TensorMap& rhs, Tile tile, int slice, int k0) {
+        const uint32_t to_lhs = base + ring.stage * T::kStageBytes, to_rhs = to_lhs + kLhsBytes;
+        const uint32_t barrier = full(base, ring.stage);
         // A stage that was never filled counts as released.
         mbarrier_wait(empty(base, ring.stage), ring.phase ^ 1);
-        load_stage<kMnMajor>(base + ring.stage * kStageBytes, full(base, ring.stage), lhs, rhs,
-                             tile, k0);
+        const bool makes_slice = kSlices && slice >= 0;
+        mbarrier_arrive_expect(barrier,
+                               kLhsBytes + T::kRhsBytes + (makes_slice ? kDownBytes : 0));
+        tma_load(to_lhs, lhs, tile.m0, k0, barrier);
+        // Each block of the pair loads one half of rhs into both, of the rows as they lie.
+        if constexpr (kMnMajor) {
+            for (int i = 0; i < T::kRhsCols / 64; i++)
+                tma_load_pair(to_rhs + i * 8192 + rank * 4096, rhs, k0 + rank * (kTileK / 2),
+                              tile.n0 + i * 64, barrier);
+        } else {
+            tma_load_pair(to_rhs + rank * (T::kRhsBytes / 2), rhs, tile.n0 + rank * (kN / 2), k0,
+                          barrier);
+        }
+        if (makes_slice) tma_load(to_rhs + T::kRhsBytes, p.down, slice * kTileR, k0, barrier);
         ring.advance();
     };
-    for_each_tile(p, [&](Tile tile) {
-        for (int k0 = 0; k0 < p.k; k0 += kTileK) fill(p.lhs, p.rhs, tile, k0);
-        if (p.projecting_pairs > 0) {
+    for_each_tile<kN>(p, [&](Tile tile) {
+        for (int k0 = 0; k0 < p.k; k0 += kTileK) fill(p.lhs, p.rhs, tile, tile.slice, k0);
+        if (p.slices > 0) {
             mbarrier_wait(scouted(base), tile_phase);
             mbarrier_arrive(taken(base));
             tile_phase ^= 1;
         }
-        for (int r0 = 0; r0 < p.r; r0 += kTileK) fill(p.lhs_ext, p.rhs_ext, tile, r0);
+        for (int r0 = 0; r0 < p.r; r0 += kTileK) fill(p.lhs_ext, p.rhs_ext, tile, -1, r0);
     });
 }
 
-// Waits for the rows of S of the block's tiles, one tile ahead of the loader at most.
+// Tells other blocks of the slices that this one makes, and waits for all those that its tiles need,
+// one tile ahead of the loader at most. The last scout to have seen all of its flags clears them.
+template <int kN>
 __device__ __forceinline__ void scout(const HopperLinearParams& p, uint32_t base) {
-    uint32_t tile_phase = 0;
-    for_each_tile(p, [&](Tile tile) {
-        if (tile.m0 < p.m)
-            while (flag_load_acquire(&p.flags[tile.m0 / kTileM]) == 0) {
+    const int lane = threadIdx.x % 32;
+    bool is_last = false;
+    if (lane == 0) {
+        uint32_t tile_phase = 0, slice_phase = 0;
+        for_each_tile<kN>(p, [&](Tile tile) {
+            uint32_t* flag = &p.flags[1 + tile.m0 / kTileM];
+            if (tile.slice >= 0) {
+                mbarrier_wait(sliced(base), slice_phase);
+                slice_phase ^= 1;
+                if (tile.m0 < p.m) flag_add_release(flag);
             }
-        fence_global_before_tma();
-        mbarrier_wait(taken(base), tile_phase ^ 1);
-        mbarrier_arrive(scouted(base));
-        tile_phase ^= 1;
-    });
+            if (tile.m0 < p.m)
+                while (flag_load_acquire(flag) < p.slices) {
+                }
+            fence_global_before_tma();
+            mbarrier_wait(taken(base), tile_phase ^ 1);
+            mbarrier_arrive(scouted(base));
+            tile_phase ^= 1;
+        });
+        const uint32_t last = gridDim.x - 2 * p.projecting_pairs - 1;
+        is_last = count_round(p.flags, last) == last;
+    }
+    if (__any_sync(~0u, is_last))
+        for (int i = lane; i * kTileM < p.m; i += 32) p.flags[1 + i] = 0;
 }
 
-// Rounds a warpgroup's 64×256 and stores it, 64 columns at a time, by way of two staging areas.
-template <typename E>
-__device__ __forceinline__ void store(const HopperLinearParams& p, const float (&acc)[128],
-                                      uint32_t staging, int row, int col) {
+// Rounds a warpgroup's 64×kN and stores it, part by part, by way of its boxes in shared memory.
+template <typename E, int kN, typename T, int kFloats>
+__device__ __forceinline__ void store(const HopperLinearParams& p, const float (&acc)[kFloats],
+                                      uint32_t boxes, int row, int col) {
     const int thread = threadIdx.x % 128, warp = thread / 32, lane = thread % 32;
     const int barrier = threadIdx.x / 128;  // 0 is __syncthreads, and not a multiplier's
     // The lane's row of an 8×8 matrix: of rows 0 to 7 and 8 to 15, then of eight columns on.
     const int lane_row = warp * 16 + lane % 16, lane_chunk = lane / 16;
 #pragma unroll
-    for (int part = 0; part < 4; part++) {
-        const uint32_t area = staging + part % 2 * kStagingBytes;
+    for (int part = 0; part < T::kParts; part++) {
+        // Parts take turns with the boxes, and their stores are groups.
+        const uint32_t to = boxes + part % 2 * 2 * kBoxBytes;
+        const int part_col = T::part_col(part), part_cols = T::part_cols(part);
         // NOTES: the wait holds in the thread that stored; the barrier passes it on to the others.
-        if (thread == 0) tma_store_wait_read<1>();
+        if (thread == 0) {
+            if (part == 0) tma_store_wait_read<0>();
+            if (part > 1) tma_store_wait_read<1>();
+        }
         named_barrier<128>(barrier);
 #pragma unroll
-        for (int pair = 0; pair < 4; pair++) {
-            const float* v = &acc[part * 32 + pair * 8];
-            const int chunk = (pair * 2 + lane_chunk) ^ lane_row % 8;
-            stmatrix_x4(area + lane_row * 128 + chunk * 16, pack<E>(v[0], v[1]),
-                        pack<E>(v[2], v[3]), pack<E>(v[4], v[5]), pack<E>(v[6], v[7]));
+        for (int i = 0; i < part_cols; i += 16) {
+            const float* v = &acc[(part_col + i) / 2];
+            // In rows of 128 bytes, 64, or 32 where a box has no more than 16 columns.
+            const int chunk = i / 8 + lane_chunk;
+            const uint32_t narrow = to + i / 32 * kBoxBytes;
+            const uint32_t at =
+                T::kWideBoxes ? to + swizzled(lane_row, chunk)
+                : part_cols - i / 32 * 32 < 32
+                    ? narrow + lane_row * 32 + (chunk % 4 ^ lane_row / 4 % 2) * 16
+                    : narrow + lane_row * 64 + (chunk % 4 ^ lane_row / 2 % 4) * 16;
+            stmatrix_x4(at, pack<E>(v[0], v[1]), pack<E>(v[2], v[3]), pack<E>(v[4], v[5]),
+                        pack<E>(v[6], v[7]));
         }
         fence_shared_before_tma();
         named_barrier<128>(barrier);
-        if (thread == 0) tma_store(p.out, row, col + part * 64, area);
+        if (thread == 0) {
+            if constexpr (T::kWideBoxes) {
+                tma_store(p.out_64, row, col + part_col, to);
+            } else {
+#pragma unroll
+                for (int i = 0; i < part_cols; i += 32) {
+                    const TensorMap& map = part_cols - i < 32 ? p.out_16 : p.out_32;
+                    tma_store(map, row, col + part_col + i, to + i / 32 * kBoxBytes);
+                }
+            }
+            tma_store_commit();
+        }
     }
 }
 
-template <typename E, bool kMnMajor>
+// A warp's 16×16 of lhs_ext.
+template <typename E>
+__device__ __forceinline__ void store_slice(const HopperLinearParams& p, const float* acc, int row0,
+                                            int col0) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const int row = row0 + i % 2 * 8 + lane / 4, col = col0 + i / 2 * 8 + lane % 4 * 2;
+        if (row >= p.m || col >= p.r) continue;
+        E* to = static_cast<E*>(p.s) + (int64_t)row * p.r + col;
+        *reinterpret_cast<uint32_t*>(to) = pack<E>(acc[2 * i] * p.scale, acc[2 * i + 1] * p.scale);
+    }
+}
+
+template <typename E, int kN, bool kMnMajor, bool kSlices>
 __device__ __forceinline__ void multiply(const HopperLinearParams& p, uint32_t base) {
+    using T = Tiling<kN, kMnMajor, kSlices>;
     constexpr int kLhsStep = 32 / 16, kRhsStep = (kMnMajor ? 2048 : 32) / 16;
-    const int half = threadIdx.x / 128 - 1, lane = threadIdx.x % 32;
-    const uint32_t staging = base + kStages * kStageBytes + half * 2 * kStagingBytes;
-    Ring<kStages> ring;
+    const int half = threadIdx.x / 128 - 1, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
+    const uint32_t boxes = base + T::kStages * T::kStageBytes + half * T::kBoxes * kBoxBytes;
+    Ring<T::kStages> ring;
     auto release = [&](int stage) {
         if (lane < 2) mbarrier_arrive_remote(empty(base, stage), lane);
     };
-    for_each_tile(p, [&](Tile tile) {
-        float acc[128];
+    for_each_tile<kN>(p, [&](Tile tile) {
+        float acc[(kN + (kSlices ? kTileR : 0)) / 2];
         int accumulate = 0, previous = -1;
-        auto step = [&](int k16s) {
+        auto step = [&](int k16s, auto makes_slice) {
             mbarrier_wait(full(base, ring.stage), ring.phase);
-            const uint32_t stage = base + ring.stage * kStageBytes;
-            const uint64_t lhs = wgmma_descriptor(stage + half * (kLhsBytes / 2), false);
-            const uint64_t rhs = wgmma_descriptor(stage + kLhsBytes, kMnMajor);
+            const uint32_t stage = base + ring.stage * T::kStageBytes;
+            const uint64_t lhs_0 = wgmma_descriptor(stage + half * (kLhsBytes / 2), false);
+            const uint64_t rhs_0 = wgmma_descriptor(stage + kLhsBytes, kMnMajor);
             wgmma_fence();
 #pragma unroll
             for (int i = 0; i < kTileK / 16; i++) {
-                if (i < k16s) {
-                    wgmma<E, kMnMajor>(acc, lhs + i * kLhsStep, rhs + i * kRhsStep, accumulate);
-                    accumulate = 1;
-                }
+                if (i >= k16s) continue;
+                const uint64_t lhs = lhs_0 + i * kLhsStep, rhs = rhs_0 + i * kRhsStep;
+                // The slice of down lies behind rhs.
+                constexpr int kSlice = decltype(makes_slice)::value ? kTileR : 0;
+                constexpr int kLeft = T::kLeft + (T::kRight == 0 ? kSlice : 0);
+                wgmma<E, kLeft, 0, kMnMajor>(acc, lhs, rhs, accumulate);
+                if constexpr (T::kRight > 0)
+                    wgmma<E, T::kRight + kSlice, kLeft / 2, kMnMajor>(
+                        acc, lhs, rhs + kLeft * 128 / 16, accumulate);
+                accumulate = 1;
             }
             wgmma_commit();
             wgmma_wait<1>();
@@ -225,12 +329,23 @@ __device__ __forceinline__ void multiply(const HopperLinearParams& p, uint32_t b
             previous = ring.stage;
             ring.advance();
         };
-        for (int k0 = 0; k0 < p.k; k0 += kTileK) step(kTileK / 16);
-        // Boxes past column r hold zeros: only the steps of 16 that hold anything are multiplied.
-        for (int r0 = 0; r0 < p.r; r0 += kTileK) step(min((p.r - r0 + 15) / 16, kTileK / 16));
+        const int row0 = tile.m0 + half * 64;
+        if (kSlices && tile.slice >= 0) {
+            if constexpr (kSlices) {
+                for (int k0 = 0; k0 < p.k; k0 += kTileK) step(kTileK / 16, std::true_type{});
+                wgmma_wait<0>();
+                store_slice<E>(p, &acc[kN / 2], row0 + warp * 16, tile.slice * kTileR);
+                __syncwarp();
+                if (lane == 0) mbarrier_arrive(sliced(base));
+            }
+        } else {
+            for (int k0 = 0; k0 < p.k; k0 += kTileK) step(kTileK / 16, std::false_type{});
+        }
+        for (int r0 = 0; r0 < p.r; r0 += kTileK)
+            step(min((p.r - r0 + 15) / 16, kTileK / 16), std::false_type{});
         wgmma_wait<0>();
         release(previous);
-        store<E>(p, acc, staging, tile.m0 + half * 64, tile.n0);
+        store<E, kN, T>(p, acc, boxes, row0, tile.n0);
     });
     // Shared memory stays until the last stores have read it.
     if (threadIdx.x % 128 == 0) tma_store_wait_read<0>();
@@ -264,11 +379,6 @@ __device__ __forceinline__ void load_items(const HopperLinearParams& p, uint32_t
     });
 }
 
-// Where 16 bytes are in a box.
-__device__ __forceinline__ uint32_t swizzled(int row, int chunk) {
-    return row * 128 + (chunk ^ row % 8) * 16;
-}
-
 // Each of the eight warps takes one k16 of a stage for all 128 rows, so that lhs and down are read
 // from shared memory once.
 template <typename E>
@@ -278,9 +388,10 @@ __device__ __forceinline__ void project(const HopperLinearParams& p, uint32_t ba
     const int warp = threadIdx.x / 32 - 4, lane = threadIdx.x % 32;
     const int step = warp / 4, k16 = warp % 4;
     float* const partials =
-        static_cast<float*>(__cvta_shared_to_generic(base + kStages * kStageBytes));
+        static_cast<float*>(__cvta_shared_to_generic(base + kProjectStages * kProjectStageBytes));
     constexpr int kFloats = kM16 * 8;  // of a lane's share of the 128×16
-    static_assert(kMultiplyingWarps / 2 * kFloats * 32 * 4 <= 4 * kStagingBytes);
+    static_assert(kProjectStages * kProjectStageBytes + kMultiplyingWarps / 2 * kFloats * 32 * 4 <=
+                  kBarriersAt);
     Ring<kProjectStages> ring;
     for_each_item(p, [&](int m0) {
         float acc[kM16][2][4] = {};
@@ -319,26 +430,19 @@ __device__ __forceinline__ void project(const HopperLinearParams& p, uint32_t ba
         }
         if (warp == 0) {
 #pragma unroll
-            for (int i = 0; i < kM16 * 4; i++) {
-                const int row = m0 + i / 4 * 16 + i % 2 * 8 + lane / 4;
-                const int col = i / 2 % 2 * 8 + lane % 4 * 2;
-                if (row >= p.m || col >= p.r) continue;
-                const float* v = &acc[i / 4][i / 2 % 2][i % 2 * 2];
-                E* to = static_cast<E*>(p.s) + (int64_t)row * p.r + col;
-                *reinterpret_cast<uint32_t*>(to) = pack<E>(v[0] * p.scale, v[1] * p.scale);
-            }
+            for (int i = 0; i < kM16; i++) store_slice<E>(p, &acc[i][0][0], m0 + i * 16, 0);
             __syncwarp();
-            if (lane == 0) flag_add_release(&p.flags[m0 / kTileM]);
+            if (lane == 0) flag_add_release(&p.flags[1 + m0 / kTileM]);
         }
     });
 }
 
 // ---------------------------------------------------------------------------------------------
 
-template <typename E, bool kMnMajor>
+template <typename E, int kN, bool kMnMajor, bool kSlices>
 __device__ __forceinline__ void hopper_linear(const HopperLinearParams& p) {
     const uint32_t base = shared_base();
-    const bool projects = !kMnMajor && blockIdx.x / 2 < p.projecting_pairs;
+    const bool projects = !kMnMajor && !kSlices && blockIdx.x / 2 < p.projecting_pairs;
     if (threadIdx.x == 0) {
         for (int stage = 0; stage < kProjectStages; stage++) {
             mbarrier_init(full(base, stage), 1);
@@ -346,10 +450,10 @@ __device__ __forceinline__ void hopper_linear(const HopperLinearParams& p) {
         }
         mbarrier_init(scouted(base), 1);
         mbarrier_init(taken(base), 1);
+        mbarrier_init(sliced(base), kMultiplyingWarps);
         fence_mbarrier_init();
         prefetch_map(p.lhs);
         prefetch_map(p.rhs);
-        prefetch_map(p.out);
     }
     cluster_sync();
     if (threadIdx.x < 128) {
@@ -358,17 +462,17 @@ __device__ __forceinline__ void hopper_linear(const HopperLinearParams& p) {
             if (projects) {
                 load_items(p, base);
             } else {
-                load<kMnMajor>(p, base);
+                load<kN, kMnMajor, kSlices>(p, base);
             }
-        } else if (threadIdx.x == 32 && p.projecting_pairs > 0 && !projects) {
-            scout(p, base);
+        } else if (threadIdx.x / 32 == 1 && p.slices > 0 && !projects) {
+            scout<kN>(p, base);
         }
     } else {
         take_registers<232>();
         if (projects) {
             project<E>(p, base);
         } else {
-            multiply<E, kMnMajor>(p, base);
+            multiply<E, kN, kMnMajor, kSlices>(p, base);
         }
     }
     // A block stays until its peer has neither loads into it nor arrivals at it to come.
@@ -376,13 +480,19 @@ __device__ __forceinline__ void hopper_linear(const HopperLinearParams& p) {
     cluster_sync();
 }
 
-#define HOPPER_LINEAR_KERNEL(name, E, mn_major)                                         \
+#define HOPPER_LINEAR_KERNEL(name, E, n, mn_major, slices)                              \
     extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1)      \
         name(const __grid_constant__ HopperLinearParams params) {                       \
-        hopper_linear<E, mn_major>(params);                                             \
+        hopper_linear<E, n, mn_major, slices>(params);                                  \
     }
+#define HOPPER_LINEAR_KERNELS(n, type, E)                                               \
+    HOPPER_LINEAR_KERNEL(hopper_linear_forward_n##n##_##type, E, n, false, false)       \
+    HOPPER_LINEAR_KERNEL(hopper_linear_sliced_n##n##_##type, E, n, false, true)         \
+    HOPPER_LINEAR_KERNEL(hopper_linear_input_grad_n##n##_##type, E, n, true, false)
 
-HOPPER_LINEAR_KERNEL(hopper_linear_forward_bf16, __nv_bfloat16, false)
-HOPPER_LINEAR_KERNEL(hopper_linear_forward_f16, __half, false)
-HOPPER_LINEAR_KERNEL(hopper_linear_input_grad_bf16, __nv_bfloat16, true)
-HOPPER_LINEAR_KERNEL(hopper_linear_input_grad_f16, __half, true)
+HOPPER_LINEAR_KERNELS(128, bf16, __nv_bfloat16)
+HOPPER_LINEAR_KERNELS(176, bf16, __nv_bfloat16)
+HOPPER_LINEAR_KERNELS(256, bf16, __nv_bfloat16)
+HOPPER_LINEAR_KERNELS(128, f16, __half)
+HOPPER_LINEAR_KERNELS(176, f16, __half)
+HOPPER_LINEAR_KERNELS(256, f16, __half)

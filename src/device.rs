@@ -53,9 +53,27 @@ impl Device {
     /// The same device, held to the kernels that serve every GPU: [`Path::Mma`](crate::Path::Mma)
     /// instead of what its generation has of its own. For comparisons and tests.
     pub fn generic(&self) -> Self {
+        self.with_profile(|profile| profile.hopper = false)
+    }
+
+    /// The same device, with no more than so many multiprocessors for the kernels that stay on them
+    /// to the end of a product, which are those of [`Path::Hopper`](crate::Path::Hopper). What a call
+    /// computes may then be divided differently, and S have other bits, the same on every run.
+    pub fn with_sms(&self, sms: usize) -> Self {
+        self.with_profile(|profile| {
+            profile.sms = profile.sms.min(sms.max(2));
+            profile.pairs = profile.pairs.min(profile.sms / 2);
+        })
+    }
+
+    fn with_profile(&self, change: impl Fn(&mut DeviceProfile)) -> Self {
         let backend = match &self.backend {
             Backend::Cpu => Backend::Cpu,
-            Backend::Cuda(cuda) => Backend::Cuda(Arc::new(cuda.generic())),
+            Backend::Cuda(cuda) => {
+                let mut profile = cuda.profile().clone();
+                change(&mut profile);
+                Backend::Cuda(Arc::new(cuda.with_profile(profile)))
+            }
         };
         Device { backend }
     }

@@ -100,8 +100,10 @@ pub enum Error {
         /// Whether it is merged.
         merged: bool,
     },
-    /// The workspace is smaller than the query said.
+    /// The workspace is smaller than the plan said.
     Workspace {
+        /// Which part of it, `scratch` or `flags`.
+        part: &'static str,
         /// Elements needed.
         needed: usize,
         /// Elements given.
@@ -174,8 +176,8 @@ impl fmt::Display for Error {
             Error::Merged { merged: false } => {
                 write!(f, "the adapter is not merged into the layer's weight")
             }
-            Error::Workspace { needed, got } => {
-                write!(f, "the workspace holds {got} f32 elements, but {needed} are needed")
+            Error::Workspace { part, needed, got } => {
+                write!(f, "the workspace has {got} elements of {part}, but {needed} are needed")
             }
             Error::TooLarge { what } => write!(f, "{what} is too large"),
             Error::OutOfMemory { bytes } => {

@@ -22,7 +22,7 @@
 //! There are two levels:
 //!
 //! * [`LoraLinear`] and [`Adapter`] own their tensors and allocate what they return.
-//! * [`ops`] takes the caller's buffers, outputs and workspace, enqueues on the caller's stream,
+//! * [`ops`] takes the caller's buffers, outputs and [`Workspace`], enqueues on the caller's stream,
 //!   and never allocates device memory, synchronises or makes a stream, so that a CUDA graph can
 //!   capture it.
 //!
@@ -72,6 +72,7 @@ mod reference;
 mod rng;
 mod shape;
 mod tensor;
+mod workspace;
 
 pub use adapter::{Adapter, AdapterConfig, Scaling};
 pub use cudarc;
@@ -84,6 +85,7 @@ pub use ops::{Accumulation, InputGradient};
 pub use plan::{Path, Problem};
 pub use shape::{IntoShape, Shape};
 pub use tensor::{Tensor, TensorView, TensorViewMut};
+pub use workspace::Workspace;
 
 /// Compiles the README's code.
 #[cfg(doctest)]

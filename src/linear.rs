@@ -1,8 +1,7 @@
 //! A LoRA linear layer that owns its tensors.
 
 use crate::ops::{self, Accumulation, BackwardOutputs, InputGradient, Weights};
-use crate::plan::Plan;
-use crate::{Adapter, DType, Device, Error, Problem, Result, Shape, Tensor};
+use crate::{Adapter, DType, Device, Error, Problem, Result, Tensor, Workspace};
 
 /// A frozen weight W0 [d, k] with an adapter: h = W0 x + s · B (A x).
 ///
@@ -102,9 +101,9 @@ impl LoraLinear {
         let plan = ops::forward_plan(device, &self.problem(x)?);
         let mut h = self.output(x, self.w0.shape().rows())?;
         let mut s = self.output(x, self.adapter.rank())?;
-        let mut workspace = workspace(device, plan)?;
+        let mut workspace = Workspace::new(device, &[plan])?;
         let outputs = (h.view_mut(), s.view_mut());
-        ops::forward(device, &weights, x.view(), outputs.0, outputs.1, workspace.view_mut())?;
+        ops::forward(device, &weights, x.view(), outputs.0, outputs.1, &mut workspace)?;
         Ok(Forward { h, s })
     }
 
@@ -141,7 +140,7 @@ impl LoraLinear {
             InputGradient::Skip => None,
             InputGradient::Compute => Some(self.output(x, self.w0.shape().cols())?),
         };
-        let mut workspace = workspace(device, plan)?;
+        let mut workspace = Workspace::new(device, &[plan])?;
         let outputs = BackwardOutputs {
             dx: dx.as_mut().map(Tensor::view_mut),
             da: gradients.a.view_mut(),
@@ -149,15 +148,7 @@ impl LoraLinear {
             accumulation,
         };
         let (weights, inputs) = (self.weights(), (dh.view(), x.view(), s.view()));
-        ops::backward(
-            device,
-            &weights,
-            inputs.0,
-            inputs.1,
-            inputs.2,
-            outputs,
-            workspace.view_mut(),
-        )?;
+        ops::backward(device, &weights, inputs.0, inputs.1, inputs.2, outputs, &mut workspace)?;
         Ok(dx)
     }
 
@@ -230,8 +221,4 @@ impl LoraLinear {
     fn output(&self, x: &Tensor, cols: usize) -> Result<Tensor> {
         Tensor::for_output(self.device(), x.shape().with_cols(cols)?, self.w0.dtype())
     }
-}
-
-fn workspace(device: &Device, plan: Plan) -> Result<Tensor> {
-    Tensor::for_output(device, Shape::new(&[plan.workspace])?, DType::F32)
 }

@@ -13,7 +13,7 @@
 use crate::cuda::Place;
 use crate::device::Backend;
 use crate::plan::{self, Plan, Problem};
-use crate::{reference, DType, Device, Error, Result, Shape, TensorView, TensorViewMut};
+use crate::{reference, DType, Device, Error, Result, Shape, TensorView, TensorViewMut, Workspace};
 
 /// The weights of an adapted layer, borrowed.
 #[derive(Debug)]
@@ -77,8 +77,7 @@ pub fn backward_plan(device: &Device, problem: &Problem) -> Plan {
 /// S = s · X Aᵀ and H = X W0ᵀ + S Bᵀ.
 ///
 /// Keep S for [`backward`]. A CUDA device computes H from S as rounded to its element type, the
-/// CPU reference from the exact one. `workspace` is f32 with at least
-/// [`forward_plan`]`().workspace` elements.
+/// CPU reference from the exact one. `workspace` is for [`forward_plan`], at least.
 ///
 /// # Errors
 /// [`Error::Shape`], [`Error::DType`], [`Error::Device`], [`Error::Rank`], [`Error::NotFinite`],
@@ -90,17 +89,15 @@ pub fn forward(
     x: TensorView<'_>,
     mut h: TensorViewMut<'_>,
     mut s: TensorViewMut<'_>,
-    mut workspace: TensorViewMut<'_>,
+    workspace: &mut Workspace,
 ) -> Result<()> {
     let problem = weights.problem(device, &x)?;
     check_output(device, "h", &h, [problem.t, problem.d], problem.dtype)?;
     check_output(device, "s", &s, [problem.t, problem.r], problem.dtype)?;
-    check_workspace(device, &workspace, forward_plan(device, &problem).workspace)?;
+    check_workspace(device, workspace, &forward_plan(device, &problem))?;
     match &device.backend {
         Backend::Cpu => reference::forward(weights, &x, &mut h, &mut s),
-        Backend::Cuda(cuda) => {
-            cuda.forward(&problem, weights, &x, &mut h, &mut s, &mut workspace)?
-        }
+        Backend::Cuda(cuda) => cuda.forward(&problem, weights, &x, &mut h, &mut s, workspace)?,
     }
     Ok(())
 }
@@ -129,8 +126,8 @@ pub fn frozen(
 /// dS = s · dH B, dX = dH W0 + dS A, dA = dSᵀ X and dB = dHᵀ S.
 ///
 /// `s` is the S that [`forward`] made, which already carries the scale. The sums over T run in an
-/// order that depends on the shapes alone: the same bits on every run. `workspace` is f32 with at
-/// least [`backward_plan`]`().workspace` elements.
+/// order that depends on the shapes alone: the same bits on every run. `workspace` is for
+/// [`backward_plan`], at least.
 ///
 /// # Errors
 /// As for [`forward`].
@@ -141,7 +138,7 @@ pub fn backward(
     x: TensorView<'_>,
     s: TensorView<'_>,
     mut out: BackwardOutputs<'_>,
-    mut workspace: TensorViewMut<'_>,
+    workspace: &mut Workspace,
 ) -> Result<()> {
     let problem = weights.problem(device, &x)?;
     let Problem { t, k, d, r, dtype } = problem;
@@ -152,11 +149,11 @@ pub fn backward(
     }
     check_output(device, "da", &out.da, [r, k], DType::F32)?;
     check_output(device, "db", &out.db, [d, r], DType::F32)?;
-    check_workspace(device, &workspace, backward_plan(device, &problem).workspace)?;
+    check_workspace(device, workspace, &backward_plan(device, &problem))?;
     match &device.backend {
         Backend::Cpu => reference::backward(weights, &dh, &x, &s, &mut out),
         Backend::Cuda(cuda) => {
-            cuda.backward(&problem, weights, &dh, &x, &s, &mut out, &mut workspace)?
+            cuda.backward(&problem, weights, &dh, &x, &s, &mut out, workspace)?
         }
     }
     Ok(())
@@ -288,16 +285,13 @@ fn check_output(
     check_device(device, argument, view.region.place())
 }
 
-fn check_workspace(device: &Device, workspace: &TensorViewMut<'_>, needed: usize) -> Result<()> {
-    if workspace.dtype != DType::F32 {
-        let (argument, expected) = ("workspace", "f32");
-        return Err(Error::DType { argument, expected, got: workspace.dtype });
+fn check_workspace(device: &Device, workspace: &mut Workspace, plan: &Plan) -> Result<()> {
+    workspace.check(plan)?;
+    check_dtype_of("workspace.scratch", workspace.scratch.dtype(), DType::F32)?;
+    for tensor in [&workspace.scratch, workspace.flags()] {
+        check_device(device, "workspace", tensor.view().region.place())?;
     }
-    let got = workspace.shape.elements();
-    if got < needed {
-        return Err(Error::Workspace { needed, got });
-    }
-    check_device(device, "workspace", workspace.region.place())
+    Ok(())
 }
 
 fn check_matrix(
@@ -311,6 +305,10 @@ fn check_matrix(
         let expected = format!("{rows} rows of {cols}");
         return Err(Error::Shape { argument, expected, got: shape });
     }
+    check_dtype_of(argument, got, dtype)
+}
+
+fn check_dtype_of(argument: &'static str, got: DType, dtype: DType) -> Result<()> {
     if got != dtype {
         let expected = match dtype {
             DType::Bf16 => "bf16, as x",

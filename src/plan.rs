@@ -1,6 +1,8 @@
 //! Which kernel serves a call, and how it is cut into tiles: pure functions of the problem and
 //! the device.
 
+pub(crate) mod hopper;
+
 use crate::{DType, Error, Result, Shape};
 
 /// The largest rank an adapter may have.
@@ -56,6 +58,8 @@ pub struct DeviceProfile {
     pub compute_capability: (u32, u32),
     /// Streaming multiprocessors.
     pub sms: usize,
+    /// Pairs of them that blocks of [`Path::Hopper`] run on at once, at most.
+    pub pairs: usize,
     /// Whether [`Path::Hopper`] is there: compute capability 9.0, and a build with its kernels.
     pub hopper: bool,
 }
@@ -90,31 +94,37 @@ impl std::fmt::Display for Path {
 pub struct Plan {
     /// The code that serves it.
     pub path: Path,
-    /// The f32 elements its workspace must hold; may be zero.
-    pub workspace: usize,
+    /// The f32 elements of scratch that its workspace must have; may be zero.
+    pub scratch: usize,
+    /// The flags, of 32 bits, that its workspace must have; may be zero.
+    pub flags: usize,
 }
 
 /// The plan of a forward pass; `profile` is `None` on the CPU.
 pub fn forward(problem: &Problem, profile: Option<&DeviceProfile>) -> Plan {
     let path = path(problem, problem.r, profile);
-    let workspace = if path == Path::Hopper { flags(problem.t) } else { 0 };
-    Plan { path, workspace }
+    let &Problem { t, k, d, r, .. } = problem;
+    let flags = match (path, profile) {
+        (Path::Hopper, Some(profile)) => hopper::forward([t, d, k, r], profile.pairs).flags(t),
+        _ => 0,
+    };
+    Plan { path, scratch: 0, flags }
 }
 
 /// The plan of the frozen layer alone; `profile` is `None` on the CPU. The rank of the problem does
 /// not matter.
 pub fn frozen(problem: &Problem, profile: Option<&DeviceProfile>) -> Plan {
-    Plan { path: path(problem, 0, profile), workspace: 0 }
+    Plan { path: path(problem, 0, profile), scratch: 0, flags: 0 }
 }
 
 /// The plan of a backward pass, with dX or without; `profile` is `None` on the CPU.
 pub fn backward(problem: &Problem, profile: Option<&DeviceProfile>) -> Plan {
     let path = path(problem, problem.r, profile);
-    let workspace = match path {
+    let scratch = match path {
         Path::Reference => 0,
         Path::Mma | Path::Hopper => BackwardWorkspace::new(problem).elements(),
     };
-    Plan { path, workspace }
+    Plan { path, scratch, flags: 0 }
 }
 
 fn path(problem: &Problem, r: usize, profile: Option<&DeviceProfile>) -> Path {
@@ -233,64 +243,6 @@ pub(crate) fn linear_blocks(m: usize, n: usize) -> usize {
     m.div_ceil(128) * n.div_ceil(256)
 }
 
-/// kernels/hopper_linear.cu: 4 stages, 32 KiB for the output, its barriers, and what aligning to
-/// 1024 bytes may take.
-pub(crate) fn hopper_linear_kernel() -> Footprint {
-    let tiles = Footprint::of_tiles(384, 4, [128, 256, 64]);
-    Footprint { shared_bytes: tiles.shared_bytes + (32 << 10) + 96 + 1024, ..tiles }
-}
-
-/// The grid of kernels/hopper_linear.cu for an output of m×n: pairs of blocks, as many as run at
-/// once, or as there are pairs of tiles beside the projecting ones.
-pub(crate) fn hopper_linear_blocks(m: usize, n: usize, projecting: usize, sms: usize) -> usize {
-    let pairs = m.div_ceil(256) * n.div_ceil(256);
-    2 * (pairs + projecting).min(sms / 2)
-}
-
-/// How many pairs of blocks kernels/hopper_linear.cu should set aside to make S (m×r) beside a
-/// forward product (m×n) over k, or 0 for a launch of its own before. The fastest by a model of the
-/// schedule.
-///
-/// Its times are µs and come from whole runs on an H200 with settled clocks; `PROJECT_STEP` is from a
-/// pipeline one stage shorter than today's, and `LAUNCH` and `CLEAR` are estimates.
-pub(crate) fn hopper_projecting_pairs([m, n, k, r]: [usize; 4], sms: usize) -> usize {
-    const TILE_STEP: f64 = 0.73; // 64 of k for a pair of tiles
-    const PROJECT_STEP: f64 = 0.18; // 64 of k for 128 rows, of one block
-    const LAUNCH: f64 = 3.0; // between two dependent kernels
-    const CLEAR: f64 = 2.0; // of the flags
-    const PROJECT_BYTES: f64 = 2.6e6; // a µs, by a launch of its own
-
-    let steps = k.div_ceil(64) as f64;
-    let (tile, item) = (steps * TILE_STEP, steps * PROJECT_STEP);
-    let (rows, cols) = (m.div_ceil(256) as f64, n.div_ceil(256) as f64);
-    let group_rows = rows.min(8.0);
-    let product = |pairs: usize| (rows * cols / pairs as f64).ceil() * tile;
-    let beside = |projecting: usize| {
-        let pairs = sms / 2 - projecting;
-        let items = |rows: f64| (rows / projecting as f64).ceil() * item;
-        // A tile wants its rows of the projection at its end. Both sides advance steadily, so the
-        // first group of tiles waits longest, or the last.
-        let last_group_starts = (rows - group_rows).max(0.0) * cols / pairs as f64 * tile;
-        let first = items(group_rows) - tile;
-        let last = items(rows) - last_group_starts - tile;
-        product(pairs) + first.max(last).max(0.0) + CLEAR
-    };
-    // The projecting blocks hold the sums of 16 columns.
-    if r == 0 || r > 16 || sms / 2 < 2 {
-        return 0;
-    }
-    let before = product(sms / 2) + (m * k * 2) as f64 / PROJECT_BYTES + LAUNCH;
-    let candidates = (1..=8.min(sms / 4)).map(|pairs| (beside(pairs), pairs));
-    let fastest = candidates.chain([(before, 0)]).min_by(|a, b| a.0.total_cmp(&b.0));
-    fastest.map_or(0, |(_, pairs)| pairs)
-}
-
-/// The flags, of 32 bits each, by which the blocks of kernels/hopper_linear.cu tell each other that
-/// 128 rows of the projection are there.
-pub(crate) fn flags(m: usize) -> usize {
-    m.div_ceil(128)
-}
-
 /// kernels/project.cu.
 pub(crate) fn project_kernel(rank_tile: usize) -> Footprint {
     Footprint::of_tiles(256, 4, [32, rank_tile, 128])
@@ -317,7 +269,7 @@ pub(crate) fn merge_blocks(problem: &Problem) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// SplitMix64, to draw shapes from.
@@ -342,7 +294,7 @@ mod tests {
     const MOST_T: usize = 262_144 * 8;
 
     /// T, k, d and r: the ends of their ranges, the borders of tiles and splits, then at random.
-    fn shapes() -> impl Iterator<Item = [usize; 4]> {
+    pub(crate) fn shapes() -> impl Iterator<Item = [usize; 4]> {
         let edges_t = [1, 63, 64, 65, 511, 512, 513, 1024, 262_144, MOST_T];
         let edges_n = [1, 127, 128, 129, 30_000];
         let edges_r = [1, 16, 17, 64, 65, 256];
@@ -404,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn workspace_holds_ds_and_either_partial_sums() {
+    fn scratch_holds_ds_and_either_partial_sums() {
         for problem in problems() {
             let Problem { t, k, d, r, dtype } = problem;
             let workspace = BackwardWorkspace::new(&problem);
@@ -428,39 +380,25 @@ mod tests {
 
     #[test]
     fn plans_agree_with_what_the_launches_use() {
-        let [mma, hopper] = [false, true].map(|hopper| {
+        let [mma, on_hopper] = [false, true].map(|hopper| {
             let (name, compute_capability) = ("a GPU".to_string(), (9, 0));
-            DeviceProfile { name, compute_capability, sms: 132, hopper }
+            DeviceProfile { name, compute_capability, sms: 132, pairs: 66, hopper }
         });
         for problem in problems() {
-            let plan = backward(&problem, Some(&mma));
-            assert_eq!(plan.workspace, BackwardWorkspace::new(&problem).elements());
-            assert_eq!(plan.path, Path::Mma);
-            let Problem { k, d, r, .. } = problem;
+            let scratch = BackwardWorkspace::new(&problem).elements();
+            let generic = Plan { path: Path::Mma, scratch, flags: 0 };
+            assert_eq!(backward(&problem, Some(&mma)), generic);
+            assert_eq!(forward(&problem, Some(&mma)), Plan { scratch: 0, ..generic });
+            let Problem { t, k, d, r, .. } = problem;
             let aligned = k % 8 == 0 && d % 8 == 0 && r % 8 == 0;
-            let best = if aligned { Path::Hopper } else { Path::Mma };
-            assert_eq!(backward(&problem, Some(&hopper)), Plan { path: best, ..plan });
-            let flags = if aligned { problem.t.div_ceil(128) } else { 0 };
-            assert_eq!(forward(&problem, Some(&hopper)), Plan { path: best, workspace: flags });
-            assert_eq!(backward(&problem, None), Plan { path: Path::Reference, workspace: 0 });
-            assert_eq!(forward(&problem, None), Plan { path: Path::Reference, workspace: 0 });
+            let path = if aligned { Path::Hopper } else { Path::Mma };
+            assert_eq!(backward(&problem, Some(&on_hopper)), Plan { path, ..generic });
+            let flags = if aligned { hopper::forward([t, d, k, r], 66).flags(t) } else { 0 };
+            assert_eq!(forward(&problem, Some(&on_hopper)), Plan { path, scratch: 0, flags });
+            let reference = Plan { path: Path::Reference, scratch: 0, flags: 0 };
+            assert_eq!(backward(&problem, None), reference);
+            assert_eq!(forward(&problem, None), reference);
         }
-    }
-
-    #[test]
-    fn projecting_pairs_leave_most_to_the_product() {
-        for [t, k, d, r] in shapes() {
-            for sms in [1, 2, 4, 20, 114, 132] {
-                let pairs = hopper_projecting_pairs([t, d, k, r], sms);
-                assert!(pairs <= 8 && pairs <= sms / 4, "{pairs} of {sms}");
-                let blocks = hopper_linear_blocks(t, d, pairs, sms);
-                assert!(blocks <= sms && (sms < 2 || blocks > 2 * pairs));
-            }
-        }
-        // Where tiles come in powers of two, four multiprocessors are free.
-        assert_eq!(hopper_projecting_pairs([8192, 4096, 4096, 16], 132), 2);
-        assert_eq!(hopper_projecting_pairs([8192, 4096, 4096, 17], 132), 0);
-        assert_eq!(hopper_projecting_pairs([8192, 4096, 4096, 0], 132), 0);
     }
 
     #[test]

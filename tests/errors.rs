@@ -5,7 +5,7 @@ use half::{bf16, f16};
 use lora_kernels::ops::{self, BackwardOutputs, Weights};
 use lora_kernels::{
     Accumulation, Adapter, AdapterConfig, DType, Device, Error, Gradients, InputGradient,
-    LoraLinear, Problem, Result, Scaling, Shape, Tensor, TensorView, TensorViewMut,
+    LoraLinear, Problem, Result, Scaling, Shape, Tensor, TensorView, TensorViewMut, Workspace,
 };
 
 const T: usize = 4;
@@ -34,7 +34,7 @@ struct Arguments {
     da: Tensor,
     db: Tensor,
     out: Tensor,
-    workspace: Tensor,
+    workspace: Workspace,
     scale: f32,
 }
 
@@ -55,7 +55,7 @@ impl Arguments {
             da: output([R, K], DType::F32),
             db: output([D, R], DType::F32),
             out: output([D, K], DType::Bf16),
-            workspace: output([1, 1], DType::F32),
+            workspace: Workspace::new(&Device::cpu(), &[]).unwrap(),
             scale: 1.0,
         }
     }
@@ -68,7 +68,7 @@ impl Arguments {
         match operation {
             Operation::Forward => {
                 let (h, s) = (self.h.view_mut(), self.s.view_mut());
-                ops::forward(cpu, &weights, x, h, s, self.workspace.view_mut())
+                ops::forward(cpu, &weights, x, h, s, &mut self.workspace)
             }
             Operation::Frozen => ops::frozen(cpu, &weights.w0, x, self.h.view_mut()),
             Operation::Backward => {
@@ -79,7 +79,7 @@ impl Arguments {
                     accumulation: Accumulation::Overwrite,
                 };
                 let (dh, s) = (self.dh.view(), self.s.view());
-                ops::backward(cpu, &weights, dh, x, s, out, self.workspace.view_mut())
+                ops::backward(cpu, &weights, dh, x, s, out, &mut self.workspace)
             }
             Operation::Merge => ops::merge(cpu, &weights, self.out.view_mut()),
             Operation::MergeInPlace => {
@@ -90,7 +90,7 @@ impl Arguments {
     }
 
     fn assert_outputs_untouched(&self, case: &str) {
-        let outputs = [&self.h, &self.s, &self.dx, &self.da, &self.db, &self.out, &self.workspace];
+        let outputs = [&self.h, &self.s, &self.dx, &self.da, &self.db, &self.out];
         for output in outputs {
             let values = output.to_f32_vec().unwrap();
             assert!(values.iter().all(|&v| v == UNTOUCHED), "{case}: an output was written");
@@ -198,7 +198,13 @@ fn element_types() {
         (&[Backward], |x| &mut x.da, DType::Bf16, "da", "f32"),
         (&[Backward], |x| &mut x.db, DType::Bf16, "db", "f32"),
         (&[Merge], |x| &mut x.out, DType::F16, "out", "bf16"),
-        (&[Forward, Backward], |x| &mut x.workspace, DType::Bf16, "workspace", "f32"),
+        (
+            &[Forward, Backward],
+            |x| &mut x.workspace.scratch,
+            DType::Bf16,
+            "workspace.scratch",
+            "f32",
+        ),
     ];
     for &(operations, select, wrong, name, expected) in cases {
         let replace = |arguments: &mut Arguments| {

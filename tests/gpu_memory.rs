@@ -7,7 +7,9 @@ use half::{bf16, f16};
 use lora_kernels::cudarc::driver::DevicePtr;
 use lora_kernels::ops::{self, BackwardOutputs, Weights};
 use lora_kernels::TensorViewMut;
-use lora_kernels::{Accumulation, DType, Device, Error, Result, Tensor, TensorView};
+use lora_kernels::{
+    Accumulation, DType, Device, Error, Path, Problem, Result, Tensor, TensorView, Workspace,
+};
 
 const SIZES: Sizes = Sizes::new(33, 40, 24, 8);
 
@@ -174,38 +176,33 @@ fn outputs_that_share_memory_are_refused() -> Result<()> {
     Ok(())
 }
 
-/// Two outputs over each other, and an output over the workspace.
+/// Two outputs over each other.
 #[test]
 #[ignore = "needs a CUDA GPU"]
-fn outputs_and_workspace_are_held_apart() -> Result<()> {
+fn outputs_are_held_apart() -> Result<()> {
     let Backward { device, inputs, w0, a, b, x, s, dh, .. } = Backward::new()?;
     let Sizes { k, d, r, .. } = SIZES;
-    let plan = ops::backward_plan(&device, &inputs.problem());
-    let elements = r * k + d * r + plan.workspace;
+    let mut workspace = Workspace::new(&device, &[ops::backward_plan(&device, &inputs.problem())])?;
     let stream = device.stream().expect("a CUDA device");
-    let raw = stream.alloc_zeros::<f32>(elements).expect("memory");
+    let raw = stream.alloc_zeros::<f32>(r * k + d * r).expect("memory");
     let start = raw.device_ptr(stream).0;
     let at = |element: usize| start + 4 * element as u64;
-    let backward = |da_at: usize, db_at: usize, workspace_at: usize| -> Result<()> {
-        // SAFETY: all lie within `raw`, which outlives the calls: every one is refused, but the
+    let mut backward = |da_at: usize, db_at: usize| -> Result<()> {
+        // SAFETY: both lie within `raw`, which outlives the calls: every one is refused, but the
         // last, and that is waited for.
-        let (da, db, workspace) = unsafe {
+        let (da, db) = unsafe {
             (
                 TensorViewMut::from_raw(&device, at(da_at), [r, k], DType::F32)?,
                 TensorViewMut::from_raw(&device, at(db_at), [d, r], DType::F32)?,
-                TensorViewMut::from_raw(&device, at(workspace_at), [plan.workspace], DType::F32)?,
             )
         };
         let out = BackwardOutputs { dx: None, da, db, accumulation: Accumulation::Overwrite };
         let weights = Weights { w0: w0.view(), a: a.view(), b: b.view(), scale: inputs.scale };
-        ops::backward(&device, &weights, dh.view(), x.view(), s.view(), out, workspace)
+        ops::backward(&device, &weights, dh.view(), x.view(), s.view(), out, &mut workspace)
     };
-    let (da_end, db_end) = (r * k, r * k + d * r);
-    let error = backward(0, da_end - 1, db_end).unwrap_err();
+    let error = backward(0, r * k - 1).unwrap_err();
     assert_eq!(error, Error::Overlap { output: "db", other: "da" });
-    let error = backward(0, da_end, db_end - 1).unwrap_err();
-    assert_eq!(error, Error::Overlap { output: "workspace", other: "db" });
-    backward(0, da_end, db_end)?;
+    backward(0, r * k)?;
     device.synchronize()
 }
 
@@ -248,21 +245,46 @@ impl Backward {
 #[ignore = "needs a CUDA GPU"]
 fn a_short_workspace_is_refused() -> Result<()> {
     let Backward { device, inputs, w0, a, b, x, s, dh, mut da, mut db } = Backward::new()?;
-    let needed = ops::backward_plan(&device, &inputs.problem()).workspace;
-    assert!(needed > 1, "this path has no workspace to be too small");
+    let plan = ops::backward_plan(&device, &inputs.problem());
+    let needed = plan.scratch;
+    assert!(needed > 1, "this path has no scratch to be too small");
     let weights = Weights { w0: w0.view(), a: a.view(), b: b.view(), scale: inputs.scale };
     let mut backward = |elements: usize| -> Result<()> {
-        let mut workspace = Tensor::zeros(&device, [elements], DType::F32)?;
+        let mut workspace = Workspace::new(&device, &[plan])?;
+        workspace.scratch = Tensor::zeros(&device, [elements], DType::F32)?;
         let (da, db) = (da.view_mut(), db.view_mut());
         let out = BackwardOutputs { dx: None, da, db, accumulation: Accumulation::Overwrite };
-        let (dh, x, s) = (dh.view(), x.view(), s.view());
-        ops::backward(&device, &weights, dh, x, s, out, workspace.view_mut())
+        ops::backward(&device, &weights, dh.view(), x.view(), s.view(), out, &mut workspace)
     };
-    let short = Error::Workspace { needed, got: needed - 1 };
-    assert_eq!(backward(needed - 1).unwrap_err(), short);
-    assert_eq!(backward(0).unwrap_err(), Error::Workspace { needed, got: 0 });
+    let short = |got| Error::Workspace { part: "scratch", needed, got };
+    assert_eq!(backward(needed - 1).unwrap_err(), short(needed - 1));
+    assert_eq!(backward(0).unwrap_err(), short(0));
     assert!(da.to_vec::<f32>()?.iter().chain(&db.to_vec::<f32>()?).all(|&v| v == 7.5));
     Ok(())
+}
+
+#[test]
+#[ignore = "needs a CUDA GPU with kernels that need flags"]
+fn a_workspace_without_flags_is_refused() -> Result<()> {
+    let device = cuda();
+    let (t, k, d, r) = (2048, 4096, 4096, 16);
+    let zeros = |shape: [usize; 2]| Tensor::zeros(&device, shape, DType::Bf16);
+    let (x, w0, a, b) = (zeros([t, k])?, zeros([d, k])?, zeros([r, k])?, zeros([d, r])?);
+    let (mut h, mut s) = (zeros([t, d])?, zeros([t, r])?);
+    let plan = ops::forward_plan(&device, &Problem::new(t, k, d, r, DType::Bf16)?);
+    assert!(plan.flags > 0 || plan.path == Path::Mma, "{plan:?}");
+    let weights = Weights { w0: w0.view(), a: a.view(), b: b.view(), scale: 1.0 };
+    let mut workspace = Workspace::new(&device, &[])?;
+    let result =
+        ops::forward(&device, &weights, x.view(), h.view_mut(), s.view_mut(), &mut workspace);
+    match plan.path {
+        Path::Mma => result,
+        _ => {
+            let error = Error::Workspace { part: "flags", needed: plan.flags, got: 0 };
+            assert_eq!(result.unwrap_err(), error);
+            Ok(())
+        }
+    }
 }
 
 #[test]
@@ -300,8 +322,9 @@ fn tensors_of_another_device_are_refused() -> Result<()> {
 fn f32_is_for_the_cpu() -> Result<()> {
     let device = cuda();
     let matrix = || Tensor::zeros(&device, [4, 4], DType::F32);
-    let (x, w0, a, b, mut h, mut s, mut empty) =
-        (matrix()?, matrix()?, matrix()?, matrix()?, matrix()?, matrix()?, matrix()?);
+    let (x, w0, a, b, mut h, mut s) =
+        (matrix()?, matrix()?, matrix()?, matrix()?, matrix()?, matrix()?);
+    let mut empty = Workspace::new(&device, &[])?;
     let refused = |result: Result<()>, name: &str| {
         let error = result.unwrap_err();
         let holds =
@@ -312,7 +335,7 @@ fn f32_is_for_the_cpu() -> Result<()> {
     let weights = Weights { w0: w0.view(), a: a.view(), b: b.view(), scale: 1.0 };
     refused(ops::frozen(&device, &weights.w0, x.view(), h.view_mut()), "x");
     let (h_view, s_view) = (h.view_mut(), s.view_mut());
-    refused(ops::forward(&device, &weights, x.view(), h_view, s_view, empty.view_mut()), "x");
+    refused(ops::forward(&device, &weights, x.view(), h_view, s_view, &mut empty), "x");
     refused(ops::merge(&device, &weights, h.view_mut()), "w0");
     refused(ops::merge_in_place(&device, h.view_mut(), &weights.a, &weights.b, 1.0), "w");
     Ok(())

@@ -5,7 +5,8 @@ use super::matrix::{Matrix, Rotating};
 use super::Result;
 use lora_kernels::cudarc::driver::sys::CUdevice_attribute;
 use lora_kernels::ops::{self, BackwardOutputs, Weights};
-use lora_kernels::{Accumulation, DType, Device, InputGradient, Problem};
+use lora_kernels::{Accumulation, DType, Device, InputGradient, Problem, Workspace};
+use std::cell::RefCell;
 
 /// The factor s of the update. A power of two, so that s·B is exact in B's element type.
 pub const SCALE: f32 = 2.0;
@@ -29,8 +30,7 @@ pub struct Layer {
     pub dx: Rotating,
     pub da: Matrix,
     pub db: Matrix,
-    forward_workspace: Matrix,
-    backward_workspace: Matrix,
+    workspace: RefCell<Workspace>,
 }
 
 impl Layer {
@@ -49,7 +49,8 @@ impl Layer {
             |shape, std, seed: usize| Matrix::gaussian(gpu, shape, dtype, std, seed as u64);
         let empty = |shape, dtype| Matrix::new(gpu, shape, dtype);
         let rotating = |shape| Rotating::new(activations, |_| empty(shape, dtype));
-        let workspace = |plan: lora_kernels::plan::Plan| empty([1, plan.workspace], DType::F32);
+        let device = &gpu.device;
+        let plans = [ops::forward_plan(device, &problem), ops::backward_plan(device, &problem)];
         Ok(Layer {
             device: gpu.device.clone(),
             problem,
@@ -63,8 +64,7 @@ impl Layer {
             dx: rotating([t, k])?,
             da: empty([r, k], DType::F32)?,
             db: empty([d, r], DType::F32)?,
-            forward_workspace: workspace(ops::forward_plan(&gpu.device, &problem))?,
-            backward_workspace: workspace(ops::backward_plan(&gpu.device, &problem))?,
+            workspace: RefCell::new(Workspace::new(device, &plans)?),
         })
     }
 
@@ -87,7 +87,7 @@ impl Layer {
 
     pub fn forward(&self, i: usize) -> Result<()> {
         let (x, h, s) = (self.x.at(i).view(), self.h.at(i).view_mut(), self.s.at(i).view_mut());
-        let workspace = self.forward_workspace.view_mut();
+        let workspace = &mut self.workspace.borrow_mut();
         Ok(ops::forward(&self.device, &self.weights(i), x, h, s, workspace)?)
     }
 
@@ -105,7 +105,7 @@ impl Layer {
         };
         let (da, db) = (self.da.view_mut(), self.db.view_mut());
         let out = BackwardOutputs { dx, da, db, accumulation: Accumulation::Overwrite };
-        let workspace = self.backward_workspace.view_mut();
+        let workspace = &mut self.workspace.borrow_mut();
         Ok(ops::backward(&self.device, &self.weights(i), dh, x, s, out, workspace)?)
     }
 

@@ -1,11 +1,11 @@
 //! The launch of kernels/hopper_linear.cu.
 
-use super::kernels::LinearKernels;
 use super::launch::{Linear, Product};
 use super::params::Operand;
 use super::tensor_map::TensorMap;
 use super::Cuda;
-use crate::{plan, DType, Result};
+use crate::plan::hopper::{slices, Projection, Schedule};
+use crate::{DType, Result};
 use cudarc::driver::{sys, DeviceRepr};
 
 /// As in kernels/hopper_linear.cu.
@@ -16,7 +16,7 @@ struct HopperLinearParams {
     down: TensorMap,
     lhs_ext: TensorMap,
     rhs_ext: TensorMap,
-    out: TensorMap,
+    out: [TensorMap; 3],
     s: sys::CUdeviceptr,
     flags: sys::CUdeviceptr,
     m: i32,
@@ -24,50 +24,62 @@ struct HopperLinearParams {
     k: i32,
     r: i32,
     scale: f32,
+    slices: i32,
     projecting_pairs: i32,
+    group: i32,
 }
 
 // The same size is asserted in the kernel.
-const _: () = assert!(size_of::<HopperLinearParams>() == 832);
+const _: () = assert!(size_of::<HopperLinearParams>() == 1088);
 
 // SAFETY: plain integers, floats, descriptors and device addresses, laid out as C lays them out.
 unsafe impl DeviceRepr for HopperLinearParams {}
 
 impl Cuda {
-    /// A product of aligned operands. With `projecting` pairs of blocks and flags, which must be
-    /// zeros, a forward product makes lhs_ext too.
+    /// A product of aligned operands. Unless the projection comes before, a forward product makes
+    /// lhs_ext too, with `flags`, which must be zeros.
     pub(super) fn hopper_linear(
         &self,
         which: Linear,
-        kernels: &LinearKernels,
         dtype: DType,
         [m, n, k, r]: [usize; 4],
         product: &Product,
-        projecting: Option<(usize, sys::CUdeviceptr)>,
+        schedule: &Schedule,
+        flags: sys::CUdeviceptr,
     ) -> Result<()> {
-        // A matrix of rows×inner, or inner×rows where the kernel reads it MN-major. All boxes have 64
-        // columns, which is what the swizzle allows.
+        let &Schedule { tile_n, projection, group, blocks } = schedule;
+        let all = &self.kernels.of(dtype).hopper_linear;
+        let kernels = all.iter().find(|kernels| kernels.tile_n == tile_n);
+        let kernels = kernels.expect("there is a kernel for every tile of a schedule");
+        // A matrix of rows×inner, or inner×rows where the kernel reads it MN-major. Boxes have 64
+        // columns, which is what the swizzle allows. A pair's two blocks load half of rhs each.
         let k_major = |operand: Operand, rows, inner, box_rows| {
-            TensorMap::new(operand.data, [rows, inner], dtype, box_rows)
+            TensorMap::new(operand.data, [rows, inner], dtype, [box_rows, 64])
         };
-        let either = |operand: Operand, rows, inner, box_rows| match which {
-            Linear::Forward => k_major(operand, rows, inner, box_rows),
-            Linear::InputGrad => k_major(operand, inner, rows, 64),
+        let half = |operand: Operand, rows, inner| match which {
+            Linear::Forward => k_major(operand, rows, inner, tile_n as u32 / 2),
+            Linear::InputGrad => k_major(operand, inner, rows, 32),
         };
-        let (lhs, rhs) = (k_major(product.lhs, m, k, 128)?, either(product.rhs, n, k, 128)?);
+        let (lhs, rhs) = (k_major(product.lhs, m, k, 128)?, half(product.rhs, n, k)?);
         let (mut down, mut lhs_ext, mut rhs_ext) = (lhs, lhs, rhs); // never read if r = 0
         if r > 0 {
-            if projecting.is_some() {
+            if projection != Projection::Before {
                 down = k_major(product.down, r, k, 16)?;
             }
             lhs_ext = k_major(product.lhs_ext, m, r, 128)?;
-            rhs_ext = either(product.rhs_ext, n, r, 128)?;
+            rhs_ext = half(product.rhs_ext, n, r)?;
         }
-        let out = k_major(product.out, m, n, 64)?;
 
-        let (pairs, flags) = projecting.unwrap_or((0, 0));
-        let blocks = [plan::hopper_linear_blocks(m, n, pairs, self.profile().sms), 1];
+        let out = |cols| TensorMap::new(product.out.data, [m, n], dtype, [64, cols]);
+        let out = [out(64)?, out(32)?, out(16)?];
+
+        let (slices, projecting) = match projection {
+            Projection::Before => (0, 0),
+            Projection::Beside { pairs } => (1, pairs),
+            Projection::Within => (slices(r), 0),
+        };
         let [m, n, k, r] = [m, n, k, r].map(|size| size as i32);
+        let [slices, projecting, group] = [slices, projecting, group].map(|count| count as i32);
         let params = HopperLinearParams {
             lhs,
             rhs,
@@ -82,11 +94,17 @@ impl Cuda {
             k,
             r,
             scale: product.scale,
-            projecting_pairs: pairs as i32,
+            slices,
+            projecting_pairs: projecting,
+            group,
         };
-        match projecting {
-            Some(_) => self.launch_cooperative(which.of(kernels), blocks, &params),
-            None => self.launch(which.of(kernels), blocks, &params),
+        let kernel = match projection {
+            Projection::Within => &kernels.sliced,
+            _ => which.of(&kernels.linear),
+        };
+        match projection {
+            Projection::Before => self.launch(kernel, [blocks, 1], &params),
+            _ => self.launch_cooperative(kernel, [blocks, 1], &params),
         }
     }
 }

@@ -1,11 +1,9 @@
 //! The kernels of a context: embedded machine code, loaded once.
 
 use super::driver;
-use crate::plan::{
-    grad_kernel, hopper_linear_kernel, linear_kernel, merge_kernel, project_kernel, Footprint,
-};
+use crate::plan::{self, grad_kernel, linear_kernel, merge_kernel, project_kernel, Footprint};
 use crate::{DType, Error, Result};
-use cudarc::driver::{sys, CudaContext, CudaFunction, CudaModule};
+use cudarc::driver::{sys, CudaContext, CudaFunction, CudaModule, CudaStream, LaunchConfig};
 use cudarc::nvrtc::Ptx;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -17,6 +15,21 @@ include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 pub(super) struct Kernel {
     pub(super) function: CudaFunction,
     pub(super) footprint: Footprint,
+}
+
+impl Kernel {
+    /// For so many blocks.
+    pub(super) fn config(&self, grid: [usize; 2]) -> Result<LaunchConfig> {
+        if grid[0] > i32::MAX as usize || grid[1] > u16::MAX as usize {
+            return Err(Error::TooLarge { what: format!("a launch of {grid:?} blocks") });
+        }
+        let Footprint { threads, shared_bytes } = self.footprint;
+        Ok(LaunchConfig {
+            grid_dim: (grid[0] as u32, grid[1] as u32, 1),
+            block_dim: (threads[0], threads[1], 1),
+            shared_mem_bytes: shared_bytes,
+        })
+    }
 }
 
 /// One kernel for rank tiles of 16, one for 64.
@@ -40,11 +53,18 @@ pub(super) struct LinearKernels {
     pub(super) input_grad: Kernel,
 }
 
+/// Both on Hopper, and the forward product that makes S in its tiles, for tiles of so many columns.
+pub(super) struct HopperKernels {
+    pub(super) tile_n: usize,
+    pub(super) linear: LinearKernels,
+    pub(super) sliced: Kernel,
+}
+
 /// The kernels of one element type.
 pub(super) struct ElementKernels {
     pub(super) linear: LinearKernels,
-    /// Absent on other GPUs, and in builds that were narrowed to others.
-    pub(super) hopper_linear: Option<LinearKernels>,
+    /// None on other GPUs, and in builds that were narrowed to others.
+    pub(super) hopper_linear: Vec<HopperKernels>,
     pub(super) project_s: ByRank,
     pub(super) project_ds: ByRank,
     pub(super) grad: ByRank,
@@ -101,8 +121,21 @@ impl Kernels {
         })
     }
 
-    pub(super) fn has_hopper(&self) -> bool {
-        self.bf16.hopper_linear.is_some() && self.f16.hopper_linear.is_some()
+    /// Pairs of blocks of the Hopper kernels that run at once, for which launches may wait for one
+    /// another's blocks; 0 if there are none of these kernels.
+    pub(super) fn hopper_pairs(&self, stream: &CudaStream) -> Result<usize> {
+        let elements = [&self.bf16, &self.f16].into_iter();
+        let kernels = elements.flat_map(|kernels| &kernels.hopper_linear);
+        let kernels = kernels.flat_map(|HopperKernels { linear, sliced, .. }| {
+            [&linear.forward, &linear.input_grad, sliced]
+        });
+        let pairs = kernels.map(|kernel| {
+            let config = kernel.config([2, 1])?;
+            let pairs = kernel.function.occupancy_max_active_clusters(config, stream);
+            pairs.map_err(driver::during("cuOccupancyMaxActiveClusters"))
+        });
+        let pairs = pairs.collect::<Result<Vec<u32>>>()?;
+        Ok(pairs.into_iter().min().unwrap_or(0) as usize)
     }
 
     /// The kernels for bf16 or f16, the element types that calls on CUDA devices are checked for.
@@ -125,10 +158,14 @@ impl ElementKernels {
         let one = |file: &str, name: &str, footprint| {
             kernel(modules, file, &format!("{name}_{element}"), footprint)
         };
-        let linear = |file: &str, footprint: Footprint| {
-            let forward = one(file, &format!("{file}_forward"), footprint)?;
-            let input_grad = one(file, &format!("{file}_input_grad"), footprint)?;
-            Ok(LinearKernels { forward, input_grad })
+        let hopper_linear = |tile_n: usize| {
+            let one = |name| {
+                let name = format!("hopper_linear_{name}_n{tile_n}");
+                one("hopper_linear", &name, plan::hopper::FOOTPRINT)
+            };
+            let (forward, input_grad) = (one("forward")?, one("input_grad")?);
+            let linear = LinearKernels { forward, input_grad };
+            Ok(HopperKernels { tile_n, linear, sliced: one("sliced")? })
         };
         let by_rank = |file: &str, name: &str, footprint: fn(usize) -> Footprint| {
             let r16 = one(file, &format!("{name}_r16"), footprint(16))?;
@@ -136,10 +173,15 @@ impl ElementKernels {
             Ok(ByRank { r16, r64 })
         };
         Ok(ElementKernels {
-            linear: linear("linear", linear_kernel())?,
+            linear: LinearKernels {
+                forward: one("linear", "linear_forward", linear_kernel())?,
+                input_grad: one("linear", "linear_input_grad", linear_kernel())?,
+            },
             hopper_linear: match modules.contains_key("hopper_linear") {
-                true => Some(linear("hopper_linear", hopper_linear_kernel())?),
-                false => None,
+                true => {
+                    plan::hopper::TILES_N.map(hopper_linear).into_iter().collect::<Result<_>>()?
+                }
+                false => Vec::new(),
             },
             project_s: by_rank("project", "project_s", project_kernel)?,
             project_ds: by_rank("project", "project_ds", project_kernel)?,

@@ -5,11 +5,10 @@ use super::memory::{self, Resolved};
 use super::params::{GradParams, LinearParams, MergeParams, Operand, ProjectParams, ReduceParams};
 use super::{driver, Cuda};
 use crate::ops::{Accumulation, BackwardOutputs, Weights};
+use crate::plan::hopper::{self, Projection};
 use crate::plan::{self, rank_tile, BackwardWorkspace, GradSplit, Path, Problem};
-use crate::{DType, Error, Result, TensorView, TensorViewMut};
-use cudarc::driver::{
-    result, sys, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg, SyncOnDrop,
-};
+use crate::{DType, Error, Result, TensorView, TensorViewMut, Workspace};
+use cudarc::driver::{sys, CudaStream, DeviceRepr, PushKernelArg, SyncOnDrop};
 
 /// The buffers of a call: their addresses, checked for overlap, and cudarc's records of their use,
 /// which are taken when this is dropped, after the launches.
@@ -122,9 +121,10 @@ impl Cuda {
         x: &TensorView<'_>,
         h: &mut TensorViewMut<'_>,
         s: &mut TensorViewMut<'_>,
-        workspace: &mut TensorViewMut<'_>,
+        workspace: &mut Workspace,
     ) -> Result<()> {
         let &Problem { t, k, d, r, dtype } = problem;
+        let mut flags = workspace.flags_mut().view_mut();
         let mut buffers = Buffers::new(self.stream());
         let w0 = Operand::new(buffers.read("w0", &weights.w0), k, dtype);
         let a = Operand::new(buffers.read("a", &weights.a), k, dtype);
@@ -132,25 +132,23 @@ impl Cuda {
         let x = Operand::new(buffers.read("x", x), k, dtype);
         let h = Operand::new(buffers.write("h", h), d, dtype);
         let s = Operand::new(buffers.write("s", s), r, dtype);
-        let flags = buffers.write("workspace", workspace);
+        let flags = buffers.write("flags of the workspace", &mut flags);
         buffers.check_overlap()?;
 
         let path = plan::forward(problem, Some(self.profile())).path;
         let (lhs, rhs, out, scale) = (x, w0, h, weights.scale);
         let product = Product { lhs, rhs, down: a, lhs_ext: s, rhs_ext: b, out, scale };
         let sizes = [t, d, k, r];
-        let projecting = plan::hopper_projecting_pairs(sizes, self.profile().sms);
-        match self.hopper(path, dtype, &product) {
-            Some(kernels) if projecting > 0 => {
-                self.clear(flags, 4 * plan::flags(t))?;
-                let projecting = Some((projecting, flags));
-                self.hopper_linear(Linear::Forward, kernels, dtype, sizes, &product, projecting)
+        let which = Linear::Forward;
+        if self.is_hopper(path, &product) {
+            let schedule = hopper::forward(sizes, self.profile().pairs);
+            if schedule.projection == Projection::Before {
+                self.project(which, dtype, sizes, &product)?;
             }
-            _ => {
-                self.project(Linear::Forward, dtype, sizes, &product)?;
-                self.linear(Linear::Forward, path, dtype, sizes, &product)
-            }
+            return self.hopper_linear(which, dtype, sizes, &product, &schedule, flags);
         }
+        self.project(which, dtype, sizes, &product)?;
+        self.linear(which, path, dtype, sizes, &product)
     }
 
     pub(crate) fn frozen(
@@ -183,9 +181,10 @@ impl Cuda {
         x: &TensorView<'_>,
         s: &TensorView<'_>,
         out: &mut BackwardOutputs<'_>,
-        workspace: &mut TensorViewMut<'_>,
+        workspace: &mut Workspace,
     ) -> Result<()> {
         let &Problem { t, k, d, r, dtype } = problem;
+        let mut scratch = workspace.scratch.view_mut();
         let mut buffers = Buffers::new(self.stream());
         let w0 = Operand::new(buffers.read("w0", &weights.w0), k, dtype);
         let a = Operand::new(buffers.read("a", &weights.a), k, dtype);
@@ -196,13 +195,13 @@ impl Cuda {
         let dx = out.dx.as_mut().map(|dx| Operand::new(buffers.write("dx", dx), k, dtype));
         let da = buffers.write("da", &mut out.da);
         let db = buffers.write("db", &mut out.db);
-        let workspace = buffers.write("workspace", workspace);
+        let scratch = buffers.write("scratch of the workspace", &mut scratch);
         buffers.check_overlap()?;
 
         let accumulation = out.accumulation;
         let layout = BackwardWorkspace::new(problem);
-        let ds = Operand::new(workspace, r, dtype);
-        let partials = workspace + 4 * layout.partials_offset() as u64;
+        let ds = Operand::new(scratch, r, dtype);
+        let partials = scratch + 4 * layout.partials_offset() as u64;
 
         let path = plan::backward(problem, Some(self.profile())).path;
         let (out, scale) = (dx.unwrap_or(Operand::NONE), weights.scale);
@@ -247,10 +246,9 @@ impl Cuda {
         self.launch(&self.kernels.of(dtype).merge, [blocks, 1], &params)
     }
 
-    /// The Hopper kernels, if they are to serve the product and can.
-    fn hopper(&self, path: Path, dtype: DType, product: &Product) -> Option<&LinearKernels> {
-        let kernels = self.kernels.of(dtype).hopper_linear.as_ref();
-        kernels.filter(|_| path == Path::Hopper && product.is_aligned())
+    /// Whether the Hopper kernel is to serve the product, and can.
+    fn is_hopper(&self, path: Path, product: &Product) -> bool {
+        path == Path::Hopper && product.is_aligned()
     }
 
     /// The second half of a product, with lhs_ext given.
@@ -262,8 +260,9 @@ impl Cuda {
         sizes: [usize; 4],
         product: &Product,
     ) -> Result<()> {
-        if let Some(kernels) = self.hopper(path, dtype, product) {
-            return self.hopper_linear(which, kernels, dtype, sizes, product, None);
+        if self.is_hopper(path, product) {
+            let schedule = hopper::product(sizes, self.profile().pairs);
+            return self.hopper_linear(which, dtype, sizes, product, &schedule, 0);
         }
         let kernels = self.kernels.of(dtype);
         let blocks = plan::linear_blocks(sizes[0], sizes[1]);
@@ -319,23 +318,13 @@ impl Cuda {
         self.launch(&self.kernels.reduce, blocks, &params)
     }
 
-    /// Enqueues zeros.
-    fn clear(&self, address: sys::CUdeviceptr, bytes: usize) -> Result<()> {
-        let stream = self.stream();
-        let bound = stream.context().bind_to_thread();
-        bound.map_err(driver::during("cuCtxSetCurrent"))?;
-        // SAFETY: the workspace is that large, checked by `ops`, and the call's own.
-        let cleared = unsafe { result::memset_d8_async(address, 0, bytes, stream.cu_stream()) };
-        cleared.map_err(driver::during("cuMemsetD8Async"))
-    }
-
     pub(super) fn launch<P: DeviceRepr>(
         &self,
         kernel: &Kernel,
         grid: [usize; 2],
         params: &P,
     ) -> Result<()> {
-        let config = launch_config(kernel, grid)?;
+        let config = kernel.config(grid)?;
         let mut launch = self.stream().launch_builder(&kernel.function);
         launch.arg(params);
         // SAFETY: `params` is the kernel's own struct, its addresses hold matrices of the sizes it
@@ -351,7 +340,7 @@ impl Cuda {
         grid: [usize; 2],
         params: &P,
     ) -> Result<()> {
-        let config = launch_config(kernel, grid)?;
+        let config = kernel.config(grid)?;
         let mut launch = self.stream().launch_builder(&kernel.function);
         launch.arg(params);
         // SAFETY: as in `launch`.
@@ -359,16 +348,4 @@ impl Cuda {
         launched.map_err(driver::during("cuLaunchCooperativeKernel"))?;
         Ok(())
     }
-}
-
-fn launch_config(kernel: &Kernel, grid: [usize; 2]) -> Result<LaunchConfig> {
-    if grid[0] > i32::MAX as usize || grid[1] > u16::MAX as usize {
-        return Err(Error::TooLarge { what: format!("a launch of {grid:?} blocks") });
-    }
-    let footprint = &kernel.footprint;
-    Ok(LaunchConfig {
-        grid_dim: (grid[0] as u32, grid[1] as u32, 1),
-        block_dim: (footprint.threads[0], footprint.threads[1], 1),
-        shared_mem_bytes: footprint.shared_bytes,
-    })
 }

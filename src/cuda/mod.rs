@@ -47,17 +47,14 @@ impl Cuda {
             return Err(Error::UnsupportedDevice { name, compute_capability });
         }
         let kernels = Kernels::of_context(stream.context())?;
-        let hopper = profile.compute_capability == (9, 0) && kernels.has_hopper();
-        Ok(Cuda { stream, kernels, profile: DeviceProfile { hopper, ..profile } })
+        let pairs = kernels.hopper_pairs(&stream)?;
+        let profile = DeviceProfile { pairs, hopper: pairs > 0, ..profile };
+        Ok(Cuda { stream, kernels, profile })
     }
 
-    /// The same without the kernels of one generation.
-    pub(crate) fn generic(&self) -> Self {
-        Cuda {
-            stream: self.stream.clone(),
-            kernels: self.kernels.clone(),
-            profile: DeviceProfile { hopper: false, ..self.profile.clone() },
-        }
+    /// The same with another profile.
+    pub(crate) fn with_profile(&self, profile: DeviceProfile) -> Self {
+        Cuda { stream: self.stream.clone(), kernels: self.kernels.clone(), profile }
     }
 
     pub(crate) fn context(&self) -> &Arc<CudaContext> {
@@ -90,6 +87,7 @@ fn profile(context: &Arc<CudaContext>) -> Result<DeviceProfile> {
             attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
         ),
         sms: attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize,
-        hopper: false, // until the kernels are loaded
+        pairs: 0, // until the kernels are loaded
+        hopper: false,
     })
 }

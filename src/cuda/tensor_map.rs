@@ -16,13 +16,14 @@ pub(super) struct TensorMap {
 const _: () = assert!(size_of::<TensorMap>() == 128);
 
 impl TensorMap {
-    /// Boxes of `box_rows`×64 elements of a dense rows×cols matrix of bf16 or f16, swizzled over
-    /// 128 bytes in shared memory. `address` and the rows' bytes must be multiples of 16.
+    /// Boxes of a dense rows×cols matrix of bf16 or f16, swizzled in shared memory over as many bytes
+    /// as their columns take, of which there are 16, 32 or 64. `address` and the rows' bytes must be multiples of
+    /// 16.
     pub(super) fn new(
         address: sys::CUdeviceptr,
         [rows, cols]: [usize; 2],
         dtype: DType,
-        box_rows: u32,
+        [box_rows, box_cols]: [u32; 2],
     ) -> Result<Self> {
         #[repr(align(128))]
         struct Aligned(sys::CUtensorMap);
@@ -33,7 +34,12 @@ impl TensorMap {
         let mut map = Aligned(sys::CUtensorMap { opaque: [0; 16] });
         let sizes = [cols as u64, rows as u64];
         let row_bytes = [(cols * dtype.bytes()) as u64];
-        let (box_sizes, steps) = ([64, box_rows], [1, 1]);
+        let (box_sizes, steps) = ([box_cols, box_rows], [1, 1]);
+        let swizzle = match box_cols {
+            16 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_32B,
+            32 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_64B,
+            _ => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+        };
         // SAFETY: only describes the memory; the arrays have an entry a dimension, strides one
         // less, and the map is aligned for every version of CUDA.
         let result = unsafe {
@@ -47,7 +53,7 @@ impl TensorMap {
                 box_sizes.as_ptr(),
                 steps.as_ptr(),
                 sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
-                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                swizzle,
                 sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                 sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
             )

@@ -3,7 +3,9 @@
 use super::{assert_same_bits, Inputs, Sizes};
 use lora_kernels::cudarc::driver::{CudaSlice, DevicePtr, DeviceRepr};
 use lora_kernels::ops::{self, BackwardOutputs, Weights};
-use lora_kernels::{Accumulation, Device, Element, Result, TensorView, TensorViewMut};
+use lora_kernels::{
+    Accumulation, DType, Device, Element, Result, Tensor, TensorView, TensorViewMut, Workspace,
+};
 
 /// An element type that cudarc can copy to a device.
 pub trait DeviceElement: Element + DeviceRepr + PartialEq + std::fmt::Debug {}
@@ -187,16 +189,21 @@ pub struct Buffers<E> {
     db_added: Buffer<f32>,
     merged: Buffer<E>,
     merged_in_place: Buffer<E>,
-    forward_workspace: Buffer<f32>,
-    workspace: Buffer<f32>,
+    workspace: Workspace,
+    /// What of the workspace's scratch the plans ask for; after it comes a band.
+    scratch: usize,
 }
 
 impl<E: DeviceElement> Buffers<E> {
     pub fn new(place: &Place, inputs: &Inputs<E>) -> Self {
         let Sizes { t, k, d, r } = inputs.sizes;
         let problem = inputs.problem();
-        let forward_plan = ops::forward_plan(&place.device, &problem);
-        let backward_plan = ops::backward_plan(&place.device, &problem);
+        let device = &place.device;
+        let plans = [ops::forward_plan(device, &problem), ops::backward_plan(device, &problem)];
+        let mut workspace = Workspace::new(device, &plans).expect("a workspace");
+        let scratch = plans.map(|plan| plan.scratch).into_iter().max().expect("two plans");
+        workspace.scratch =
+            Tensor::zeros(device, [scratch + BAND], DType::F32).expect("more scratch");
         let mut buffers = Buffers {
             place: place.clone(),
             inputs: inputs.clone(),
@@ -216,8 +223,8 @@ impl<E: DeviceElement> Buffers<E> {
             db_added: Buffer::new(place, "db added", [d, r]),
             merged: Buffer::new(place, "merged", [d, k]),
             merged_in_place: Buffer::new(place, "merged in place", [d, k]),
-            forward_workspace: Buffer::new(place, "workspace", [1, forward_plan.workspace]),
-            workspace: Buffer::new(place, "workspace", [1, backward_plan.workspace]),
+            workspace,
+            scratch,
         };
         buffers.load(inputs);
         buffers
@@ -243,8 +250,9 @@ impl<E: DeviceElement> Buffers<E> {
         for output in [&mut self.da_added, &mut self.db_added] {
             output.set(&base_gradient(output.elements()));
         }
-        self.forward_workspace.set_poison();
-        self.workspace.set_poison();
+        let mut scratch = vec![poison::<f32>(); self.scratch];
+        scratch.resize(self.scratch + BAND, guard());
+        self.workspace.scratch.copy_from_slice(&scratch).expect("scratch");
     }
 
     /// Enqueues every operation, once each, the backward pass with dX and, adding up, without.
@@ -256,9 +264,8 @@ impl<E: DeviceElement> Buffers<E> {
             b: self.b.view(),
             scale: self.inputs.scale,
         };
-        let workspace = self.forward_workspace.view_mut();
         let (h, s) = (self.h.view_mut(), self.s.view_mut());
-        ops::forward(device, &weights, self.x.view(), h, s, workspace)?;
+        ops::forward(device, &weights, self.x.view(), h, s, &mut self.workspace)?;
         ops::frozen(device, &weights.w0, self.x.view(), self.frozen.view_mut())?;
 
         let out = BackwardOutputs {
@@ -268,7 +275,7 @@ impl<E: DeviceElement> Buffers<E> {
             accumulation: Accumulation::Overwrite,
         };
         let (dh, x, s) = (self.dh.view(), self.x.view(), self.s_in.view());
-        ops::backward(device, &weights, dh, x, s, out, self.workspace.view_mut())?;
+        ops::backward(device, &weights, dh, x, s, out, &mut self.workspace)?;
         let out = BackwardOutputs {
             dx: None,
             da: self.da_added.view_mut(),
@@ -276,7 +283,7 @@ impl<E: DeviceElement> Buffers<E> {
             accumulation: Accumulation::Add,
         };
         let (dh, x, s) = (self.dh.view(), self.x.view(), self.s_in.view());
-        ops::backward(device, &weights, dh, x, s, out, self.workspace.view_mut())?;
+        ops::backward(device, &weights, dh, x, s, out, &mut self.workspace)?;
 
         ops::merge(device, &weights, self.merged.view_mut())?;
         let Weights { a, b, scale, .. } = &weights;
@@ -297,9 +304,9 @@ impl<E: DeviceElement> Buffers<E> {
         for (buffer, values) in unchanged {
             assert_same_bits(buffer.name, &buffer.get(), values);
         }
-        // Their bands alone: what a workspace holds afterwards is nobody's business.
-        self.forward_workspace.get();
-        self.workspace.get();
+        // The band alone: what the scratch holds afterwards is nobody's business.
+        let scratch: Vec<f32> = self.workspace.scratch.to_vec().expect("scratch");
+        assert_same_bits("after the scratch", &scratch[self.scratch..], &[guard(); BAND]);
 
         let (da, db) = (self.da.get(), self.db.get());
         for (gradient, added) in [(&da, &self.da_added), (&db, &self.db_added)] {

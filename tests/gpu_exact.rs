@@ -7,7 +7,7 @@
 mod common;
 
 use common::{check_samples, on_cpu, on_cuda, DeviceElement, Expect, Inputs, Place, Placement};
-use common::{cuda_paths, Sizes};
+use common::{cuda_paths, few_sms, Sizes};
 use half::{bf16, f16};
 use lora_kernels::ops;
 
@@ -44,6 +44,7 @@ const EDGES: &[Sizes] = &[
     Sizes::new(2305, 520, 776, 40),
     Sizes::new(2305, 520, 2056, 16),
     Sizes::new(1281, 712, 1288, 8),
+    Sizes::new(257, 136, 2056, 16),
 ];
 
 /// Layers of real models with few tokens, and others with sizes of that order.
@@ -71,6 +72,11 @@ fn matches_reference<E: DeviceElement>(shapes: &[Sizes], placements: &[Placement
                 let context = format!("{sizes}, {}, {path}, {placement:?}", E::DTYPE);
                 outputs.assert_same_values(&reference, &context);
             }
+        }
+        for device in few_sms() {
+            let sms = device.profile().expect("a CUDA device").sms;
+            let outputs = on_cuda(&Place { device, placement: Placement::Aligned }, &inputs);
+            outputs.assert_same_values(&reference, &format!("{sizes}, {}, {sms} SMs", E::DTYPE));
         }
     }
 }

@@ -6,27 +6,48 @@
 //! ```
 //!
 //! The shapes have several tiles along every dimension, more steps than the pipelines are deep,
-//! several splits of T, and ranks for both rank tiles; each with and without 16-byte accesses.
+//! several splits of T, and ranks for both rank tiles; some with 16-byte accesses and some without.
+//! On Hopper they come to every tile and every way to make S, as a test of the plan asserts.
 
 mod common;
 
 use common::{cuda_paths, on_cpu, Buffers, DeviceElement, Inputs, Place, Placement, Sizes};
 use half::{bf16, f16};
+use lora_kernels::Device;
+
+/// For the kernels of one generation, on so many multiprocessors.
+const BEST: [(Sizes, usize); 9] = [
+    (Sizes::new(128, 128, 256, 16), 132),
+    (Sizes::new(65, 512, 520, 64), 132),
+    (Sizes::new(65, 512, 520, 64), 6),
+    (Sizes::new(385, 328, 2056, 128), 20),
+    (Sizes::new(1100, 648, 520, 16), 20),
+    (Sizes::new(1100, 648, 264, 72), 6),
+    (Sizes::new(513, 72, 136, 16), 6),
+    (Sizes::new(257, 64, 1032, 72), 20),
+    (Sizes::new(257, 136, 2056, 16), 20),
+];
+
+/// For those of every GPU.
+const GENERIC: [Sizes; 3] =
+    [Sizes::new(1100, 648, 264, 72), Sizes::new(1100, 648, 520, 16), Sizes::new(1057, 259, 645, 9)];
+
+fn check<E: DeviceElement>(sizes: Sizes, device: &Device, placement: Placement) {
+    let inputs = Inputs::<E>::integers(sizes, 11);
+    let context = format!("{sizes}, {device:?}, {placement:?}");
+    let mut buffers = Buffers::new(&Place { device: device.clone(), placement }, &inputs);
+    buffers.enqueue().expect("every operation enqueued");
+    buffers.outputs().assert_same_values(&on_cpu(&inputs), &context);
+}
 
 fn every_kernel<E: DeviceElement>() {
-    let aligned = [Sizes::new(1100, 648, 264, 72), Sizes::new(1100, 648, 520, 16)];
-    for sizes in aligned.into_iter().chain([Sizes::new(1057, 259, 645, 9)]) {
-        let inputs = Inputs::<E>::integers(sizes, 11);
-        let reference = on_cpu(&inputs);
-        let [best, generic] = cuda_paths();
-        let odd = (generic.clone(), Placement::Odd);
-        for (device, placement) in [(best, Placement::Aligned), (generic, Placement::Aligned), odd]
-        {
-            let context = format!("{sizes}, {device:?}, {placement:?}");
-            let mut buffers = Buffers::new(&Place { device, placement }, &inputs);
-            buffers.enqueue().expect("every operation enqueued");
-            buffers.outputs().assert_same_values(&reference, &context);
-        }
+    let [best, generic] = cuda_paths();
+    for (sizes, sms) in BEST {
+        check::<E>(sizes, &best.with_sms(sms), Placement::Aligned);
+    }
+    for sizes in GENERIC {
+        check::<E>(sizes, &generic, Placement::Aligned);
+        check::<E>(sizes, &generic, Placement::Odd);
     }
 }
 

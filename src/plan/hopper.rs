@@ -258,6 +258,33 @@ mod tests {
         assert_eq!(product([8192, 4096, 4096, 0], 66).tile_n, 256);
     }
 
+    /// The shapes and limits of tests/gpu_sanitize.rs, as m, n, k, r and pairs.
+    #[test]
+    fn every_kernel_is_sanitized() {
+        let cases = [
+            ([128, 256, 128, 16], 66),
+            ([65, 520, 512, 64], 66),
+            ([65, 520, 512, 64], 3),
+            ([385, 2056, 328, 128], 10),
+            ([1100, 520, 648, 16], 10),
+            ([1100, 264, 648, 72], 3),
+            ([513, 136, 72, 16], 3),
+            ([257, 1032, 64, 72], 10),
+            ([257, 2056, 136, 16], 10),
+        ];
+        for tile_n in TILES_N {
+            let made = |of: fn(Projection) -> bool| {
+                let forward = cases.map(|(sizes, pairs)| forward(sizes, pairs));
+                forward.iter().any(|s| s.tile_n == tile_n && of(s.projection))
+            };
+            assert!(made(|projection| projection == Projection::Before), "{tile_n}");
+            assert!(made(|projection| matches!(projection, Projection::Beside { .. })), "{tile_n}");
+            assert!(made(|projection| projection == Projection::Within), "{tile_n}");
+            let input_grad = cases.map(|([m, n, k, r], pairs)| product([m, k, n, r], pairs));
+            assert!(input_grad.iter().any(|schedule| schedule.tile_n == tile_n), "{tile_n}");
+        }
+    }
+
     /// All pairs of blocks run at once, each through its tiles in order; where a tile makes a slice,
     /// it does so before it waits for those of its row.
     #[test]

@@ -26,6 +26,12 @@ pub fn cuda_paths() -> [Device; 2] {
     [cuda(), cuda().generic()]
 }
 
+/// The device held to few multiprocessors, which gives small products the tiles and the waits of
+/// large ones.
+pub fn few_sms() -> [Device; 2] {
+    [cuda().with_sms(6), cuda().with_sms(20)]
+}
+
 /// Runs every operation twice in fresh buffers on a CUDA device, and fails unless both runs made
 /// the same bits.
 pub fn on_cuda<E: DeviceElement>(place: &Place, inputs: &Inputs<E>) -> Outputs<E> {

@@ -9,20 +9,24 @@
 //   out[m, n]     = Σk lhs[m, k] rhs[n, k] + Σr lhs_ext[m, r] rhs_ext[n, r]     rounded once
 //
 // all accumulated in f32. rhs and rhs_ext lie K-major in the forward, MN-major in the input gradient.
-// With r = 0 it is the frozen layer. `project` (projecting_pairs > 0) is for the forward with r up to
-// 16; without it, lhs_ext is an input. All rows must start at multiples of 16 bytes, which is what TMA
-// takes; what a box has beyond the edge of its matrix is read as zeros and not written.
+// With r = 0 it is the frozen layer. lhs_ext is an input, or made in one of two ways, in the forward:
 //
-// Grid: persistent, a pair of blocks (cluster) for every two multiprocessors. Without `project` all
-// pairs multiply: a pair works on two tiles of 128×256, one above the other, and shares rhs, of which
-// each block loads one half into both. With it, the first projecting_pairs pairs make lhs_ext and
-// nothing else: reading lhs leaves the tensor cores idle, and where the tiles come in powers of two,
-// four of 132 multiprocessors are idle anyway.
-// Block: three warpgroups. Of the first, one thread loads and another scouts; the other two multiply,
-// 64×256 each, or project.
-// Shared memory: 4 stages of (128 + 256)×64 elements, 2×2 staging areas for the output of 8 KiB.
-// Reads lhs, rhs, down and rhs_ext; writes lhs_ext (if project) and out, every element once. `flags`
-// must be zeros, one for every 128 rows.
+//   slices    the first tiles of every row of tiles make 16 columns of it each, beside their own
+//   project   the first projecting_pairs pairs of blocks make it and nothing else, for r up to 16:
+//             reading lhs leaves the tensor cores idle, and where the tiles come in powers of two, four
+//             of 132 multiprocessors are idle anyway
+//
+// All rows must start at multiples of 16 bytes, which is what TMA takes; what a box has beyond the edge
+// of its matrix is read as zeros and not written.
+//
+// Grid: persistent, a pair of blocks (cluster) for every two multiprocessors. A pair works on two tiles
+// of 128×kN, one above the other, and shares rhs, of which each block loads one half into both.
+// Block: three warpgroups. Of the first, one thread loads and a warp scouts; the other two multiply,
+// 64×kN each, or project.
+// Shared memory: 4 or 5 stages of (128 + kN)×64 elements and, for slices, 16×64 more; the rest is for the
+// output on its way to the TMA.
+// Reads lhs, rhs, down and rhs_ext; writes lhs_ext (if it is made) and out, every element once. `flags`
+// must be zeros, and are again when the launch is done.
 //
 //   loader      |fill 0|fill 1|fill 2|fill 3|wait for empty 0, fill 0| ...       over all tiles
 //   scout       |wait for S of tile 0|of tile 1| ...
@@ -32,11 +36,17 @@
 // empty[stage] completes when the eight multiplying warps of both blocks are done with the stage,
 // since a load writes to both. A stage is released when the products that read it are waited for,
 // one stage behind those being issued. The scout waits for the flag of the rows of S that a tile will
-// need, so that the loader, with loads in flight, need not fence: it only waits for scouted.
+// need, so that the loader, with loads in flight, need not fence: it only waits for scouted. Where the
+// tile makes a slice, the multipliers write it and arrive at sliced, and the scout raises the flag.
 //
-// Who waits for whom: within a pair, for earlier steps of the same pair. Between pairs, the multiplying
-// ones for the projecting ones, which wait for nobody. So nobody waits forever, provided that all
-// pairs run at the same time: with `project` the launch is cooperative, which guarantees it or fails.
+// Who waits for whom: within a pair, for earlier steps of the same pair. Between pairs, provided that
+// all run at the same time, which a cooperative launch guarantees or fails:
+//   - multiplying ones for projecting ones, which wait for nobody;
+//   - a tile for the slices of its row. The tiles that make them follow one another in the order of
+//     tiles, and are no more than there are pairs, so each is another pair's. Suppose that tiles wait
+//     forever, and take the first of them: all before it get done, so every pair that makes a slice of
+//     its row comes to that tile, or has been there, and makes it before it waits itself. So it does
+//     not wait forever.
 #include "hopper.cuh"
 
 // Mirrored by cuda::hopper::HopperLinearParams in Rust.

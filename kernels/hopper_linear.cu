@@ -23,8 +23,8 @@
 // of 128×kN, one above the other, and shares rhs, of which each block loads one half into both.
 // Block: three warpgroups. Of the first, one thread loads and a warp scouts; the other two multiply,
 // 64×kN each, or project.
-// Shared memory: 4 or 5 stages of (128 + kN)×64 elements and, for slices, 16×64 more; the rest is for the
-// output on its way to the TMA.
+// Shared memory: 4 or 5 stages of (128 + kN)×64 elements and, for slices, 16×64 more; the rest is for
+// the output on its way to the TMA.
 // Reads lhs, rhs, down and rhs_ext; writes lhs_ext (if it is made) and out, every element once. `flags`
 // must be zeros, and are again when the launch is done.
 //

@@ -104,6 +104,7 @@ struct Tiling {
 // are as many as fit, since it is the bytes in flight that decide how fast it reads.
 constexpr int kProjectSteps = 2, kProjectStages = 5;
 constexpr int kProjectStageBytes = kProjectSteps * (kLhsBytes + kDownBytes);
+
 // Swizzled boxes lie at multiples of 1024 bytes; dynamic shared memory need not start at one.
 __device__ __forceinline__ uint32_t shared_base() {
     extern __shared__ unsigned char shared[];

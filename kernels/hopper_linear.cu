@@ -5,7 +5,7 @@
 //   forward      S = s·X Aᵀ,  H = X W0ᵀ + S Bᵀ     lhs X,  rhs W0, down A, extension S, B
 //   input grad   dX = dH W0 + dS A                 lhs dH, rhs W0,         extension dS, A
 //
-//   lhs_ext[m, r] = scale · Σk lhs[m, k] down[r, k]                     rounded once, if project
+//   lhs_ext[m, r] = scale · Σk lhs[m, k] down[r, k]                     rounded once, if made here
 //   out[m, n]     = Σk lhs[m, k] rhs[n, k] + Σr lhs_ext[m, r] rhs_ext[n, r]     rounded once
 //
 // all accumulated in f32. rhs and rhs_ext lie K-major in the forward, MN-major in the input gradient.
@@ -59,7 +59,7 @@ struct HopperLinearParams {
     float scale;
     int slices;            // of 16 columns of lhs_ext, to be made here; 0 if it is an input
     int projecting_pairs;  // 0 if the slices are made by tiles
-    int group;
+    int group;             // rows of pairs of tiles that are worked on together
 };
 static_assert(sizeof(HopperLinearParams) == 1088);
 

@@ -9,6 +9,27 @@
 //! dimensions. All share one element type: bf16 or f16 on a CUDA device, f32 too on the CPU. The
 //! gradients dA [r, k] and dB [d, r] are f32. Any T, d, k >= 1 and any rank in `1..=256` will do;
 //! rows of 16-byte multiples are fastest.
+//!
+//! ```
+//! use lora_kernels::ops::{self, Weights};
+//! use lora_kernels::{DType, Device, Problem, Tensor, Workspace};
+//!
+//! # fn main() -> lora_kernels::Result<()> {
+//! let device = Device::cuda(0).unwrap_or(Device::cpu());
+//! let (t, k, d, r) = (16, 64, 32, 8);
+//! let zeros = |shape: [usize; 2]| Tensor::zeros(&device, shape, DType::Bf16);
+//! let (x, w0, a, b) = (zeros([t, k])?, zeros([d, k])?, zeros([r, k])?, zeros([d, r])?);
+//! let (mut h, mut s) = (zeros([t, d])?, zeros([t, r])?);
+//!
+//! // Once, for every call whose plan needs no more.
+//! let problem = Problem::new(t, k, d, r, DType::Bf16)?;
+//! let mut workspace = Workspace::new(&device, &[ops::forward_plan(&device, &problem)])?;
+//!
+//! let weights = Weights { w0: w0.view(), a: a.view(), b: b.view(), scale: 2.0 };
+//! ops::forward(&device, &weights, x.view(), h.view_mut(), s.view_mut(), &mut workspace)?;
+//! # Ok(())
+//! # }
+//! ```
 
 use crate::cuda::Place;
 use crate::device::Backend;
@@ -77,7 +98,8 @@ pub fn backward_plan(device: &Device, problem: &Problem) -> Plan {
 /// S = s · X Aᵀ and H = X W0ᵀ + S Bᵀ.
 ///
 /// Keep S for [`backward`]. A CUDA device computes H from S as rounded to its element type, the
-/// CPU reference from the exact one. `workspace` is for [`forward_plan`], at least.
+/// CPU reference from the exact one. `workspace` must have what [`forward_plan`]
+/// asks for.
 ///
 /// # Errors
 /// [`Error::Shape`], [`Error::DType`], [`Error::Device`], [`Error::Rank`], [`Error::NotFinite`],
@@ -126,8 +148,8 @@ pub fn frozen(
 /// dS = s · dH B, dX = dH W0 + dS A, dA = dSᵀ X and dB = dHᵀ S.
 ///
 /// `s` is the S that [`forward`] made, which already carries the scale. The sums over T run in an
-/// order that depends on the shapes alone: the same bits on every run. `workspace` is for
-/// [`backward_plan`], at least.
+/// order that depends on the shapes alone: the same bits on every run. `workspace` must
+/// have what [`backward_plan`] asks for.
 ///
 /// # Errors
 /// As for [`forward`].

@@ -11,13 +11,16 @@ use crate::{DType, Device, Error, Result, Shape, Tensor};
 /// orders them, but a CUDA graph that is replayed on another stream needs a workspace of its own.
 #[derive(Debug)]
 pub struct Workspace {
-    /// f32, of no meaning between calls.
+    /// f32, one-dimensional, with at least the [`Plan::scratch`] elements of every call; of no meaning
+    /// in between.
     pub scratch: Tensor,
     flags: Tensor,
 }
 
 impl Workspace {
-    /// A workspace for calls of any of these plans, one at a time.
+    /// A workspace for calls of any of these plans, one at a time: those of
+    /// [`ops::forward_plan`](crate::ops::forward_plan) and
+    /// [`ops::backward_plan`](crate::ops::backward_plan).
     ///
     /// # Errors
     /// [`Error::OutOfMemory`]; [`Error::Driver`].

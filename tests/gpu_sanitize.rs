@@ -15,18 +15,8 @@ use common::{cuda_paths, on_cpu, Buffers, DeviceElement, Inputs, Place, Placemen
 use half::{bf16, f16};
 use lora_kernels::Device;
 
-/// For the kernels of one generation, on so many multiprocessors.
-const BEST: [(Sizes, usize); 9] = [
-    (Sizes::new(128, 128, 256, 16), 132),
-    (Sizes::new(65, 512, 520, 64), 132),
-    (Sizes::new(65, 512, 520, 64), 6),
-    (Sizes::new(385, 328, 2056, 128), 20),
-    (Sizes::new(1100, 648, 520, 16), 20),
-    (Sizes::new(1100, 648, 264, 72), 6),
-    (Sizes::new(513, 72, 136, 16), 6),
-    (Sizes::new(257, 64, 1032, 72), 20),
-    (Sizes::new(257, 136, 2056, 16), 20),
-];
+/// For the kernels of Hopper: T, d, k and r, on so many multiprocessors.
+const HOPPER: [([usize; 4], usize); 9] = include!("common/hopper_shapes.in");
 
 /// For those of every GPU.
 const GENERIC: [Sizes; 3] =
@@ -42,8 +32,8 @@ fn check<E: DeviceElement>(sizes: Sizes, device: &Device, placement: Placement) 
 
 fn every_kernel<E: DeviceElement>() {
     let [best, generic] = cuda_paths();
-    for (sizes, sms) in BEST {
-        check::<E>(sizes, &best.with_sms(sms), Placement::Aligned);
+    for ([t, d, k, r], sms) in HOPPER {
+        check::<E>(Sizes::new(t, k, d, r), &best.with_sms(sms), Placement::Aligned);
     }
     for sizes in GENERIC {
         check::<E>(sizes, &generic, Placement::Aligned);

@@ -258,20 +258,10 @@ mod tests {
         assert_eq!(product([8192, 4096, 4096, 0], 66).tile_n, 256);
     }
 
-    /// The shapes and limits of tests/gpu_sanitize.rs, as m, n, k, r and pairs.
     #[test]
     fn every_kernel_is_sanitized() {
-        let cases = [
-            ([128, 256, 128, 16], 66),
-            ([65, 520, 512, 64], 66),
-            ([65, 520, 512, 64], 3),
-            ([385, 2056, 328, 128], 10),
-            ([1100, 520, 648, 16], 10),
-            ([1100, 264, 648, 72], 3),
-            ([513, 136, 72, 16], 3),
-            ([257, 1032, 64, 72], 10),
-            ([257, 2056, 136, 16], 10),
-        ];
+        let cases: [([usize; 4], usize); 9] = include!("../../tests/common/hopper_shapes.in");
+        let cases = cases.map(|(sizes, sms)| (sizes, sms / 2));
         for tile_n in TILES_N {
             let made = |of: fn(Projection) -> bool| {
                 let forward = cases.map(|(sizes, pairs)| forward(sizes, pairs));

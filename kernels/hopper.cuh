@@ -43,6 +43,12 @@ __device__ __forceinline__ void named_barrier(int id) {
     asm volatile("bar.sync %0, %1;\n" ::"r"(id), "n"(kThreads) : "memory");
 }
 
+// As named_barrier, for threads that do not wait for the others.
+template <int kThreads>
+__device__ __forceinline__ void named_barrier_arrive(int id) {
+    asm volatile("bar.arrive %0, %1;\n" ::"r"(id), "n"(kThreads) : "memory");
+}
+
 // ---------------------------------------------------------------------------------------------
 // mbarriers, by their shared address
 
@@ -270,6 +276,21 @@ __device__ __forceinline__ void wgmma_wait() {
         "}\n"                                                                              \
         : OPERANDS_##registers(kAt)                                                        \
         : "l"(lhs), "l"(rhs), "r"(accumulate), "n"(kRhsMnMajor ? 1 : 0))
+// lhs in registers; it is added to what is there.
+#define WGMMA_OF_REGISTERS(type, cols, registers, a, b, c, d_, e)                          \
+    asm volatile(                                                                          \
+        "wgmma.mma_async.sync.aligned.m64n" #cols "k16.f32." type "." type " {"            \
+        REGISTERS_##registers "}, {%" #a ", %" #b ", %" #c ", %" #d_ "}, %" #e             \
+        ", 1, 1, 1, 0;\n"                                                                  \
+        : OPERANDS_##registers(kAt)                                                        \
+        : "r"(lhs[0]), "r"(lhs[1]), "r"(lhs[2]), "r"(lhs[3]), "l"(rhs))
+#define WGMMA_OF_REGISTERS_OF_COLS(type)                              \
+    if constexpr (kCols == 176) {                                     \
+        WGMMA_OF_REGISTERS(type, 176, 88, 88, 89, 90, 91, 92);        \
+    } else {                                                          \
+        static_assert(kCols == 128, "write it down above");           \
+        WGMMA_OF_REGISTERS(type, 128, 64, 64, 65, 66, 67, 68);        \
+    }
 #define WGMMA_OF_COLS(type)                                   \
     if constexpr (kCols == 256) {                             \
         WGMMA(type, 256, 128, 128, 129, 130, 131);            \
@@ -294,5 +315,17 @@ __device__ __forceinline__ void wgmma(float (&d)[kFloats], uint64_t lhs, uint64_
         WGMMA_OF_COLS("f16");
     } else {
         WGMMA_OF_COLS("bf16");
+    }
+}
+
+// d += lhs · rhsᵀ, where a warp's 16×16 of lhs lie in its registers as accumulators do, packed.
+template <typename E, int kCols, int kAt, int kFloats>
+__device__ __forceinline__ void wgmma_of_registers(float (&d)[kFloats], const uint32_t (&lhs)[4],
+                                                   uint64_t rhs) {
+    static_assert(kAt + kCols / 2 <= kFloats);
+    if constexpr (std::is_same_v<E, __half>) {
+        WGMMA_OF_REGISTERS_OF_COLS("f16");
+    } else {
+        WGMMA_OF_REGISTERS_OF_COLS("bf16");
     }
 }

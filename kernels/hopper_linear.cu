@@ -57,15 +57,16 @@ struct HopperLinearParams {
     uint32_t* flags;  // a count, then one for every 128 rows of lhs_ext
     int m, n, k, r;
     float scale;
-    int slices;            // of 16 columns of lhs_ext, to be made here; 0 if it is an input
-    int projecting_pairs;  // 0 if the slices are made by tiles
-    int group;             // rows of pairs of tiles that are worked on together
+    int slices;      // of 16 columns of lhs_ext, to be made here; 0 if it is an input
+    int slice_cols;  // columns of tiles that make a slice: one for each, or more if it is the only one
+    int band;        // rows of pairs of tiles whose slices are made together
+    int group;       // rows of a band whose other tiles are worked on together
 };
 static_assert(sizeof(HopperLinearParams) == 1088);
 
 constexpr int kTileM = 128, kTileK = 64, kTileR = 16;
 constexpr int kLhsBytes = kTileM * kTileK * 2, kDownBytes = kTileR * kTileK * 2;
-constexpr int kMultiplyingWarps = 8, kBoxBytes = 64 * 32 * 2;
+constexpr int kMaxStages = 5, kMultiplyingWarps = 8, kBoxBytes = 64 * 32 * 2;
 // Where the barriers are in shared memory, whatever else is before.
 constexpr int kBarriersAt = 224 << 10;
 
@@ -100,11 +101,6 @@ struct Tiling {
     static_assert(kStages * kStageBytes + 2 * kBoxes * kBoxBytes <= kBarriersAt);
 };
 
-// A projecting block's stages hold two steps each: a tile of lhs and one of down for either. There
-// are as many as fit, since it is the bytes in flight that decide how fast it reads.
-constexpr int kProjectSteps = 2, kProjectStages = 5;
-constexpr int kProjectStageBytes = kProjectSteps * (kLhsBytes + kDownBytes);
-
 // Swizzled boxes lie at multiples of 1024 bytes; dynamic shared memory need not start at one.
 __device__ __forceinline__ uint32_t shared_base() {
     extern __shared__ unsigned char shared[];
@@ -116,11 +112,11 @@ __device__ __forceinline__ uint32_t full(uint32_t base, int stage) {
 }
 
 __device__ __forceinline__ uint32_t empty(uint32_t base, int stage) {
-    return base + kBarriersAt + 8 * (kProjectStages + stage);
+    return base + kBarriersAt + 8 * (kMaxStages + stage);
 }
 
 // The scout has seen the flag of a tile; the loader has seen that it has.
-__device__ __forceinline__ uint32_t scouted(uint32_t base) { return empty(base, kProjectStages); }
+__device__ __forceinline__ uint32_t scouted(uint32_t base) { return empty(base, kMaxStages); }
 __device__ __forceinline__ uint32_t taken(uint32_t base) { return scouted(base) + 8; }
 // The multipliers have written a slice of lhs_ext.
 __device__ __forceinline__ uint32_t sliced(uint32_t base) { return scouted(base) + 16; }
@@ -145,30 +141,56 @@ struct Ring {
 
 struct Tile {
     int m0, n0;
-    int slice;  // of lhs_ext that is made with it, or -1
+    int slice;     // of lhs_ext that is made with it, or -1
+    bool is_only;  // that slice is all of lhs_ext, so the tile needs nobody else's
+    bool tells;    // others need what it makes
 };
 
-// The tiles of a multiplying pair: every so many-th of all, in groups of rows of pairs of tiles. A
-// group starts with the tiles that make slices, row by row; the others come column by column, so that
-// lhs and rhs are shared in the L2.
+// The tiles of a pair: every so many-th of all. A band starts with the tiles that make slices, row by
+// row; the others come in groups of rows, column by column, so that lhs and rhs are shared in the L2.
+template <int kN>
+struct Tiles {
+    const HopperLinearParams& p;
+    int rows, cols, i;
+
+    __device__ __forceinline__ explicit Tiles(const HopperLinearParams& p)
+        : p(p),
+          rows((p.m + 2 * kTileM - 1) / (2 * kTileM)),
+          cols((p.n + kN - 1) / kN),
+          i(blockIdx.x / 2) {}
+
+    __device__ __forceinline__ bool done() const { return i >= rows * cols; }
+    __device__ __forceinline__ void advance() { i += gridDim.x / 2; }
+
+    __device__ __forceinline__ Tile tile() const {
+        const int band0 = i / (p.band * cols) * p.band, band_rows = min(p.band, rows - band0);
+        const int in_band = i - band0 * cols, in_rest = in_band - band_rows * p.slice_cols;
+        int row, col;
+        if (in_rest < 0) {
+            row = in_band / p.slice_cols;
+            col = in_band % p.slice_cols;
+        } else {
+            const int rest_cols = cols - p.slice_cols;
+            const int group0 = in_rest / (p.group * rest_cols) * p.group;
+            const int group_rows = min(p.group, band_rows - group0);
+            const int in_group = in_rest - group0 * rest_cols;
+            row = group0 + in_group % group_rows;
+            col = p.slice_cols + in_group / group_rows;
+        }
+        const bool is_only = in_rest < 0 && p.slices == 1;
+        const int slice = in_rest >= 0 ? -1 : is_only ? 0 : col;
+        return {(2 * (band0 + row) + (int)cluster_rank()) * kTileM, col * kN, slice, is_only,
+                col < p.slices};
+    }
+};
+
 template <int kN, typename F>
 __device__ __forceinline__ void for_each_tile(const HopperLinearParams& p, F&& f) {
-    const int rank = cluster_rank(), pairs = gridDim.x / 2 - p.projecting_pairs;
-    const int rows = (p.m + 2 * kTileM - 1) / (2 * kTileM), cols = (p.n + kN - 1) / kN;
-    const int slices = p.projecting_pairs > 0 ? 0 : p.slices;
-    for (int i = blockIdx.x / 2 - p.projecting_pairs; i < rows * cols; i += pairs) {
-        const int row0 = i / (p.group * cols) * p.group;
-        const int group_rows = min(p.group, rows - row0);
-        const int in_group = i - row0 * cols, in_rest = in_group - group_rows * slices;
-        const bool makes_slice = in_rest < 0;
-        const int row = row0 + (makes_slice ? in_group / slices : in_rest % group_rows);
-        const int col = makes_slice ? in_group % slices : slices + in_rest / group_rows;
-        f(Tile{(2 * row + rank) * kTileM, col * kN, makes_slice ? col : -1});
-    }
+    for (Tiles<kN> tiles(p); !tiles.done(); tiles.advance()) f(tiles.tile());
 }
 
 // ---------------------------------------------------------------------------------------------
-// Multiplying pairs
+// The roles of a block
 
 template <int kN, bool kMnMajor, bool kSlices>
 __device__ __forceinline__ void load(const HopperLinearParams& p, uint32_t base) {
@@ -176,15 +198,16 @@ __device__ __forceinline__ void load(const HopperLinearParams& p, uint32_t base)
     const int rank = cluster_rank();
     Ring<T::kStages> ring;
     uint32_t tile_phase = 0;
-    auto fill = [&](const TensorMap& lhs, const TensorMap& rhs, Tile tile, int slice, int k0) {
+    // Without lhs, only rhs.
+    auto fill = [&](const TensorMap* lhs, const TensorMap& rhs, const Tile& tile, int slice, int k0) {
         const uint32_t to_lhs = base + ring.stage * T::kStageBytes, to_rhs = to_lhs + kLhsBytes;
         const uint32_t barrier = full(base, ring.stage);
         // A stage that was never filled counts as released.
         mbarrier_wait(empty(base, ring.stage), ring.phase ^ 1);
         const bool makes_slice = kSlices && slice >= 0;
-        mbarrier_arrive_expect(barrier,
-                               kLhsBytes + T::kRhsBytes + (makes_slice ? kDownBytes : 0));
-        tma_load(to_lhs, lhs, tile.m0, k0, barrier);
+        mbarrier_arrive_expect(barrier, (lhs ? kLhsBytes : 0) + T::kRhsBytes +
+                                            (makes_slice ? kDownBytes : 0));
+        if (lhs) tma_load(to_lhs, *lhs, tile.m0, k0, barrier);
         // Each block of the pair loads one half of rhs into both, of the rows as they lie.
         if constexpr (kMnMajor) {
             for (int i = 0; i < T::kRhsCols / 64; i++)
@@ -197,14 +220,15 @@ __device__ __forceinline__ void load(const HopperLinearParams& p, uint32_t base)
         if (makes_slice) tma_load(to_rhs + T::kRhsBytes, p.down, slice * kTileR, k0, barrier);
         ring.advance();
     };
-    for_each_tile<kN>(p, [&](Tile tile) {
-        for (int k0 = 0; k0 < p.k; k0 += kTileK) fill(p.lhs, p.rhs, tile, tile.slice, k0);
-        if (p.slices > 0) {
+    for_each_tile<kN>(p, [&](const Tile& tile) {
+        for (int k0 = 0; k0 < p.k; k0 += kTileK) fill(&p.lhs, p.rhs, tile, tile.slice, k0);
+        if (kSlices && !tile.is_only) {
             mbarrier_wait(scouted(base), tile_phase);
             mbarrier_arrive(taken(base));
             tile_phase ^= 1;
         }
-        for (int r0 = 0; r0 < p.r; r0 += kTileK) fill(p.lhs_ext, p.rhs_ext, tile, -1, r0);
+        const TensorMap* lhs_ext = kSlices && tile.is_only ? nullptr : &p.lhs_ext;
+        for (int r0 = 0; r0 < p.r; r0 += kTileK) fill(lhs_ext, p.rhs_ext, tile, -1, r0);
     });
 }
 
@@ -216,13 +240,14 @@ __device__ __forceinline__ void scout(const HopperLinearParams& p, uint32_t base
     bool is_last = false;
     if (lane == 0) {
         uint32_t tile_phase = 0, slice_phase = 0;
-        for_each_tile<kN>(p, [&](Tile tile) {
+        for_each_tile<kN>(p, [&](const Tile& tile) {
             uint32_t* flag = &p.flags[1 + tile.m0 / kTileM];
-            if (tile.slice >= 0) {
+            if (tile.slice >= 0 && tile.tells) {
                 mbarrier_wait(sliced(base), slice_phase);
                 slice_phase ^= 1;
                 if (tile.m0 < p.m) flag_add_release(flag);
             }
+            if (tile.is_only) return;
             if (tile.m0 < p.m)
                 while (flag_load_acquire(flag) < p.slices) {
                 }
@@ -231,74 +256,78 @@ __device__ __forceinline__ void scout(const HopperLinearParams& p, uint32_t base
             mbarrier_arrive(scouted(base));
             tile_phase ^= 1;
         });
-        const uint32_t last = gridDim.x - 2 * p.projecting_pairs - 1;
+        const uint32_t last = gridDim.x - 1;
         is_last = count_round(p.flags, last) == last;
     }
     if (__any_sync(~0u, is_last))
         for (int i = lane; i * kTileM < p.m; i += 32) p.flags[1 + i] = 0;
 }
 
-// Rounds a warpgroup's 64×kN and stores it, part by part, by way of its boxes in shared memory.
-template <typename E, int kN, typename T, int kFloats>
-__device__ __forceinline__ void store(const HopperLinearParams& p, const float (&acc)[kFloats],
-                                      uint32_t boxes, int row, int col) {
+// A warpgroup's 64×kN of out, rounded, on its way to memory.
+template <int kN>
+struct Rounded {
+    uint32_t pairs[kN / 4];
+    int row, col;
+};
+
+// Stores a part of it by way of the warpgroup's boxes in shared memory.
+template <int kN, typename T>
+__device__ __forceinline__ void store_part(const HopperLinearParams& p, const Rounded<kN>& rounded,
+                                           uint32_t boxes, int part) {
     const int thread = threadIdx.x % 128, warp = thread / 32, lane = thread % 32;
     const int barrier = threadIdx.x / 128;  // 0 is __syncthreads, and not a multiplier's
     // The lane's row of an 8×8 matrix: of rows 0 to 7 and 8 to 15, then of eight columns on.
     const int lane_row = warp * 16 + lane % 16, lane_chunk = lane / 16;
+    // Parts take turns with the boxes, and their stores are groups.
+    const uint32_t to = boxes + part % 2 * 2 * kBoxBytes;
+    const int part_col = T::part_col(part), part_cols = T::part_cols(part);
+    // NOTES: the wait holds in the thread that stored; the barrier passes it on to the others.
+    if (thread == 0) {
+        if (part == 0) tma_store_wait_read<0>();
+        if (part > 1) tma_store_wait_read<1>();
+    }
+    named_barrier<128>(barrier);
 #pragma unroll
-    for (int part = 0; part < T::kParts; part++) {
-        // Parts take turns with the boxes, and their stores are groups.
-        const uint32_t to = boxes + part % 2 * 2 * kBoxBytes;
-        const int part_col = T::part_col(part), part_cols = T::part_cols(part);
-        // NOTES: the wait holds in the thread that stored; the barrier passes it on to the others.
-        if (thread == 0) {
-            if (part == 0) tma_store_wait_read<0>();
-            if (part > 1) tma_store_wait_read<1>();
-        }
-        named_barrier<128>(barrier);
+    for (int i = 0; i < part_cols; i += 16) {
+        const uint32_t* v = &rounded.pairs[(part_col + i) / 4];
+        // In rows of 128 bytes, 64, or 32 where a box has no more than 16 columns.
+        const int chunk = i / 8 + lane_chunk;
+        const uint32_t narrow = to + i / 32 * kBoxBytes;
+        const uint32_t at =
+            T::kWideBoxes ? to + swizzled(lane_row, chunk)
+            : part_cols - i / 32 * 32 < 32
+                ? narrow + lane_row * 32 + (chunk % 4 ^ lane_row / 4 % 2) * 16
+                : narrow + lane_row * 64 + (chunk % 4 ^ lane_row / 2 % 4) * 16;
+        stmatrix_x4(at, v[0], v[1], v[2], v[3]);
+    }
+    fence_shared_before_tma();
+    named_barrier<128>(barrier);
+    if (thread == 0) {
+        if constexpr (T::kWideBoxes) {
+            tma_store(p.out_64, rounded.row, rounded.col + part_col, to);
+        } else {
 #pragma unroll
-        for (int i = 0; i < part_cols; i += 16) {
-            const float* v = &acc[(part_col + i) / 2];
-            // In rows of 128 bytes, 64, or 32 where a box has no more than 16 columns.
-            const int chunk = i / 8 + lane_chunk;
-            const uint32_t narrow = to + i / 32 * kBoxBytes;
-            const uint32_t at =
-                T::kWideBoxes ? to + swizzled(lane_row, chunk)
-                : part_cols - i / 32 * 32 < 32
-                    ? narrow + lane_row * 32 + (chunk % 4 ^ lane_row / 4 % 2) * 16
-                    : narrow + lane_row * 64 + (chunk % 4 ^ lane_row / 2 % 4) * 16;
-            stmatrix_x4(at, pack<E>(v[0], v[1]), pack<E>(v[2], v[3]), pack<E>(v[4], v[5]),
-                        pack<E>(v[6], v[7]));
-        }
-        fence_shared_before_tma();
-        named_barrier<128>(barrier);
-        if (thread == 0) {
-            if constexpr (T::kWideBoxes) {
-                tma_store(p.out_64, row, col + part_col, to);
-            } else {
-#pragma unroll
-                for (int i = 0; i < part_cols; i += 32) {
-                    const TensorMap& map = part_cols - i < 32 ? p.out_16 : p.out_32;
-                    tma_store(map, row, col + part_col + i, to + i / 32 * kBoxBytes);
-                }
+            for (int i = 0; i < part_cols; i += 32) {
+                const TensorMap& map = part_cols - i < 32 ? p.out_16 : p.out_32;
+                tma_store(map, rounded.row, rounded.col + part_col + i, to + i / 32 * kBoxBytes);
             }
-            tma_store_commit();
         }
+        tma_store_commit();
     }
 }
 
-// A warp's 16×16 of lhs_ext.
-template <typename E>
-__device__ __forceinline__ void store_slice(const HopperLinearParams& p, const float* acc, int row0,
-                                            int col0) {
+// A warp's 16×16 of lhs_ext, as its lanes hold it for an mma: two rows, eight apart, then eight columns
+// on.
+__device__ __forceinline__ void store_slice(const HopperLinearParams& p, const uint32_t (&slice)[4],
+                                            int row0, int col0) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         const int row = row0 + i % 2 * 8 + lane / 4, col = col0 + i / 2 * 8 + lane % 4 * 2;
         if (row >= p.m || col >= p.r) continue;
-        E* to = static_cast<E*>(p.s) + (int64_t)row * p.r + col;
-        *reinterpret_cast<uint32_t*>(to) = pack<E>(acc[2 * i] * p.scale, acc[2 * i + 1] * p.scale);
+        // Elements have 16 bits.
+        auto* to = static_cast<uint16_t*>(p.s) + (int64_t)row * p.r + col;
+        *reinterpret_cast<uint32_t*>(to) = slice[i];
     }
 }
 
@@ -312,140 +341,104 @@ __device__ __forceinline__ void multiply(const HopperLinearParams& p, uint32_t b
     auto release = [&](int stage) {
         if (lane < 2) mbarrier_arrive_remote(empty(base, stage), lane);
     };
-    for_each_tile<kN>(p, [&](Tile tile) {
+    // The tile before, of which a part is stored after every step, while its products run.
+    Rounded<kN> rounded;
+    int part = T::kParts;
+    auto store_next = [&] {
+#pragma unroll
+        for (int i = 0; i < T::kParts; i++)
+            if (part == i) store_part<kN, T>(p, rounded, boxes, i);
+        part++;
+    };
+    // The warpgroups issue their products of a step in turns, so that one can round a tile while the
+    // other's are running.
+    const int turn = 3 + half, other_turn = 3 + (half ^ 1);
+    if (half == 1) named_barrier_arrive<256>(other_turn);
+    Tiles<kN> tiles(p);
+    for (Tile tile = tiles.tile(), next; !tiles.done(); tile = next) {
         float acc[(kN + (kSlices ? kTileR : 0)) / 2];
         int accumulate = 0, previous = -1;
-        auto step = [&](int k16s, auto makes_slice) {
+        // Multiplies what `products` issues of a stage, given its addresses of lhs and rhs.
+        auto step = [&](auto&& products) {
             mbarrier_wait(full(base, ring.stage), ring.phase);
             const uint32_t stage = base + ring.stage * T::kStageBytes;
-            const uint64_t lhs_0 = wgmma_descriptor(stage + half * (kLhsBytes / 2), false);
-            const uint64_t rhs_0 = wgmma_descriptor(stage + kLhsBytes, kMnMajor);
+            named_barrier<256>(turn);
             wgmma_fence();
-#pragma unroll
-            for (int i = 0; i < kTileK / 16; i++) {
-                if (i >= k16s) continue;
-                const uint64_t lhs = lhs_0 + i * kLhsStep, rhs = rhs_0 + i * kRhsStep;
-                // The slice of down lies behind rhs.
-                constexpr int kSlice = decltype(makes_slice)::value ? kTileR : 0;
-                constexpr int kLeft = T::kLeft + (T::kRight == 0 ? kSlice : 0);
-                wgmma<E, kLeft, 0, kMnMajor>(acc, lhs, rhs, accumulate);
-                if constexpr (T::kRight > 0)
-                    wgmma<E, T::kRight + kSlice, kLeft / 2, kMnMajor>(
-                        acc, lhs, rhs + kLeft * 128 / 16, accumulate);
-                accumulate = 1;
-            }
+            products(stage + half * (kLhsBytes / 2), stage + kLhsBytes);
             wgmma_commit();
+            named_barrier_arrive<256>(other_turn);
             wgmma_wait<1>();
             if (previous >= 0) release(previous);
             previous = ring.stage;
             ring.advance();
+            if (part < T::kParts) store_next();
+        };
+        auto from_stage = [&](int k16s, auto makes_slice) {
+            return [&, k16s](uint32_t lhs_at, uint32_t rhs_at) {
+                const uint64_t lhs_0 = wgmma_descriptor(lhs_at, false);
+                const uint64_t rhs_0 = wgmma_descriptor(rhs_at, kMnMajor);
+#pragma unroll
+                for (int i = 0; i < kTileK / 16; i++) {
+                    if (i >= k16s) continue;
+                    const uint64_t lhs = lhs_0 + i * kLhsStep, rhs = rhs_0 + i * kRhsStep;
+                    // The slice of down lies behind rhs.
+                    constexpr int kSlice = decltype(makes_slice)::value ? kTileR : 0;
+                    constexpr int kLeft = T::kLeft + (T::kRight == 0 ? kSlice : 0);
+                    wgmma<E, kLeft, 0, kMnMajor>(acc, lhs, rhs, accumulate);
+                    if constexpr (T::kRight > 0)
+                        wgmma<E, T::kRight + kSlice, kLeft / 2, kMnMajor>(
+                            acc, lhs, rhs + kLeft * 128 / 16, accumulate);
+                    accumulate = 1;
+                }
+            };
         };
         const int row0 = tile.m0 + half * 64;
         if (kSlices && tile.slice >= 0) {
             if constexpr (kSlices) {
-                for (int k0 = 0; k0 < p.k; k0 += kTileK) step(kTileK / 16, std::true_type{});
+                for (int k0 = 0; k0 < p.k; k0 += kTileK)
+                    step(from_stage(kTileK / 16, std::true_type{}));
                 wgmma_wait<0>();
-                store_slice<E>(p, &acc[kN / 2], row0 + warp * 16, tile.slice * kTileR);
-                __syncwarp();
-                if (lane == 0) mbarrier_arrive(sliced(base));
+                uint32_t slice[4];
+#pragma unroll
+                for (int i = 0; i < 4; i++)
+                    slice[i] = pack<E>(acc[kN / 2 + 2 * i] * p.scale, acc[kN / 2 + 2 * i + 1] * p.scale);
+                if (tile.tells) {
+                    store_slice(p, slice, row0 + warp * 16, tile.slice * kTileR);
+                    __syncwarp();
+                    if (lane == 0) mbarrier_arrive(sliced(base));
+                }
+                if (tile.is_only)
+                    step([&](uint32_t, uint32_t rhs_at) {
+                        const uint64_t rhs = wgmma_descriptor(rhs_at, kMnMajor);
+                        wgmma_of_registers<E, T::kLeft, 0>(acc, slice, rhs);
+                        if constexpr (T::kRight > 0)
+                            wgmma_of_registers<E, T::kRight, T::kLeft / 2>(
+                                acc, slice, rhs + T::kLeft * 128 / 16);
+                    });
             }
         } else {
-            for (int k0 = 0; k0 < p.k; k0 += kTileK) step(kTileK / 16, std::false_type{});
+            for (int k0 = 0; k0 < p.k; k0 += kTileK)
+                step(from_stage(kTileK / 16, std::false_type{}));
         }
-        for (int r0 = 0; r0 < p.r; r0 += kTileK)
-            step(min((p.r - r0 + 15) / 16, kTileK / 16), std::false_type{});
+        if (!(kSlices && tile.is_only))
+            for (int r0 = 0; r0 < p.r; r0 += kTileK)
+                step(from_stage(min((p.r - r0 + 15) / 16, kTileK / 16), std::false_type{}));
+        tiles.advance();
+        next = tiles.tile();
+        keep(next.m0), keep(next.n0);
         wgmma_wait<0>();
         release(previous);
-        store<E, kN, T>(p, acc, boxes, row0, tile.n0);
-    });
+        while (part < T::kParts) store_next();
+#pragma unroll
+        for (int i = 0; i < kN / 4; i++) rounded.pairs[i] = pack<E>(acc[2 * i], acc[2 * i + 1]);
+        rounded.row = row0;
+        rounded.col = tile.n0;
+        part = 0;
+    }
+    while (part < T::kParts) store_next();
+    if (half == 0) named_barrier<256>(turn);
     // Shared memory stays until the last stores have read it.
     if (threadIdx.x % 128 == 0) tma_store_wait_read<0>();
-}
-
-// ---------------------------------------------------------------------------------------------
-// Projecting pairs, whose blocks work on their own
-
-// The items of a block: S for 128 rows, in the order in which the tiles want them.
-template <typename F>
-__device__ __forceinline__ void for_each_item(const HopperLinearParams& p, F&& f) {
-    for (int m0 = blockIdx.x * kTileM; m0 < p.m; m0 += 2 * p.projecting_pairs * kTileM) f(m0);
-}
-
-__device__ __forceinline__ void load_items(const HopperLinearParams& p, uint32_t base) {
-    Ring<kProjectStages> ring;
-    for_each_item(p, [&](int m0) {
-        for (int k0 = 0; k0 < p.k; k0 += kProjectSteps * kTileK) {
-            const uint32_t barrier = full(base, ring.stage);
-            const uint32_t lhs = base + ring.stage * kProjectStageBytes;
-            const uint32_t down = lhs + kProjectSteps * kLhsBytes;
-            mbarrier_wait(empty(base, ring.stage), ring.phase ^ 1);
-            mbarrier_arrive_expect(barrier, kProjectStageBytes);
-            // Boxes past column k hold zeros.
-            for (int i = 0; i < kProjectSteps; i++) {
-                tma_load(lhs + i * kLhsBytes, p.lhs, m0, k0 + i * kTileK, barrier);
-                tma_load(down + i * kDownBytes, p.down, 0, k0 + i * kTileK, barrier);
-            }
-            ring.advance();
-        }
-    });
-}
-
-// Each of the eight warps takes one k16 of a stage for all 128 rows, so that lhs and down are read
-// from shared memory once.
-template <typename E>
-__device__ __forceinline__ void project(const HopperLinearParams& p, uint32_t base) {
-    static_assert(kProjectSteps * kTileK / 16 == kMultiplyingWarps);
-    constexpr int kM16 = kTileM / 16;
-    const int warp = threadIdx.x / 32 - 4, lane = threadIdx.x % 32;
-    const int step = warp / 4, k16 = warp % 4;
-    float* const partials =
-        static_cast<float*>(__cvta_shared_to_generic(base + kProjectStages * kProjectStageBytes));
-    constexpr int kFloats = kM16 * 8;  // of a lane's share of the 128×16
-    static_assert(kProjectStages * kProjectStageBytes + kMultiplyingWarps / 2 * kFloats * 32 * 4 <=
-                  kBarriersAt);
-    Ring<kProjectStages> ring;
-    for_each_item(p, [&](int m0) {
-        float acc[kM16][2][4] = {};
-        for (int k0 = 0; k0 < p.k; k0 += kProjectSteps * kTileK) {
-            mbarrier_wait(full(base, ring.stage), ring.phase);
-            const uint32_t stage = base + ring.stage * kProjectStageBytes;
-            const uint32_t lhs = stage + step * kLhsBytes;
-            const uint32_t down = stage + kProjectSteps * kLhsBytes + step * kDownBytes;
-            uint32_t a[kM16][4], b[4];
-            const int down_row = lane % 8 + lane / 16 * 8;
-            ldmatrix_x4<false>(b, down + swizzled(down_row, k16 * 2 + lane / 8 % 2));
-#pragma unroll
-            for (int i = 0; i < kM16; i++)
-                ldmatrix_x4<false>(a[i], lhs + swizzled(i * 16 + lane % 16, k16 * 2 + lane / 16));
-#pragma unroll
-            for (int i = 0; i < kM16; i++)
-#pragma unroll
-                for (int j = 0; j < 2; j++) mma<E>(acc[i][j], a[i], b[2 * j], b[2 * j + 1]);
-            __syncwarp();
-            // The barrier counts the warps of both blocks of a pair; here they are this one's, twice.
-            if (lane < 2) mbarrier_arrive_remote(empty(base, ring.stage), cluster_rank());
-            ring.advance();
-        }
-        // The sum of the warps, halving their number: 0+4, 1+5, ... in every step.
-#pragma unroll
-        for (int warps = kMultiplyingWarps / 2; warps >= 1; warps /= 2) {
-            auto each = [&](auto&& f) {
-                float* shared = partials + warp % warps * kFloats * 32 + lane;
-#pragma unroll
-                for (int i = 0; i < kFloats; i++) f(shared[i * 32], acc[i / 8][i / 4 % 2][i % 4]);
-            };
-            if (warp >= warps && warp < 2 * warps) each([](float& s, float& v) { s = v; });
-            named_barrier<256>(1);
-            if (warp < warps) each([](float& s, float& v) { v += s; });
-            named_barrier<256>(1);
-        }
-        if (warp == 0) {
-#pragma unroll
-            for (int i = 0; i < kM16; i++) store_slice<E>(p, &acc[i][0][0], m0 + i * 16, 0);
-            __syncwarp();
-            if (lane == 0) flag_add_release(&p.flags[1 + m0 / kTileM]);
-        }
-    });
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -453,9 +446,8 @@ __device__ __forceinline__ void project(const HopperLinearParams& p, uint32_t ba
 template <typename E, int kN, bool kMnMajor, bool kSlices>
 __device__ __forceinline__ void hopper_linear(const HopperLinearParams& p) {
     const uint32_t base = shared_base();
-    const bool projects = !kMnMajor && !kSlices && blockIdx.x / 2 < p.projecting_pairs;
     if (threadIdx.x == 0) {
-        for (int stage = 0; stage < kProjectStages; stage++) {
+        for (int stage = 0; stage < kMaxStages; stage++) {
             mbarrier_init(full(base, stage), 1);
             mbarrier_init(empty(base, stage), 2 * kMultiplyingWarps);
         }
@@ -470,21 +462,13 @@ __device__ __forceinline__ void hopper_linear(const HopperLinearParams& p) {
     if (threadIdx.x < 128) {
         give_registers<40>();
         if (threadIdx.x == 0) {
-            if (projects) {
-                load_items(p, base);
-            } else {
-                load<kN, kMnMajor, kSlices>(p, base);
-            }
-        } else if (threadIdx.x / 32 == 1 && p.slices > 0 && !projects) {
+            load<kN, kMnMajor, kSlices>(p, base);
+        } else if (kSlices && threadIdx.x / 32 == 1) {
             scout<kN>(p, base);
         }
     } else {
         take_registers<232>();
-        if (projects) {
-            project<E>(p, base);
-        } else {
-            multiply<E, kN, kMnMajor, kSlices>(p, base);
-        }
+        multiply<E, kN, kMnMajor, kSlices>(p, base);
     }
     // A block stays until its peer has neither loads into it nor arrivals at it to come.
     __syncwarp();

@@ -62,10 +62,6 @@ __device__ __forceinline__ void store_shared(uint32_t to, uint4 v) {
                  : "memory");
 }
 
-// Makes the compiler hold a value in its register where it would rather compute it again in every
-// step of the main loop.
-__device__ __forceinline__ void keep(uint32_t& value) { asm volatile("" : "+r"(value)); }
-
 // ---------------------------------------------------------------------------------------------
 // Eight elements of a row, the unit of every access to memory
 

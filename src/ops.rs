@@ -116,10 +116,13 @@ pub fn forward(
     let problem = weights.problem(device, &x)?;
     check_output(device, "h", &h, [problem.t, problem.d], problem.dtype)?;
     check_output(device, "s", &s, [problem.t, problem.r], problem.dtype)?;
-    check_workspace(device, workspace, &forward_plan(device, &problem))?;
+    let plan = forward_plan(device, &problem);
+    check_workspace(device, workspace, &plan)?;
     match &device.backend {
         Backend::Cpu => reference::forward(weights, &x, &mut h, &mut s),
-        Backend::Cuda(cuda) => cuda.forward(&problem, weights, &x, &mut h, &mut s, workspace)?,
+        Backend::Cuda(cuda) => {
+            cuda.forward(&problem, &plan, weights, &x, &mut h, &mut s, workspace)?
+        }
     }
     Ok(())
 }
@@ -140,7 +143,9 @@ pub fn frozen(
     check_output(device, "h", &h, [problem.t, problem.d], dtype)?;
     match &device.backend {
         Backend::Cpu => reference::frozen(w0, &x, &mut h),
-        Backend::Cuda(cuda) => cuda.frozen(&problem, w0, &x, &mut h)?,
+        Backend::Cuda(cuda) => {
+            cuda.frozen(&problem, &frozen_plan(device, &problem), w0, &x, &mut h)?
+        }
     }
     Ok(())
 }
@@ -171,11 +176,12 @@ pub fn backward(
     }
     check_output(device, "da", &out.da, [r, k], DType::F32)?;
     check_output(device, "db", &out.db, [d, r], DType::F32)?;
-    check_workspace(device, workspace, &backward_plan(device, &problem))?;
+    let plan = backward_plan(device, &problem);
+    check_workspace(device, workspace, &plan)?;
     match &device.backend {
         Backend::Cpu => reference::backward(weights, &dh, &x, &s, &mut out),
         Backend::Cuda(cuda) => {
-            cuda.backward(&problem, weights, &dh, &x, &s, &mut out, workspace)?
+            cuda.backward(&problem, &plan, weights, &dh, &x, &s, &mut out, workspace)?
         }
     }
     Ok(())
@@ -307,7 +313,7 @@ fn check_output(
     check_device(device, argument, view.region.place())
 }
 
-fn check_workspace(device: &Device, workspace: &mut Workspace, plan: &Plan) -> Result<()> {
+fn check_workspace(device: &Device, workspace: &Workspace, plan: &Plan) -> Result<()> {
     workspace.check(plan)?;
     check_dtype_of("workspace.scratch", workspace.scratch.dtype(), DType::F32)?;
     for tensor in [&workspace.scratch, workspace.flags()] {

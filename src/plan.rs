@@ -98,42 +98,50 @@ pub struct Plan {
     pub scratch: usize,
     /// The flags, of 32 bits, that its workspace must have; may be zero.
     pub flags: usize,
+    /// How [`Path::Hopper`] runs the product with W0, if it does.
+    pub(crate) hopper: Option<hopper::Schedule>,
 }
 
 /// The plan of a forward pass; `profile` is `None` on the CPU.
 pub fn forward(problem: &Problem, profile: Option<&DeviceProfile>) -> Plan {
-    let path = path(problem, problem.r, profile);
     let &Problem { t, k, d, r, .. } = problem;
-    let flags = match (path, profile) {
-        (Path::Hopper, Some(profile)) => hopper::forward([t, d, k, r], profile.pairs).flags(t),
-        _ => 0,
-    };
-    Plan { path, scratch: 0, flags }
+    let schedule = |pairs| hopper::forward([t, d, k, r], pairs);
+    let (path, hopper) = path(problem, r, profile, schedule);
+    Plan { path, scratch: 0, flags: hopper.map_or(0, |schedule| schedule.flags(t)), hopper }
 }
 
 /// The plan of the frozen layer alone; `profile` is `None` on the CPU. The rank of the problem does
 /// not matter.
 pub fn frozen(problem: &Problem, profile: Option<&DeviceProfile>) -> Plan {
-    Plan { path: path(problem, 0, profile), scratch: 0, flags: 0 }
+    let &Problem { t, k, d, .. } = problem;
+    let (path, hopper) = path(problem, 0, profile, |pairs| hopper::product([t, d, k, 0], pairs));
+    Plan { path, scratch: 0, flags: 0, hopper }
 }
 
 /// The plan of a backward pass, with dX or without; `profile` is `None` on the CPU.
 pub fn backward(problem: &Problem, profile: Option<&DeviceProfile>) -> Plan {
-    let path = path(problem, problem.r, profile);
+    let &Problem { t, k, d, r, .. } = problem;
+    let (path, hopper) = path(problem, r, profile, |pairs| hopper::product([t, k, d, r], pairs));
     let scratch = match path {
         Path::Reference => 0,
         Path::Mma | Path::Hopper => BackwardWorkspace::new(problem).elements(),
     };
-    Plan { path, scratch, flags: 0 }
+    Plan { path, scratch, flags: 0, hopper }
 }
 
-fn path(problem: &Problem, r: usize, profile: Option<&DeviceProfile>) -> Path {
-    let Some(profile) = profile else { return Path::Reference };
+/// The path of a product of this rank, and its schedule on so many pairs of multiprocessors.
+fn path(
+    problem: &Problem,
+    r: usize,
+    profile: Option<&DeviceProfile>,
+    schedule: impl Fn(usize) -> hopper::Schedule,
+) -> (Path, Option<hopper::Schedule>) {
+    let Some(profile) = profile else { return (Path::Reference, None) };
     let aligned = [problem.k, problem.d, r].iter().all(|cols| cols % 8 == 0);
     if profile.hopper && aligned {
-        Path::Hopper
+        (Path::Hopper, Some(schedule(profile.pairs)))
     } else {
-        Path::Mma
+        (Path::Mma, None)
     }
 }
 
@@ -386,16 +394,19 @@ pub(crate) mod tests {
         });
         for problem in problems() {
             let scratch = BackwardWorkspace::new(&problem).elements();
-            let generic = Plan { path: Path::Mma, scratch, flags: 0 };
+            let generic = Plan { path: Path::Mma, scratch, flags: 0, hopper: None };
             assert_eq!(backward(&problem, Some(&mma)), generic);
             assert_eq!(forward(&problem, Some(&mma)), Plan { scratch: 0, ..generic });
             let Problem { t, k, d, r, .. } = problem;
             let aligned = k % 8 == 0 && d % 8 == 0 && r % 8 == 0;
             let path = if aligned { Path::Hopper } else { Path::Mma };
-            assert_eq!(backward(&problem, Some(&on_hopper)), Plan { path, ..generic });
-            let flags = if aligned { hopper::forward([t, d, k, r], 66).flags(t) } else { 0 };
-            assert_eq!(forward(&problem, Some(&on_hopper)), Plan { path, scratch: 0, flags });
-            let reference = Plan { path: Path::Reference, scratch: 0, flags: 0 };
+            let hopper = aligned.then(|| hopper::product([t, k, d, r], 66));
+            assert_eq!(backward(&problem, Some(&on_hopper)), Plan { path, hopper, ..generic });
+            let hopper = aligned.then(|| hopper::forward([t, d, k, r], 66));
+            let flags = hopper.map_or(0, |schedule| schedule.flags(t));
+            let plan = Plan { path, scratch: 0, flags, hopper };
+            assert_eq!(forward(&problem, Some(&on_hopper)), plan);
+            let reference = Plan { path: Path::Reference, scratch: 0, flags: 0, hopper: None };
             assert_eq!(backward(&problem, None), reference);
             assert_eq!(forward(&problem, None), reference);
         }

@@ -4,7 +4,7 @@ use super::launch::{Linear, Product};
 use super::params::Operand;
 use super::tensor_map::TensorMap;
 use super::Cuda;
-use crate::plan::hopper::{slices, Projection, Schedule};
+use crate::plan::hopper::{slices, Projection, Schedule, GROUP};
 use crate::{DType, Result};
 use cudarc::driver::{sys, DeviceRepr};
 
@@ -25,7 +25,8 @@ struct HopperLinearParams {
     r: i32,
     scale: f32,
     slices: i32,
-    projecting_pairs: i32,
+    slice_cols: i32,
+    band: i32,
     group: i32,
 }
 
@@ -47,7 +48,7 @@ impl Cuda {
         schedule: &Schedule,
         flags: sys::CUdeviceptr,
     ) -> Result<()> {
-        let &Schedule { tile_n, projection, group, blocks } = schedule;
+        let &Schedule { tile_n, projection, blocks } = schedule;
         let all = &self.kernels.of(dtype).hopper_linear;
         let kernels = all.iter().find(|kernels| kernels.tile_n == tile_n);
         let kernels = kernels.expect("there is a kernel for every tile of a schedule");
@@ -73,13 +74,12 @@ impl Cuda {
         let out = |cols| TensorMap::new(product.out.data, [m, n], dtype, [64, cols]);
         let out = [out(64)?, out(32)?, out(16)?];
 
-        let (slices, projecting) = match projection {
-            Projection::Before => (0, 0),
-            Projection::Beside { pairs } => (1, pairs),
-            Projection::Within => (slices(r), 0),
+        let (slices, slice_cols, band) = match projection {
+            Projection::Before => (0, 0, m.div_ceil(128)), // all rows in one band
+            Projection::Within { slice_cols, band } => (slices(r), slice_cols, band),
         };
         let [m, n, k, r] = [m, n, k, r].map(|size| size as i32);
-        let [slices, projecting, group] = [slices, projecting, group].map(|count| count as i32);
+        let [slices, slice_cols, band] = [slices, slice_cols, band].map(|count| count as i32);
         let params = HopperLinearParams {
             lhs,
             rhs,
@@ -95,16 +95,17 @@ impl Cuda {
             r,
             scale: product.scale,
             slices,
-            projecting_pairs: projecting,
-            group,
+            slice_cols,
+            band,
+            group: GROUP as i32,
         };
         let kernel = match projection {
-            Projection::Within => &kernels.sliced,
-            _ => which.of(&kernels.linear),
+            Projection::Before => which.of(&kernels.linear),
+            Projection::Within { .. } => &kernels.sliced,
         };
         match projection {
             Projection::Before => self.launch(kernel, [blocks, 1], &params),
-            _ => self.launch_cooperative(kernel, [blocks, 1], &params),
+            Projection::Within { .. } => self.launch_cooperative(kernel, [blocks, 1], &params),
         }
     }
 }

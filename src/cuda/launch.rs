@@ -5,8 +5,8 @@ use super::memory::{self, Resolved};
 use super::params::{GradParams, LinearParams, MergeParams, Operand, ProjectParams, ReduceParams};
 use super::{driver, Cuda};
 use crate::ops::{Accumulation, BackwardOutputs, Weights};
-use crate::plan::hopper::{self, Projection};
-use crate::plan::{self, rank_tile, BackwardWorkspace, GradSplit, Path, Problem};
+use crate::plan::hopper::{Projection, Schedule};
+use crate::plan::{self, rank_tile, BackwardWorkspace, GradSplit, Plan, Problem};
 use crate::{DType, Error, Result, TensorView, TensorViewMut, Workspace};
 use cudarc::driver::{sys, CudaStream, DeviceRepr, PushKernelArg, SyncOnDrop};
 
@@ -97,10 +97,11 @@ pub(super) struct Product {
 }
 
 impl Product {
-    /// Whether all rows start at multiples of 16 bytes.
-    fn is_aligned(&self) -> bool {
+    /// How the Hopper kernel serves it, if that is the plan and all rows start at multiples of 16 bytes.
+    fn schedule<'a>(&self, plan: &'a Plan) -> Option<&'a Schedule> {
         let Product { lhs, rhs, down, lhs_ext, rhs_ext, out, .. } = self;
-        [lhs, rhs, down, lhs_ext, rhs_ext, out].iter().all(|operand| operand.vectors == 1)
+        let mut operands = [lhs, rhs, down, lhs_ext, rhs_ext, out].into_iter();
+        plan.hopper.as_ref().filter(|_| operands.all(|operand| operand.vectors == 1))
     }
 }
 
@@ -114,9 +115,11 @@ impl Linear {
 }
 
 impl Cuda {
+    #[allow(clippy::too_many_arguments)] // the operands of the formula
     pub(crate) fn forward(
         &self,
         problem: &Problem,
+        plan: &Plan,
         weights: &Weights<'_>,
         x: &TensorView<'_>,
         h: &mut TensorViewMut<'_>,
@@ -135,25 +138,21 @@ impl Cuda {
         let flags = buffers.write("flags of the workspace", &mut flags);
         buffers.check_overlap()?;
 
-        let path = plan::forward(problem, Some(self.profile())).path;
         let (lhs, rhs, out, scale) = (x, w0, h, weights.scale);
         let product = Product { lhs, rhs, down: a, lhs_ext: s, rhs_ext: b, out, scale };
         let sizes = [t, d, k, r];
         let which = Linear::Forward;
-        if self.is_hopper(path, &product) {
-            let schedule = hopper::forward(sizes, self.profile().pairs);
-            if schedule.projection == Projection::Before {
-                self.project(which, dtype, sizes, &product)?;
-            }
-            return self.hopper_linear(which, dtype, sizes, &product, &schedule, flags);
+        let makes_s = product.schedule(plan).is_some_and(|s| s.projection != Projection::Before);
+        if !makes_s {
+            self.project(which, dtype, sizes, &product)?;
         }
-        self.project(which, dtype, sizes, &product)?;
-        self.linear(which, path, dtype, sizes, &product)
+        self.linear(which, plan, dtype, sizes, &product, flags)
     }
 
     pub(crate) fn frozen(
         &self,
         problem: &Problem,
+        plan: &Plan,
         w0: &TensorView<'_>,
         x: &TensorView<'_>,
         h: &mut TensorViewMut<'_>,
@@ -165,17 +164,17 @@ impl Cuda {
         let h = Operand::new(buffers.write("h", h), d, dtype);
         buffers.check_overlap()?;
 
-        let path = plan::frozen(problem, Some(self.profile())).path;
         let (none, scale) = (Operand::NONE, 1.0);
         let (down, lhs_ext, rhs_ext) = (none, none, none);
         let product = Product { lhs: x, rhs: w0, down, lhs_ext, rhs_ext, out: h, scale };
-        self.linear(Linear::Forward, path, dtype, [t, d, k, 0], &product)
+        self.linear(Linear::Forward, plan, dtype, [t, d, k, 0], &product, 0)
     }
 
-    #[allow(clippy::too_many_arguments)] // the inputs of the formula
+    #[allow(clippy::too_many_arguments)] // the operands of the formulas
     pub(crate) fn backward(
         &self,
         problem: &Problem,
+        plan: &Plan,
         weights: &Weights<'_>,
         dh: &TensorView<'_>,
         x: &TensorView<'_>,
@@ -203,13 +202,12 @@ impl Cuda {
         let ds = Operand::new(scratch, r, dtype);
         let partials = scratch + 4 * layout.partials_offset() as u64;
 
-        let path = plan::backward(problem, Some(self.profile())).path;
         let (out, scale) = (dx.unwrap_or(Operand::NONE), weights.scale);
         let product = Product { lhs: dh, rhs: w0, down: b, lhs_ext: ds, rhs_ext: a, out, scale };
         let sizes = [t, k, d, r];
         self.project(Linear::InputGrad, dtype, sizes, &product)?;
         if dx.is_some() {
-            self.linear(Linear::InputGrad, path, dtype, sizes, &product)?;
+            self.linear(Linear::InputGrad, plan, dtype, sizes, &product, 0)?;
         }
         let accumulate = i32::from(accumulation == Accumulation::Add);
         for (lhs, rhs, n, out, transpose) in [(ds, x, k, da, 0), (s, dh, d, db, 1)] {
@@ -246,23 +244,18 @@ impl Cuda {
         self.launch(&self.kernels.of(dtype).merge, [blocks, 1], &params)
     }
 
-    /// Whether the Hopper kernel is to serve the product, and can.
-    fn is_hopper(&self, path: Path, product: &Product) -> bool {
-        path == Path::Hopper && product.is_aligned()
-    }
-
-    /// The second half of a product, with lhs_ext given.
+    /// The second half of a product, with lhs_ext given, or all of it by a schedule that makes lhs_ext.
     fn linear(
         &self,
         which: Linear,
-        path: Path,
+        plan: &Plan,
         dtype: DType,
         sizes: [usize; 4],
         product: &Product,
+        flags: sys::CUdeviceptr,
     ) -> Result<()> {
-        if self.is_hopper(path, product) {
-            let schedule = hopper::product(sizes, self.profile().pairs);
-            return self.hopper_linear(which, dtype, sizes, product, &schedule, 0);
+        if let Some(schedule) = product.schedule(plan) {
+            return self.hopper_linear(which, dtype, sizes, product, schedule, flags);
         }
         let kernels = self.kernels.of(dtype);
         let blocks = plan::linear_blocks(sizes[0], sizes[1]);

@@ -7,13 +7,14 @@ use super::Footprint;
 pub(crate) enum Projection {
     /// From a launch before, or there is none: S is an input.
     Before,
-    /// From pairs of blocks that do nothing else, in the same launch.
-    Beside {
-        /// How many.
-        pairs: usize,
+    /// From the tiles of the product, of which some make a slice of S beside their own columns.
+    Within {
+        /// The columns of tiles that make slices. Where there are more than slices, which is only if
+        /// S is one slice, all of them make it, each for itself, and the first for the others.
+        slice_cols: usize,
+        /// Rows of pairs of tiles whose slices are made together, before their other tiles.
+        band: usize,
     },
-    /// From the tiles of the product, of which some make a slice of S each.
-    Within,
 }
 
 /// A launch.
@@ -22,8 +23,6 @@ pub(crate) struct Schedule {
     /// Columns of the output in a tile; a pair of blocks has 256 rows.
     pub(crate) tile_n: usize,
     pub(crate) projection: Projection,
-    /// Rows of pairs of tiles that are worked on column by column.
-    pub(crate) group: usize,
     /// The grid, in blocks.
     pub(crate) blocks: usize,
 }
@@ -31,9 +30,12 @@ pub(crate) struct Schedule {
 /// The tiles that the kernel is there for.
 pub(crate) const TILES_N: [usize; 3] = [128, 176, 256];
 
-/// Rows of pairs of tiles that may go together. With more, the L2 cache no longer holds what they
-/// share.
-const GROUPS: [usize; 3] = [8, 16, 32];
+/// Rows of pairs of tiles that are worked on column by column. With more, the L2 cache no longer holds
+/// what they share.
+pub(crate) const GROUP: usize = 8;
+
+/// Bands to choose from where S is several slices.
+const BANDS: [usize; 3] = [8, 16, 32];
 
 /// Rows of a pair of tiles.
 const PAIR_M: usize = 256;
@@ -52,7 +54,7 @@ impl Schedule {
     pub(crate) fn flags(&self, m: usize) -> usize {
         match self.projection {
             Projection::Before => 0,
-            _ => 1 + m.div_ceil(128),
+            Projection::Within { .. } => 1 + m.div_ceil(128),
         }
     }
 }
@@ -76,9 +78,7 @@ pub(crate) fn forward(sizes: [usize; 4], pairs: usize) -> Schedule {
 fn candidates(sizes: [usize; 4], pairs: usize) -> impl Iterator<Item = (f64, Schedule)> {
     TILES_N.into_iter().flat_map(move |tile_n| {
         let model = Model::new(sizes, tile_n, pairs);
-        let beside = (1..=8.min(pairs / 2)).filter_map(move |projecting| model.beside(projecting));
-        let within = GROUPS.into_iter().filter_map(move |group| model.within(group));
-        beside.chain([model.before()]).chain(within)
+        [model.before()].into_iter().chain(model.alone()).chain(model.together())
     })
 }
 
@@ -106,10 +106,8 @@ impl Model {
     /// A step of a pair of tiles, and what each of their columns adds to it.
     const STEP: f64 = 0.045;
     const STEP_COLUMN: f64 = 0.00276;
-    /// Rounding and storing a tile.
-    const TILE_END: f64 = 1.0;
-    /// A step for 128 rows of S, of one block that makes nothing else.
-    const PROJECT_STEP: f64 = 0.18;
+    /// What the end of a tile takes of the tensor cores' time.
+    const TILE_END: f64 = 0.1;
     /// From the end of a slice of S to its use by others.
     const HANDOVER: f64 = 4.5;
     /// When S comes before: what another launch costs, and the bytes of X that it reads a µs.
@@ -122,23 +120,22 @@ impl Model {
         Model { sizes, tile_n, pairs, rows, cols, steps: k.div_ceil(64) as f64 }
     }
 
-    fn schedule(&self, projection: Projection, group: usize) -> Schedule {
-        let projecting = match projection {
-            Projection::Beside { pairs } => pairs,
-            _ => 0,
-        };
-        let blocks = 2 * (self.rows * self.cols + projecting).min(self.pairs);
-        Schedule { tile_n: self.tile_n, projection, group, blocks }
+    fn schedule(&self, projection: Projection) -> Schedule {
+        let blocks = 2 * (self.rows * self.cols).min(self.pairs);
+        Schedule { tile_n: self.tile_n, projection, blocks }
     }
 
-    fn tile(&self) -> f64 {
+    /// The product, with S given.
+    fn product(&self) -> f64 {
         let steps = self.steps + slices(self.sizes[3]) as f64 / 4.0;
-        steps * (Self::STEP + Self::STEP_COLUMN * self.tile_n as f64) + Self::TILE_END
+        let step = Self::STEP + Self::STEP_COLUMN * self.tile_n as f64;
+        let waves = (self.rows * self.cols).div_ceil(self.pairs) as f64;
+        waves * (steps * step + Self::TILE_END)
     }
 
-    /// The product alone, by so many pairs.
-    fn product(&self, pairs: usize) -> f64 {
-        (self.rows * self.cols).div_ceil(pairs) as f64 * self.tile()
+    /// What a slice adds to a tile.
+    fn slice(&self) -> f64 {
+        self.steps * Self::STEP_COLUMN * SLICE as f64
     }
 
     fn before(&self) -> (f64, Schedule) {
@@ -147,40 +144,41 @@ impl Model {
             0 => 0.0,
             _ => (m * k * 2) as f64 / Self::PROJECT_BYTES + Self::LAUNCH,
         };
-        (self.product(self.pairs) + projection, self.schedule(Projection::Before, 8))
+        (self.product() + projection, self.schedule(Projection::Before))
     }
 
-    fn beside(&self, projecting: usize) -> Option<(f64, Schedule)> {
-        // Their sums are of one slice.
-        if slices(self.sizes[3]) != 1 || projecting >= self.pairs {
+    /// S is one slice, which the tiles that are worked on first make each for itself.
+    fn alone(&self) -> Option<(f64, Schedule)> {
+        if slices(self.sizes[3]) != 1 {
             return None;
         }
-        const GROUP: usize = 8;
-        let (pairs, tile) = (self.pairs - projecting, self.tile());
-        let item = self.steps * Self::PROJECT_STEP;
-        let items = |rows: usize| rows.div_ceil(projecting) as f64 * item;
-        // A tile wants its rows of S at its end. Both sides advance steadily, so the first group of
-        // tiles waits longest, or the last.
-        let rows_before_last = self.rows.saturating_sub(GROUP);
-        let last_starts = (rows_before_last * self.cols) as f64 / pairs as f64 * tile;
-        let first = items(self.rows.min(GROUP)) - tile;
-        let last = items(self.rows) - last_starts - tile;
-        let us = self.product(pairs) + first.max(last).max(0.0) + Self::HANDOVER;
-        Some((us, self.schedule(Projection::Beside { pairs: projecting }, GROUP)))
+        // With more rows of pairs at a time, reading X would take longer than multiplying it.
+        let band = self.rows.min(self.pairs.div_ceil(2));
+        let slice_cols = (self.pairs / band).clamp(1, self.cols);
+        let bands = self.rows.div_ceil(band) as f64;
+        // Pairs that start with another tile wait, unless they have one tile less anyway.
+        let waiting = self.pairs.saturating_sub(band * slice_cols);
+        let last = self.rows * self.cols % self.pairs;
+        let idle = if last == 0 { 0 } else { self.pairs - last };
+        let handover = if waiting > idle { Self::HANDOVER } else { 0.0 };
+        let us = self.product() + bands * self.slice() + handover;
+        Some((us, self.schedule(Projection::Within { slice_cols, band })))
     }
 
-    fn within(&self, group: usize) -> Option<(f64, Schedule)> {
-        let slices = slices(self.sizes[3]);
+    /// S is several slices, for which the tiles of a row wait.
+    fn together(&self) -> impl Iterator<Item = (f64, Schedule)> {
+        let model = *self;
+        let slice_cols = slices(model.sizes[3]);
         // One slice a tile; and all slices of a row of tiles are made at the same time.
-        if slices == 0 || slices > self.cols || slices > self.pairs {
-            return None;
-        }
-        // While tiles make slices, all others wait for them.
-        let waits = |rows: usize| (rows * slices).div_ceil(self.pairs);
-        let waits = self.rows / group * waits(group) + waits(self.rows % group);
-        let slice = self.steps * Self::STEP_COLUMN * SLICE as f64;
-        let us = self.product(self.pairs) + waits as f64 * (slice + Self::HANDOVER);
-        Some((us, self.schedule(Projection::Within, group)))
+        let possible = slice_cols > 1 && slice_cols <= model.cols && slice_cols <= model.pairs;
+        let bands = BANDS.into_iter().filter(move |_| possible);
+        bands.map(move |band| {
+            // While tiles make slices, all others wait for them.
+            let waits = |rows: usize| (rows * slice_cols).div_ceil(model.pairs);
+            let waits = model.rows / band * waits(band) + waits(model.rows % band);
+            let us = model.product() + waits as f64 * (model.slice() + Self::HANDOVER);
+            (us, model.schedule(Projection::Within { slice_cols, band }))
+        })
     }
 }
 
@@ -189,20 +187,39 @@ mod tests {
     use super::*;
     use crate::plan::tests::shapes;
 
-    /// The order of the kernel's `for_each_tile`: row and column of every pair of tiles, and whether
-    /// it makes a slice.
-    fn tiles(schedule: &Schedule, [m, n, _, r]: [usize; 4]) -> Vec<(usize, usize, bool)> {
-        let &Schedule { tile_n, group, projection, .. } = schedule;
-        let (rows, cols) = (m.div_ceil(PAIR_M), n.div_ceil(tile_n));
-        let slices = if projection == Projection::Within { slices(r) } else { 0 };
+    /// A pair of tiles: its row and column, the slice that it makes, and whether it waits for others'.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+    struct Tile {
+        row: usize,
+        col: usize,
+        slice: Option<usize>,
+        waits: bool,
+    }
+
+    /// The order of the kernel's `Tiles`.
+    fn tiles(schedule: &Schedule, [m, n, _, r]: [usize; 4]) -> Vec<Tile> {
+        let (rows, cols) = (m.div_ceil(PAIR_M), n.div_ceil(schedule.tile_n));
+        let (slice_cols, band) = match schedule.projection {
+            Projection::Before => (0, rows),
+            Projection::Within { slice_cols, band } => (slice_cols, band),
+        };
         let tile = |i: usize| {
-            let row0 = i / (group * cols) * group;
-            let group_rows = group.min(rows - row0);
-            let in_group = i - row0 * cols;
-            match in_group.checked_sub(group_rows * slices) {
-                None => (row0 + in_group / slices, in_group % slices, true),
-                Some(rest) => (row0 + rest % group_rows, slices + rest / group_rows, false),
-            }
+            let band0 = i / (band * cols) * band;
+            let band_rows = band.min(rows - band0);
+            let in_band = i - band0 * cols;
+            let (row, col) = match in_band.checked_sub(band_rows * slice_cols) {
+                None => (in_band / slice_cols, in_band % slice_cols),
+                Some(rest) => {
+                    let rest_cols = cols - slice_cols;
+                    let group0 = rest / (GROUP * rest_cols) * GROUP;
+                    let group_rows = GROUP.min(band_rows - group0);
+                    let in_group = rest - group0 * rest_cols;
+                    (group0 + in_group % group_rows, slice_cols + in_group / group_rows)
+                }
+            };
+            let slice = (col < slice_cols).then_some(if slices(r) == 1 { 0 } else { col });
+            let waits = slice_cols > 0 && !(slices(r) == 1 && slice.is_some());
+            Tile { row: band0 + row, col, slice, waits }
         };
         (0..rows * cols).map(tile).collect()
     }
@@ -215,22 +232,23 @@ mod tests {
     }
 
     #[test]
-    fn every_tile_and_every_slice_once() {
+    fn every_tile_once_and_every_slice_told_once() {
         for (sizes, pairs) in cases() {
             for schedule in candidates(sizes, pairs).map(|(_, schedule)| schedule) {
                 let context = format!("{sizes:?} on {pairs}: {schedule:?}");
                 let [m, n, _, r] = sizes;
                 let mut tiles = tiles(&schedule, sizes);
-                let made = tiles.iter().filter(|tile| tile.2).count();
-                let within = schedule.projection == Projection::Within;
-                let rows = m.div_ceil(PAIR_M);
-                assert_eq!(made, if within { rows * slices(r) } else { 0 }, "{context}");
+                let within = schedule.projection != Projection::Before;
+                let (rows, wanted) = (m.div_ceil(PAIR_M), if within { slices(r) } else { 0 });
+                let told = tiles.iter().filter(|tile| tile.col < wanted);
+                assert!(told.clone().all(|tile| tile.slice == Some(tile.col)), "{context}");
+                assert_eq!(told.count(), rows * wanted, "{context}");
                 let count = rows * n.div_ceil(schedule.tile_n);
                 tiles.sort_unstable();
-                tiles.dedup_by_key(|&mut (row, col, _)| (row, col));
+                tiles.dedup_by_key(|&mut Tile { row, col, .. }| (row, col));
                 assert_eq!(tiles.len(), count, "{context}");
                 assert!(schedule.blocks >= 2 && schedule.blocks <= 2 * pairs, "{context}");
-                assert_eq!(schedule.flags(m) > 0, schedule.projection != Projection::Before);
+                assert_eq!(schedule.flags(m) > 0, within);
             }
         }
     }
@@ -242,18 +260,15 @@ mod tests {
             let Schedule { tile_n, projection, .. } = forward([m, n, k, r], 66);
             (tile_n, projection)
         };
-        let (beside, within) = (Projection::Beside { pairs: 2 }, Projection::Within);
-        assert_eq!(chosen(8192, 4096, 4096, 16), (256, beside));
-        assert_eq!(chosen(8192, 4096, 4096, 64), (256, within));
-        assert_eq!(chosen(2048, 4096, 4096, 16), (256, beside));
-        assert_eq!(chosen(2048, 4096, 4096, 64), (256, within));
-        assert_eq!(chosen(8192, 1024, 4096, 16), (256, within));
-        assert_eq!(chosen(8192, 1024, 4096, 64), (256, within));
-        assert_eq!(chosen(8192, 14336, 4096, 64), (256, within));
-        assert_eq!(chosen(8191, 2112, 7168, 8), (176, within));
-        assert_eq!(chosen(8191, 2112, 7168, 128), (176, within));
-        assert_eq!(chosen(8191, 3584, 18944, 128), (256, within));
-        assert_eq!(chosen(2048, 1024, 4096, 16), (128, within));
+        let within = |slice_cols, band| Projection::Within { slice_cols, band };
+        assert_eq!(chosen(8192, 4096, 4096, 16), (256, within(2, 32)));
+        assert_eq!(chosen(16384, 4096, 4096, 16), (256, within(2, 33)));
+        assert_eq!(chosen(8192, 4096, 4096, 64), (256, within(4, 16)));
+        assert_eq!(chosen(2048, 4096, 4096, 16), (256, within(8, 8)));
+        assert_eq!(chosen(2048, 4096, 4096, 64), (256, within(4, 8)));
+        assert_eq!(chosen(8192, 1024, 4096, 16), (256, within(2, 32)));
+        assert_eq!(chosen(8192, 1024, 4096, 64), (256, within(4, 16)));
+        assert_eq!(chosen(8191, 2112, 7168, 8), (176, within(2, 32)));
         assert_eq!(product([8191, 2112, 7168, 8], 66).tile_n, 176);
         assert_eq!(product([8192, 4096, 4096, 0], 66).tile_n, 256);
     }
@@ -263,13 +278,15 @@ mod tests {
         let cases: [([usize; 4], usize); 9] = include!("../../tests/common/hopper_shapes.in");
         let cases = cases.map(|(sizes, sms)| (sizes, sms / 2));
         for tile_n in TILES_N {
-            let made = |of: fn(Projection) -> bool| {
-                let forward = cases.map(|(sizes, pairs)| forward(sizes, pairs));
-                forward.iter().any(|s| s.tile_n == tile_n && of(s.projection))
+            let made = |of: &dyn Fn(Projection, usize) -> bool| {
+                let mut forward =
+                    cases.iter().map(|&(sizes, pairs)| (forward(sizes, pairs), slices(sizes[3])));
+                forward.any(|(s, slices)| s.tile_n == tile_n && of(s.projection, slices))
             };
-            assert!(made(|projection| projection == Projection::Before), "{tile_n}");
-            assert!(made(|projection| matches!(projection, Projection::Beside { .. })), "{tile_n}");
-            assert!(made(|projection| projection == Projection::Within), "{tile_n}");
+            let within = |projection| projection != Projection::Before;
+            assert!(made(&|projection, _| !within(projection)), "{tile_n}");
+            assert!(made(&|projection, slices| within(projection) && slices == 1), "{tile_n}");
+            assert!(made(&|projection, slices| within(projection) && slices > 1), "{tile_n}");
             let input_grad = cases.map(|([m, n, k, r], pairs)| product([m, k, n, r], pairs));
             assert!(input_grad.iter().any(|schedule| schedule.tile_n == tile_n), "{tile_n}");
         }
@@ -279,7 +296,7 @@ mod tests {
     /// it does so before it waits for those of its row.
     #[test]
     fn nobody_waits_forever() {
-        let is_within = |schedule: &Schedule| schedule.projection == Projection::Within;
+        let is_within = |schedule: &Schedule| schedule.projection != Projection::Before;
         let mut checked = 0;
         for (sizes, pairs) in cases() {
             let schedules = candidates(sizes, pairs).map(|(_, schedule)| schedule);
@@ -293,13 +310,15 @@ mod tests {
                 while moved {
                     moved = false;
                     for pair in 0..multiplying {
-                        let Some(&(row, _, makes_slice)) = tiles.get(at[pair]) else { continue };
-                        if makes_slice && !told[pair] {
+                        let Some(&Tile { row, col, waits, .. }) = tiles.get(at[pair]) else {
+                            continue;
+                        };
+                        if col < wanted && !told[pair] {
                             told[pair] = true;
                             made[row] += 1;
                             moved = true;
                         }
-                        if made[row] == wanted {
+                        if !waits || made[row] == wanted {
                             at[pair] += multiplying;
                             told[pair] = false;
                             moved = true;

@@ -27,6 +27,18 @@ __device__ __forceinline__ void cluster_sync() {
             : "memory");
 }
 
+// Until all that the kernel before in the stream has written is there to be read. Does nothing unless the
+// launch allows the two to overlap.
+__device__ __forceinline__ void wait_for_kernel_before() {
+    asm volatile("griddepcontrol.wait;\n" ::: "memory");
+}
+
+// Blocks of the next kernel may start where there is room for them, if its launch allows that. It may rely
+// on nothing of this one before it waits.
+__device__ __forceinline__ void let_next_kernel_start() {
+    asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
+}
+
 template <int kRegisters>
 __device__ __forceinline__ void give_registers() {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;\n" ::"n"(kRegisters));
@@ -285,8 +297,10 @@ __device__ __forceinline__ void wgmma_wait() {
         : OPERANDS_##registers(kAt)                                                        \
         : "r"(lhs[0]), "r"(lhs[1]), "r"(lhs[2]), "r"(lhs[3]), "l"(rhs))
 #define WGMMA_OF_REGISTERS_OF_COLS(type)                              \
-    if constexpr (kCols == 176) {                                     \
-        WGMMA_OF_REGISTERS(type, 176, 88, 88, 89, 90, 91, 92);        \
+    if constexpr (kCols == 192) {                                     \
+        WGMMA_OF_REGISTERS(type, 192, 96, 96, 97, 98, 99, 100);       \
+    } else if constexpr (kCols == 144) {                              \
+        WGMMA_OF_REGISTERS(type, 144, 72, 72, 73, 74, 75, 76);        \
     } else {                                                          \
         static_assert(kCols == 128, "write it down above");           \
         WGMMA_OF_REGISTERS(type, 128, 64, 64, 65, 66, 67, 68);        \

@@ -59,8 +59,7 @@ struct HopperLinearParams {
     float scale;
     int slices;      // of 16 columns of lhs_ext, to be made here; 0 if it is an input
     int slice_cols;  // columns of tiles that make a slice: one for each, or more if it is the only one
-    int band;        // rows of pairs of tiles whose slices are made together
-    int group;       // rows of a band whose other tiles are worked on together
+    int group;       // rows of pairs of tiles that are worked on together once there are no slices left
 };
 static_assert(sizeof(HopperLinearParams) == 1088);
 
@@ -79,12 +78,6 @@ struct Tiling {
     static constexpr int kRhsCols = kMnMajor ? (kN + 63) / 64 * 64 : kN;
     static constexpr int kRhsBytes = kRhsCols * kTileK * 2;
     static constexpr int kStageBytes = kLhsBytes + kRhsBytes + (kSlices ? kDownBytes : 0);
-    // The columns and those of a slice are multiplied in one go, or where they are more than 256, in
-    // two. Tiles without a slice do the same, since wgmmas that divide the same registers in
-    // different ways are serialised.
-    static constexpr int kLeft = kSlices && kN + kTileR > 256 ? kN / 2 : kN;
-    static constexpr int kRight = kN - kLeft;
-
     // The output goes to the TMA by way of boxes of 64×32, as many for each warpgroup as fit. Two of
     // them or one make a part.
     static constexpr int kBoxes = (kBarriersAt - kStages * kStageBytes) / (2 * kBoxBytes) < 4 ? 3 : 4;
@@ -146,8 +139,18 @@ struct Tile {
     bool tells;    // others need what it makes
 };
 
-// The tiles of a pair: every so many-th of all. A band starts with the tiles that make slices, row by
-// row; the others come in groups of rows, column by column, so that lhs and rhs are shared in the L2.
+// dividend / divisor, in far fewer cycles than `/` takes. Both are below 2^24: they count tiles, and the
+// output of so many would not fit any memory.
+__device__ __forceinline__ int divide(int dividend, int divisor, int& remainder) {
+    int quotient = (int)__fdividef(dividend, divisor);  // off by one at most
+    remainder = dividend - quotient * divisor;
+    if (remainder < 0) quotient--, remainder += divisor;
+    if (remainder >= divisor) quotient++, remainder -= divisor;
+    return quotient;
+}
+
+// The tiles of a pair: every so many-th of all. First come the tiles that make slices, row by row; the
+// others come in groups of rows, column by column, so that lhs and rhs are shared in the L2.
 template <int kN>
 struct Tiles {
     const HopperLinearParams& p;
@@ -163,31 +166,20 @@ struct Tiles {
     __device__ __forceinline__ void advance() { i += gridDim.x / 2; }
 
     __device__ __forceinline__ Tile tile() const {
-        const int band0 = i / (p.band * cols) * p.band, band_rows = min(p.band, rows - band0);
-        const int in_band = i - band0 * cols, in_rest = in_band - band_rows * p.slice_cols;
-        int row, col;
-        if (in_rest < 0) {
-            row = in_band / p.slice_cols;
-            col = in_band % p.slice_cols;
+        int in_group, row, col;
+        const int rest = i - rows * p.slice_cols;
+        if (rest < 0) {
+            row = divide(i, p.slice_cols, col);
         } else {
-            const int rest_cols = cols - p.slice_cols;
-            const int group0 = in_rest / (p.group * rest_cols) * p.group;
-            const int group_rows = min(p.group, band_rows - group0);
-            const int in_group = in_rest - group0 * rest_cols;
-            row = group0 + in_group % group_rows;
-            col = p.slice_cols + in_group / group_rows;
+            const int group0 = divide(rest, p.group * (cols - p.slice_cols), in_group) * p.group;
+            col = p.slice_cols + divide(in_group, min(p.group, rows - group0), row);
+            row += group0;
         }
-        const bool is_only = in_rest < 0 && p.slices == 1;
-        const int slice = in_rest >= 0 ? -1 : is_only ? 0 : col;
-        return {(2 * (band0 + row) + (int)cluster_rank()) * kTileM, col * kN, slice, is_only,
-                col < p.slices};
+        const bool is_only = rest < 0 && p.slices == 1;
+        const int slice = rest >= 0 ? -1 : is_only ? 0 : col;
+        return {(2 * row + (int)cluster_rank()) * kTileM, col * kN, slice, is_only, col < p.slices};
     }
 };
-
-template <int kN, typename F>
-__device__ __forceinline__ void for_each_tile(const HopperLinearParams& p, F&& f) {
-    for (Tiles<kN> tiles(p); !tiles.done(); tiles.advance()) f(tiles.tile());
-}
 
 // ---------------------------------------------------------------------------------------------
 // The roles of a block
@@ -220,8 +212,17 @@ __device__ __forceinline__ void load(const HopperLinearParams& p, uint32_t base)
         if (makes_slice) tma_load(to_rhs + T::kRhsBytes, p.down, slice * kTileR, k0, barrier);
         ring.advance();
     };
-    for_each_tile<kN>(p, [&](const Tile& tile) {
-        for (int k0 = 0; k0 < p.k; k0 += kTileK) fill(&p.lhs, p.rhs, tile, tile.slice, k0);
+    Tiles<kN> tiles(p);
+    for (Tile tile = tiles.tile(), next; !tiles.done(); tile = next) {
+        for (int k0 = 0; k0 < p.k; k0 += kTileK) {
+            fill(&p.lhs, p.rhs, tile, tile.slice, k0);
+            // While there is time, since it takes some.
+            if (k0 == 0) {
+                tiles.advance();
+                next = tiles.tile();
+                keep(next.m0), keep(next.n0);
+            }
+        }
         if (kSlices && !tile.is_only) {
             mbarrier_wait(scouted(base), tile_phase);
             mbarrier_arrive(taken(base));
@@ -229,7 +230,7 @@ __device__ __forceinline__ void load(const HopperLinearParams& p, uint32_t base)
         }
         const TensorMap* lhs_ext = kSlices && tile.is_only ? nullptr : &p.lhs_ext;
         for (int r0 = 0; r0 < p.r; r0 += kTileK) fill(lhs_ext, p.rhs_ext, tile, -1, r0);
-    });
+    }
 }
 
 // Tells other blocks of the slices that this one makes, and waits for all those that its tiles need,
@@ -240,14 +241,15 @@ __device__ __forceinline__ void scout(const HopperLinearParams& p, uint32_t base
     bool is_last = false;
     if (lane == 0) {
         uint32_t tile_phase = 0, slice_phase = 0;
-        for_each_tile<kN>(p, [&](const Tile& tile) {
+        for (Tiles<kN> tiles(p); !tiles.done(); tiles.advance()) {
+            const Tile tile = tiles.tile();
             uint32_t* flag = &p.flags[1 + tile.m0 / kTileM];
             if (tile.slice >= 0 && tile.tells) {
                 mbarrier_wait(sliced(base), slice_phase);
                 slice_phase ^= 1;
                 if (tile.m0 < p.m) flag_add_release(flag);
             }
-            if (tile.is_only) return;
+            if (tile.is_only) continue;
             if (tile.m0 < p.m)
                 while (flag_load_acquire(flag) < p.slices) {
                 }
@@ -255,7 +257,7 @@ __device__ __forceinline__ void scout(const HopperLinearParams& p, uint32_t base
             mbarrier_wait(taken(base), tile_phase ^ 1);
             mbarrier_arrive(scouted(base));
             tile_phase ^= 1;
-        });
+        }
         const uint32_t last = gridDim.x - 1;
         is_last = count_round(p.flags, last) == last;
     }
@@ -355,10 +357,19 @@ __device__ __forceinline__ void multiply(const HopperLinearParams& p, uint32_t b
     const int turn = 3 + half, other_turn = 3 + (half ^ 1);
     if (half == 1) named_barrier_arrive<256>(other_turn);
     Tiles<kN> tiles(p);
-    for (Tile tile = tiles.tile(), next; !tiles.done(); tile = next) {
-        float acc[(kN + (kSlices ? kTileR : 0)) / 2];
+    // A tile from its first product to its accumulators, rounded. With a slice and without are apart
+    // from each other, since wgmmas that divide the same registers in different ways are serialised.
+    auto multiply_tile = [&](const Tile& tile, auto makes_slice) {
+        constexpr int kSlice = decltype(makes_slice)::value ? kTileR : 0;
+        // The columns and those of a slice are multiplied in one go, or where they are more than 256,
+        // in two. That is so in all steps, though only those along k have a slice; what the others
+        // add to it, nobody reads.
+        constexpr int kLeft = kN + kSlice > 256 ? kN / 2 : kN + kSlice;
+        constexpr int kRight = kN + kSlice - kLeft;
+        const int row0 = tile.m0 + half * 64;
+        float acc[(kN + kSlice) / 2];
         int accumulate = 0, previous = -1;
-        // Multiplies what `products` issues of a stage, given its addresses of lhs and rhs.
+        // Adds what `products` issues for a stage, given the addresses of its lhs and rhs.
         auto step = [&](auto&& products) {
             mbarrier_wait(full(base, ring.stage), ring.phase);
             const uint32_t stage = base + ring.stage * T::kStageBytes;
@@ -371,10 +382,9 @@ __device__ __forceinline__ void multiply(const HopperLinearParams& p, uint32_t b
             if (previous >= 0) release(previous);
             previous = ring.stage;
             ring.advance();
-            if (part < T::kParts) store_next();
         };
-        auto from_stage = [&](int k16s, auto makes_slice) {
-            return [&, k16s](uint32_t lhs_at, uint32_t rhs_at) {
+        auto step_of = [&](int k16s) {
+            step([&](uint32_t lhs_at, uint32_t rhs_at) {
                 const uint64_t lhs_0 = wgmma_descriptor(lhs_at, false);
                 const uint64_t rhs_0 = wgmma_descriptor(rhs_at, kMnMajor);
 #pragma unroll
@@ -382,59 +392,61 @@ __device__ __forceinline__ void multiply(const HopperLinearParams& p, uint32_t b
                     if (i >= k16s) continue;
                     const uint64_t lhs = lhs_0 + i * kLhsStep, rhs = rhs_0 + i * kRhsStep;
                     // The slice of down lies behind rhs.
-                    constexpr int kSlice = decltype(makes_slice)::value ? kTileR : 0;
-                    constexpr int kLeft = T::kLeft + (T::kRight == 0 ? kSlice : 0);
                     wgmma<E, kLeft, 0, kMnMajor>(acc, lhs, rhs, accumulate);
-                    if constexpr (T::kRight > 0)
-                        wgmma<E, T::kRight + kSlice, kLeft / 2, kMnMajor>(
-                            acc, lhs, rhs + kLeft * 128 / 16, accumulate);
+                    if constexpr (kRight > 0)
+                        wgmma<E, kRight, kLeft / 2, kMnMajor>(acc, lhs, rhs + kLeft * 128 / 16,
+                                                              accumulate);
                     accumulate = 1;
                 }
-            };
+            });
         };
-        const int row0 = tile.m0 + half * 64;
-        if (kSlices && tile.slice >= 0) {
-            if constexpr (kSlices) {
-                for (int k0 = 0; k0 < p.k; k0 += kTileK)
-                    step(from_stage(kTileK / 16, std::true_type{}));
-                wgmma_wait<0>();
-                uint32_t slice[4];
-#pragma unroll
-                for (int i = 0; i < 4; i++)
-                    slice[i] = pack<E>(acc[kN / 2 + 2 * i] * p.scale, acc[kN / 2 + 2 * i + 1] * p.scale);
-                if (tile.tells) {
-                    store_slice(p, slice, row0 + warp * 16, tile.slice * kTileR);
-                    __syncwarp();
-                    if (lane == 0) mbarrier_arrive(sliced(base));
-                }
-                if (tile.is_only)
-                    step([&](uint32_t, uint32_t rhs_at) {
-                        const uint64_t rhs = wgmma_descriptor(rhs_at, kMnMajor);
-                        wgmma_of_registers<E, T::kLeft, 0>(acc, slice, rhs);
-                        if constexpr (T::kRight > 0)
-                            wgmma_of_registers<E, T::kRight, T::kLeft / 2>(
-                                acc, slice, rhs + T::kLeft * 128 / 16);
-                    });
-            }
-        } else {
-            for (int k0 = 0; k0 < p.k; k0 += kTileK)
-                step(from_stage(kTileK / 16, std::false_type{}));
+        for (int k0 = 0; k0 < p.k; k0 += kTileK) {
+            step_of(kTileK / 16);
+            if (part < T::kParts) store_next();
         }
-        if (!(kSlices && tile.is_only))
+        if constexpr (kSlice > 0) {
+            wgmma_wait<0>();
+            uint32_t slice[4];
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const float* v = &acc[kN / 2 + 2 * i];
+                slice[i] = pack<E>(v[0] * p.scale, v[1] * p.scale);
+            }
+            if (tile.tells) {
+                store_slice(p, slice, row0 + warp * 16, tile.slice * kTileR);
+                __syncwarp();
+                if (lane == 0) mbarrier_arrive(sliced(base));
+            }
+            if (tile.is_only)
+                step([&](uint32_t, uint32_t rhs_at) {
+                    const uint64_t rhs = wgmma_descriptor(rhs_at, kMnMajor);
+                    wgmma_of_registers<E, kLeft, 0>(acc, slice, rhs);
+                    if constexpr (kRight > 0)
+                        wgmma_of_registers<E, kRight, kLeft / 2>(acc, slice,
+                                                                 rhs + kLeft * 128 / 16);
+                });
+        }
+        if (kSlice == 0 || !tile.is_only)
             for (int r0 = 0; r0 < p.r; r0 += kTileK)
-                step(from_stage(min((p.r - r0 + 15) / 16, kTileK / 16), std::false_type{}));
+                step_of(min((p.r - r0 + 15) / 16, kTileK / 16));
+        while (part < T::kParts) store_next();
+        // While the last products run.
         tiles.advance();
-        next = tiles.tile();
+        Tile next = tiles.tile();
         keep(next.m0), keep(next.n0);
         wgmma_wait<0>();
         release(previous);
-        while (part < T::kParts) store_next();
 #pragma unroll
         for (int i = 0; i < kN / 4; i++) rounded.pairs[i] = pack<E>(acc[2 * i], acc[2 * i + 1]);
         rounded.row = row0;
         rounded.col = tile.n0;
         part = 0;
-    }
+        return next;
+    };
+    Tile tile = tiles.tile();
+    if constexpr (kSlices)
+        while (!tiles.done() && tile.slice >= 0) tile = multiply_tile(tile, std::true_type{});
+    while (!tiles.done()) tile = multiply_tile(tile, std::false_type{});
     while (part < T::kParts) store_next();
     if (half == 0) named_barrier<256>(turn);
     // Shared memory stays until the last stores have read it.
@@ -459,6 +471,9 @@ __device__ __forceinline__ void hopper_linear(const HopperLinearParams& p) {
         prefetch_map(p.rhs);
     }
     cluster_sync();
+    // Until here, this may run beside the end of the kernel before.
+    wait_for_kernel_before();
+    let_next_kernel_start();
     if (threadIdx.x < 128) {
         give_registers<40>();
         if (threadIdx.x == 0) {

@@ -26,7 +26,6 @@ struct HopperLinearParams {
     scale: f32,
     slices: i32,
     slice_cols: i32,
-    band: i32,
     group: i32,
 }
 
@@ -74,12 +73,12 @@ impl Cuda {
         let out = |cols| TensorMap::new(product.out.data, [m, n], dtype, [64, cols]);
         let out = [out(64)?, out(32)?, out(16)?];
 
-        let (slices, slice_cols, band) = match projection {
-            Projection::Before => (0, 0, m.div_ceil(128)), // all rows in one band
-            Projection::Within { slice_cols, band } => (slices(r), slice_cols, band),
+        let (slices, slice_cols) = match projection {
+            Projection::Before => (0, 0),
+            Projection::Within { slice_cols } => (slices(r), slice_cols),
         };
         let [m, n, k, r] = [m, n, k, r].map(|size| size as i32);
-        let [slices, slice_cols, band] = [slices, slice_cols, band].map(|count| count as i32);
+        let [slices, slice_cols, group] = [slices, slice_cols, GROUP].map(|count| count as i32);
         let params = HopperLinearParams {
             lhs,
             rhs,
@@ -96,16 +95,13 @@ impl Cuda {
             scale: product.scale,
             slices,
             slice_cols,
-            band,
-            group: GROUP as i32,
+            group,
         };
         let kernel = match projection {
             Projection::Before => which.of(&kernels.linear),
             Projection::Within { .. } => &kernels.sliced,
         };
-        match projection {
-            Projection::Before => self.launch(kernel, [blocks, 1], &params),
-            Projection::Within { .. } => self.launch_cooperative(kernel, [blocks, 1], &params),
-        }
+        // Blocks that wait for others must run at the same time.
+        self.launch_overlapping(kernel, blocks, &params, projection != Projection::Before)
     }
 }

@@ -8,7 +8,8 @@ use crate::ops::{Accumulation, BackwardOutputs, Weights};
 use crate::plan::hopper::{Projection, Schedule};
 use crate::plan::{self, rank_tile, BackwardWorkspace, GradSplit, Plan, Problem};
 use crate::{DType, Error, Result, TensorView, TensorViewMut, Workspace};
-use cudarc::driver::{sys, CudaStream, DeviceRepr, PushKernelArg, SyncOnDrop};
+use cudarc::driver::{sys, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg, SyncOnDrop};
+use std::ptr;
 
 /// The buffers of a call: their addresses, checked for overlap, and cudarc's records of their use,
 /// which are taken when this is dropped, after the launches.
@@ -326,19 +327,45 @@ impl Cuda {
         Ok(())
     }
 
-    /// As [`Cuda::launch`], and all blocks run at the same time, or the launch is refused.
-    pub(super) fn launch_cooperative<P: DeviceRepr>(
+    /// As [`Cuda::launch`], for a kernel that itself waits for the one before it in the stream
+    /// (`griddepcontrol.wait`): its blocks start as soon as there is room for them. If `cooperative`, all
+    /// of them run at the same time, or the launch is refused.
+    pub(super) fn launch_overlapping<P: DeviceRepr>(
         &self,
         kernel: &Kernel,
-        grid: [usize; 2],
+        blocks: usize,
         params: &P,
+        cooperative: bool,
     ) -> Result<()> {
-        let config = kernel.config(grid)?;
-        let mut launch = self.stream().launch_builder(&kernel.function);
-        launch.arg(params);
-        // SAFETY: as in `launch`.
-        let launched = unsafe { launch.launch_cooperative(config) };
-        launched.map_err(driver::during("cuLaunchCooperativeKernel"))?;
-        Ok(())
+        use sys::CUlaunchAttributeID::*;
+        let attribute = |id, value| sys::CUlaunchAttribute { id, pad: [0; 4], value };
+        let overlapping = sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 };
+        let together = sys::CUlaunchAttributeValue { cooperative: cooperative.into() };
+        let mut attributes = [
+            attribute(CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, overlapping),
+            attribute(CU_LAUNCH_ATTRIBUTE_COOPERATIVE, together),
+        ];
+        let LaunchConfig { grid_dim, block_dim, shared_mem_bytes } = kernel.config([blocks, 1])?;
+        let config = sys::CUlaunchConfig {
+            gridDimX: grid_dim.0,
+            gridDimY: grid_dim.1,
+            gridDimZ: grid_dim.2,
+            blockDimX: block_dim.0,
+            blockDimY: block_dim.1,
+            blockDimZ: block_dim.2,
+            sharedMemBytes: shared_mem_bytes,
+            hStream: self.stream().cu_stream(),
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: attributes.len() as u32,
+        };
+        let mut args = [ptr::from_ref(params).cast_mut().cast()];
+        self.context().bind_to_thread().map_err(driver::during("cuCtxSetCurrent"))?;
+        // SAFETY: as in `launch`; what the pointers refer to lives until the call returns, which has then
+        // copied it.
+        let launched = unsafe {
+            let function = kernel.function.cu_function();
+            sys::cuLaunchKernelEx(&config, function, args.as_mut_ptr(), ptr::null_mut())
+        };
+        launched.result().map_err(driver::during("cuLaunchKernelEx"))
     }
 }

@@ -9,11 +9,10 @@ pub(crate) enum Projection {
     Before,
     /// From the tiles of the product, of which some make a slice of S beside their own columns.
     Within {
-        /// The columns of tiles that make slices. Where there are more than slices, which is only if
-        /// S is one slice, all of them make it, each for itself, and the first for the others.
+        /// The columns of tiles that make slices, before all other tiles. Where they are more than the
+        /// slices, which is only if S is one slice, all of them make it, each for itself, and the first
+        /// for the others.
         slice_cols: usize,
-        /// Rows of pairs of tiles whose slices are made together, before their other tiles.
-        band: usize,
     },
 }
 
@@ -33,9 +32,6 @@ pub(crate) const TILES_N: [usize; 3] = [128, 176, 256];
 /// Rows of pairs of tiles that are worked on column by column. With more, the L2 cache no longer holds
 /// what they share.
 pub(crate) const GROUP: usize = 8;
-
-/// Bands to choose from where S is several slices.
-const BANDS: [usize; 3] = [8, 16, 32];
 
 /// Rows of a pair of tiles.
 const PAIR_M: usize = 256;
@@ -78,7 +74,7 @@ pub(crate) fn forward(sizes: [usize; 4], pairs: usize) -> Schedule {
 fn candidates(sizes: [usize; 4], pairs: usize) -> impl Iterator<Item = (f64, Schedule)> {
     TILES_N.into_iter().flat_map(move |tile_n| {
         let model = Model::new(sizes, tile_n, pairs);
-        [model.before()].into_iter().chain(model.alone()).chain(model.together())
+        [model.before()].into_iter().chain(model.within())
     })
 }
 
@@ -109,7 +105,7 @@ impl Model {
     /// What the end of a tile takes of the tensor cores' time.
     const TILE_END: f64 = 0.1;
     /// From the end of a slice of S to its use by others.
-    const HANDOVER: f64 = 4.5;
+    const HANDOVER: f64 = 2.8;
     /// When S comes before: what another launch costs, and the bytes of X that it reads a µs.
     const LAUNCH: f64 = 9.0;
     const PROJECT_BYTES: f64 = 2.9e6;
@@ -147,37 +143,32 @@ impl Model {
         (self.product() + projection, self.schedule(Projection::Before))
     }
 
-    /// S is one slice, which the tiles that are worked on first make each for itself.
-    fn alone(&self) -> Option<(f64, Schedule)> {
-        if slices(self.sizes[3]) != 1 {
-            return None;
-        }
-        // With more rows of pairs at a time, reading X would take longer than multiplying it.
-        let band = self.rows.min(self.pairs.div_ceil(2));
-        let slice_cols = (self.pairs / band).clamp(1, self.cols);
-        let bands = self.rows.div_ceil(band) as f64;
-        // Pairs that start with another tile wait, unless they have one tile less anyway.
-        let waiting = self.pairs.saturating_sub(band * slice_cols);
-        let last = self.rows * self.cols % self.pairs;
-        let idle = if last == 0 { 0 } else { self.pairs - last };
-        let handover = if waiting > idle { Self::HANDOVER } else { 0.0 };
-        let us = self.product() + bands * self.slice() + handover;
-        Some((us, self.schedule(Projection::Within { slice_cols, band })))
-    }
-
-    /// S is several slices, for which the tiles of a row wait.
-    fn together(&self) -> impl Iterator<Item = (f64, Schedule)> {
-        let model = *self;
-        let slice_cols = slices(model.sizes[3]);
-        // One slice a tile; and all slices of a row of tiles are made at the same time.
-        let possible = slice_cols > 1 && slice_cols <= model.cols && slice_cols <= model.pairs;
-        let bands = BANDS.into_iter().filter(move |_| possible);
-        bands.map(move |band| {
-            // While tiles make slices, all others wait for them.
-            let waits = |rows: usize| (rows * slice_cols).div_ceil(model.pairs);
-            let waits = model.rows / band * waits(band) + waits(model.rows % band);
-            let us = model.product() + waits as f64 * (model.slice() + Self::HANDOVER);
-            (us, model.schedule(Projection::Within { slice_cols, band }))
+    fn within(self) -> impl Iterator<Item = (f64, Schedule)> {
+        let slices = slices(self.sizes[3]);
+        let (least, most) = match slices {
+            // Enough for all pairs to start with a tile that needs nobody else's slice, or nearly.
+            1 => {
+                let enough = (self.pairs / self.rows).clamp(1, self.cols);
+                (enough, (enough + 1).min(self.cols))
+            }
+            // One slice a tile; and all slices of a row of tiles are made at the same time.
+            2.. if slices <= self.cols.min(self.pairs) => (slices, slices),
+            _ => (1, 0),
+        };
+        (least..=most).map(move |slice_cols| {
+            let tiles = self.rows * slice_cols;
+            let waves = tiles.div_ceil(self.pairs) as f64;
+            let us = if slices > 1 {
+                // While tiles make slices, all others wait for them.
+                waves * (self.slice() + Self::HANDOVER)
+            } else {
+                // Pairs that start with another tile wait, unless they have one tile less anyway.
+                let last = self.rows * self.cols % self.pairs;
+                let idle = if last == 0 { 0 } else { self.pairs - last };
+                let waits = self.pairs.saturating_sub(tiles) > idle;
+                waves * self.slice() + if waits { Self::HANDOVER } else { 0.0 }
+            };
+            (self.product() + us, self.schedule(Projection::Within { slice_cols }))
         })
     }
 }
@@ -199,27 +190,24 @@ mod tests {
     /// The order of the kernel's `Tiles`.
     fn tiles(schedule: &Schedule, [m, n, _, r]: [usize; 4]) -> Vec<Tile> {
         let (rows, cols) = (m.div_ceil(PAIR_M), n.div_ceil(schedule.tile_n));
-        let (slice_cols, band) = match schedule.projection {
-            Projection::Before => (0, rows),
-            Projection::Within { slice_cols, band } => (slice_cols, band),
+        let slice_cols = match schedule.projection {
+            Projection::Before => 0,
+            Projection::Within { slice_cols } => slice_cols,
         };
         let tile = |i: usize| {
-            let band0 = i / (band * cols) * band;
-            let band_rows = band.min(rows - band0);
-            let in_band = i - band0 * cols;
-            let (row, col) = match in_band.checked_sub(band_rows * slice_cols) {
-                None => (in_band / slice_cols, in_band % slice_cols),
+            let (row, col) = match i.checked_sub(rows * slice_cols) {
+                None => (i / slice_cols, i % slice_cols),
                 Some(rest) => {
                     let rest_cols = cols - slice_cols;
                     let group0 = rest / (GROUP * rest_cols) * GROUP;
-                    let group_rows = GROUP.min(band_rows - group0);
+                    let group_rows = GROUP.min(rows - group0);
                     let in_group = rest - group0 * rest_cols;
                     (group0 + in_group % group_rows, slice_cols + in_group / group_rows)
                 }
             };
             let slice = (col < slice_cols).then_some(if slices(r) == 1 { 0 } else { col });
             let waits = slice_cols > 0 && !(slices(r) == 1 && slice.is_some());
-            Tile { row: band0 + row, col, slice, waits }
+            Tile { row, col, slice, waits }
         };
         (0..rows * cols).map(tile).collect()
     }
@@ -260,15 +248,15 @@ mod tests {
             let Schedule { tile_n, projection, .. } = forward([m, n, k, r], 66);
             (tile_n, projection)
         };
-        let within = |slice_cols, band| Projection::Within { slice_cols, band };
-        assert_eq!(chosen(8192, 4096, 4096, 16), (256, within(2, 32)));
-        assert_eq!(chosen(16384, 4096, 4096, 16), (256, within(2, 33)));
-        assert_eq!(chosen(8192, 4096, 4096, 64), (256, within(4, 16)));
-        assert_eq!(chosen(2048, 4096, 4096, 16), (256, within(8, 8)));
-        assert_eq!(chosen(2048, 4096, 4096, 64), (256, within(4, 8)));
-        assert_eq!(chosen(8192, 1024, 4096, 16), (256, within(2, 32)));
-        assert_eq!(chosen(8192, 1024, 4096, 64), (256, within(4, 16)));
-        assert_eq!(chosen(8191, 2112, 7168, 8), (176, within(2, 32)));
+        let within = |slice_cols| Projection::Within { slice_cols };
+        assert_eq!(chosen(8192, 4096, 4096, 16), (256, within(2)));
+        assert_eq!(chosen(16384, 4096, 4096, 16), (256, within(1)));
+        assert_eq!(chosen(8192, 4096, 4096, 64), (256, within(4)));
+        assert_eq!(chosen(2048, 4096, 4096, 16), (256, within(8)));
+        assert_eq!(chosen(2048, 4096, 4096, 64), (256, within(4)));
+        assert_eq!(chosen(8192, 1024, 4096, 16), (256, within(2)));
+        assert_eq!(chosen(8192, 1024, 4096, 64), (256, within(4)));
+        assert_eq!(chosen(8191, 2112, 7168, 8), (176, within(2)));
         assert_eq!(product([8191, 2112, 7168, 8], 66).tile_n, 176);
         assert_eq!(product([8192, 4096, 4096, 0], 66).tile_n, 256);
     }

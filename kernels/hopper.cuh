@@ -55,12 +55,6 @@ __device__ __forceinline__ void named_barrier(int id) {
     asm volatile("bar.sync %0, %1;\n" ::"r"(id), "n"(kThreads) : "memory");
 }
 
-// As named_barrier, for threads that do not wait for the others.
-template <int kThreads>
-__device__ __forceinline__ void named_barrier_arrive(int id) {
-    asm volatile("bar.arrive %0, %1;\n" ::"r"(id), "n"(kThreads) : "memory");
-}
-
 // ---------------------------------------------------------------------------------------------
 // mbarriers, by their shared address
 

@@ -107,14 +107,16 @@ pub fn forward(problem: &Problem, profile: Option<&DeviceProfile>) -> Plan {
     let &Problem { t, k, d, r, .. } = problem;
     let schedule = |pairs| hopper::forward([t, d, k, r], pairs);
     let (path, hopper) = path(problem, r, profile, schedule);
-    Plan { path, scratch: 0, flags: hopper.map_or(0, |schedule| schedule.flags(t)), hopper }
+    let flags = hopper.map_or(0, |schedule| schedule.flags(t, d));
+    let scratch = hopper.map_or(0, |schedule| schedule.partials(t, d));
+    Plan { path, scratch, flags, hopper }
 }
 
 /// The plan of the frozen layer alone; `profile` is `None` on the CPU. The rank of the problem does
 /// not matter.
 pub fn frozen(problem: &Problem, profile: Option<&DeviceProfile>) -> Plan {
     let &Problem { t, k, d, .. } = problem;
-    let (path, hopper) = path(problem, 0, profile, |pairs| hopper::product([t, d, k, 0], pairs));
+    let (path, hopper) = path(problem, 0, profile, |pairs| hopper::frozen([t, d, k], pairs));
     Plan { path, scratch: 0, flags: 0, hopper }
 }
 
@@ -124,9 +126,10 @@ pub fn backward(problem: &Problem, profile: Option<&DeviceProfile>) -> Plan {
     let (path, hopper) = path(problem, r, profile, |pairs| hopper::product([t, k, d, r], pairs));
     let scratch = match path {
         Path::Reference => 0,
-        Path::Mma | Path::Hopper => BackwardWorkspace::new(problem).elements(),
+        Path::Mma | Path::Hopper => BackwardWorkspace::new(problem, hopper.as_ref()).elements(),
     };
-    Plan { path, scratch, flags: 0, hopper }
+    let flags = hopper.map_or(0, |schedule| schedule.flags(t, k));
+    Plan { path, scratch, flags, hopper }
 }
 
 /// The path of a product of this rank, and its schedule on so many pairs of multiprocessors.
@@ -150,17 +153,18 @@ fn path(
 pub(crate) struct BackwardWorkspace {
     /// dS, T×r in the element type of the problem, at offset 0; this is where it ends.
     ds_end: usize,
-    /// The partial sums of dA, then those of dB, which are reduced before the next are written.
+    /// The partial sums of dX's product, of dA, then of dB, each used before the next are written.
     partials: usize,
 }
 
 impl BackwardWorkspace {
-    pub(crate) fn new(problem: &Problem) -> Self {
+    pub(crate) fn new(problem: &Problem, hopper: Option<&hopper::Schedule>) -> Self {
         let &Problem { t, k, d, r, dtype } = problem;
         // Whole lines of 128 bytes, so that the partial sums start aligned.
         let ds_end = (t * r * dtype.bytes()).div_ceil(128) * 32;
-        let partials = GradSplit::new(t, r, k).partials().max(GradSplit::new(t, r, d).partials());
-        BackwardWorkspace { ds_end, partials }
+        let grad = [k, d].map(|n| GradSplit::new(t, r, n).partials());
+        let product = hopper.map_or(0, |schedule| schedule.partials(t, k));
+        BackwardWorkspace { ds_end, partials: product.max(grad[0]).max(grad[1]) }
     }
 
     pub(crate) fn partials_offset(&self) -> usize {
@@ -367,7 +371,7 @@ pub(crate) mod tests {
     fn scratch_holds_ds_and_either_partial_sums() {
         for problem in problems() {
             let Problem { t, k, d, r, dtype } = problem;
-            let workspace = BackwardWorkspace::new(&problem);
+            let workspace = BackwardWorkspace::new(&problem, None);
             let context = format!("{problem:?}: {workspace:?}");
             let (offset, elements) = (workspace.partials_offset(), workspace.elements());
             assert!(t * r * dtype.bytes() <= 4 * offset, "dS runs into the sums: {context}");
@@ -393,7 +397,7 @@ pub(crate) mod tests {
             DeviceProfile { name, compute_capability, sms: 132, pairs: 66, hopper }
         });
         for problem in problems() {
-            let scratch = BackwardWorkspace::new(&problem).elements();
+            let scratch = BackwardWorkspace::new(&problem, None).elements();
             let generic = Plan { path: Path::Mma, scratch, flags: 0, hopper: None };
             assert_eq!(backward(&problem, Some(&mma)), generic);
             assert_eq!(forward(&problem, Some(&mma)), Plan { scratch: 0, ..generic });
@@ -401,10 +405,14 @@ pub(crate) mod tests {
             let aligned = k % 8 == 0 && d % 8 == 0 && r % 8 == 0;
             let path = if aligned { Path::Hopper } else { Path::Mma };
             let hopper = aligned.then(|| hopper::product([t, k, d, r], 66));
-            assert_eq!(backward(&problem, Some(&on_hopper)), Plan { path, hopper, ..generic });
+            let scratch = BackwardWorkspace::new(&problem, hopper.as_ref()).elements();
+            let flags = hopper.map_or(0, |schedule| schedule.flags(t, k));
+            let plan = Plan { path, scratch, flags, hopper };
+            assert_eq!(backward(&problem, Some(&on_hopper)), plan);
             let hopper = aligned.then(|| hopper::forward([t, d, k, r], 66));
-            let flags = hopper.map_or(0, |schedule| schedule.flags(t));
-            let plan = Plan { path, scratch: 0, flags, hopper };
+            let flags = hopper.map_or(0, |schedule| schedule.flags(t, d));
+            let scratch = hopper.map_or(0, |schedule| schedule.partials(t, d));
+            let plan = Plan { path, scratch, flags, hopper };
             assert_eq!(forward(&problem, Some(&on_hopper)), plan);
             let reference = Plan { path: Path::Reference, scratch: 0, flags: 0, hopper: None };
             assert_eq!(backward(&problem, None), reference);

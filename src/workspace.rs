@@ -1,7 +1,7 @@
 //! Memory that operations need between and during their launches.
 
 use crate::plan::Plan;
-use crate::{DType, Device, Error, Result, Shape, Tensor};
+use crate::{DType, Device, Error, Result, Shape, Tensor, TensorViewMut};
 
 /// What operations need besides their arguments, for one stream: make it once, pass it to every call.
 ///
@@ -52,7 +52,8 @@ impl Workspace {
         &self.flags
     }
 
-    pub(crate) fn flags_mut(&mut self) -> &mut Tensor {
-        &mut self.flags
+    /// The scratch and the flags.
+    pub(crate) fn views(&mut self) -> (TensorViewMut<'_>, TensorViewMut<'_>) {
+        (self.scratch.view_mut(), self.flags.view_mut())
     }
 }

@@ -16,7 +16,7 @@ use half::{bf16, f16};
 use lora_kernels::Device;
 
 /// For the kernels of Hopper: T, d, k and r, on so many multiprocessors.
-const HOPPER: [([usize; 4], usize); 9] = include!("common/hopper_shapes.in");
+const HOPPER: [([usize; 4], usize); 12] = include!("common/hopper_shapes.in");
 
 /// For those of every GPU.
 const GENERIC: [Sizes; 3] =

@@ -1,7 +1,7 @@
 //! Whether there is a driver, and its errors in the crate's words.
 
 use crate::{Error, Result};
-use cudarc::driver::DriverError;
+use cudarc::driver::{sys, DriverError};
 use std::ffi::CStr;
 
 /// The names the driver library goes by.
@@ -29,6 +29,15 @@ pub(super) fn probe() -> Result<()> {
         }
     }
     Err(Error::NoDriver { reason })
+}
+
+/// The version of CUDA that the driver is for, such as 13000.
+pub(super) fn version() -> Result<i32> {
+    let mut version = 0;
+    // SAFETY: writes the version, and needs no context.
+    let result = unsafe { sys::cuDriverGetVersion(&mut version) };
+    result.result().map_err(during("cuDriverGetVersion"))?;
+    Ok(version)
 }
 
 /// What `call` returned, with the name the driver gives it. Not to be used without a driver.

@@ -19,6 +19,7 @@ struct HopperLinearParams {
     out: [TensorMap; 3],
     s: sys::CUdeviceptr,
     flags: sys::CUdeviceptr,
+    partials: sys::CUdeviceptr,
     m: i32,
     n: i32,
     k: i32,
@@ -27,6 +28,8 @@ struct HopperLinearParams {
     slices: i32,
     slice_cols: i32,
     group: i32,
+    makers: i32,
+    whole: i32,
 }
 
 // The same size is asserted in the kernel.
@@ -35,9 +38,22 @@ const _: () = assert!(size_of::<HopperLinearParams>() == 1088);
 // SAFETY: plain integers, floats, descriptors and device addresses, laid out as C lays them out.
 unsafe impl DeviceRepr for HopperLinearParams {}
 
+/// Where blocks tell each other what they have made: memory of the sizes that the schedule asks for.
+#[derive(Clone, Copy)]
+pub(super) struct Handover {
+    /// Zeros.
+    pub(super) flags: sys::CUdeviceptr,
+    pub(super) partials: sys::CUdeviceptr,
+}
+
+impl Handover {
+    /// For a schedule that needs none.
+    pub(super) const NONE: Handover = Handover { flags: 0, partials: 0 };
+}
+
 impl Cuda {
     /// A product of aligned operands. Unless the projection comes before, a forward product makes
-    /// lhs_ext too, with `flags`, which must be zeros.
+    /// lhs_ext too.
     pub(super) fn hopper_linear(
         &self,
         which: Linear,
@@ -45,9 +61,9 @@ impl Cuda {
         [m, n, k, r]: [usize; 4],
         product: &Product,
         schedule: &Schedule,
-        flags: sys::CUdeviceptr,
+        handover: Handover,
     ) -> Result<()> {
-        let &Schedule { tile_n, projection, blocks } = schedule;
+        let &Schedule { tile_n, projection, whole, blocks } = schedule;
         let all = &self.kernels.of(dtype).hopper_linear;
         let kernels = all.iter().find(|kernels| kernels.tile_n == tile_n);
         let kernels = kernels.expect("there is a kernel for every tile of a schedule");
@@ -73,10 +89,11 @@ impl Cuda {
         let out = |cols| TensorMap::new(product.out.data, [m, n], dtype, [64, cols]);
         let out = [out(64)?, out(32)?, out(16)?];
 
-        let (slices, slice_cols) = match projection {
-            Projection::Before => (0, 0),
-            Projection::Within { slice_cols } => (slices(r), slice_cols),
+        let (slices, slice_cols, makers) = match projection {
+            Projection::Before => (0, 0, 0),
+            Projection::Within { slice_cols, makers } => (slices(r), slice_cols, makers),
         };
+        let waits = schedule.waits(m, n);
         let [m, n, k, r] = [m, n, k, r].map(|size| size as i32);
         let [slices, slice_cols, group] = [slices, slice_cols, GROUP].map(|count| count as i32);
         let params = HopperLinearParams {
@@ -87,7 +104,8 @@ impl Cuda {
             rhs_ext,
             out,
             s: product.lhs_ext.data,
-            flags,
+            flags: handover.flags,
+            partials: handover.partials,
             m,
             n,
             k,
@@ -96,12 +114,14 @@ impl Cuda {
             slices,
             slice_cols,
             group,
+            makers: makers as i32,
+            whole: whole as i32,
         };
         let kernel = match projection {
             Projection::Before => which.of(&kernels.linear),
             Projection::Within { .. } => &kernels.sliced,
         };
         // Blocks that wait for others must run at the same time.
-        self.launch_overlapping(kernel, blocks, &params, projection != Projection::Before)
+        self.launch_overlapping(kernel, blocks, &params, waits)
     }
 }

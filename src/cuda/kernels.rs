@@ -77,6 +77,8 @@ pub(super) struct Kernels {
     bf16: ElementKernels,
     f16: ElementKernels,
     pub(super) reduce: Kernel,
+    /// Whether launches may overlap, inside graph captures too.
+    pub(super) overlap: bool,
 }
 
 /// The kernels of every context that has any; gone with the last device that uses them.
@@ -118,6 +120,7 @@ impl Kernels {
             bf16: ElementKernels::load(&modules, "bf16")?,
             f16: ElementKernels::load(&modules, "f16")?,
             reduce: kernel(&modules, "reduce", "reduce_partials", Footprint::REDUCE)?,
+            overlap: driver::version()? >= 12_030,
         })
     }
 

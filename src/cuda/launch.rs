@@ -1,5 +1,6 @@
 //! The operations as sequences of launches.
 
+use super::hopper::Handover;
 use super::kernels::{Kernel, LinearKernels};
 use super::memory::{self, Resolved};
 use super::params::{GradParams, LinearParams, MergeParams, Operand, ProjectParams, ReduceParams};
@@ -128,7 +129,7 @@ impl Cuda {
         workspace: &mut Workspace,
     ) -> Result<()> {
         let &Problem { t, k, d, r, dtype } = problem;
-        let mut flags = workspace.flags_mut().view_mut();
+        let (mut scratch, mut flags) = workspace.views();
         let mut buffers = Buffers::new(self.stream());
         let w0 = Operand::new(buffers.read("w0", &weights.w0), k, dtype);
         let a = Operand::new(buffers.read("a", &weights.a), k, dtype);
@@ -136,7 +137,10 @@ impl Cuda {
         let x = Operand::new(buffers.read("x", x), k, dtype);
         let h = Operand::new(buffers.write("h", h), d, dtype);
         let s = Operand::new(buffers.write("s", s), r, dtype);
-        let flags = buffers.write("flags of the workspace", &mut flags);
+        let handover = Handover {
+            flags: buffers.write("flags of the workspace", &mut flags),
+            partials: buffers.write("scratch of the workspace", &mut scratch),
+        };
         buffers.check_overlap()?;
 
         let (lhs, rhs, out, scale) = (x, w0, h, weights.scale);
@@ -147,7 +151,7 @@ impl Cuda {
         if !makes_s {
             self.project(which, dtype, sizes, &product)?;
         }
-        self.linear(which, plan, dtype, sizes, &product, flags)
+        self.linear(which, plan, dtype, sizes, &product, handover)
     }
 
     pub(crate) fn frozen(
@@ -168,7 +172,7 @@ impl Cuda {
         let (none, scale) = (Operand::NONE, 1.0);
         let (down, lhs_ext, rhs_ext) = (none, none, none);
         let product = Product { lhs: x, rhs: w0, down, lhs_ext, rhs_ext, out: h, scale };
-        self.linear(Linear::Forward, plan, dtype, [t, d, k, 0], &product, 0)
+        self.linear(Linear::Forward, plan, dtype, [t, d, k, 0], &product, Handover::NONE)
     }
 
     #[allow(clippy::too_many_arguments)] // the operands of the formulas
@@ -184,7 +188,7 @@ impl Cuda {
         workspace: &mut Workspace,
     ) -> Result<()> {
         let &Problem { t, k, d, r, dtype } = problem;
-        let mut scratch = workspace.scratch.view_mut();
+        let (mut scratch, mut flags) = workspace.views();
         let mut buffers = Buffers::new(self.stream());
         let w0 = Operand::new(buffers.read("w0", &weights.w0), k, dtype);
         let a = Operand::new(buffers.read("a", &weights.a), k, dtype);
@@ -196,10 +200,11 @@ impl Cuda {
         let da = buffers.write("da", &mut out.da);
         let db = buffers.write("db", &mut out.db);
         let scratch = buffers.write("scratch of the workspace", &mut scratch);
+        let flags = buffers.write("flags of the workspace", &mut flags);
         buffers.check_overlap()?;
 
         let accumulation = out.accumulation;
-        let layout = BackwardWorkspace::new(problem);
+        let layout = BackwardWorkspace::new(problem, plan.hopper.as_ref());
         let ds = Operand::new(scratch, r, dtype);
         let partials = scratch + 4 * layout.partials_offset() as u64;
 
@@ -208,7 +213,8 @@ impl Cuda {
         let sizes = [t, k, d, r];
         self.project(Linear::InputGrad, dtype, sizes, &product)?;
         if dx.is_some() {
-            self.linear(Linear::InputGrad, plan, dtype, sizes, &product, 0)?;
+            let handover = Handover { flags, partials };
+            self.linear(Linear::InputGrad, plan, dtype, sizes, &product, handover)?;
         }
         let accumulate = i32::from(accumulation == Accumulation::Add);
         for (lhs, rhs, n, out, transpose) in [(ds, x, k, da, 0), (s, dh, d, db, 1)] {
@@ -253,10 +259,10 @@ impl Cuda {
         dtype: DType,
         sizes: [usize; 4],
         product: &Product,
-        flags: sys::CUdeviceptr,
+        handover: Handover,
     ) -> Result<()> {
         if let Some(schedule) = product.schedule(plan) {
-            return self.hopper_linear(which, dtype, sizes, product, schedule, flags);
+            return self.hopper_linear(which, dtype, sizes, product, schedule, handover);
         }
         let kernels = self.kernels.of(dtype);
         let blocks = plan::linear_blocks(sizes[0], sizes[1]);
@@ -328,8 +334,8 @@ impl Cuda {
     }
 
     /// As [`Cuda::launch`], for a kernel that itself waits for the one before it in the stream
-    /// (`griddepcontrol.wait`): its blocks start as soon as there is room for them. If `cooperative`, all
-    /// of them run at the same time, or the launch is refused.
+    /// (`griddepcontrol.wait`): its blocks start as soon as there is room for them, where the driver can
+    /// do that. If `cooperative`, all of them run at the same time, or the launch is refused.
     pub(super) fn launch_overlapping<P: DeviceRepr>(
         &self,
         kernel: &Kernel,
@@ -342,8 +348,8 @@ impl Cuda {
         let overlapping = sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 };
         let together = sys::CUlaunchAttributeValue { cooperative: cooperative.into() };
         let mut attributes = [
-            attribute(CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, overlapping),
             attribute(CU_LAUNCH_ATTRIBUTE_COOPERATIVE, together),
+            attribute(CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, overlapping),
         ];
         let LaunchConfig { grid_dim, block_dim, shared_mem_bytes } = kernel.config([blocks, 1])?;
         let config = sys::CUlaunchConfig {
@@ -356,7 +362,7 @@ impl Cuda {
             sharedMemBytes: shared_mem_bytes,
             hStream: self.stream().cu_stream(),
             attrs: attributes.as_mut_ptr(),
-            numAttrs: attributes.len() as u32,
+            numAttrs: 1 + u32::from(self.kernels.overlap),
         };
         let mut args = [ptr::from_ref(params).cast_mut().cast()];
         self.context().bind_to_thread().map_err(driver::during("cuCtxSetCurrent"))?;

@@ -13,6 +13,8 @@ pub(crate) enum Projection {
         /// slices, which is only if S is one slice, all of them make it, each for itself, and the first
         /// for the others.
         slice_cols: usize,
+        /// The pairs of blocks that make them, so that those of a row are made at the same time.
+        makers: usize,
     },
 }
 
@@ -22,6 +24,9 @@ pub(crate) struct Schedule {
     /// Columns of the output in a tile; a pair of blocks has 256 rows.
     pub(crate) tile_n: usize,
     pub(crate) projection: Projection,
+    /// Pairs of tiles that one pair of blocks makes from beginning to end: all of them, or so many for
+    /// every pair of blocks, which then share what is left equally.
+    pub(crate) whole: usize,
     /// The grid, in blocks.
     pub(crate) blocks: usize,
 }
@@ -32,6 +37,9 @@ pub(crate) const TILES_N: [usize; 3] = [128, 176, 256];
 /// Rows of pairs of tiles that are worked on column by column. With more, the L2 cache no longer holds
 /// what they share.
 pub(crate) const GROUP: usize = 8;
+
+/// Warps of a block that multiply.
+const WARPS: usize = 8;
 
 /// Rows of a pair of tiles.
 const PAIR_M: usize = 256;
@@ -45,12 +53,30 @@ pub(crate) fn slices(r: usize) -> usize {
 }
 
 impl Schedule {
-    /// The words by which blocks tell each other what they have made of S for m rows: a count, then
-    /// one for every 128 rows.
-    pub(crate) fn flags(&self, m: usize) -> usize {
-        match self.projection {
-            Projection::Before => 0,
-            Projection::Within { .. } => 1 + m.div_ceil(128),
+    /// Whether blocks wait for one another.
+    pub(crate) fn waits(&self, m: usize, n: usize) -> bool {
+        self.projection != Projection::Before || self.shares(m, n)
+    }
+
+    fn shares(&self, m: usize, n: usize) -> bool {
+        self.whole < m.div_ceil(PAIR_M) * n.div_ceil(self.tile_n)
+    }
+
+    /// The words by which blocks tell each other what they have made for an output of m×n: a count, one
+    /// for every 128 rows of S, and one for every warp whose tile another finishes.
+    pub(crate) fn flags(&self, m: usize, n: usize) -> usize {
+        match self.waits(m, n) {
+            true => 1 + m.div_ceil(128) + if self.shares(m, n) { self.blocks * WARPS } else { 0 },
+            false => 0,
+        }
+    }
+
+    /// The f32 elements by which they hand over what they have made of a tile.
+    pub(crate) fn partials(&self, m: usize, n: usize) -> usize {
+        if self.shares(m, n) {
+            self.blocks * WARPS * 32 * self.tile_n / 2
+        } else {
+            0
         }
     }
 }
@@ -59,10 +85,15 @@ impl Schedule {
 pub(crate) const FOOTPRINT: Footprint =
     Footprint { threads: [384, 1], shared_bytes: (224 << 10) + 104 + 1024 };
 
-/// For out (m×n) over k with S (m×r) given, or none.
+/// For out (m×n) over k alone, where blocks have nothing to tell each other by.
+pub(crate) fn frozen([m, n, k]: [usize; 3], pairs: usize) -> Schedule {
+    fastest(TILES_N.map(|tile_n| Model::new([m, n, k, 0], tile_n, pairs).product()))
+}
+
+/// For out (m×n) over k with S (m×r) given.
 pub(crate) fn product([m, n, k, _]: [usize; 4], pairs: usize) -> Schedule {
-    let candidates = TILES_N.map(|tile_n| Model::new([m, n, k, 0], tile_n, pairs).before());
-    fastest(candidates)
+    let model = |tile_n| Model::new([m, n, k, 0], tile_n, pairs);
+    fastest(TILES_N.into_iter().flat_map(|tile_n| model(tile_n).products(Projection::Before)))
 }
 
 /// For out (m×n) over k with S (m×r) to be made.
@@ -74,7 +105,7 @@ pub(crate) fn forward(sizes: [usize; 4], pairs: usize) -> Schedule {
 fn candidates(sizes: [usize; 4], pairs: usize) -> impl Iterator<Item = (f64, Schedule)> {
     TILES_N.into_iter().flat_map(move |tile_n| {
         let model = Model::new(sizes, tile_n, pairs);
-        [model.before()].into_iter().chain(model.within())
+        model.before().chain(model.within())
     })
 }
 
@@ -104,6 +135,10 @@ impl Model {
     const STEP_COLUMN: f64 = 0.00276;
     /// What the end of a tile takes of the tensor cores' time.
     const TILE_END: f64 = 0.1;
+    /// Handing over and taking over a part of a tile, and what each of its steps adds to that, since
+    /// not all blocks go along k together then.
+    const SHARE: f64 = 7.0;
+    const SHARE_STEP: f64 = 0.045;
     /// From the end of a slice of S to its use by others.
     const HANDOVER: f64 = 2.8;
     /// When S comes before: what another launch costs, and the bytes of X that it reads a µs.
@@ -116,17 +151,42 @@ impl Model {
         Model { sizes, tile_n, pairs, rows, cols, steps: k.div_ceil(64) as f64 }
     }
 
-    fn schedule(&self, projection: Projection) -> Schedule {
-        let blocks = 2 * (self.rows * self.cols).min(self.pairs);
-        Schedule { tile_n: self.tile_n, projection, blocks }
+    /// A tile, with S given.
+    fn tile(&self) -> f64 {
+        let steps = self.steps + slices(self.sizes[3]) as f64 / 4.0;
+        steps * (Self::STEP + Self::STEP_COLUMN * self.tile_n as f64) + Self::TILE_END
     }
 
-    /// The product, with S given.
-    fn product(&self) -> f64 {
-        let steps = self.steps + slices(self.sizes[3]) as f64 / 4.0;
-        let step = Self::STEP + Self::STEP_COLUMN * self.tile_n as f64;
-        let waves = (self.rows * self.cols).div_ceil(self.pairs) as f64;
-        waves * (steps * step + Self::TILE_END)
+    /// The product alone, of whole tiles.
+    fn product(&self) -> (f64, Schedule) {
+        let whole = self.rows * self.cols;
+        let blocks = 2 * whole.min(self.pairs);
+        let &Model { tile_n, .. } = self;
+        let schedule = Schedule { tile_n, projection: Projection::Before, whole, blocks };
+        (whole.div_ceil(self.pairs) as f64 * self.tile(), schedule)
+    }
+
+    /// The product with S made so, or given, of whole tiles or not.
+    fn products(self, projection: Projection) -> impl Iterator<Item = (f64, Schedule)> {
+        let (us, schedule) = self.product();
+        let (tiles, pairs) = (schedule.whole, self.pairs);
+        let slice_waves = match projection {
+            Projection::Before => 0,
+            Projection::Within { slice_cols, makers } => (self.rows * slice_cols).div_ceil(makers),
+        };
+        // Every pair of blocks ends with more than a tile's steps, so no more than two make a tile.
+        let waves = (tiles / pairs).saturating_sub(1);
+        let whole = waves * pairs;
+        let possible = tiles > pairs && tiles % pairs > 0 && slice_waves <= waves;
+        // The kernel counts the steps of the others in floats.
+        let possible = possible && ((tiles - whole) as f64 * self.steps) < (1 << 24) as f64;
+        let share = Self::SHARE + Self::SHARE_STEP * self.steps;
+        let shared_us = tiles as f64 / pairs as f64 * self.tile() + share;
+        let shared = possible.then_some((shared_us, Schedule { whole, ..schedule }));
+        [(us, schedule)]
+            .into_iter()
+            .chain(shared)
+            .map(move |(us, schedule)| (us, Schedule { projection, ..schedule }))
     }
 
     /// What a slice adds to a tile.
@@ -134,13 +194,10 @@ impl Model {
         self.steps * Self::STEP_COLUMN * SLICE as f64
     }
 
-    fn before(&self) -> (f64, Schedule) {
-        let [m, _, k, r] = self.sizes;
-        let projection = match r {
-            0 => 0.0,
-            _ => (m * k * 2) as f64 / Self::PROJECT_BYTES + Self::LAUNCH,
-        };
-        (self.product() + projection, self.schedule(Projection::Before))
+    fn before(self) -> impl Iterator<Item = (f64, Schedule)> {
+        let [m, _, k, _] = self.sizes;
+        let projection = (m * k * 2) as f64 / Self::PROJECT_BYTES + Self::LAUNCH;
+        self.products(Projection::Before).map(move |(us, schedule)| (us + projection, schedule))
     }
 
     fn within(self) -> impl Iterator<Item = (f64, Schedule)> {
@@ -155,20 +212,22 @@ impl Model {
             2.. if slices <= self.cols.min(self.pairs) => (slices, slices),
             _ => (1, 0),
         };
-        (least..=most).map(move |slice_cols| {
+        (least..=most).flat_map(move |slice_cols| {
             let tiles = self.rows * slice_cols;
-            let waves = tiles.div_ceil(self.pairs) as f64;
-            let us = if slices > 1 {
-                // While tiles make slices, all others wait for them.
-                waves * (self.slice() + Self::HANDOVER)
-            } else {
-                // Pairs that start with another tile wait, unless they have one tile less anyway.
-                let last = self.rows * self.cols % self.pairs;
-                let idle = if last == 0 { 0 } else { self.pairs - last };
-                let waits = self.pairs.saturating_sub(tiles) > idle;
-                waves * self.slice() + if waits { Self::HANDOVER } else { 0.0 }
-            };
-            (self.product() + us, self.schedule(Projection::Within { slice_cols }))
+            let all_makers = self.pairs.min(self.rows * self.cols);
+            // The other pairs need other tiles, meanwhile.
+            let whole_rows = all_makers / slices * slices;
+            let others = tiles.div_ceil(whole_rows) * (all_makers - whole_rows);
+            let possible = slices > 1 && tiles + others <= self.rows * self.cols;
+            let makers = if possible { whole_rows } else { all_makers };
+            let waves = tiles.div_ceil(makers) as f64;
+            // While tiles make several slices, all others wait for them; if one, those that start with
+            // another tile. Few may, since they have one tile less then, or time to catch up.
+            let few = self.pairs / 8;
+            let waits = if slices > 1 { waves } else { f64::from(tiles + few < self.pairs) };
+            let more = waves * self.slice() + waits * Self::HANDOVER;
+            let products = self.products(Projection::Within { slice_cols, makers });
+            products.map(move |(us, schedule)| (us + more, schedule))
         })
     }
 }
@@ -179,37 +238,87 @@ mod tests {
     use crate::plan::tests::shapes;
 
     /// A pair of tiles: its row and column, the slice that it makes, and whether it waits for others'.
-    #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     struct Tile {
         row: usize,
         col: usize,
         slice: Option<usize>,
         waits: bool,
+        /// The steps along k: so many from the first on, and after the last of all, step 0.
+        first: usize,
+        steps: usize,
+        /// What others have made of the tile is added; or it is they who add.
+        finishes: bool,
+        leaves: bool,
     }
 
-    /// The order of the kernel's `Tiles`.
-    fn tiles(schedule: &Schedule, [m, n, _, r]: [usize; 4]) -> Vec<Tile> {
+    /// The kernel's `Tiles`, of every pair of blocks.
+    fn tiles(schedule: &Schedule, [m, n, k, r]: [usize; 4]) -> Vec<Vec<Tile>> {
         let (rows, cols) = (m.div_ceil(PAIR_M), n.div_ceil(schedule.tile_n));
-        let slice_cols = match schedule.projection {
-            Projection::Before => 0,
-            Projection::Within { slice_cols } => slice_cols,
+        let (slice_cols, makers) = match schedule.projection {
+            Projection::Before => (0, 0),
+            Projection::Within { slice_cols, makers } => (slice_cols, makers),
         };
-        let tile = |i: usize| {
-            let (row, col) = match i.checked_sub(rows * slice_cols) {
-                None => (i / slice_cols, i % slice_cols),
-                Some(rest) => {
-                    let rest_cols = cols - slice_cols;
-                    let group0 = rest / (GROUP * rest_cols) * GROUP;
-                    let group_rows = GROUP.min(rows - group0);
-                    let in_group = rest - group0 * rest_cols;
-                    (group0 + in_group % group_rows, slice_cols + in_group / group_rows)
+        let all_slices = rows * slice_cols;
+        let (first, steps) = (0, k.div_ceil(64));
+        let made = Tile {
+            row: 0,
+            col: 0,
+            slice: None,
+            waits: false,
+            first,
+            steps,
+            finishes: false,
+            leaves: false,
+        };
+        let slice_tile = |i: usize| {
+            let (row, col) = (i / slice_cols, i % slice_cols);
+            let slice = Some(if slices(r) == 1 { 0 } else { col });
+            Tile { row, col, slice, waits: slices(r) > 1, ..made }
+        };
+        let tile = |rest: usize| {
+            let rest_cols = cols - slice_cols;
+            let group0 = rest / (GROUP * rest_cols) * GROUP;
+            let group_rows = GROUP.min(rows - group0);
+            let in_group = rest - group0 * rest_cols;
+            let (row, col) = (group0 + in_group % group_rows, slice_cols + in_group / group_rows);
+            Tile { row, col, waits: slice_cols > 0, ..made }
+        };
+        let (pairs, steps, whole) = (schedule.blocks / 2, k.div_ceil(64), schedule.whole);
+        let shared = (rows * cols - whole) * steps;
+        let (span, longer) = (shared / pairs, shared % pairs);
+        let of_pair = |pair: usize| {
+            let of_wave = |(wave, i): (usize, usize)| {
+                let before = all_slices.min(wave * makers + pair.min(makers));
+                match pair < makers && before < all_slices {
+                    true => slice_tile(before),
+                    false => tile(i - before),
                 }
             };
-            let slice = (col < slice_cols).then_some(if slices(r) == 1 { 0 } else { col });
-            let waits = slice_cols > 0 && !(slices(r) == 1 && slice.is_some());
-            Tile { row, col, slice, waits }
+            let mut tiles: Vec<Tile> =
+                (pair..whole).step_by(pairs).enumerate().map(of_wave).collect();
+            let begin = pair * span + pair.min(longer);
+            let end = begin + span + usize::from(pair < longer);
+            let mut at = begin;
+            while at < end {
+                let before = at % steps;
+                let mut tile = tile(whole - all_slices + at / steps);
+                tile.leaves = before > 0;
+                tile.finishes = at + steps - before > end;
+                if tile.leaves {
+                    // Whoever finishes a tile takes S.
+                    (tile.steps, tile.waits) = (steps - before, false);
+                } else if tile.finishes {
+                    (tile.steps, tile.first) = (end - at, steps - (end - at));
+                } else {
+                    tile.first = (at - begin) % steps;
+                }
+                at += tile.steps;
+                tiles.push(tile);
+            }
+            tiles
         };
-        (0..rows * cols).map(tile).collect()
+        (0..pairs).map(of_pair).collect()
     }
 
     /// Shapes small enough to go through all their tiles.
@@ -220,25 +329,67 @@ mod tests {
     }
 
     #[test]
-    fn every_tile_once_and_every_slice_told_once() {
+    fn every_step_once_and_every_slice_told_once() {
         for (sizes, pairs) in cases() {
             for schedule in candidates(sizes, pairs).map(|(_, schedule)| schedule) {
                 let context = format!("{sizes:?} on {pairs}: {schedule:?}");
-                let [m, n, _, r] = sizes;
-                let mut tiles = tiles(&schedule, sizes);
+                let [m, n, k, r] = sizes;
+                let mut tiles = tiles(&schedule, sizes).concat();
                 let within = schedule.projection != Projection::Before;
                 let (rows, wanted) = (m.div_ceil(PAIR_M), if within { slices(r) } else { 0 });
                 let told = tiles.iter().filter(|tile| tile.col < wanted);
                 assert!(told.clone().all(|tile| tile.slice == Some(tile.col)), "{context}");
                 assert_eq!(told.count(), rows * wanted, "{context}");
-                let count = rows * n.div_ceil(schedule.tile_n);
-                tiles.sort_unstable();
-                tiles.dedup_by_key(|&mut Tile { row, col, .. }| (row, col));
-                assert_eq!(tiles.len(), count, "{context}");
+                let (cols, steps) = (n.div_ceil(schedule.tile_n), k.div_ceil(64));
+                // Every tile is made by one that has all of its steps, or by two that have the first
+                // and the last; who makes a slice has all.
+                tiles.sort_unstable_by_key(|tile| (tile.row, tile.col, tile.first));
+                let mut tiles = tiles.into_iter();
+                for (row, col) in (0..rows).flat_map(|row| (0..cols).map(move |col| (row, col))) {
+                    let tile = tiles.next().expect(&context);
+                    assert_eq!((tile.row, tile.col), (row, col), "{context}");
+                    let is_whole = tile.steps == steps && !tile.leaves && !tile.finishes;
+                    if !is_whole {
+                        let rest = tiles.next().expect(&context);
+                        assert_eq!((rest.row, rest.col), (row, col), "{context}");
+                        assert!(tile.leaves && rest.finishes, "{context}");
+                        assert_eq!((tile.first, rest.first), (0, tile.steps), "{context}");
+                        assert!(tile.steps > 0 && rest.steps > 0, "{context}");
+                        assert_eq!(tile.steps + rest.steps, steps, "{context}");
+                    }
+                    assert!(is_whole || tile.slice.is_none(), "{context}");
+                }
+                assert_eq!(tiles.next(), None, "{context}");
                 assert!(schedule.blocks >= 2 && schedule.blocks <= 2 * pairs, "{context}");
-                assert_eq!(schedule.flags(m) > 0, within);
+                assert_eq!(schedule.flags(m, n) > 0, schedule.waits(m, n));
+                assert!(within <= schedule.waits(m, n));
             }
         }
+    }
+
+    /// In the kernel, only the last tile of a pair may be one to finish, and what it takes is what the
+    /// next pair leaves, which is no more than one tile.
+    #[test]
+    fn what_a_pair_leaves_the_one_before_finishes() {
+        let mut checked = 0;
+        for (sizes, pairs) in cases() {
+            for (_, schedule) in candidates(sizes, pairs) {
+                let context = format!("{sizes:?} on {pairs}: {schedule:?}");
+                let mut wanted = None;
+                for of_pair in tiles(&schedule, sizes) {
+                    let mut left = of_pair.iter().filter(|tile| tile.leaves);
+                    assert_eq!(left.next().map(|tile| (tile.row, tile.col)), wanted, "{context}");
+                    assert_eq!(left.next(), None, "{context}");
+                    let (last, others) = of_pair.split_last().expect("a tile for every pair");
+                    assert!(others.iter().all(|tile| !tile.finishes), "{context}");
+                    assert!(!(last.leaves && last.finishes), "{context}");
+                    wanted = last.finishes.then_some((last.row, last.col));
+                    checked += usize::from(last.finishes);
+                }
+                assert_eq!(wanted, None, "{context}");
+            }
+        }
+        assert!(checked > 1000, "{checked} tiles are shared");
     }
 
     /// What was measured to be fastest on an H100.
@@ -248,22 +399,22 @@ mod tests {
             let Schedule { tile_n, projection, .. } = forward([m, n, k, r], 66);
             (tile_n, projection)
         };
-        let within = |slice_cols| Projection::Within { slice_cols };
-        assert_eq!(chosen(8192, 4096, 4096, 16), (256, within(2)));
-        assert_eq!(chosen(16384, 4096, 4096, 16), (256, within(1)));
-        assert_eq!(chosen(8192, 4096, 4096, 64), (256, within(4)));
-        assert_eq!(chosen(2048, 4096, 4096, 16), (256, within(8)));
-        assert_eq!(chosen(2048, 4096, 4096, 64), (256, within(4)));
-        assert_eq!(chosen(8192, 1024, 4096, 16), (256, within(2)));
-        assert_eq!(chosen(8192, 1024, 4096, 64), (256, within(4)));
-        assert_eq!(chosen(8191, 2112, 7168, 8), (176, within(2)));
+        let within = |slice_cols, makers| Projection::Within { slice_cols, makers };
+        assert_eq!(chosen(8192, 4096, 4096, 16), (256, within(2, 66)));
+        assert_eq!(chosen(16384, 4096, 4096, 16), (256, within(1, 66)));
+        assert_eq!(chosen(8192, 4096, 4096, 64), (256, within(4, 64)));
+        assert_eq!(chosen(2048, 4096, 4096, 16), (256, within(8, 66)));
+        assert_eq!(chosen(2048, 4096, 4096, 64), (256, within(4, 64)));
+        assert_eq!(chosen(8192, 1024, 4096, 16), (256, within(2, 66)));
+        assert_eq!(chosen(8192, 1024, 4096, 64), (256, within(4, 66)));
+        assert_eq!(chosen(8191, 2112, 7168, 8), (176, within(2, 66)));
         assert_eq!(product([8191, 2112, 7168, 8], 66).tile_n, 176);
-        assert_eq!(product([8192, 4096, 4096, 0], 66).tile_n, 256);
+        assert_eq!(product([8192, 4096, 4096, 16], 66).tile_n, 256);
     }
 
     #[test]
     fn every_kernel_is_sanitized() {
-        let cases: [([usize; 4], usize); 9] = include!("../../tests/common/hopper_shapes.in");
+        let cases: [([usize; 4], usize); 12] = include!("../../tests/common/hopper_shapes.in");
         let cases = cases.map(|(sizes, sms)| (sizes, sms / 2));
         for tile_n in TILES_N {
             let made = |of: &dyn Fn(Projection, usize) -> bool| {
@@ -278,6 +429,18 @@ mod tests {
             let input_grad = cases.map(|([m, n, k, r], pairs)| product([m, k, n, r], pairs));
             assert!(input_grad.iter().any(|schedule| schedule.tile_n == tile_n), "{tile_n}");
         }
+        let share = |projection: fn(Projection) -> bool| {
+            cases.iter().any(|&([m, n, k, r], pairs)| {
+                let schedule = forward([m, n, k, r], pairs);
+                schedule.shares(m, n) && projection(schedule.projection)
+            })
+        };
+        assert!(share(|projection| projection == Projection::Before));
+        assert!(share(|projection| projection != Projection::Before));
+        let input_grad = |&([m, n, k, r], pairs): &([usize; 4], usize)| {
+            product([m, k, n, r], pairs).shares(m, k)
+        };
+        assert!(cases.iter().any(input_grad));
     }
 
     /// All pairs of blocks run at once, each through its tiles in order; where a tile makes a slice,
@@ -290,31 +453,32 @@ mod tests {
             let schedules = candidates(sizes, pairs).map(|(_, schedule)| schedule);
             for schedule in schedules.filter(is_within) {
                 let (tiles, wanted) = (tiles(&schedule, sizes), slices(sizes[3]));
-                let multiplying = schedule.blocks / 2;
                 let mut made = vec![0; sizes[0].div_ceil(PAIR_M)];
-                let mut at: Vec<usize> = (0..multiplying).collect();
-                let mut told = vec![false; multiplying];
+                // The tile of a pair, and whether it has told its slice or left its part.
+                let mut at = vec![0; tiles.len()];
+                let mut told = vec![false; tiles.len()];
+                let mut left = vec![false; tiles.len() + 1];
                 let mut moved = true;
                 while moved {
                     moved = false;
-                    for pair in 0..multiplying {
-                        let Some(&Tile { row, col, waits, .. }) = tiles.get(at[pair]) else {
-                            continue;
-                        };
-                        if col < wanted && !told[pair] {
+                    for pair in 0..tiles.len() {
+                        let Some(tile) = tiles[pair].get(at[pair]) else { continue };
+                        if tile.col < wanted && !told[pair] {
                             told[pair] = true;
-                            made[row] += 1;
+                            made[tile.row] += 1;
                             moved = true;
                         }
-                        if !waits || made[row] == wanted {
-                            at[pair] += multiplying;
+                        left[pair] |= tile.leaves;
+                        let has_slices = !tile.waits || made[tile.row] == wanted;
+                        if has_slices && (!tile.finishes || left[pair + 1]) {
+                            at[pair] += 1;
                             told[pair] = false;
                             moved = true;
                         }
                     }
                 }
                 let context = format!("{sizes:?} on {pairs}: {schedule:?}");
-                assert!(at.iter().all(|&tile| tile >= tiles.len()), "{context}");
+                assert!(at.iter().zip(&tiles).all(|(&at, tiles)| at == tiles.len()), "{context}");
                 checked += 1;
             }
         }

@@ -1,0 +1,196 @@
+// Which tiles of kernels/hopper_linear.cu a pair of blocks works on, and in which order. Its loaders,
+// scouts and multipliers all go through them by themselves. src/plan/hopper.rs chooses the order, and
+// its tests go through a copy of it.
+#pragma once
+
+#include "hopper.cuh"
+
+// Mirrored by cuda::hopper::HopperLinearParams in Rust.
+struct HopperLinearParams {
+    TensorMap lhs, rhs, down, lhs_ext, rhs_ext;
+    TensorMap out_64, out_32, out_16;  // out in boxes of 64 rows and so many columns
+    void* s;          // where lhs_ext is written, m×r
+    uint32_t* flags;  // a count, then one for every 128 rows of lhs_ext, then one for every warp below
+    float* partials;  // what every multiplying warp has made of a tile that another finishes
+    int m, n, k, r;
+    float scale;
+    int slices;      // of 16 columns of lhs_ext, to be made here; 0 if it is an input
+    int slice_cols;  // columns of tiles that make a slice: one for each, or more if it is the only one
+    int group;       // rows of pairs of tiles that are worked on together once there are no slices left
+    int makers;      // pairs of blocks that make slices, whole rows of them at a time
+    int whole;       // pairs of tiles that are not shared, a multiple of the pairs of blocks, or all
+};
+static_assert(sizeof(HopperLinearParams) == 1088);
+
+constexpr int kTileM = 128, kTileK = 64, kTileR = 16, kMultiplyingWarps = 8;
+
+// A block's part of a pair of tiles.
+template <int kN>
+struct Tile {
+    int m0, n0;
+    bool makes_slice;  // of lhs_ext, beside its own columns
+
+    // Which it makes.
+    __device__ __forceinline__ int slice(const HopperLinearParams& p) const {
+        return p.slices == 1 ? 0 : n0 / kN;
+    }
+    // It needs nobody else's.
+    __device__ __forceinline__ bool is_alone(const HopperLinearParams& p) const {
+        return makes_slice && p.slices == 1;
+    }
+    // Others need what it makes.
+    __device__ __forceinline__ bool tells(const HopperLinearParams& p) const {
+        return makes_slice && (p.slices > 1 || n0 == 0);
+    }
+
+    // So many steps along k from the first on; after the last of all comes step 0.
+    int first, steps;
+};
+
+// dividend / divisor, in far fewer cycles than `/` takes. Both are below 2^24: they count tiles, and the
+// output of so many would not fit any memory.
+__device__ __forceinline__ int divide(int dividend, int divisor, int& remainder) {
+    int quotient = (int)__fdividef(dividend, divisor);  // off by one at most
+    remainder = dividend - quotient * divisor;
+    if (remainder < 0) quotient--, remainder += divisor;
+    if (remainder >= divisor) quotient++, remainder -= divisor;
+    return quotient;
+}
+
+// The tiles of a pair of blocks, tiles counted in pairs too: every so many-th of the whole ones, then its
+// span of those that are shared, of which all pairs have equally many steps.
+//
+//   pair 0   |tile 0|tile 3|tile 6        |last steps of 7|
+//   pair 1   |tile 1|tile 4|first of 7|tile 8   |last of 9|
+//   pair 2   |tile 2|tile 5|first of 9     |tile 10       |
+//            |    whole    |            spans             |
+//
+// A pair leaves what it has made of the first tile in its span to the pair before, and ends with a tile
+// that the next pair began with. In spans as before, all go along k together or nearly, so that they find
+// in the L2 what others have just read: the first tile begins with step 0, the last ends with the last
+// step, and one in between begins where the others are by then.
+//
+// Pairs that make slices begin with the tiles that do, row by row. All other tiles come in groups of
+// rows, column by column, so that lhs and rhs are shared in the L2.
+template <int kN, bool kSlices>
+struct Tiles {
+    const HopperLinearParams& p;
+    int wave;            // whole tiles before
+    int begin, end, at;  // of its span, in steps of all tiles that are shared
+
+    __device__ __forceinline__ int rows() const { return (p.m + 2 * kTileM - 1) / (2 * kTileM); }
+    __device__ __forceinline__ int cols() const { return (p.n + kN - 1) / kN; }
+    __device__ __forceinline__ int steps() const { return (p.k + kTileK - 1) / kTileK; }
+
+    __device__ __forceinline__ int pair() const { return blockIdx.x / 2; }
+    __device__ __forceinline__ int pairs() const { return gridDim.x / 2; }
+
+    __device__ __forceinline__ explicit Tiles(const HopperLinearParams& p) : p(p), wave(0) {
+        int longer;  // spans, by one step
+        const int span = divide((rows() * cols() - p.whole) * steps(), pairs(), longer);
+        begin = at = pair() * span + min(pair(), longer);
+        end = at + span + (pair() < longer);
+    }
+
+    __device__ __forceinline__ bool in_span() const { return wave * pairs() + pair() >= p.whole; }
+    __device__ __forceinline__ bool done() const { return in_span() && at >= end; }
+
+    // If its tile has not all the steps along k: it has the first of all, whose sums are left to the pair
+    // before; or the last, which finish what the next pair has left.
+    __device__ __forceinline__ bool leaves(const Tile<kN>& tile) const {
+        return tile.steps < steps() && at + tile.steps < end;
+    }
+    __device__ __forceinline__ bool finishes(const Tile<kN>& tile) const {
+        return tile.steps < steps() && at + tile.steps == end;
+    }
+
+    __device__ __forceinline__ void advance(const Tile<kN>& tile) {
+        if (!in_span()) {
+            wave++;
+        } else {
+            at += tile.steps;
+        }
+    }
+
+    __device__ __forceinline__ Tile<kN> tile() const {
+        const int slice_cols = kSlices ? p.slice_cols : 0, all_slices = rows() * slice_cols;
+        const int slices_before =
+            kSlices ? min(all_slices, wave * p.makers + min(pair(), p.makers)) : 0;
+        const bool makes_slice = kSlices && pair() < p.makers && slices_before < all_slices;
+        int rest = wave * pairs() + pair() - slices_before;  // tiles that make no slices, before
+        int first = 0, count = steps();
+        if (in_span()) {
+            int before;  // steps of the tile that are in the span before
+            rest = p.whole - all_slices + divide(at, steps(), before);
+            if (before > 0) {
+                count -= before;
+            } else if (at + steps() > end) {
+                count = end - at;
+                first = steps() - count;
+            } else {
+                divide(at - begin, steps(), first);
+            }
+        }
+        int in_group, row, col;
+        if (makes_slice) {
+            row = divide(slices_before, slice_cols, col);
+        } else {
+            const int group0 = divide(rest, p.group * (cols() - slice_cols), in_group) * p.group;
+            col = slice_cols + divide(in_group, min(p.group, rows() - group0), row);
+            row += group0;
+        }
+        const int m0 = (2 * row + (int)cluster_rank()) * kTileM;
+        return {m0, col * kN, makes_slice, first, count};
+    }
+};
+
+// ---------------------------------------------------------------------------------------------
+// How what is made of a shared tile changes hands, warp by warp
+
+// threadIdx.x, read where it is needed: what follows from it would otherwise be kept in registers that
+// accumulators need.
+__device__ __forceinline__ int thread_index() {
+    int index;
+    asm volatile("mov.u32 %0, %%tid.x;\n" : "=r"(index));
+    return index;
+}
+
+// A multiplying warp's place in `partials`, of 16 bytes for every lane at a time, and its flag.
+struct Partial {
+    float4* data;
+    uint32_t* flag;
+
+    __device__ __forceinline__ Partial(const HopperLinearParams& p, int block, int floats) {
+        const int index = thread_index(), warp = block * kMultiplyingWarps + index / 32 - 4;
+        data = reinterpret_cast<float4*>(p.partials + (int64_t)warp * 32 * floats) + index % 32;
+        flag = &p.flags[1 + (p.m + kTileM - 1) / kTileM + warp];
+    }
+};
+
+// Leaves what a warp has made of a tile to the pair of blocks before.
+template <int kFloats>
+__device__ __forceinline__ void leave_partial(const HopperLinearParams& p,
+                                              const float (&acc)[kFloats]) {
+    const Partial partial(p, blockIdx.x, kFloats);
+#pragma unroll
+    for (int i = 0; i < kFloats / 4; i++)
+        partial.data[i * 32] =
+            make_float4(acc[4 * i], acc[4 * i + 1], acc[4 * i + 2], acc[4 * i + 3]);
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) flag_add_release(partial.flag);
+}
+
+// Adds what the same warp of the next pair has left, long ago as a rule.
+template <int kFloats>
+__device__ __forceinline__ void add_partial(const HopperLinearParams& p, float (&acc)[kFloats]) {
+    const Partial partial(p, blockIdx.x + 2, kFloats);
+    // NOTES: by a vote, for the compiler to know that whole warps go on together.
+    while (__any_sync(~0u, flag_load_acquire(partial.flag) == 0)) {
+    }
+    if (threadIdx.x % 32 == 0) *partial.flag = 0;
+#pragma unroll
+    for (int i = 0; i < kFloats / 4; i++) {
+        const float4 v = __ldcg(&partial.data[i * 32]);
+        acc[4 * i] += v.x, acc[4 * i + 1] += v.y, acc[4 * i + 2] += v.z, acc[4 * i + 3] += v.w;
+    }
+}

@@ -75,6 +75,16 @@ impl<'a> Buffers<'a> {
     }
 }
 
+/// How a launch stands to others.
+#[derive(Clone, Copy)]
+pub(super) struct LaunchMode {
+    /// Its blocks may start as soon as there is room for them: the kernel itself waits for the one
+    /// before it in the stream (`griddepcontrol.wait`).
+    pub(super) overlap: bool,
+    /// All its blocks run at the same time, or it is refused.
+    pub(super) cooperative: bool,
+}
+
 /// Which of the base product's two forms a launch runs.
 #[derive(Clone, Copy)]
 pub(super) enum Linear {
@@ -333,23 +343,23 @@ impl Cuda {
         Ok(())
     }
 
-    /// As [`Cuda::launch`], for a kernel that itself waits for the one before it in the stream
-    /// (`griddepcontrol.wait`): its blocks start as soon as there is room for them, where the driver can
-    /// do that. If `cooperative`, all of them run at the same time, or the launch is refused.
-    pub(super) fn launch_overlapping<P: DeviceRepr>(
+    /// As [`Cuda::launch`], in other ways.
+    pub(super) fn launch_with<P: DeviceRepr>(
         &self,
         kernel: &Kernel,
         blocks: usize,
         params: &P,
-        cooperative: bool,
+        mode: LaunchMode,
     ) -> Result<()> {
         use sys::CUlaunchAttributeID::*;
         let attribute = |id, value| sys::CUlaunchAttribute { id, pad: [0; 4], value };
-        let overlapping = sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 };
-        let together = sys::CUlaunchAttributeValue { cooperative: cooperative.into() };
+        let LaunchMode { overlap, cooperative } = mode;
+        let overlap =
+            sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: overlap.into() };
+        let cooperative = sys::CUlaunchAttributeValue { cooperative: cooperative.into() };
         let mut attributes = [
-            attribute(CU_LAUNCH_ATTRIBUTE_COOPERATIVE, together),
-            attribute(CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, overlapping),
+            attribute(CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, overlap),
+            attribute(CU_LAUNCH_ATTRIBUTE_COOPERATIVE, cooperative),
         ];
         let LaunchConfig { grid_dim, block_dim, shared_mem_bytes } = kernel.config([blocks, 1])?;
         let config = sys::CUlaunchConfig {
@@ -362,7 +372,7 @@ impl Cuda {
             sharedMemBytes: shared_mem_bytes,
             hStream: self.stream().cu_stream(),
             attrs: attributes.as_mut_ptr(),
-            numAttrs: 1 + u32::from(self.kernels.overlap),
+            numAttrs: attributes.len() as u32,
         };
         let mut args = [ptr::from_ref(params).cast_mut().cast()];
         self.context().bind_to_thread().map_err(driver::during("cuCtxSetCurrent"))?;

@@ -21,6 +21,8 @@ pub(crate) struct Cuda {
     stream: Arc<CudaStream>,
     kernels: Arc<Kernels>,
     profile: DeviceProfile,
+    /// Pairs of blocks of the Hopper kernels that fill the GPU, of which the profile may allow fewer.
+    all_pairs: usize,
 }
 
 impl Cuda {
@@ -49,12 +51,13 @@ impl Cuda {
         let kernels = Kernels::of_context(stream.context())?;
         let pairs = kernels.hopper_pairs(&stream)?;
         let profile = DeviceProfile { pairs, hopper: pairs > 0, ..profile };
-        Ok(Cuda { stream, kernels, profile })
+        Ok(Cuda { stream, kernels, profile, all_pairs: pairs })
     }
 
     /// The same with another profile.
     pub(crate) fn with_profile(&self, profile: DeviceProfile) -> Self {
-        Cuda { stream: self.stream.clone(), kernels: self.kernels.clone(), profile }
+        let (stream, kernels) = (self.stream.clone(), self.kernels.clone());
+        Cuda { stream, kernels, profile, all_pairs: self.all_pairs }
     }
 
     pub(crate) fn context(&self) -> &Arc<CudaContext> {

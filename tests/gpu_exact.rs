@@ -125,6 +125,16 @@ fn large_layer_f16() {
     matches_samples::<f16>(Sizes::new(8191, 4096, 1024, 16), Placement::Aligned);
 }
 
+/// On Hopper, more than two tiles of H and of dX for every pair of multiprocessors, and not three, so
+/// that some are shared; a test of the plan asserts that.
+#[test]
+#[ignore = "needs a CUDA GPU"]
+fn shared_tiles_on_all_multiprocessors() {
+    for r in [16, 72] {
+        matches_samples::<bf16>(Sizes::new(4095, 2304, 2304, r), Placement::Aligned);
+    }
+}
+
 #[test]
 #[ignore = "needs a CUDA GPU"]
 fn large_layer_without_vectors() {

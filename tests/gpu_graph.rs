@@ -10,21 +10,22 @@ use half::bf16;
 use lora_kernels::cudarc::driver::{sys, CudaContext};
 use lora_kernels::Device;
 
-const REPLAYS: u64 = 100;
-
 #[test]
 #[ignore = "needs a CUDA GPU"]
 fn replays_give_the_bits_of_direct_calls() {
-    replays(|device| device);
+    let small = Sizes::new(1100, 264, 136, 16);
+    replays(100, small, |device| device);
+    replays(100, small, |device| device.generic());
+    // Launches that fill the GPU overlap with the next.
+    replays(20, Sizes::new(2305, 520, 2056, 16), |device| device);
+    // Shared tiles of H, with and without slices of S, and of dX. They are among the shapes of
+    // gpu_sanitize.rs, of which a test of the plan asserts that.
+    replays(20, Sizes::new(65, 1992, 1160, 16), |device| device.with_sms(6));
+    replays(20, Sizes::new(65, 1672, 520, 256), |device| device.with_sms(4));
+    replays(20, Sizes::new(65, 520, 2056, 256), |device| device.with_sms(4));
 }
 
-#[test]
-#[ignore = "needs a CUDA GPU"]
-fn replays_of_the_generic_path() {
-    replays(|device| device.generic());
-}
-
-fn replays(path: impl Fn(Device) -> Device) {
+fn replays(times: u64, sizes: Sizes, path: impl Fn(Device) -> Device) {
     let context = CudaContext::new(0).expect("a CUDA GPU");
     // SAFETY: one stream alone uses the memory of this test. Its events would be waited for
     // inside the capture, which they are no part of.
@@ -33,7 +34,6 @@ fn replays(path: impl Fn(Device) -> Device) {
     let device = path(Device::from_stream(stream.clone()).expect("a device"));
     let place = Place { device: device.clone(), placement: Placement::Aligned };
 
-    let sizes = Sizes::new(1100, 264, 136, 16);
     let inputs = |replay: u64| Inputs::<bf16>::reals(sizes, replay);
     let mut captured = Buffers::new(&place, &inputs(0));
     let mut direct = Buffers::new(&place, &inputs(0));
@@ -47,7 +47,7 @@ fn replays(path: impl Fn(Device) -> Device) {
     enqueued.expect("every operation captured");
 
     let mut last = None;
-    for replay in 0..REPLAYS {
+    for replay in 0..times {
         let inputs = inputs(replay);
         captured.load(&inputs);
         graph.launch().expect("a replay");

@@ -408,6 +408,13 @@ mod tests {
         assert_eq!(chosen(8192, 1024, 4096, 16), (256, within(2, 66)));
         assert_eq!(chosen(8192, 1024, 4096, 64), (256, within(4, 66)));
         assert_eq!(chosen(8191, 2112, 7168, 8), (176, within(2, 66)));
+        assert!(!forward([2048, 4096, 4096, 16], 66).shares(2048, 4096));
+        assert!(forward([8192, 4096, 4096, 16], 66).shares(8192, 4096));
+        assert!(forward([8192, 14336, 4096, 64], 66).shares(8192, 14336));
+        assert!(product([8192, 8192, 8192, 16], 66).shares(8192, 8192));
+        // tests/gpu_exact.rs counts on these.
+        assert!([16, 72].iter().all(|&r| forward([4095, 2304, 2304, r], 66).shares(4095, 2304)));
+        assert!(product([4095, 2304, 2304, 16], 66).shares(4095, 2304));
         assert_eq!(product([8191, 2112, 7168, 8], 66).tile_n, 176);
         assert_eq!(product([8192, 4096, 4096, 16], 66).tile_n, 256);
     }

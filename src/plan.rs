@@ -368,7 +368,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn scratch_holds_ds_and_either_partial_sums() {
+    fn scratch_holds_ds_and_any_partial_sums() {
         for problem in problems() {
             let Problem { t, k, d, r, dtype } = problem;
             let workspace = BackwardWorkspace::new(&problem, None);
@@ -381,6 +381,9 @@ pub(crate) mod tests {
                 assert_eq!(split.partials(), split.splits * r * n, "{context}");
                 assert!(offset + split.partials() <= elements, "{context}");
             }
+            let schedule = hopper::product([t, k, d, r], 66);
+            let with_shared = BackwardWorkspace::new(&problem, Some(&schedule)).elements();
+            assert_eq!(with_shared, elements.max(offset + schedule.partials(t, k)), "{context}");
             // No more than that, a line apart.
             let most = GradSplit::new(t, r, k).partials().max(GradSplit::new(t, r, d).partials());
             assert!(

@@ -21,8 +21,8 @@
 // Grid: persistent, a pair of blocks (cluster) for every two multiprocessors. A pair works on two tiles
 // of 128×kN, one above the other, and shares rhs, of which each block loads one half into both.
 // hopper_tiles.cuh tells which.
-// Block: three warpgroups. Of the first, one thread loads and a warp scouts; the other two multiply,
-// 64×kN each.
+// Block: three warpgroups. Of the first, one thread loads, a warp scouts and one tells of what the block
+// leaves of a shared tile; the other two multiply, 64×kN each.
 // Shared memory: 4 or 5 stages of (128 + kN)×64 elements and, for slices, 16×64 more; the rest is for
 // the output on its way to the TMA.
 // Reads lhs, rhs, down and rhs_ext; writes lhs_ext (if it is made) and out, every element once. `flags`
@@ -106,6 +106,9 @@ __device__ __forceinline__ uint32_t scouted(uint32_t base) { return empty(base, 
 __device__ __forceinline__ uint32_t taken(uint32_t base) { return scouted(base) + 8; }
 // The multipliers have written a slice of lhs_ext.
 __device__ __forceinline__ uint32_t sliced(uint32_t base) { return scouted(base) + 16; }
+
+// The multipliers have written what they leave of a shared tile.
+__device__ __forceinline__ uint32_t left(uint32_t base) { return scouted(base) + 24; }
 
 // Where 16 bytes are in a box.
 __device__ __forceinline__ uint32_t swizzled(int row, int chunk) {
@@ -212,6 +215,20 @@ __device__ __forceinline__ void scout(const HopperLinearParams& p, uint32_t base
     }
     if (__any_sync(~0u, is_last))
         for (int i = lane; i * kTileM < p.m; i += 32) p.flags[1 + i] = 0;
+}
+
+// Tells the pair of blocks before of what the multipliers leave it, if they do: the first tile of a span
+// whose first steps are in the span before. It does so for them, since it waits for all that they have
+// written to get there.
+template <int kN, bool kSlices>
+__device__ __forceinline__ void tell_left(const HopperLinearParams& p, uint32_t base) {
+    const Tiles<kN, kSlices> tiles(p);
+    int before;
+    divide(tiles.begin, tiles.steps(), before);
+    if (tiles.begin == tiles.end || before == 0) return;
+    mbarrier_wait(left(base), 0);
+    const int warp = threadIdx.x % 32;
+    if (warp < kMultiplyingWarps) flag_add_release(flag_of_warp(p, blockIdx.x, warp));
 }
 
 // A warpgroup's 64×kN of out, rounded, on its way to memory.
@@ -401,6 +418,8 @@ __device__ __forceinline__ void multiply(const HopperLinearParams& p, uint32_t b
         if constexpr (kSlice == 0) {
             if (leaves) {
                 leave_partial(p, acc);
+                __syncwarp();
+                if (lane == 0) mbarrier_arrive(left(base));
                 return next;
             }
             if (finishes) add_partial(p, acc);
@@ -434,6 +453,7 @@ __device__ __forceinline__ void hopper_linear(const HopperLinearParams& p) {
         mbarrier_init(scouted(base), 1);
         mbarrier_init(taken(base), 1);
         mbarrier_init(sliced(base), kMultiplyingWarps);
+        mbarrier_init(left(base), kMultiplyingWarps);
         fence_mbarrier_init();
         prefetch_map(p.lhs);
         prefetch_map(p.rhs);
@@ -448,6 +468,8 @@ __device__ __forceinline__ void hopper_linear(const HopperLinearParams& p) {
             load<kN, kMnMajor, kSlices>(p, base);
         } else if (kSlices && threadIdx.x / 32 == 1) {
             scout<kN, kSlices>(p, base);
+        } else if (threadIdx.x / 32 == 2) {
+            tell_left<kN, kSlices>(p, base);
         }
     } else {
         take_registers<232>();

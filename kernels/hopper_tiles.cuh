@@ -155,42 +155,42 @@ __device__ __forceinline__ int thread_index() {
     return index;
 }
 
-// A multiplying warp's place in `partials`, of 16 bytes for every lane at a time, and its flag.
-struct Partial {
-    float4* data;
-    uint32_t* flag;
+// The flag of a multiplying warp, for what it has left.
+__device__ __forceinline__ uint32_t* flag_of_warp(const HopperLinearParams& p, int block, int warp) {
+    return &p.flags[1 + (p.m + kTileM - 1) / kTileM + block * kMultiplyingWarps + warp];
+}
 
-    __device__ __forceinline__ Partial(const HopperLinearParams& p, int block, int floats) {
-        const int index = thread_index(), warp = block * kMultiplyingWarps + index / 32 - 4;
-        data = reinterpret_cast<float4*>(p.partials + (int64_t)warp * 32 * floats) + index % 32;
-        flag = &p.flags[1 + (p.m + kTileM - 1) / kTileM + warp];
-    }
-};
+// Its place in `partials`, of 16 bytes for every lane at a time.
+__device__ __forceinline__ float4* partial_of_warp(const HopperLinearParams& p, int block, int warp,
+                                                   int floats, int lane) {
+    const int64_t start = (int64_t)(block * kMultiplyingWarps + warp) * 32 * floats;
+    return reinterpret_cast<float4*>(p.partials + start) + lane;
+}
 
 // Leaves what a warp has made of a tile to the pair of blocks before.
 template <int kFloats>
 __device__ __forceinline__ void leave_partial(const HopperLinearParams& p,
                                               const float (&acc)[kFloats]) {
-    const Partial partial(p, blockIdx.x, kFloats);
+    const int thread = thread_index(), warp = thread / 32 - 4;
+    float4* partial = partial_of_warp(p, blockIdx.x, warp, kFloats, thread % 32);
 #pragma unroll
     for (int i = 0; i < kFloats / 4; i++)
-        partial.data[i * 32] =
-            make_float4(acc[4 * i], acc[4 * i + 1], acc[4 * i + 2], acc[4 * i + 3]);
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) flag_add_release(partial.flag);
+        partial[i * 32] = make_float4(acc[4 * i], acc[4 * i + 1], acc[4 * i + 2], acc[4 * i + 3]);
 }
 
 // Adds what the same warp of the next pair has left, long ago as a rule.
 template <int kFloats>
 __device__ __forceinline__ void add_partial(const HopperLinearParams& p, float (&acc)[kFloats]) {
-    const Partial partial(p, blockIdx.x + 2, kFloats);
+    const int thread = thread_index(), warp = thread / 32 - 4, block = blockIdx.x + 2;
+    uint32_t* flag = flag_of_warp(p, block, warp);
+    const float4* partial = partial_of_warp(p, block, warp, kFloats, thread % 32);
     // NOTES: by a vote, for the compiler to know that whole warps go on together.
-    while (__any_sync(~0u, flag_load_acquire(partial.flag) == 0)) {
+    while (__any_sync(~0u, flag_load_acquire(flag) == 0)) {
     }
-    if (threadIdx.x % 32 == 0) *partial.flag = 0;
+    if (thread % 32 == 0) *flag = 0;
 #pragma unroll
     for (int i = 0; i < kFloats / 4; i++) {
-        const float4 v = __ldcg(&partial.data[i * 32]);
+        const float4 v = __ldcg(&partial[i * 32]);
         acc[4 * i] += v.x, acc[4 * i + 1] += v.y, acc[4 * i + 2] += v.z, acc[4 * i + 3] += v.w;
     }
 }

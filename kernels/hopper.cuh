@@ -33,8 +33,8 @@ __device__ __forceinline__ void wait_for_kernel_before() {
     asm volatile("griddepcontrol.wait;\n" ::: "memory");
 }
 
-// Blocks of the next kernel may start where there is room for them, if its launch allows that. It may rely
-// on nothing of this one before it waits.
+// Blocks of the next kernel may start where there is room for them, if its launch allows that. It may
+// rely on nothing of this one before it waits.
 __device__ __forceinline__ void let_next_kernel_start() {
     asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
 }

@@ -106,7 +106,6 @@ __device__ __forceinline__ uint32_t scouted(uint32_t base) { return empty(base, 
 __device__ __forceinline__ uint32_t taken(uint32_t base) { return scouted(base) + 8; }
 // The multipliers have written a slice of lhs_ext.
 __device__ __forceinline__ uint32_t sliced(uint32_t base) { return scouted(base) + 16; }
-
 // The multipliers have written what they leave of a shared tile.
 __device__ __forceinline__ uint32_t left(uint32_t base) { return scouted(base) + 24; }
 

@@ -47,8 +47,8 @@ struct Tile {
     int first, steps;
 };
 
-// dividend / divisor, in far fewer cycles than `/` takes. Both are below 2^24: they count tiles, and the
-// output of so many would not fit any memory.
+// dividend / divisor, in far fewer cycles than `/` takes. Dividends are below 2^24, and quotients below
+// 2^22 or the divisor is 1: they count tiles, and the output of more would not fit any memory.
 __device__ __forceinline__ int divide(int dividend, int divisor, int& remainder) {
     int quotient = (int)__fdividef(dividend, divisor);  // off by one at most
     remainder = dividend - quotient * divisor;

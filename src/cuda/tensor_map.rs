@@ -17,8 +17,8 @@ const _: () = assert!(size_of::<TensorMap>() == 128);
 
 impl TensorMap {
     /// Boxes of a dense rows×cols matrix of bf16 or f16, swizzled in shared memory over as many bytes
-    /// as their columns take, of which there are 16, 32 or 64. `address` and the rows' bytes must be multiples of
-    /// 16.
+    /// as their columns take, of which there are 16, 32 or 64. `address` and the rows' bytes must be
+    /// multiples of 16.
     pub(super) fn new(
         address: sys::CUdeviceptr,
         [rows, cols]: [usize; 2],

@@ -48,7 +48,7 @@
 // Who waits for whom: within a pair, for earlier steps of the same pair. Between pairs, provided that
 // all run at the same time, which a cooperative launch guarantees or fails:
 //   - a tile that makes a slice, for the others of its row. It tells its own before it waits. Number the
-//     tiles that make slices: those of a row follow one another, fewer than there are pairs that make
+//     tiles that make slices: those of a row follow one another, no more than there are pairs that make
 //     them, and a pair makes every so many-th, before all other tiles. Suppose some wait forever, and
 //     take the first of them. All before it get done. So whoever makes a slice of its row comes to that
 //     tile, and tells. So it does not wait forever.

@@ -16,7 +16,7 @@ fn replays_give_the_bits_of_direct_calls() {
     let small = Sizes::new(1100, 264, 136, 16);
     replays(100, small, |device| device);
     replays(100, small, |device| device.generic());
-    // Launches that fill the GPU overlap with the next.
+    // Launches that fill the GPU, of which those of the frozen layer overlap.
     replays(20, Sizes::new(2305, 520, 2056, 16), |device| device);
     // Shared tiles of H, with and without slices of S, and of dX. They are among the shapes of
     // gpu_sanitize.rs, of which a test of the plan asserts that.

@@ -1,30 +1,33 @@
 // archs: 90a
 //
-// linear.cu's products on Hopper's own instructions, in the forward with project.cu's beside them:
+// linear.cu's products on Hopper's own instructions, with project.cu's beside them:
 //
 //   forward      S = s·X Aᵀ,  H = X W0ᵀ + S Bᵀ     lhs X,  rhs W0, down A, extension S, B
-//   input grad   dX = dH W0 + dS A                 lhs dH, rhs W0,         extension dS, A
+//   input grad   dS = s·dH B, dX = dH W0 + dS A    lhs dH, rhs W0, down B, extension dS, A
 //
 //   lhs_ext[m, r] = scale · Σk lhs[m, k] down[r, k]                     rounded once, if made here
 //   out[m, n]     = Σk lhs[m, k] rhs[n, k] + Σr lhs_ext[m, r] rhs_ext[n, r]     rounded once
 //
-// all accumulated in f32. rhs and rhs_ext lie K-major in the forward, MN-major in the input gradient.
-// With r = 0 it is the frozen layer. lhs_ext is an input, or in the forward made here: some tiles make a
-// slice, 16 columns of it, beside their own, since 16 rows of down lie behind those of rhs. If it is
-// more than one slice, the first tiles of every row of tiles make one each, and wait for the others'. If
-// it is only one, more tiles of a row make it, each for itself, and have it in registers when they need
-// it; only the first writes it.
+// all accumulated in f32. rhs, down and rhs_ext lie K-major in the forward, MN-major in the input
+// gradient. With r = 0 it is the frozen layer. lhs_ext is an input or made here: some tiles make a slice
+// of it, kSlice columns, beside their own. If it is more than one slice, the first tiles of every row of
+// tiles make one each, and wait for the others'. If it is only one, more tiles of a row make it, each for
+// itself, and have it in registers when they need it; only the first writes it. Slices of 16 columns may
+// be several, one of 64 is the only one.
+//
+// In the backward, the last pairs of blocks may make dA and dB meanwhile, as those of hopper_grads.cu do.
 //
 // All rows must start at multiples of 16 bytes, which is what TMA takes; what a box has beyond the edge
 // of its matrix is read as zeros and not written.
 //
 // Grid: persistent, a pair of blocks (cluster) for every two multiprocessors. A pair works on two tiles
 // of 128×kN, one above the other, and shares rhs, of which each block loads one half into both.
-// hopper_tiles.cuh tells which.
+// hopper_tiles.cuh tells which, and all about blocks below is of those that work on tiles.
 // Block: three warpgroups. Of the first, one thread loads, a warp scouts and one tells of what the block
 // leaves of a shared tile; the other two multiply, 64×kN each.
-// Shared memory: 4 or 5 stages of (128 + kN)×64 elements and, for slices, 16×64 more; the rest is for
-// the output on its way to the TMA.
+// Shared memory: 4 or 5 stages of (128 + kN)×64 elements, with 16×64 more for slices of 16 in the forward;
+// the rest is for the output on its way to the TMA, or where slices are made otherwise, until then for
+// 64×64 elements of down for every stage.
 // Reads lhs, rhs, down and rhs_ext; writes lhs_ext (if it is made) and out, every element once. `flags`
 // must be zeros, and are again when the launch is done; `partials` are of no meaning before and after.
 //
@@ -43,7 +46,8 @@
 // one stage behind those being issued. The scout waits for the flag of the rows of S that a tile will
 // need, so that the loader, with loads in flight, need not fence: it only waits for scouted. Where the
 // tile makes a slice that others need, the multipliers write it and arrive at sliced, and the scout
-// raises the flag.
+// raises the flag. Where down has the place of the output, the multipliers wait for one another before
+// they put the tile there, and the loader, with the down of another, for stored.
 //
 // Who waits for whom: within a pair, for earlier steps of the same pair. Between pairs, provided that
 // all run at the same time, which a cooperative launch guarantees or fails:
@@ -55,22 +59,29 @@
 //   - any other tile, for the slices of its row, which as said are all told.
 //   - the last tile of a span, for what the next pair leaves of its first. That one waits for nobody,
 //     and before it are only whole tiles, which as said get done.
+//   - those that make dA, for all slices.
+// The flags of slices are cleared by whoever, of scouts and of those that make dA, is the last to have
+// seen what it waits for.
 #include "hopper_tiles.cuh"
 
-constexpr int kLhsBytes = kTileM * kTileK * 2, kDownBytes = kTileR * kTileK * 2;
+constexpr int kLhsBytes = kTileM * kTileK * 2;
 constexpr int kMaxStages = 5, kBoxBytes = 64 * 32 * 2;
 // Where the barriers are in shared memory, whatever else is before.
 constexpr int kBarriersAt = 224 << 10;
 
-// The tile 128×kN of a block, which may make slices of lhs_ext too.
-template <int kN, bool kMnMajor, bool kSlices>
+// The tile 128×kN of a block, which may make slices of kSlice columns of lhs_ext too, if that is not 0.
+template <int kN, bool kMnMajor, int kSlice>
 struct Tiling {
     static_assert(kN % 16 == 0 && kN <= 256);
-    static constexpr int kStages = kN > 176 ? 4 : 5;
     // What lies MN-major comes in boxes of 64 columns.
     static constexpr int kRhsCols = kMnMajor ? (kN + 63) / 64 * 64 : kN;
     static constexpr int kRhsBytes = kRhsCols * kTileK * 2;
-    static constexpr int kStageBytes = kLhsBytes + kRhsBytes + (kSlices ? kDownBytes : 0);
+    // A slice's part of down lies behind rhs, or where there is no room for it, behind all stages, where
+    // the output has its boxes once slices are made.
+    static constexpr bool kDownApart = kSlice > 0 && (kMnMajor || kSlice > 16);
+    static constexpr int kDownBytes = (kDownApart ? 64 : kSlice) * kTileK * 2;
+    static constexpr int kStages = kN > 176 || (kN > 128 && kDownApart) ? 4 : 5;
+    static constexpr int kStageBytes = kLhsBytes + kRhsBytes + (kDownApart ? 0 : kDownBytes);
     // The output goes to the TMA by way of boxes of 64×32, as many for each warpgroup as fit. Two of
     // them or one make a part.
     static constexpr int kBoxes = (kBarriersAt - kStages * kStageBytes) / (2 * kBoxBytes) < 4 ? 3 : 4;
@@ -85,13 +96,13 @@ struct Tiling {
     // Two boxes make one of 64×64 where that comes out even.
     static constexpr bool kWideBoxes = kBoxes == 4 && kN % 64 == 0;
     static_assert(kStages * kStageBytes + 2 * kBoxes * kBoxBytes <= kBarriersAt);
-};
+    static_assert(kStages * (kStageBytes + (kDownApart ? kDownBytes : 0)) <= kBarriersAt);
 
-// Swizzled boxes lie at multiples of 1024 bytes; dynamic shared memory need not start at one.
-__device__ __forceinline__ uint32_t shared_base() {
-    extern __shared__ unsigned char shared[];
-    return (shared_address(shared) + 1023) / 1024 * 1024;
-}
+    // Where down is, given the stage and where its rhs is.
+    static __device__ __forceinline__ uint32_t down(uint32_t base, int stage, uint32_t rhs) {
+        return kDownApart ? base + kStages * kStageBytes + stage * kDownBytes : rhs + kRhsBytes;
+    }
+};
 
 __device__ __forceinline__ uint32_t full(uint32_t base, int stage) {
     return base + kBarriersAt + 8 * stage;
@@ -108,31 +119,20 @@ __device__ __forceinline__ uint32_t taken(uint32_t base) { return scouted(base) 
 __device__ __forceinline__ uint32_t sliced(uint32_t base) { return scouted(base) + 16; }
 // The multipliers have written what they leave of a shared tile.
 __device__ __forceinline__ uint32_t left(uint32_t base) { return scouted(base) + 24; }
+// The boxes of the output are read, and down may come there.
+__device__ __forceinline__ uint32_t stored(uint32_t base) { return scouted(base) + 32; }
 
 // Where 16 bytes are in a box.
 __device__ __forceinline__ uint32_t swizzled(int row, int chunk) {
     return row * 128 + (chunk ^ row % 8) * 16;
 }
 
-// Where the steps of a block are in its ring of stages.
-template <int kCount>
-struct Ring {
-    int stage = 0;
-    uint32_t phase = 0;
-    __device__ __forceinline__ void advance() {
-        if (++stage == kCount) {
-            stage = 0;
-            phase ^= 1;
-        }
-    }
-};
-
 // ---------------------------------------------------------------------------------------------
 // The roles of a block
 
-template <int kN, bool kMnMajor, bool kSlices>
+template <int kN, bool kMnMajor, int kSlice>
 __device__ __forceinline__ void load(const HopperLinearParams& p, uint32_t base) {
-    using T = Tiling<kN, kMnMajor, kSlices>;
+    using T = Tiling<kN, kMnMajor, kSlice>;
     const int rank = cluster_rank();
     Ring<T::kStages> ring;
     uint32_t tile_phase = 0;
@@ -140,14 +140,14 @@ __device__ __forceinline__ void load(const HopperLinearParams& p, uint32_t base)
         constexpr bool kExt = decltype(of_ext)::value;
         const TensorMap &lhs = kExt ? p.lhs_ext : p.lhs, &rhs = kExt ? p.rhs_ext : p.rhs;
         // A tile that makes all of lhs_ext has it in registers.
-        const bool has_lhs = !(kExt && kSlices && tile.is_alone(p));
-        const bool has_down = !kExt && kSlices && tile.makes_slice;
+        const bool has_lhs = !(kExt && kSlice > 0 && tile.is_alone(p));
+        const bool has_down = !kExt && kSlice > 0 && tile.makes_slice;
         const uint32_t to_lhs = base + ring.stage * T::kStageBytes, to_rhs = to_lhs + kLhsBytes;
         const uint32_t barrier = full(base, ring.stage);
         // A stage that was never filled counts as released.
         mbarrier_wait(empty(base, ring.stage), ring.phase ^ 1);
         mbarrier_arrive_expect(
-            barrier, (has_lhs ? kLhsBytes : 0) + T::kRhsBytes + (has_down ? kDownBytes : 0));
+            barrier, (has_lhs ? kLhsBytes : 0) + T::kRhsBytes + (has_down ? T::kDownBytes : 0));
         if (has_lhs) tma_load(to_lhs, lhs, tile.m0, k0, barrier);
         // Each block of the pair loads one half of rhs into both, of the rows as they lie.
         if constexpr (kMnMajor) {
@@ -158,12 +158,18 @@ __device__ __forceinline__ void load(const HopperLinearParams& p, uint32_t base)
             tma_load_pair(to_rhs + rank * (T::kRhsBytes / 2), rhs, tile.n0 + rank * (kN / 2), k0,
                           barrier);
         }
-        if (has_down) tma_load(to_rhs + T::kRhsBytes, p.down, tile.slice(p) * kTileR, k0, barrier);
+        if (has_down) {
+            const uint32_t to = T::down(base, ring.stage, to_rhs);
+            const int col = tile.slice(p) * kSlice;
+            tma_load(to, p.down, kMnMajor ? k0 : col, kMnMajor ? col : k0, barrier);
+        }
         ring.advance();
     };
-    Tiles<kN, kSlices> tiles(p);
+    Tiles<kN, (kSlice > 0)> tiles(p);
     for (Tile<kN> tile = tiles.tile(), next; !tiles.done(); tile = next) {
         const bool leaves = tiles.leaves(tile);
+        if (T::kDownApart && tile.makes_slice && tiles.wave > 0)
+            mbarrier_wait(stored(base), (tiles.wave - 1) % 2);
         for (int i = 0, k0 = tile.first * kTileK; i < tile.steps; i++, k0 += kTileK) {
             if (k0 >= p.k) k0 = 0;
             fill(std::false_type{}, tile, k0);
@@ -175,7 +181,7 @@ __device__ __forceinline__ void load(const HopperLinearParams& p, uint32_t base)
             }
         }
         if (leaves) continue;
-        if (kSlices && !tile.is_alone(p)) {
+        if (kSlice > 0 && !tile.is_alone(p)) {
             mbarrier_wait(scouted(base), tile_phase);
             mbarrier_arrive(taken(base));
             tile_phase ^= 1;
@@ -185,7 +191,7 @@ __device__ __forceinline__ void load(const HopperLinearParams& p, uint32_t base)
 }
 
 // Tells other blocks of the slices that this one makes, and waits for all those that its tiles need,
-// one tile ahead of the loader at most. The last scout to have seen all of its flags clears them.
+// one tile ahead of the loader at most. The last of all to have seen its flags clears them.
 template <int kN, bool kSlices>
 __device__ __forceinline__ void scout(const HopperLinearParams& p, uint32_t base) {
     const int lane = threadIdx.x % 32;
@@ -301,9 +307,9 @@ __device__ __forceinline__ void store_slice(const HopperLinearParams& p, const u
     }
 }
 
-template <typename E, int kN, bool kMnMajor, bool kSlices>
+template <typename E, int kN, bool kMnMajor, int kSlice>
 __device__ __forceinline__ void multiply(const HopperLinearParams& p, uint32_t base) {
-    using T = Tiling<kN, kMnMajor, kSlices>;
+    using T = Tiling<kN, kMnMajor, kSlice>;
     constexpr int kLhsStep = 32 / 16, kRhsStep = (kMnMajor ? 2048 : 32) / 16;
     const int half = threadIdx.x / 128 - 1, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
     Ring<T::kStages> ring;
@@ -319,27 +325,51 @@ __device__ __forceinline__ void multiply(const HopperLinearParams& p, uint32_t b
             if (part == i) store_part<kN, T>(p, rounded, base, i);
         part++;
     };
-    Tiles<kN, kSlices> tiles(p);
+    Tiles<kN, (kSlice > 0)> tiles(p);
     // A tile from its first product to its accumulators, rounded. With a slice and without are apart
     // from each other, since wgmmas that divide the same registers in different ways are serialised.
     auto multiply_tile = [&](const Tile<kN>& tile, auto makes_slice) {
-        constexpr int kSlice = decltype(makes_slice)::value ? kTileR : 0;
-        // The columns and those of a slice are multiplied in one go, or where they are more than 256,
-        // in two. That is so in all steps, though only those along k have a slice; what the others
-        // add to it, nobody reads.
-        constexpr int kLeft = kN + kSlice > 256 ? kN / 2 : kN + kSlice;
-        constexpr int kRight = kN + kSlice - kLeft;
+        constexpr bool kSlices = decltype(makes_slice)::value;
+        // Sixty-four columns of a slice have wgmmas of their own. Those of 16 would take as long, to read
+        // lhs, so they are multiplied together with others: K-major in one go with all, or where that is
+        // more than 256, with one half; MN-major with the last box, though they lie anywhere. That is so
+        // in all steps, though only those along k have a slice; what the others add to it, nobody reads.
+        constexpr bool kApart = kSlices && kSlice == 64, kTogether = kSlices && kSlice == 16;
+        constexpr bool kToLastBox = kTogether && kMnMajor;
+        constexpr int kCols = kTogether ? T::kRhsCols + kSlice : kN;
+        constexpr int kLeft = kToLastBox ? T::kRhsCols - 64 : kCols > 256 ? kN / 2 : kCols;
+        constexpr int kRight = kCols - kLeft;
         const int row0 = tile.m0 + half * 64;
-        float acc[(kN + kSlice) / 2];
-        int accumulate = 0, previous = -1, before_previous = -1;
+        float acc[kCols / 2];
+        [[maybe_unused]] float acc_apart[kApart ? kSlice / 2 : 1];
+        // Accumulators that nobody clears count as in use since the tile before, which here is too many.
+        if constexpr (kApart) {
+#pragma unroll
+            for (float& v : acc) v = 0.f;
+#pragma unroll
+            for (float& v : acc_apart) v = 0.f;
+        }
+        int accumulate = kApart, previous = -1, before_previous = -1;
+        // The rhs of the wgmmas on the right.
+        auto right = [&](uint32_t rhs_at) {
+            const uint32_t right_at = rhs_at + kLeft * 128;
+            if (!kToLastBox) return wgmma_descriptor(right_at, kMnMajor);
+            return wgmma_descriptor_of_boxes(right_at, 64,
+                                             T::down(base, ring.stage, rhs_at) - right_at);
+        };
         // Adds the product of 16 columns of lhs and rhs, given where they are.
         auto multiply_k16 = [&](uint32_t lhs_at, uint32_t rhs_at, int k16) {
             const uint64_t lhs = wgmma_descriptor(lhs_at, false) + k16 * kLhsStep;
             const uint64_t rhs = wgmma_descriptor(rhs_at, kMnMajor) + k16 * kRhsStep;
-            // The slice of down lies behind rhs.
-            wgmma<E, kLeft, 0, kMnMajor>(acc, lhs, rhs, accumulate);
+            wgmma<E, kLeft, 0, false, kMnMajor>(acc, lhs, rhs, accumulate);
             if constexpr (kRight > 0)
-                wgmma<E, kRight, kLeft / 2, kMnMajor>(acc, lhs, rhs + kLeft * 128 / 16, accumulate);
+                wgmma<E, kRight, kLeft / 2, false, kMnMajor>(acc, lhs, right(rhs_at) + k16 * kRhsStep,
+                                                             accumulate);
+            if constexpr (kApart) {
+                const uint32_t down_at = T::down(base, ring.stage, rhs_at);
+                const uint64_t down = wgmma_descriptor(down_at, kMnMajor) + k16 * kRhsStep;
+                wgmma<E, kSlice, 0, false, kMnMajor>(acc_apart, lhs, down, accumulate);
+            }
             accumulate = 1;
         };
         // A step is the products that `issue` issues of a stage, given where its lhs and rhs are. It
@@ -358,7 +388,7 @@ __device__ __forceinline__ void multiply(const HopperLinearParams& p, uint32_t b
             ring.advance();
         };
         // There are not enough registers for a slice and the tile before.
-        if (kSlice > 0)
+        if (kSlices && !kApart)
             while (part < T::kParts) store_next();
         for (int i = 0; i < tile.steps; i++) {
             step(false, [&](uint32_t lhs_at, uint32_t rhs_at) {
@@ -368,34 +398,40 @@ __device__ __forceinline__ void multiply(const HopperLinearParams& p, uint32_t b
                 wgmma_commit();
             });
             // Not before two steps are on their way, or the tensor cores would wait for the third.
-            if (kSlice == 0 && i > 0 && part < T::kParts) store_next();
+            if (!kSlices && i > 0 && part < T::kParts) store_next();
         }
-        if constexpr (kSlice > 0) {
+        if constexpr (kSlices) {
             wgmma_wait<0>();
-            uint32_t slice[4];
+            uint32_t slice[kSlice / 16][4];
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const float* v = &acc[kN / 2 + 2 * i];
-                slice[i] = pack<E>(v[0] * p.scale, v[1] * p.scale);
+            for (int i = 0; i < kSlice / 4; i++) {
+                const float* v = kApart ? &acc_apart[2 * i] : &acc[T::kRhsCols / 2 + 2 * i];
+                slice[i / 4][i % 4] = pack<E>(v[0] * p.scale, v[1] * p.scale);
             }
             if (tile.tells(p)) {
-                store_slice(p, slice, row0 + warp * 16, tile.slice(p) * kTileR);
+                const int col0 = tile.slice(p) * kSlice;
+#pragma unroll
+                for (int i = 0; i < kSlice / 16; i++)
+                    store_slice(p, slice[i], row0 + warp * 16, col0 + i * 16);
                 __syncwarp();
                 if (lane == 0) mbarrier_arrive(sliced(base));
             }
-            if (p.slices == 1)
+            if (kApart || p.slices == 1)
                 step(true, [&](uint32_t, uint32_t rhs_at) {
-                    const uint64_t rhs = wgmma_descriptor(rhs_at, kMnMajor);
                     wgmma_fence();
-                    wgmma_of_registers<E, kLeft, 0>(acc, slice, rhs);
-                    if constexpr (kRight > 0)
-                        wgmma_of_registers<E, kRight, kLeft / 2>(acc, slice,
-                                                                 rhs + kLeft * 128 / 16);
+#pragma unroll
+                    for (int i = 0; i < kSlice / 16; i++) {
+                        const uint64_t rhs = wgmma_descriptor(rhs_at, kMnMajor) + i * kRhsStep;
+                        wgmma_of_registers<E, kLeft, 0, kMnMajor>(acc, slice[i], rhs);
+                        if constexpr (kRight > 0)
+                            wgmma_of_registers<E, kRight, kLeft / 2, kMnMajor>(
+                                acc, slice[i], right(rhs_at) + i * kRhsStep);
+                    }
                     wgmma_commit();
                 });
         }
         // Slices are made by tiles that nobody shares.
-        if (kSlice > 0 ? p.slices > 1 : !tiles.leaves(tile))
+        if (kSlices ? !kApart && p.slices > 1 : !tiles.leaves(tile))
             for (int r0 = 0; r0 < p.r; r0 += kTileK)
                 step(r0 + kTileK >= p.r, [&](uint32_t lhs_at, uint32_t rhs_at) {
                     // One by one, since branches between wgmmas would serialise them.
@@ -409,12 +445,12 @@ __device__ __forceinline__ void multiply(const HopperLinearParams& p, uint32_t b
         const bool leaves = tiles.leaves(tile), finishes = tiles.finishes(tile);
         tiles.advance(tile);
         const Tile<kN> next = tiles.tile();
-        if (kSlice == 0)
+        if (!kSlices)
             while (part < T::kParts) store_next();
         wgmma_wait<0>();
         if (before_previous >= 0) release(before_previous);
         release(previous);
-        if constexpr (kSlice == 0) {
+        if constexpr (!kSlices) {
             if (leaves) {
                 leave_partial(p, acc);
                 __syncwarp();
@@ -431,8 +467,21 @@ __device__ __forceinline__ void multiply(const HopperLinearParams& p, uint32_t b
         return next;
     };
     Tile<kN> tile = tiles.tile();
-    if constexpr (kSlices)
-        while (!tiles.done() && tile.makes_slice) tile = multiply_tile(tile, std::true_type{});
+    if constexpr (kSlice > 0) {
+        while (!tiles.done() && tile.makes_slice) {
+            tile = multiply_tile(tile, std::true_type{});
+            if constexpr (T::kDownApart) {
+                // Both warpgroups have read down, and the boxes may take its place; and down theirs.
+                named_barrier<256>(3);
+                if (tiles.done() || !tile.makes_slice) break;
+                while (part < T::kParts) store_next();
+                if (threadIdx.x % 128 == 0) {
+                    tma_store_wait_read<0>();
+                    mbarrier_arrive(stored(base));
+                }
+            }
+        }
+    }
     while (!tiles.done()) tile = multiply_tile(tile, std::false_type{});
     while (part < T::kParts) store_next();
     // Shared memory stays until the last stores have read it.
@@ -441,7 +490,31 @@ __device__ __forceinline__ void multiply(const HopperLinearParams& p, uint32_t b
 
 // ---------------------------------------------------------------------------------------------
 
-template <typename E, int kN, bool kMnMajor, bool kSlices>
+// The work of a block that makes dA and dB.
+template <typename E, int kRank>
+__device__ __forceinline__ void stream(const HopperGradsParams& p, uint32_t base, int worker,
+                                       int workers) {
+    // As wide as fits, since S is read again for every item.
+    using T = GradsTiling<kRank, kRank == 128 ? 128 : 256>;
+    if (threadIdx.x == 0) {
+        grads_init<T>(base);
+        fence_mbarrier_init();
+    }
+    __syncthreads();
+    const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
+    if (warp < 4) {
+        give_registers<40>();
+        if (warp == 0 && is_elected()) {
+            grads_load<T>(p, base, worker, workers);
+            grads_done(p);
+        }
+    } else {
+        take_registers<232>();
+        grads_multiply<E, T>(p, base, worker, workers);
+    }
+}
+
+template <typename E, int kN, bool kMnMajor, int kSlice>
 __device__ __forceinline__ void hopper_linear(const HopperLinearParams& p) {
     const uint32_t base = shared_base();
     if (threadIdx.x == 0) {
@@ -453,6 +526,7 @@ __device__ __forceinline__ void hopper_linear(const HopperLinearParams& p) {
         mbarrier_init(taken(base), 1);
         mbarrier_init(sliced(base), kMultiplyingWarps);
         mbarrier_init(left(base), kMultiplyingWarps);
+        mbarrier_init(stored(base), 2);
         fence_mbarrier_init();
         prefetch_map(p.lhs);
         prefetch_map(p.rhs);
@@ -461,33 +535,46 @@ __device__ __forceinline__ void hopper_linear(const HopperLinearParams& p) {
     // Until here, this may run beside the end of the kernel before.
     wait_for_kernel_before();
     let_next_kernel_start();
-    if (threadIdx.x < 128) {
+    const int streamers = 2 * p.streamers, streamer = blockIdx.x - (gridDim.x - streamers);
+    const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
+    if (kMnMajor && streamer >= 0) {
+        if (kSlice == 0) {
+            stream<E, 128>(p.grads, base, streamer, streamers);
+        } else if (kSlice == 16 && p.r <= 16) {
+            stream<E, 16>(p.grads, base, streamer, streamers);
+        } else {
+            stream<E, 64>(p.grads, base, streamer, streamers);
+        }
+    } else if (warp < 4) {
         give_registers<40>();
-        if (threadIdx.x == 0) {
-            load<kN, kMnMajor, kSlices>(p, base);
-        } else if (kSlices && threadIdx.x / 32 == 1) {
-            scout<kN, kSlices>(p, base);
-        } else if (threadIdx.x / 32 == 2) {
-            tell_left<kN, kSlices>(p, base);
+        if (warp == 0) {
+            if (is_elected()) load<kN, kMnMajor, kSlice>(p, base);
+        } else if (kSlice > 0 && warp == 1) {
+            scout<kN, (kSlice > 0)>(p, base);
+        } else if (warp == 2) {
+            tell_left<kN, (kSlice > 0)>(p, base);
         }
     } else {
         take_registers<232>();
-        multiply<E, kN, kMnMajor, kSlices>(p, base);
+        multiply<E, kN, kMnMajor, kSlice>(p, base);
     }
     // A block stays until its peer has neither loads into it nor arrivals at it to come.
     __syncwarp();
     cluster_sync();
 }
 
-#define HOPPER_LINEAR_KERNEL(name, E, n, mn_major, slices)                              \
+#define HOPPER_LINEAR_KERNEL(name, E, n, mn_major, slice)                               \
     extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1)      \
         name(const __grid_constant__ HopperLinearParams params) {                       \
-        hopper_linear<E, n, mn_major, slices>(params);                                  \
+        hopper_linear<E, n, mn_major, slice>(params);                                   \
     }
-#define HOPPER_LINEAR_KERNELS(n, type, E)                                               \
-    HOPPER_LINEAR_KERNEL(hopper_linear_forward_n##n##_##type, E, n, false, false)       \
-    HOPPER_LINEAR_KERNEL(hopper_linear_sliced_n##n##_##type, E, n, false, true)         \
-    HOPPER_LINEAR_KERNEL(hopper_linear_input_grad_n##n##_##type, E, n, true, false)
+#define HOPPER_LINEAR_KERNELS(n, type, E)                                                       \
+    HOPPER_LINEAR_KERNEL(hopper_linear_forward_n##n##_##type, E, n, false, 0)                   \
+    HOPPER_LINEAR_KERNEL(hopper_linear_forward_slice16_n##n##_##type, E, n, false, 16)          \
+    HOPPER_LINEAR_KERNEL(hopper_linear_forward_slice64_n##n##_##type, E, n, false, 64)          \
+    HOPPER_LINEAR_KERNEL(hopper_linear_input_grad_n##n##_##type, E, n, true, 0)                 \
+    HOPPER_LINEAR_KERNEL(hopper_linear_input_grad_slice16_n##n##_##type, E, n, true, 16)        \
+    HOPPER_LINEAR_KERNEL(hopper_linear_input_grad_slice64_n##n##_##type, E, n, true, 64)
 
 HOPPER_LINEAR_KERNELS(128, bf16, __nv_bfloat16)
 HOPPER_LINEAR_KERNELS(176, bf16, __nv_bfloat16)

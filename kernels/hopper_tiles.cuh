@@ -3,7 +3,7 @@
 // its tests go through a copy of it.
 #pragma once
 
-#include "hopper.cuh"
+#include "hopper_grads.cuh"
 
 // Mirrored by cuda::hopper::HopperLinearParams in Rust.
 struct HopperLinearParams {
@@ -14,15 +14,17 @@ struct HopperLinearParams {
     float* partials;  // what every multiplying warp has made of a tile that another finishes
     int m, n, k, r;
     float scale;
-    int slices;      // of 16 columns of lhs_ext, to be made here; 0 if it is an input
+    int slices;      // of lhs_ext, to be made here; 0 if it is an input
     int slice_cols;  // columns of tiles that make a slice: one for each, or more if it is the only one
     int group;       // rows of pairs of tiles that are worked on together once there are no slices left
     int makers;      // pairs of blocks that make slices, whole rows of them at a time
     int whole;       // pairs of tiles that are not shared, a multiple of the pairs of blocks, or all
+    int streamers;   // pairs of blocks, the last ones, that work on grads and not on tiles
+    HopperGradsParams grads;
 };
-static_assert(sizeof(HopperLinearParams) == 1088);
+static_assert(sizeof(HopperLinearParams) == 1856);
 
-constexpr int kTileM = 128, kTileK = 64, kTileR = 16, kMultiplyingWarps = 8;
+constexpr int kTileM = 128, kTileK = 64, kMultiplyingWarps = 8;
 
 // A block's part of a pair of tiles.
 template <int kN>
@@ -83,7 +85,7 @@ struct Tiles {
     __device__ __forceinline__ int steps() const { return (p.k + kTileK - 1) / kTileK; }
 
     __device__ __forceinline__ int pair() const { return blockIdx.x / 2; }
-    __device__ __forceinline__ int pairs() const { return gridDim.x / 2; }
+    __device__ __forceinline__ int pairs() const { return gridDim.x / 2 - p.streamers; }
 
     __device__ __forceinline__ explicit Tiles(const HopperLinearParams& p) : p(p), wave(0) {
         int longer;  // spans, by one step

@@ -153,8 +153,12 @@ pub fn frozen(
 /// dS = s · dH B, dX = dH W0 + dS A, dA = dSᵀ X and dB = dHᵀ S.
 ///
 /// `s` is the S that [`forward`] made, which already carries the scale. The sums over T run in an
-/// order that depends on the shapes alone: the same bits on every run. `workspace` must
-/// have what [`backward_plan`] asks for.
+/// order that depends on the shapes alone: the same bits on every run, and those of dA and dB whether dX
+/// is asked for or not. `workspace` must have what [`backward_plan`] asks for.
+///
+/// On [`Path::Hopper`](plan::Path::Hopper), where tensor cores truncate, no chain of their additions is
+/// longer than 2048 tokens, so that the error of a sum over T does not grow with T as theirs would: in
+/// norm, dB is off by no more than 514 · 2⁻²³ = 6.1e-5 for real numbers without a pattern.
 ///
 /// # Errors
 /// As for [`forward`].

@@ -2,6 +2,7 @@
 //! the device.
 
 pub(crate) mod hopper;
+pub(crate) mod hopper_grads;
 
 use crate::{DType, Error, Result, Shape};
 
@@ -123,12 +124,12 @@ pub fn frozen(problem: &Problem, profile: Option<&DeviceProfile>) -> Plan {
 /// The plan of a backward pass, with dX or without; `profile` is `None` on the CPU.
 pub fn backward(problem: &Problem, profile: Option<&DeviceProfile>) -> Plan {
     let &Problem { t, k, d, r, .. } = problem;
-    let (path, hopper) = path(problem, r, profile, |pairs| hopper::product([t, k, d, r], pairs));
+    let (path, hopper) = path(problem, r, profile, |pairs| hopper::input_grad([t, k, d, r], pairs));
     let scratch = match path {
         Path::Reference => 0,
         Path::Mma | Path::Hopper => BackwardWorkspace::new(problem, hopper.as_ref()).elements(),
     };
-    let flags = hopper.map_or(0, |schedule| schedule.flags(t, k));
+    let flags = hopper.map_or(0, |schedule| schedule.flags(t, k).max(hopper_grads::flags(t)));
     Plan { path, scratch, flags, hopper }
 }
 
@@ -381,7 +382,7 @@ pub(crate) mod tests {
                 assert_eq!(split.partials(), split.splits * r * n, "{context}");
                 assert!(offset + split.partials() <= elements, "{context}");
             }
-            let schedule = hopper::product([t, k, d, r], 66);
+            let schedule = hopper::input_grad([t, k, d, r], 66);
             let with_shared = BackwardWorkspace::new(&problem, Some(&schedule)).elements();
             assert_eq!(with_shared, elements.max(offset + schedule.partials(t, k)), "{context}");
             // No more than that, a line apart.
@@ -407,9 +408,9 @@ pub(crate) mod tests {
             let Problem { t, k, d, r, .. } = problem;
             let aligned = k % 8 == 0 && d % 8 == 0 && r % 8 == 0;
             let path = if aligned { Path::Hopper } else { Path::Mma };
-            let hopper = aligned.then(|| hopper::product([t, k, d, r], 66));
+            let hopper = aligned.then(|| hopper::input_grad([t, k, d, r], 66));
             let scratch = BackwardWorkspace::new(&problem, hopper.as_ref()).elements();
-            let flags = hopper.map_or(0, |schedule| schedule.flags(t, k));
+            let flags = hopper.map_or(0, |schedule| schedule.flags(t, k).max(1 + t.div_ceil(128)));
             let plan = Plan { path, scratch, flags, hopper };
             assert_eq!(backward(&problem, Some(&on_hopper)), plan);
             let hopper = aligned.then(|| hopper::forward([t, d, k, r], 66));

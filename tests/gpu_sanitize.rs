@@ -7,7 +7,8 @@
 //!
 //! The shapes have several tiles along every dimension, more steps than the pipelines are deep,
 //! several splits of T, and ranks for both rank tiles; some with 16-byte accesses and some without.
-//! On Hopper they come to every tile and every way to make S, as a test of the plan asserts.
+//! On Hopper they come to every tile, every way to make S and every way to make dA and dB, as a test of
+//! the plan asserts.
 
 mod common;
 
@@ -16,7 +17,7 @@ use half::{bf16, f16};
 use lora_kernels::Device;
 
 /// For the kernels of Hopper: T, d, k and r, on so many multiprocessors.
-const HOPPER: [([usize; 4], usize); 12] = include!("common/hopper_shapes.in");
+const HOPPER: [([usize; 4], usize); 15] = include!("common/hopper_shapes.in");
 
 /// For those of every GPU.
 const GENERIC: [Sizes; 3] =

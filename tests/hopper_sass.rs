@@ -12,30 +12,71 @@ fn cuobjdump() -> Option<PathBuf> {
     dirs.find_map(|dir| Some(dir.join("cuobjdump")).filter(|file| file.is_file()))
 }
 
-#[test]
-fn nothing_fences_the_main_loop() {
-    let fatbin = Path::new(env!("OUT_DIR")).join("hopper_linear.fatbin");
-    let (Some(cuobjdump), true) = (cuobjdump(), fatbin.is_file()) else {
-        // Where kernels are required, as in CI, so is this check.
-        assert!(std::env::var_os("LORA_KERNELS_REQUIRE_NVCC").is_none(), "nothing to check with");
-        println!("nothing was checked: there is no cuobjdump, or there are no Hopper kernels");
-        return;
+/// The instructions of a kernel by their addresses, up to the last exit. Behind it are waits that take
+/// longer, which come back into the middle of loops.
+fn instructions(kernel: &str) -> Vec<(usize, &str)> {
+    let lines = kernel.lines().filter(|line| line.contains(';'));
+    let parsed = lines.filter_map(|line| {
+        let (address, text) = line.split_once("/*")?.1.split_once("*/")?;
+        Some((usize::from_str_radix(address, 16).ok()?, text.split_once(';')?.0.trim()))
+    });
+    let mut code: Vec<_> = parsed.collect();
+    let exit = code.iter().rposition(|(_, text)| text.contains("EXIT"));
+    code.truncate(exit.map_or(0, |exit| exit + 1));
+    code
+}
+
+/// The innermost loops with a wgmma in them, from where a branch goes back to, to the branch.
+fn main_loops<'a>(code: &'a [(usize, &'a str)]) -> Vec<&'a [(usize, &'a str)]> {
+    let is_wgmma = |&(_, text): &(usize, &str)| text.contains("HGMMA");
+    let loops = code.iter().enumerate().filter_map(|(end, (address, text))| {
+        let target = text.split_once("BRA 0x")?.1;
+        let target = usize::from_str_radix(target, 16).ok().filter(|target| target < address)?;
+        let start = code.iter().position(|&(address, _)| address == target)?;
+        Some(start..=end).filter(|body| code[body.clone()].iter().any(is_wgmma))
+    });
+    let loops: Vec<_> = loops.collect();
+    let is_inner = |body: &&std::ops::RangeInclusive<usize>| {
+        let within = |other: &std::ops::RangeInclusive<usize>| {
+            other != *body && body.contains(other.start()) && body.contains(other.end())
+        };
+        !loops.iter().any(within)
     };
-    let output = Command::new(cuobjdump).arg("-sass").arg(&fatbin).output().expect("cuobjdump");
-    let sass = String::from_utf8(output.stdout).expect("text");
-    let kernels: Vec<&str> = sass.split("Function : ").skip(1).collect();
-    assert_eq!(kernels.len(), 18, "three products, three tiles, bf16 and f16");
-    for kernel in kernels {
-        let name = kernel.lines().next().unwrap_or_default();
-        let instructions: Vec<&str> =
-            kernel.lines().filter(|line| line.contains(';')).map(str::trim).collect();
-        let is_wgmma = |line: &&str| line.contains("HGMMA");
-        let first = instructions.iter().position(is_wgmma).unwrap_or_else(|| panic!("{name}"));
-        let last = instructions.iter().rposition(is_wgmma).expect("the first at least");
-        assert!(last - first >= 4, "{name}: the steps of a stage are not unrolled");
-        // Those that order shared memory before a store by the TMA wait for nobody else's.
-        let is_fence = |line: &&&str| line.contains("MEMBAR") && !line.contains(".CTA");
-        let fence = instructions[first..=last].iter().find(is_fence);
-        assert_eq!(fence, None, "{name}");
+    loops.iter().filter(is_inner).map(|body| &code[body.clone()]).collect()
+}
+
+#[test]
+fn nothing_fences_the_main_loops() {
+    let fatbins = [("hopper_linear", 36), ("hopper_grads", 6)]
+        .map(|(name, kernels)| (Path::new(env!("OUT_DIR")).join(name), kernels));
+    for (fatbin, wanted) in fatbins {
+        let fatbin = fatbin.with_extension("fatbin");
+        let (Some(cuobjdump), true) = (cuobjdump(), fatbin.is_file()) else {
+            // Where kernels are required, as in CI, so is this check.
+            assert!(
+                std::env::var_os("LORA_KERNELS_REQUIRE_NVCC").is_none(),
+                "nothing to check with"
+            );
+            println!("nothing was checked: there is no cuobjdump, or there are no Hopper kernels");
+            return;
+        };
+        let output = Command::new(cuobjdump).arg("-sass").arg(&fatbin).output().expect("cuobjdump");
+        let sass = String::from_utf8(output.stdout).expect("text");
+        let kernels: Vec<&str> = sass.split("Function : ").skip(1).collect();
+        assert_eq!(kernels.len(), wanted, "{}", fatbin.display());
+        for kernel in kernels {
+            let name = kernel.lines().next().unwrap_or_default();
+            let code = instructions(kernel);
+            let loops = main_loops(&code);
+            let wgmmas = |code: &[(usize, &str)]| {
+                code.iter().filter(|(_, text)| text.contains("HGMMA")).count()
+            };
+            assert!(loops.iter().any(|code| wgmmas(code) >= 4), "{name}: no step is unrolled");
+            // Those that order shared memory before a store by the TMA wait for nobody else's.
+            let is_fence =
+                |(_, text): &&(usize, &str)| text.contains("MEMBAR") && !text.contains(".CTA");
+            let fence = loops.iter().flat_map(|code| code.iter()).find(is_fence);
+            assert_eq!(fence, None, "{name}");
+        }
     }
 }

@@ -6,6 +6,7 @@ use crate::{DType, Error, Result};
 use cudarc::driver::{sys, CudaContext, CudaFunction, CudaModule, CudaStream, LaunchConfig};
 use cudarc::nvrtc::Ptx;
 use std::collections::HashMap;
+use std::iter;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 // FATBINS and NOT_BUILT, by the build script.
@@ -53,11 +54,11 @@ pub(super) struct LinearKernels {
     pub(super) input_grad: Kernel,
 }
 
-/// Both on Hopper, and the forward product that makes S in its tiles, for tiles of so many columns.
+/// Both on Hopper, for tiles of so many columns that may make slices of S of so many.
 pub(super) struct HopperKernels {
     pub(super) tile_n: usize,
+    pub(super) slice: usize,
     pub(super) linear: LinearKernels,
-    pub(super) sliced: Kernel,
 }
 
 /// The kernels of one element type.
@@ -65,6 +66,8 @@ pub(super) struct ElementKernels {
     pub(super) linear: LinearKernels,
     /// None on other GPUs, and in builds that were narrowed to others.
     pub(super) hopper_linear: Vec<HopperKernels>,
+    /// The same for gradients, by tile of the rank.
+    pub(super) hopper_grads: Vec<(usize, Kernel)>,
     pub(super) project_s: ByRank,
     pub(super) project_ds: ByRank,
     pub(super) grad: ByRank,
@@ -129,9 +132,8 @@ impl Kernels {
     pub(super) fn hopper_pairs(&self, stream: &CudaStream) -> Result<usize> {
         let elements = [&self.bf16, &self.f16].into_iter();
         let kernels = elements.flat_map(|kernels| &kernels.hopper_linear);
-        let kernels = kernels.flat_map(|HopperKernels { linear, sliced, .. }| {
-            [&linear.forward, &linear.input_grad, sliced]
-        });
+        let kernels =
+            kernels.flat_map(|HopperKernels { linear, .. }| [&linear.forward, &linear.input_grad]);
         let pairs = kernels.map(|kernel| {
             let config = kernel.config([2, 1])?;
             let pairs = kernel.function.occupancy_max_active_clusters(config, stream);
@@ -161,14 +163,18 @@ impl ElementKernels {
         let one = |file: &str, name: &str, footprint| {
             kernel(modules, file, &format!("{name}_{element}"), footprint)
         };
-        let hopper_linear = |tile_n: usize| {
-            let one = |name| {
-                let name = format!("hopper_linear_{name}_n{tile_n}");
+        let hopper_linear = |(tile_n, slice): (usize, usize)| {
+            let one = |product| {
+                let slice = if slice > 0 { format!("_slice{slice}") } else { String::new() };
+                let name = format!("hopper_linear_{product}{slice}_n{tile_n}");
                 one("hopper_linear", &name, plan::hopper::FOOTPRINT)
             };
-            let (forward, input_grad) = (one("forward")?, one("input_grad")?);
-            let linear = LinearKernels { forward, input_grad };
-            Ok(HopperKernels { tile_n, linear, sliced: one("sliced")? })
+            let linear = LinearKernels { forward: one("forward")?, input_grad: one("input_grad")? };
+            Ok(HopperKernels { tile_n, slice, linear })
+        };
+        let hopper_grads = |rank_tile: usize| {
+            let name = format!("hopper_grads_r{rank_tile}");
+            Ok((rank_tile, one("hopper_grads", &name, plan::hopper_grads::FOOTPRINT)?))
         };
         let by_rank = |file: &str, name: &str, footprint: fn(usize) -> Footprint| {
             let r16 = one(file, &format!("{name}_r16"), footprint(16))?;
@@ -182,7 +188,17 @@ impl ElementKernels {
             },
             hopper_linear: match modules.contains_key("hopper_linear") {
                 true => {
-                    plan::hopper::TILES_N.map(hopper_linear).into_iter().collect::<Result<_>>()?
+                    let slices = || iter::once(0).chain(plan::hopper::SLICES);
+                    let of_tile = |n| slices().map(move |slice| (n, slice));
+                    let all = plan::hopper::TILES_N.into_iter().flat_map(of_tile);
+                    all.map(hopper_linear).collect::<Result<_>>()?
+                }
+                false => Vec::new(),
+            },
+            hopper_grads: match modules.contains_key("hopper_grads") {
+                true => {
+                    let tiles = plan::hopper_grads::RANK_TILES.into_iter();
+                    tiles.map(hopper_grads).collect::<Result<_>>()?
                 }
                 false => Vec::new(),
             },

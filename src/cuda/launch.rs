@@ -1,6 +1,6 @@
 //! The operations as sequences of launches.
 
-use super::hopper::Handover;
+use super::hopper::{Gradients, Handover};
 use super::kernels::{Kernel, LinearKernels};
 use super::memory::{self, Resolved};
 use super::params::{GradParams, LinearParams, MergeParams, Operand, ProjectParams, ReduceParams};
@@ -155,10 +155,9 @@ impl Cuda {
 
         let (lhs, rhs, out, scale) = (x, w0, h, weights.scale);
         let product = Product { lhs, rhs, down: a, lhs_ext: s, rhs_ext: b, out, scale };
-        let sizes = [t, d, k, r];
-        let which = Linear::Forward;
-        let makes_s = product.schedule(plan).is_some_and(|s| s.projection != Projection::Before);
-        if !makes_s {
+        let (which, sizes) = (Linear::Forward, [t, d, k, r]);
+        let schedule = product.schedule(plan);
+        if schedule.is_none_or(|schedule| schedule.projection == Projection::Before) {
             self.project(which, dtype, sizes, &product)?;
         }
         self.linear(which, plan, dtype, sizes, &product, handover)
@@ -220,13 +219,21 @@ impl Cuda {
 
         let (out, scale) = (dx.unwrap_or(Operand::NONE), weights.scale);
         let product = Product { lhs: dh, rhs: w0, down: b, lhs_ext: ds, rhs_ext: a, out, scale };
-        let sizes = [t, k, d, r];
-        self.project(Linear::InputGrad, dtype, sizes, &product)?;
-        if dx.is_some() {
+        let accumulate = accumulation == Accumulation::Add;
+        let aligned = x.vectors == 1 && s.vectors == 1 && (da | db).is_multiple_of(16);
+        if let Some(schedule) = product.schedule(plan).filter(|_| aligned) {
+            let gradients = Gradients { x, s, da, db, accumulate };
             let handover = Handover { flags, partials };
-            self.linear(Linear::InputGrad, plan, dtype, sizes, &product, handover)?;
+            let wants_dx = dx.is_some();
+            return self
+                .hopper_backward(problem, &product, wants_dx, &gradients, schedule, handover);
         }
-        let accumulate = i32::from(accumulation == Accumulation::Add);
+        let (which, sizes) = (Linear::InputGrad, [t, k, d, r]);
+        self.project(which, dtype, sizes, &product)?;
+        if dx.is_some() {
+            self.mma_linear(which, dtype, sizes, &product)?;
+        }
+        let accumulate = accumulate.into();
         for (lhs, rhs, n, out, transpose) in [(ds, x, k, da, 0), (s, dh, d, db, 1)] {
             let split = GradSplit::new(t, r, n);
             self.grad(dtype, t, &split, [lhs, rhs], partials)?;
@@ -271,9 +278,20 @@ impl Cuda {
         product: &Product,
         handover: Handover,
     ) -> Result<()> {
-        if let Some(schedule) = product.schedule(plan) {
-            return self.hopper_linear(which, dtype, sizes, product, schedule, handover);
+        match product.schedule(plan) {
+            Some(schedule) => self.hopper_linear(which, dtype, sizes, product, schedule, handover),
+            None => self.mma_linear(which, dtype, sizes, product),
         }
+    }
+
+    /// The second half of a product.
+    fn mma_linear(
+        &self,
+        which: Linear,
+        dtype: DType,
+        sizes: [usize; 4],
+        product: &Product,
+    ) -> Result<()> {
         let kernels = self.kernels.of(dtype);
         let blocks = plan::linear_blocks(sizes[0], sizes[1]);
         let [m, n, k, r] = sizes.map(|size| size as i32);

@@ -16,6 +16,9 @@ pub(super) struct TensorMap {
 const _: () = assert!(size_of::<TensorMap>() == 128);
 
 impl TensorMap {
+    /// Of a matrix that is never read.
+    pub(super) const NONE: TensorMap = TensorMap { opaque: [0; 16] };
+
     /// Boxes of a dense rows×cols matrix of bf16 or f16, swizzled in shared memory over as many bytes
     /// as their columns take, of which there are 16, 32 or 64. `address` and the rows' bytes must be
     /// multiples of 16.

@@ -1,14 +1,16 @@
 //! How `kernels/hopper_linear.cu` is launched: its tile, where S comes from, and in which order.
 
-use super::Footprint;
+use super::{hopper_grads, Footprint};
 
-/// Where the projection of a forward product, S, comes from.
+/// Where the projection of a product comes from: S of the forward, dS of the input gradient.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Projection {
     /// From a launch before, or there is none: S is an input.
     Before,
     /// From the tiles of the product, of which some make a slice of S beside their own columns.
     Within {
+        /// The columns of S in a slice, one of [`SLICES`].
+        slice: usize,
         /// The columns of tiles that make slices, before all other tiles. Where they are more than the
         /// slices, which is only if S is one slice, all of them make it, each for itself, and the first
         /// for the others.
@@ -27,8 +29,10 @@ pub(crate) struct Schedule {
     /// Pairs of tiles that one pair of blocks makes from beginning to end: all of them, or so many for
     /// every pair of blocks, which then share what is left equally.
     pub(crate) whole: usize,
-    /// The grid, in blocks.
-    pub(crate) blocks: usize,
+    /// The pairs of blocks that work on tiles.
+    pub(crate) pairs: usize,
+    /// Pairs of blocks that make dA and dB meanwhile, only with dX.
+    pub(crate) streamers: usize,
 }
 
 /// The tiles that the kernel is there for.
@@ -38,24 +42,43 @@ pub(crate) const TILES_N: [usize; 3] = [128, 176, 256];
 /// what they share.
 pub(crate) const GROUP: usize = 8;
 
+/// Pairs of blocks that may make dA and dB, at most.
+const MAX_STREAMERS: usize = 12;
+
 /// Warps of a block that multiply.
 const WARPS: usize = 8;
 
 /// Rows of a pair of tiles.
 const PAIR_M: usize = 256;
 
-/// Columns of S in a slice.
-const SLICE: usize = 16;
-
-/// The slices of S that tiles make.
-pub(crate) fn slices(r: usize) -> usize {
-    r.div_ceil(SLICE)
-}
+/// The columns of S that a tile may make. Sixty-four are for one tile to make all of S.
+pub(crate) const SLICES: [usize; 2] = [16, 64];
 
 impl Schedule {
     /// Whether blocks wait for one another.
     pub(crate) fn waits(&self, m: usize, n: usize) -> bool {
         self.projection != Projection::Before || self.shares(m, n)
+    }
+
+    /// The grid.
+    pub(crate) fn blocks(&self) -> usize {
+        2 * (self.pairs + self.streamers)
+    }
+
+    /// The columns of a slice of S that tiles make, or 0.
+    pub(crate) fn slice(&self) -> usize {
+        match self.projection {
+            Projection::Before => 0,
+            Projection::Within { slice, .. } => slice,
+        }
+    }
+
+    /// The slices of S (m×r) that tiles make.
+    pub(crate) fn slices(&self, r: usize) -> usize {
+        match self.projection {
+            Projection::Before => 0,
+            Projection::Within { slice, .. } => r.div_ceil(slice),
+        }
     }
 
     fn shares(&self, m: usize, n: usize) -> bool {
@@ -66,7 +89,9 @@ impl Schedule {
     /// for every 128 rows of S, and one for every warp whose tile another finishes.
     pub(crate) fn flags(&self, m: usize, n: usize) -> usize {
         match self.waits(m, n) {
-            true => 1 + m.div_ceil(128) + if self.shares(m, n) { self.blocks * WARPS } else { 0 },
+            true => {
+                1 + m.div_ceil(128) + if self.shares(m, n) { self.pairs * 2 * WARPS } else { 0 }
+            }
             false => 0,
         }
     }
@@ -74,7 +99,7 @@ impl Schedule {
     /// The f32 elements by which they hand over what they have made of a tile.
     pub(crate) fn partials(&self, m: usize, n: usize) -> usize {
         if self.shares(m, n) {
-            self.blocks * WARPS * 32 * self.tile_n / 2
+            self.pairs * 2 * WARPS * 32 * self.tile_n / 2
         } else {
             0
         }
@@ -83,29 +108,71 @@ impl Schedule {
 
 /// What a block takes, with any tile: 224 KiB, its barriers, and what aligning to 1024 bytes may take.
 pub(crate) const FOOTPRINT: Footprint =
-    Footprint { threads: [384, 1], shared_bytes: (224 << 10) + 112 + 1024 };
+    Footprint { threads: [384, 1], shared_bytes: (224 << 10) + 120 + 1024 };
 
 /// For out (m×n) over k alone, where blocks have nothing to tell each other by.
 pub(crate) fn frozen([m, n, k]: [usize; 3], pairs: usize) -> Schedule {
     fastest(TILES_N.map(|tile_n| Model::new([m, n, k, 0], tile_n, pairs).product()))
 }
 
-/// For out (m×n) over k with S (m×r) given.
-pub(crate) fn product([m, n, k, _]: [usize; 4], pairs: usize) -> Schedule {
-    let model = |tile_n| Model::new([m, n, k, 0], tile_n, pairs);
-    fastest(TILES_N.into_iter().flat_map(|tile_n| model(tile_n).products(Projection::Before)))
-}
-
-/// For out (m×n) over k with S (m×r) to be made.
+/// For H (m×n) over k with S (m×r) to be made.
 pub(crate) fn forward(sizes: [usize; 4], pairs: usize) -> Schedule {
-    fastest(candidates(sizes, pairs))
+    fastest(forward_candidates(sizes, pairs))
 }
 
-/// The ways to make S and out, with the time they take.
-fn candidates(sizes: [usize; 4], pairs: usize) -> impl Iterator<Item = (f64, Schedule)> {
+/// For dX (m×n) over k with dS (m×r) to be made.
+pub(crate) fn input_grad(sizes: [usize; 4], pairs: usize) -> Schedule {
+    fastest(input_grad_candidates(sizes, pairs))
+}
+
+/// The ways to make S and H, with the time they take.
+fn forward_candidates(sizes: [usize; 4], pairs: usize) -> impl Iterator<Item = (f64, Schedule)> {
+    let slices: &[usize] = match sizes[3] {
+        17..=64 => &[16, 64],
+        _ => &[16],
+    };
+    candidates(sizes, slices, pairs)
+}
+
+/// The ways to make dS, dX, dA and dB, with the time they take.
+fn input_grad_candidates(sizes: [usize; 4], pairs: usize) -> impl Iterator<Item = (f64, Schedule)> {
+    let slices: &[usize] = match sizes[3] {
+        ..=16 => &[16],
+        17..=64 => &[16, 64],
+        _ => &[],
+    };
+    let grads = move |streamers, us, schedule: &Schedule| match streamers {
+        0 => us + hopper_grads::alone_us(sizes),
+        _ => {
+            let model = Model::new(sizes, schedule.tile_n, schedule.pairs);
+            let ds_us =
+                model.slice_waves(schedule.projection) as f64 * model.tile() + Model::HANDOVER;
+            let grads_us = hopper_grads::beside_us(sizes, streamers, ds_us);
+            // Narrow tiles read their operands more often, from the L2 where dH and X come from too. And
+            // what takes less time is not for nothing.
+            let us = us * (1.0 + (256 - schedule.tile_n) as f64 * 6e-4);
+            f64::max(us, grads_us) + 0.01 * f64::min(us, grads_us)
+        }
+    };
+    let streamers = 0..=MAX_STREAMERS.min(pairs - 1);
+    streamers.flat_map(move |streamers| {
+        let candidates = candidates(sizes, slices, pairs - streamers);
+        // A kernel that makes slices makes gradients of their ranks, and one that does not, of others.
+        candidates
+            .filter(move |(_, s)| streamers == 0 || (s.slice() == 0) == slices.is_empty())
+            .map(move |(us, s)| (grads(streamers, us, &s), Schedule { streamers, ..s }))
+    })
+}
+
+fn candidates(
+    sizes: [usize; 4],
+    slices: &'static [usize],
+    pairs: usize,
+) -> impl Iterator<Item = (f64, Schedule)> {
     TILES_N.into_iter().flat_map(move |tile_n| {
         let model = Model::new(sizes, tile_n, pairs);
-        model.before().chain(model.within())
+        let within = slices.iter().flat_map(move |&slice| model.within(slice));
+        model.before().chain(within)
     })
 }
 
@@ -153,27 +220,35 @@ impl Model {
 
     /// A tile, with S given.
     fn tile(&self) -> f64 {
-        let steps = self.steps + slices(self.sizes[3]) as f64 / 4.0;
+        let steps = self.steps + self.sizes[3].div_ceil(16) as f64 / 4.0;
         steps * (Self::STEP + Self::STEP_COLUMN * self.tile_n as f64) + Self::TILE_END
     }
 
     /// The product alone, of whole tiles.
     fn product(&self) -> (f64, Schedule) {
         let whole = self.rows * self.cols;
-        let blocks = 2 * whole.min(self.pairs);
+        let pairs = whole.min(self.pairs);
         let &Model { tile_n, .. } = self;
-        let schedule = Schedule { tile_n, projection: Projection::Before, whole, blocks };
+        let projection = Projection::Before;
+        let schedule = Schedule { tile_n, projection, whole, pairs, streamers: 0 };
         (whole.div_ceil(self.pairs) as f64 * self.tile(), schedule)
+    }
+
+    /// The tiles that make slices, one after the other.
+    fn slice_waves(&self, projection: Projection) -> usize {
+        match projection {
+            Projection::Before => 0,
+            Projection::Within { slice_cols, makers, .. } => {
+                (self.rows * slice_cols).div_ceil(makers)
+            }
+        }
     }
 
     /// The product with S made so, or given, of whole tiles or not.
     fn products(self, projection: Projection) -> impl Iterator<Item = (f64, Schedule)> {
         let (us, schedule) = self.product();
         let (tiles, pairs) = (schedule.whole, self.pairs);
-        let slice_waves = match projection {
-            Projection::Before => 0,
-            Projection::Within { slice_cols, makers } => (self.rows * slice_cols).div_ceil(makers),
-        };
+        let slice_waves = self.slice_waves(projection);
         // Every pair of blocks ends with more than a tile's steps, so no more than two make a tile.
         let waves = (tiles / pairs).saturating_sub(1);
         let whole = waves * pairs;
@@ -189,19 +264,15 @@ impl Model {
             .map(move |(us, schedule)| (us, Schedule { projection, ..schedule }))
     }
 
-    /// What a slice adds to a tile.
-    fn slice(&self) -> f64 {
-        self.steps * Self::STEP_COLUMN * SLICE as f64
-    }
-
     fn before(self) -> impl Iterator<Item = (f64, Schedule)> {
         let [m, _, k, _] = self.sizes;
         let projection = (m * k * 2) as f64 / Self::PROJECT_BYTES + Self::LAUNCH;
         self.products(Projection::Before).map(move |(us, schedule)| (us + projection, schedule))
     }
 
-    fn within(self) -> impl Iterator<Item = (f64, Schedule)> {
-        let slices = slices(self.sizes[3]);
+    /// With slices of so many columns.
+    fn within(self, slice: usize) -> impl Iterator<Item = (f64, Schedule)> {
+        let slices = self.sizes[3].div_ceil(slice);
         let (least, most) = match slices {
             // Enough for all pairs to start with a tile that needs nobody else's slice, or nearly.
             1 => {
@@ -225,8 +296,9 @@ impl Model {
             // another tile. Few may, since they have one tile less then, or time to catch up.
             let few = self.pairs / 8;
             let waits = if slices > 1 { waves } else { f64::from(tiles + few < self.pairs) };
-            let more = waves * self.slice() + waits * Self::HANDOVER;
-            let products = self.products(Projection::Within { slice_cols, makers });
+            let slice_us = self.steps * Self::STEP_COLUMN * slice as f64;
+            let more = waves * slice_us + waits * Self::HANDOVER;
+            let products = self.products(Projection::Within { slice, slice_cols, makers });
             products.map(move |(us, schedule)| (us + more, schedule))
         })
     }
@@ -236,6 +308,7 @@ impl Model {
 mod tests {
     use super::*;
     use crate::plan::tests::shapes;
+    use std::collections::HashSet;
 
     /// A pair of tiles: its row and column, the slice that it makes, and whether it waits for others'.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -257,8 +330,9 @@ mod tests {
         let (rows, cols) = (m.div_ceil(PAIR_M), n.div_ceil(schedule.tile_n));
         let (slice_cols, makers) = match schedule.projection {
             Projection::Before => (0, 0),
-            Projection::Within { slice_cols, makers } => (slice_cols, makers),
+            Projection::Within { slice_cols, makers, .. } => (slice_cols, makers),
         };
+        let slices = schedule.slices(r);
         let all_slices = rows * slice_cols;
         let (first, steps) = (0, k.div_ceil(64));
         let made = Tile {
@@ -273,8 +347,8 @@ mod tests {
         };
         let slice_tile = |i: usize| {
             let (row, col) = (i / slice_cols, i % slice_cols);
-            let slice = Some(if slices(r) == 1 { 0 } else { col });
-            Tile { row, col, slice, waits: slices(r) > 1, ..made }
+            let slice = Some(if slices == 1 { 0 } else { col });
+            Tile { row, col, slice, waits: slices > 1, ..made }
         };
         let tile = |rest: usize| {
             let rest_cols = cols - slice_cols;
@@ -284,7 +358,7 @@ mod tests {
             let (row, col) = (group0 + in_group % group_rows, slice_cols + in_group / group_rows);
             Tile { row, col, waits: slice_cols > 0, ..made }
         };
-        let (pairs, steps, whole) = (schedule.blocks / 2, k.div_ceil(64), schedule.whole);
+        let (pairs, steps, whole) = (schedule.pairs, k.div_ceil(64), schedule.whole);
         let shared = (rows * cols - whole) * steps;
         let (span, longer) = (shared / pairs, shared % pairs);
         let of_pair = |pair: usize| {
@@ -328,15 +402,21 @@ mod tests {
         sizes.flat_map(|sizes| [1, 2, 3, 10, 66].map(|pairs| (sizes, pairs)))
     }
 
+    /// All that a model chooses from.
+    fn schedules(sizes: [usize; 4], pairs: usize) -> impl Iterator<Item = Schedule> {
+        let forward = forward_candidates(sizes, pairs);
+        forward.chain(input_grad_candidates(sizes, pairs)).map(|(_, schedule)| schedule)
+    }
+
     #[test]
     fn every_step_once_and_every_slice_told_once() {
         for (sizes, pairs) in cases() {
-            for schedule in candidates(sizes, pairs).map(|(_, schedule)| schedule) {
+            for schedule in schedules(sizes, pairs) {
                 let context = format!("{sizes:?} on {pairs}: {schedule:?}");
                 let [m, n, k, r] = sizes;
                 let mut tiles = tiles(&schedule, sizes).concat();
                 let within = schedule.projection != Projection::Before;
-                let (rows, wanted) = (m.div_ceil(PAIR_M), if within { slices(r) } else { 0 });
+                let (rows, wanted) = (m.div_ceil(PAIR_M), schedule.slices(r));
                 let told = tiles.iter().filter(|tile| tile.col < wanted);
                 assert!(told.clone().all(|tile| tile.slice == Some(tile.col)), "{context}");
                 assert_eq!(told.count(), rows * wanted, "{context}");
@@ -360,7 +440,8 @@ mod tests {
                     assert!(is_whole || tile.slice.is_none(), "{context}");
                 }
                 assert_eq!(tiles.next(), None, "{context}");
-                assert!(schedule.blocks >= 2 && schedule.blocks <= 2 * pairs, "{context}");
+                assert!(schedule.pairs >= 1, "{context}");
+                assert!(schedule.pairs + schedule.streamers <= pairs, "{context}");
                 assert_eq!(schedule.flags(m, n) > 0, schedule.waits(m, n));
                 assert!(within <= schedule.waits(m, n));
             }
@@ -373,7 +454,7 @@ mod tests {
     fn what_a_pair_leaves_the_one_before_finishes() {
         let mut checked = 0;
         for (sizes, pairs) in cases() {
-            for (_, schedule) in candidates(sizes, pairs) {
+            for schedule in schedules(sizes, pairs) {
                 let context = format!("{sizes:?} on {pairs}: {schedule:?}");
                 let mut wanted = None;
                 for of_pair in tiles(&schedule, sizes) {
@@ -399,55 +480,70 @@ mod tests {
             let Schedule { tile_n, projection, .. } = forward([m, n, k, r], 66);
             (tile_n, projection)
         };
-        let within = |slice_cols, makers| Projection::Within { slice_cols, makers };
-        assert_eq!(chosen(8192, 4096, 4096, 16), (256, within(2, 66)));
-        assert_eq!(chosen(16384, 4096, 4096, 16), (256, within(1, 66)));
-        assert_eq!(chosen(8192, 4096, 4096, 64), (256, within(4, 64)));
-        assert_eq!(chosen(2048, 4096, 4096, 16), (256, within(8, 66)));
-        assert_eq!(chosen(2048, 4096, 4096, 64), (256, within(4, 64)));
-        assert_eq!(chosen(8192, 1024, 4096, 16), (256, within(2, 66)));
-        assert_eq!(chosen(8192, 1024, 4096, 64), (256, within(4, 66)));
-        assert_eq!(chosen(8191, 2112, 7168, 8), (176, within(2, 66)));
+        let within = |slice, slice_cols, makers| Projection::Within { slice, slice_cols, makers };
+        assert_eq!(chosen(8192, 4096, 4096, 16), (256, within(16, 2, 66)));
+        assert_eq!(chosen(16384, 4096, 4096, 16), (256, within(16, 1, 66)));
+        assert_eq!(chosen(16384, 4096, 4096, 64), (256, within(64, 1, 66)));
+        assert_eq!(chosen(8192, 4096, 4096, 64), (256, within(16, 4, 64)));
+        assert_eq!(chosen(2048, 4096, 4096, 16), (256, within(16, 8, 66)));
+        assert_eq!(chosen(2048, 4096, 4096, 64), (256, within(16, 4, 64)));
+        assert_eq!(chosen(8192, 1024, 4096, 16), (256, within(16, 2, 66)));
+        assert_eq!(chosen(8192, 1024, 4096, 64), (256, within(16, 4, 66)));
+        assert_eq!(chosen(8191, 2112, 7168, 8), (176, within(16, 2, 66)));
         assert!(!forward([2048, 4096, 4096, 16], 66).shares(2048, 4096));
         assert!(forward([8192, 4096, 4096, 16], 66).shares(8192, 4096));
         assert!(forward([8192, 14336, 4096, 64], 66).shares(8192, 14336));
-        assert!(product([8192, 8192, 8192, 16], 66).shares(8192, 8192));
+        assert!(input_grad([8192, 8192, 8192, 16], 66).shares(8192, 8192));
         // tests/gpu_exact.rs counts on these.
         assert!([16, 72].iter().all(|&r| forward([4095, 2304, 2304, r], 66).shares(4095, 2304)));
-        assert!(product([4095, 2304, 2304, 16], 66).shares(4095, 2304));
-        assert_eq!(product([8191, 2112, 7168, 8], 66).tile_n, 176);
-        assert_eq!(product([8192, 4096, 4096, 16], 66).tile_n, 256);
+        assert!(input_grad([4095, 2304, 2304, 16], 66).shares(4095, 2304));
+        assert_eq!(input_grad([8191, 2112, 7168, 8], 66).tile_n, 176);
+        assert_eq!(input_grad([8192, 4096, 4096, 16], 66).tile_n, 256);
+    }
+
+    /// What of the kernel a launch comes to: its tile with its slices, whether they are several, whether a
+    /// pair makes some more than once, whether tiles are shared, and how gradients are made, if at all.
+    fn comes_to(schedule: &Schedule, [m, n, _, r]: [usize; 4]) -> Vec<String> {
+        let slice = schedule.slice();
+        let again = match schedule.projection {
+            Projection::Before => false,
+            Projection::Within { slice_cols, makers, .. } => {
+                m.div_ceil(PAIR_M) * slice_cols > makers
+            }
+        };
+        let several = if schedule.slices(r) > 1 { " several" } else { "" };
+        let kernel = format!("{} with {slice}{several}", schedule.tile_n);
+        let again = again.then(|| format!("{slice}{several} again"));
+        let shared = schedule.shares(m, n).then(|| format!("{slice} and shared"));
+        let rank_tile = hopper_grads::rank_tile(r);
+        let grads = match schedule.streamers {
+            0 => format!("{rank_tile} after"),
+            _ => format!("{rank_tile} beside {slice}"),
+        };
+        [Some(kernel), again, shared, Some(grads)].into_iter().flatten().collect()
     }
 
     #[test]
-    fn every_kernel_is_sanitized() {
-        let cases: [([usize; 4], usize); 12] = include!("../../tests/common/hopper_shapes.in");
-        let cases = cases.map(|(sizes, sms)| (sizes, sms / 2));
-        for tile_n in TILES_N {
-            let made = |of: &dyn Fn(Projection, usize) -> bool| {
-                let mut forward =
-                    cases.iter().map(|&(sizes, pairs)| (forward(sizes, pairs), slices(sizes[3])));
-                forward.any(|(s, slices)| s.tile_n == tile_n && of(s.projection, slices))
-            };
-            let within = |projection| projection != Projection::Before;
-            assert!(made(&|projection, _| !within(projection)), "{tile_n}");
-            assert!(made(&|projection, slices| within(projection) && slices == 1), "{tile_n}");
-            assert!(made(&|projection, slices| within(projection) && slices > 1), "{tile_n}");
-            let input_grad = cases.map(|([m, n, k, r], pairs)| product([m, k, n, r], pairs));
-            assert!(input_grad.iter().any(|schedule| schedule.tile_n == tile_n), "{tile_n}");
+    fn everything_is_sanitized() {
+        let cases: [([usize; 4], usize); 15] = include!("../../tests/common/hopper_shapes.in");
+        let mut seen = [HashSet::new(), HashSet::new()];
+        for ([t, d, k, r], sms) in cases {
+            let (of_h, of_dx) = ([t, d, k, r], [t, k, d, r]);
+            seen[0].extend(comes_to(&forward(of_h, sms / 2), of_h));
+            seen[1].extend(comes_to(&input_grad(of_dx, sms / 2), of_dx));
         }
-        let share = |projection: fn(Projection) -> bool| {
-            cases.iter().any(|&([m, n, k, r], pairs)| {
-                let schedule = forward([m, n, k, r], pairs);
-                schedule.shares(m, n) && projection(schedule.projection)
-            })
-        };
-        assert!(share(|projection| projection == Projection::Before));
-        assert!(share(|projection| projection != Projection::Before));
-        let input_grad = |&([m, n, k, r], pairs): &([usize; 4], usize)| {
-            product([m, k, n, r], pairs).shares(m, k)
-        };
-        assert!(cases.iter().any(input_grad));
+        let kernels = |slices| TILES_N.map(|tile_n| format!("{tile_n} with {slices}"));
+        let mut wanted = ["0", "16", "16 several", "64"].map(kernels).concat();
+        let others = ["16 again", "16 several again", "64 again"];
+        let others = others.into_iter().chain(["0 and shared", "16 and shared", "64 and shared"]);
+        wanted.extend(others.map(String::from));
+        let grads = ["16 after", "64 after", "128 after"];
+        let grads = grads.into_iter().chain(["16 beside 16", "64 beside 16", "64 beside 64"]);
+        let grads = grads.chain(["128 beside 0"]).map(String::from).collect::<Vec<_>>();
+        for (seen, wanted) in seen.iter().zip([wanted.clone(), [wanted, grads].concat()]) {
+            let missing: Vec<_> = wanted.iter().filter(|&what| !seen.contains(what)).collect();
+            assert_eq!(missing, Vec::<&String>::new());
+        }
     }
 
     /// All pairs of blocks run at once, each through its tiles in order; where a tile makes a slice,
@@ -457,9 +553,8 @@ mod tests {
         let is_within = |schedule: &Schedule| schedule.projection != Projection::Before;
         let mut checked = 0;
         for (sizes, pairs) in cases() {
-            let schedules = candidates(sizes, pairs).map(|(_, schedule)| schedule);
-            for schedule in schedules.filter(is_within) {
-                let (tiles, wanted) = (tiles(&schedule, sizes), slices(sizes[3]));
+            for schedule in schedules(sizes, pairs).filter(is_within) {
+                let (tiles, wanted) = (tiles(&schedule, sizes), schedule.slices(sizes[3]));
                 let mut made = vec![0; sizes[0].div_ceil(PAIR_M)];
                 // The tile of a pair, and whether it has told its slice or left its part.
                 let mut at = vec![0; tiles.len()];

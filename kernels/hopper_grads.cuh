@@ -1,0 +1,204 @@
+// What a block of hopper_grads.cu does for dA and dB, as roles of its warpgroups; the contract is there.
+// Some blocks of hopper_linear.cu do the same beside those that make dX.
+#pragma once
+
+#include "hopper.cuh"
+
+// Mirrored by cuda::hopper::HopperGradsParams in Rust.
+struct HopperGradsParams {
+    TensorMap dh, x, b;  // in boxes of 64 rows and columns
+    TensorMap s, ds;     // in boxes of 64 rows and 16 columns, or 64 if r > 16
+    void* ds_out;        // dS, if it is made here
+    uint32_t* flags;     // a count, then one for every 128 rows of dS
+    float *db, *da;      // null if not wanted
+    int t, d, k, r;
+    float scale;
+    int projectors;      // the blocks that make dS, the first ones; 0 if others make it
+    int ds_parts;        // what a flag counts up to when its rows of dS are there; 0 if all are
+    int accumulate;
+};
+static_assert(sizeof(HopperGradsParams) == 704);
+
+constexpr int kFlagRows = 128;
+
+// Stages of kRows rows: of Y in boxes of 64 columns, then of L in boxes of 64 or 16. Behind the stages
+// are their barriers. A warpgroup multiplies kTiles boxes of Y with all kRank columns of L.
+template <int kRank_, int kCols_>
+struct GradsTiling {
+    static constexpr int kRank = kRank_, kCols = kCols_, kRows = 64;
+    static_assert((kRank == 16 || kRank % 64 == 0) && kCols % 128 == 0);
+    static constexpr int kRankBoxCols = kRank == 16 ? 16 : 64;
+    static constexpr int kBoxes = kCols / 64, kRankBoxes = kRank / kRankBoxCols;
+    static constexpr int kBoxBytes = kRows * 64 * 2, kRankBoxBytes = kRows * kRankBoxCols * 2;
+    static constexpr int kStageBytes = kBoxes * kBoxBytes + kRankBoxes * kRankBoxBytes;
+    static_assert(kStageBytes % 1024 == 0);
+    static constexpr int kStages = (224 << 10) / (kStageBytes + 16);
+    static constexpr int kTiles = kBoxes / 2;
+    // The tensor cores' sums go on for so many rows: it bounds how far off those can be.
+    static constexpr int kChainRows = 2048;
+    static_assert(kChainRows % kRows == 0);
+
+    static __device__ __forceinline__ uint32_t full(uint32_t base, int stage) {
+        return base + kStages * kStageBytes + 8 * stage;
+    }
+    static __device__ __forceinline__ uint32_t empty(uint32_t base, int stage) {
+        return full(base, kStages + stage);
+    }
+};
+
+// kCols columns of dB's dH or of dA's X, and kRank columns of their S or dS.
+template <typename T>
+struct GradsItem {
+    bool of_da;
+    int col0, rank0;
+
+    __device__ __forceinline__ GradsItem(const HopperGradsParams& p, int index) {
+        const int of_db = count_of(p, p.db, p.d), ranks = (p.r + T::kRank - 1) / T::kRank;
+        of_da = index >= of_db;
+        if (of_da) index -= of_db;
+        // Those that read the same of Y are next to each other.
+        col0 = index / ranks * T::kCols;
+        rank0 = index % ranks * T::kRank;
+    }
+
+    static __device__ __forceinline__ int count(const HopperGradsParams& p) {
+        return count_of(p, p.db, p.d) + count_of(p, p.da, p.k);
+    }
+
+    static __device__ __forceinline__ int count_of(const HopperGradsParams& p, const float* out,
+                                                   int cols) {
+        const int ranks = (p.r + T::kRank - 1) / T::kRank;
+        return out == nullptr ? 0 : (cols + T::kCols - 1) / T::kCols * ranks;
+    }
+};
+
+// By one thread; fence_mbarrier_init and a barrier of the block must follow.
+template <typename T>
+__device__ __forceinline__ void grads_init(uint32_t base) {
+    for (int stage = 0; stage < T::kStages; stage++) {
+        mbarrier_init(T::full(base, stage), 1);
+        mbarrier_init(T::empty(base, stage), 8);  // the multiplying warps
+    }
+}
+
+// By one thread, which is_elected(), of worker `worker` of `workers`, to which items go in turns.
+template <typename T>
+__device__ __forceinline__ void grads_load(const HopperGradsParams& p, uint32_t base, int worker,
+                                           int workers) {
+    Ring<T::kStages> ring;
+    int ds_rows = p.ds_parts > 0 ? 0 : p.t;  // seen to be there
+    const int count = GradsItem<T>::count(p);
+    for (int index = worker; index < count; index += workers) {
+        const GradsItem<T> item(p, index);
+        const TensorMap &y = item.of_da ? p.x : p.dh, &l = item.of_da ? p.ds : p.s;
+        for (int t0 = 0; t0 < p.t; t0 += T::kRows) {
+            if (item.of_da && t0 >= ds_rows) {
+                while (flag_load_acquire(&p.flags[1 + t0 / kFlagRows]) < p.ds_parts) {
+                }
+                fence_global_before_tma();
+                ds_rows = t0 + kFlagRows;
+            }
+            const uint32_t to = base + ring.stage * T::kStageBytes;
+            const uint32_t barrier = T::full(base, ring.stage);
+            // A stage that was never filled counts as released.
+            mbarrier_wait(T::empty(base, ring.stage), ring.phase ^ 1);
+            mbarrier_arrive_expect(barrier, T::kStageBytes);
+#pragma unroll
+            for (int i = 0; i < T::kBoxes; i++)
+                tma_load(to + i * T::kBoxBytes, y, t0, item.col0 + i * 64, barrier);
+#pragma unroll
+            for (int i = 0; i < T::kRankBoxes; i++)
+                tma_load(to + T::kBoxes * T::kBoxBytes + i * T::kRankBoxBytes, l, t0,
+                         item.rank0 + i * 64, barrier);
+            ring.advance();
+        }
+    }
+}
+
+// By one thread of every block, when it has seen all the flags that it needs. The last clears them.
+__device__ __forceinline__ void grads_done(const HopperGradsParams& p) {
+    const uint32_t last = gridDim.x - 1;
+    if (p.ds_parts > 0 && count_round(p.flags, last) == last)
+        for (int i = 0; i * kFlagRows < p.t; i++) p.flags[1 + i] = 0;
+}
+
+// Two floats of rank `rank` and the next, of a column of Y.
+template <typename T>
+__device__ __forceinline__ void grads_store(const HopperGradsParams& p, const GradsItem<T>& item,
+                                            int col, int rank, float2 v) {
+    if (col >= (item.of_da ? p.k : p.d) || rank >= p.r) return;
+    if (item.of_da) {
+        float *first = p.da + (int64_t)rank * p.k + col, *second = first + p.k;
+        *first = p.accumulate ? *first + v.x : v.x;
+        *second = p.accumulate ? *second + v.y : v.y;
+    } else {
+        auto* both = reinterpret_cast<float2*>(p.db + (int64_t)col * p.r + rank);
+        if (p.accumulate) v = {both->x + v.x, both->y + v.y};
+        *both = v;
+    }
+}
+
+// By the two warpgroups behind the first.
+template <typename E, typename T>
+__device__ __forceinline__ void grads_multiply(const HopperGradsParams& p, uint32_t base, int worker,
+                                               int workers) {
+    // NOTES: the same in all lanes, and known to be, so that descriptors are computed in uniform
+    // registers: moving them there costs a fifth of the rate.
+    const int half = __shfl_sync(~0u, threadIdx.x / 128, 0) - 1;
+    const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
+    constexpr int kStep = 16 * 64 * 2 / 16, kRankStep = 16 * T::kRankBoxCols * 2 / 16;
+    constexpr int kFloats = T::kRank / 2;
+
+    Ring<T::kStages> ring;
+    auto release = [&](int stage) {
+        if (lane == 0) mbarrier_arrive(T::empty(base, stage));
+    };
+    const int count = GradsItem<T>::count(p);
+    for (int index = worker; index < count; index += workers) {
+        float sum[T::kTiles][kFloats] = {};
+        for (int t0 = 0; t0 < p.t; t0 += T::kChainRows) {
+            const int steps = (min(T::kChainRows, p.t - t0) + T::kRows - 1) / T::kRows;
+            float acc[T::kTiles][kFloats];
+            int accumulate = 0, previous = -1;
+            for (int step = 0; step < steps; step++) {
+                mbarrier_wait(T::full(base, ring.stage), ring.phase);
+                const uint32_t y_at = base + ring.stage * T::kStageBytes;
+                const uint32_t l_at = y_at + T::kBoxes * T::kBoxBytes;
+                const uint64_t y = wgmma_descriptor_of_boxes(y_at + half * T::kTiles * T::kBoxBytes,
+                                                             64, T::kBoxBytes);
+                const uint64_t l =
+                    wgmma_descriptor_of_boxes(l_at, T::kRankBoxCols, T::kRankBoxBytes);
+                wgmma_fence();
+#pragma unroll
+                for (int k16 = 0; k16 < T::kRows / 16; k16++) {
+#pragma unroll
+                    for (int i = 0; i < T::kTiles; i++)
+                        wgmma<E, T::kRank, 0, true, true>(
+                            acc[i], y + i * (T::kBoxBytes / 16) + k16 * kStep, l + k16 * kRankStep,
+                            accumulate);
+                    accumulate = 1;
+                }
+                wgmma_commit();
+                wgmma_wait<1>();
+                if (previous >= 0) release(previous);
+                previous = ring.stage;
+                ring.advance();
+            }
+            wgmma_wait<0>();
+            release(previous);
+#pragma unroll
+            for (int i = 0; i < T::kTiles; i++)
+#pragma unroll
+                for (int j = 0; j < kFloats; j++) sum[i][j] += acc[i][j];
+        }
+        const GradsItem<T> item(p, index);
+        const int col0 = item.col0 + half * T::kTiles * 64 + warp * 16 + lane / 4;
+        const int rank0 = item.rank0 + lane % 4 * 2;
+#pragma unroll
+        for (int i = 0; i < T::kTiles; i++)
+#pragma unroll
+            for (int j = 0; j < kFloats; j += 2)
+                grads_store<T>(p, item, col0 + i * 64 + j % 4 / 2 * 8, rank0 + j / 4 * 8,
+                               {sum[i][j], sum[i][j + 1]});
+    }
+}

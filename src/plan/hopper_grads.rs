@@ -1,0 +1,133 @@
+//! How `kernels/hopper_grads.cu` is launched, and how long its items take beside dX.
+
+use super::Footprint;
+
+/// What a block takes: 224 KiB, and what aligning to 1024 bytes may take.
+pub(crate) const FOOTPRINT: Footprint =
+    Footprint { threads: [384, 1], shared_bytes: (224 << 10) + 1024 };
+
+/// The tiles of the rank that the kernel is there for.
+pub(crate) const RANK_TILES: [usize; 3] = [16, 64, 128];
+
+/// The one that serves this rank.
+pub(crate) fn rank_tile(r: usize) -> usize {
+    match r {
+        ..=16 => 16,
+        17..=64 => 64,
+        _ => 128,
+    }
+}
+
+/// Rows of dS in a tile.
+const TILE_ROWS: usize = 128;
+
+/// Columns of dH or X in an item of a launch of its own.
+const ITEM_COLS: usize = 128;
+
+/// The words by which blocks tell each other of dS (T×r): a count, and one for every tile's rows.
+pub(crate) fn flags(t: usize) -> usize {
+    1 + t.div_ceil(TILE_ROWS)
+}
+
+/// What a launch makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Makes {
+    Ds,
+    DaDb,
+    All,
+}
+
+/// A launch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Schedule {
+    /// Blocks that make dS, the first of all.
+    pub(crate) projectors: usize,
+    pub(crate) blocks: usize,
+}
+
+impl Schedule {
+    /// For T, k, d and r, on so many multiprocessors, two at least.
+    pub(crate) fn new([t, k, d, r]: [usize; 4], makes: Makes, sms: usize) -> Self {
+        let ranks = r.div_ceil(rank_tile(r));
+        let tiles = t.div_ceil(TILE_ROWS) * ranks;
+        let items = (k.div_ceil(ITEM_COLS) + d.div_ceil(ITEM_COLS)) * ranks;
+        match makes {
+            Makes::Ds => Schedule { projectors: tiles.min(sms), blocks: tiles.min(sms) },
+            Makes::DaDb => Schedule { projectors: 0, blocks: items.min(sms) },
+            Makes::All => {
+                // Enough for dS to be made as fast as dA and dB are added up, and no more, so that its
+                // first rows are soon there.
+                let quarter = (sms / 4).max(1);
+                let projectors = if items <= sms - quarter { quarter } else { sms / 2 };
+                let projectors = projectors.min(tiles);
+                Schedule { projectors, blocks: (projectors + items).min(sms) }
+            }
+        }
+    }
+}
+
+/// How long a launch for dA and dB takes, in µs.
+pub(crate) fn alone_us([t, k, d, _]: [usize; 4]) -> f64 {
+    /// The launch, and bytes of dH and X that are read a µs.
+    const LAUNCH: f64 = 9.0;
+    const BYTES: f64 = 2.6e6;
+    LAUNCH + (t * (k + d) * 2) as f64 / BYTES
+}
+
+/// How long so many pairs of blocks take for dB and then dA beside dX, in µs, if dS is there after `ds_us`.
+pub(crate) fn beside_us([t, k, d, r]: [usize; 4], pairs: usize, ds_us: f64) -> f64 {
+    /// The start and the end of an item.
+    const ITEM: f64 = 1.5;
+    // Columns of an item, and the bytes of dH or X that a block reads a µs: wgmmas of few columns are
+    // bound by reading their rows.
+    let (cols, bytes) = match rank_tile(r) {
+        16 => (256, 110e3),
+        64 => (256, 80e3),
+        _ => (128, 42e3),
+    };
+    let item_us = ITEM + (t * cols * 2) as f64 / bytes;
+    let items = |n: usize| n.div_ceil(cols) * r.div_ceil(rank_tile(r));
+    let (blocks, of_db, all) = (2 * pairs, items(d), items(d) + items(k));
+    let of_block = |block: usize| {
+        let count = |items: usize| (items + blocks - 1 - block) / blocks;
+        let (db, da) = (count(of_db), count(all) - count(of_db));
+        let start = if da > 0 { f64::max(db as f64 * item_us, ds_us) } else { db as f64 * item_us };
+        start + da as f64 * item_us
+    };
+    (0..blocks).map(of_block).fold(0.0, f64::max)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::tests::shapes;
+
+    #[test]
+    fn launches_have_blocks_for_all_they_make_and_no_idle_ones() {
+        for sizes in shapes() {
+            let [t, k, d, r] = sizes;
+            let ranks = r.div_ceil(rank_tile(r));
+            let (tiles, items) = (t.div_ceil(128), k.div_ceil(128) + d.div_ceil(128));
+            for (makes, sms) in [Makes::Ds, Makes::DaDb, Makes::All]
+                .into_iter()
+                .flat_map(|makes| [2, 4, 132].map(|sms| (makes, sms)))
+            {
+                let Schedule { projectors, blocks } = Schedule::new(sizes, makes, sms);
+                let context = format!("{sizes:?}, {makes:?} on {sms}: {projectors} of {blocks}");
+                assert!(blocks <= sms, "{context}");
+                assert_eq!(projectors > 0, makes != Makes::DaDb, "{context}");
+                assert_eq!(blocks > projectors, makes != Makes::Ds, "{context}");
+                assert!(projectors <= tiles * ranks, "{context}");
+                assert!(blocks - projectors <= items * ranks, "{context}");
+            }
+        }
+    }
+
+    #[test]
+    fn rank_tiles_hold_every_rank() {
+        for r in 1..=crate::plan::MAX_RANK {
+            let tile = rank_tile(r);
+            assert!(RANK_TILES.contains(&tile) && r.next_multiple_of(tile) < r + tile, "{r}");
+        }
+    }
+}

@@ -9,8 +9,8 @@
 // all accumulated in f32. With `accumulate` the finished sum is added to what the output holds: the same
 // bits as an overwrite followed by an addition. dA and dB may be null, and are then left out.
 //
-// Bound by reading Y, which every tile of kRank columns of L reads once. dH is read for dS and for dB, in
-// the same order and at about the same time, so that the second finds it in the L2.
+// Bound by reading Y, which every tile of kRank columns of L reads once. dH is read for dS too, at the same
+// time, so that some of it is found in the L2.
 //
 // An item is one such tile and 128 columns of Y over all of T, and belongs to one block, so there are no
 // float atomics, no partial sums in memory, and the same bits whatever the grid, and in hopper_linear.cu.

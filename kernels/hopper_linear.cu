@@ -45,9 +45,9 @@
 // since a load writes to both. A stage is released when the products that read it are waited for,
 // one stage behind those being issued. The scout waits for the flag of the rows of S that a tile will
 // need, so that the loader, with loads in flight, need not fence: it only waits for scouted. Where the
-// tile makes a slice that others need, the multipliers write it and arrive at sliced, and the scout
-// raises the flag. Where down has the place of the output, the multipliers wait for one another before
-// they put the tile there, and the loader, with the down of another, for stored.
+// tile makes a slice, the multipliers write it, if others need it, and arrive at sliced; the scout arrives
+// at noticed and raises the flag. Where down has the place of the output, the multipliers wait for one
+// another before they put the tile there, and the loader, with the down of another, for stored.
 //
 // Who waits for whom: within a pair, for earlier steps of the same pair. Between pairs, provided that
 // all run at the same time, which a cooperative launch guarantees or fails:
@@ -115,8 +115,9 @@ __device__ __forceinline__ uint32_t empty(uint32_t base, int stage) {
 // The scout has seen the flag of a tile; the loader has seen that it has.
 __device__ __forceinline__ uint32_t scouted(uint32_t base) { return empty(base, kMaxStages); }
 __device__ __forceinline__ uint32_t taken(uint32_t base) { return scouted(base) + 8; }
-// The multipliers have written a slice of lhs_ext.
+// The multipliers have made a slice of lhs_ext; the scout has seen that they have.
 __device__ __forceinline__ uint32_t sliced(uint32_t base) { return scouted(base) + 16; }
+__device__ __forceinline__ uint32_t noticed(uint32_t base) { return scouted(base) + 40; }
 // The multipliers have written what they leave of a shared tile.
 __device__ __forceinline__ uint32_t left(uint32_t base) { return scouted(base) + 24; }
 // The boxes of the output are read, and down may come there.
@@ -197,14 +198,14 @@ __device__ __forceinline__ void scout(const HopperLinearParams& p, uint32_t base
     const int lane = threadIdx.x % 32;
     bool is_last = false;
     if (lane == 0) {
-        uint32_t tile_phase = 0, slice_phase = 0;
+        uint32_t tile_phase = 0;
         Tiles<kN, kSlices> tiles(p);
         for (auto tile = tiles.tile(); !tiles.done(); tiles.advance(tile), tile = tiles.tile()) {
             uint32_t* flag = &p.flags[1 + tile.m0 / kTileM];
-            if (tile.tells(p)) {
-                mbarrier_wait(sliced(base), slice_phase);
-                slice_phase ^= 1;
-                if (tile.m0 < p.m) flag_add_release(flag);
+            if (tile.makes_slice) {
+                mbarrier_wait(sliced(base), tiles.wave % 2);
+                mbarrier_arrive(noticed(base));
+                if (tile.tells(p) && tile.m0 < p.m) flag_add_release(flag);
             }
             if (tile.is_alone(p) || tiles.leaves(tile)) continue;
             if (tile.m0 < p.m)
@@ -340,6 +341,8 @@ __device__ __forceinline__ void multiply(const HopperLinearParams& p, uint32_t b
         constexpr int kLeft = kToLastBox ? T::kRhsCols - 64 : kCols > 256 ? kN / 2 : kCols;
         constexpr int kRight = kCols - kLeft;
         const int row0 = tile.m0 + half * 64;
+        // Tiles of few steps may be faster than the scout, which must not miss a phase.
+        if (kSlices && tiles.wave > 0) mbarrier_wait(noticed(base), (tiles.wave - 1) % 2);
         float acc[kCols / 2];
         [[maybe_unused]] float acc_apart[kApart ? kSlice / 2 : 1];
         // Accumulators that nobody clears count as in use since the tile before, which here is too many.
@@ -413,9 +416,9 @@ __device__ __forceinline__ void multiply(const HopperLinearParams& p, uint32_t b
 #pragma unroll
                 for (int i = 0; i < kSlice / 16; i++)
                     store_slice(p, slice[i], row0 + warp * 16, col0 + i * 16);
-                __syncwarp();
-                if (lane == 0) mbarrier_arrive(sliced(base));
             }
+            __syncwarp();
+            if (lane == 0) mbarrier_arrive(sliced(base));
             if (kApart || p.slices == 1)
                 step(true, [&](uint32_t, uint32_t rhs_at) {
                     wgmma_fence();
@@ -527,6 +530,7 @@ __device__ __forceinline__ void hopper_linear(const HopperLinearParams& p) {
         mbarrier_init(sliced(base), kMultiplyingWarps);
         mbarrier_init(left(base), kMultiplyingWarps);
         mbarrier_init(stored(base), 2);
+        mbarrier_init(noticed(base), 1);
         fence_mbarrier_init();
         prefetch_map(p.lhs);
         prefetch_map(p.rhs);

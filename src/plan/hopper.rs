@@ -108,7 +108,7 @@ impl Schedule {
 
 /// What a block takes, with any tile: 224 KiB, its barriers, and what aligning to 1024 bytes may take.
 pub(crate) const FOOTPRINT: Footprint =
-    Footprint { threads: [384, 1], shared_bytes: (224 << 10) + 120 + 1024 };
+    Footprint { threads: [384, 1], shared_bytes: (224 << 10) + 128 + 1024 };
 
 /// For out (m×n) over k alone, where blocks have nothing to tell each other by.
 pub(crate) fn frozen([m, n, k]: [usize; 3], pairs: usize) -> Schedule {

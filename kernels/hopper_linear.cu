@@ -21,7 +21,8 @@
 // of its matrix is read as zeros and not written.
 //
 // Grid: persistent, a pair of blocks (cluster) for every two multiprocessors. A pair works on two tiles
-// of 128×kN, one above the other, and shares rhs, of which each block loads one half into both.
+// of 128×kN, one above the other, and shares rhs, of which each block loads one half into both, as of
+// down where that is MN-major.
 // hopper_tiles.cuh tells which, and all about blocks below is of those that work on tiles.
 // Block: three warpgroups. Of the first, one thread loads, a warp scouts and one tells of what the block
 // leaves of a shared tile; the other two multiply, 64×kN each.
@@ -120,7 +121,7 @@ __device__ __forceinline__ uint32_t sliced(uint32_t base) { return scouted(base)
 __device__ __forceinline__ uint32_t noticed(uint32_t base) { return scouted(base) + 40; }
 // The multipliers have written what they leave of a shared tile.
 __device__ __forceinline__ uint32_t left(uint32_t base) { return scouted(base) + 24; }
-// The boxes of the output are read, and down may come there.
+// The boxes of the output of both blocks are read, and down may come there.
 __device__ __forceinline__ uint32_t stored(uint32_t base) { return scouted(base) + 32; }
 
 // Where 16 bytes are in a box.
@@ -161,8 +162,15 @@ __device__ __forceinline__ void load(const HopperLinearParams& p, uint32_t base)
         }
         if (has_down) {
             const uint32_t to = T::down(base, ring.stage, to_rhs);
-            const int col = tile.slice(p) * kSlice;
-            tma_load(to, p.down, kMnMajor ? k0 : col, kMnMajor ? col : k0, barrier);
+            const int slice0 = tile.slice(p) * kSlice;
+            // NOTES: MN-major rows may be as short as 16 bytes, and all blocks read the same at the same
+            // time: more than the few lines that they are in can serve, if each block reads all of them.
+            if constexpr (kMnMajor) {
+                tma_load_pair(to + rank * (T::kDownBytes / 2), p.down, k0 + rank * (kTileK / 2), slice0,
+                              barrier);
+            } else {
+                tma_load(to, p.down, slice0, k0, barrier);
+            }
         }
         ring.advance();
     };
@@ -480,7 +488,8 @@ __device__ __forceinline__ void multiply(const HopperLinearParams& p, uint32_t b
                 while (part < T::kParts) store_next();
                 if (threadIdx.x % 128 == 0) {
                     tma_store_wait_read<0>();
-                    mbarrier_arrive(stored(base));
+                    mbarrier_arrive_remote(stored(base), 0);
+                    mbarrier_arrive_remote(stored(base), 1);
                 }
             }
         }
@@ -529,7 +538,7 @@ __device__ __forceinline__ void hopper_linear(const HopperLinearParams& p) {
         mbarrier_init(taken(base), 1);
         mbarrier_init(sliced(base), kMultiplyingWarps);
         mbarrier_init(left(base), kMultiplyingWarps);
-        mbarrier_init(stored(base), 2);
+        mbarrier_init(stored(base), 4);
         mbarrier_init(noticed(base), 1);
         fence_mbarrier_init();
         prefetch_map(p.lhs);

@@ -230,7 +230,8 @@ impl Cuda {
         let blocks = schedule.blocks();
         let all = &self.kernels.of(dtype).hopper_linear;
         // A matrix of rows×inner, or inner×rows where the kernel reads it MN-major. Boxes have 64
-        // columns, which is what the swizzle allows. A pair's two blocks load half of rhs each.
+        // columns, which is what the swizzle allows. A pair's two blocks load half of rhs each, and of what
+        // is read MN-major beside it.
         let k_major = |operand: Operand, rows, inner, box_rows| {
             TensorMap::new(operand.data, [rows, inner], dtype, [box_rows, 64])
         };
@@ -244,7 +245,7 @@ impl Cuda {
             if let Projection::Within { slice, .. } = projection {
                 down = match which {
                     Linear::Forward => k_major(product.down, r, k, slice as u32),
-                    Linear::InputGrad => k_major(product.down, k, r, 64),
+                    Linear::InputGrad => k_major(product.down, k, r, 32),
                 }?;
             }
             lhs_ext = k_major(product.lhs_ext, m, r, 128)?;

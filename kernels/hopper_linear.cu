@@ -124,11 +124,6 @@ __device__ __forceinline__ uint32_t left(uint32_t base) { return scouted(base) +
 // The boxes of the output of both blocks are read, and down may come there.
 __device__ __forceinline__ uint32_t stored(uint32_t base) { return scouted(base) + 32; }
 
-// Where 16 bytes are in a box.
-__device__ __forceinline__ uint32_t swizzled(int row, int chunk) {
-    return row * 128 + (chunk ^ row % 8) * 16;
-}
-
 // ---------------------------------------------------------------------------------------------
 // The roles of a block
 

@@ -94,7 +94,8 @@ pub(crate) fn beside_us([t, k, d, r]: [usize; 4], pairs: usize, ds_us: f64) -> f
         let start = if da > 0 { f64::max(db as f64 * item_us, ds_us) } else { db as f64 * item_us };
         start + da as f64 * item_us
     };
-    (0..blocks).map(of_block).fold(0.0, f64::max)
+    // Blocks between these have as many items as the one of these before them.
+    [0, of_db % blocks, all % blocks].map(of_block).into_iter().fold(0.0, f64::max)
 }
 
 #[cfg(test)]

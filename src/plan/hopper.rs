@@ -490,6 +490,18 @@ mod tests {
         assert_eq!(chosen(8192, 1024, 4096, 16), (256, within(16, 2, 66)));
         assert_eq!(chosen(8192, 1024, 4096, 64), (256, within(16, 4, 66)));
         assert_eq!(chosen(8191, 2112, 7168, 8), (176, within(16, 2, 66)));
+        // T, k, d and r; the columns of a slice, and the pairs that make dA and dB.
+        let chosen = |t, k, d, r| {
+            let schedule = input_grad([t, k, d, r], 66);
+            (schedule.slice(), schedule.streamers)
+        };
+        assert_eq!(chosen(8192, 4096, 4096, 16), (16, 2));
+        assert_eq!(chosen(8192, 4096, 4096, 64), (64, 3));
+        assert_eq!(chosen(2048, 4096, 4096, 16), (16, 2));
+        assert_eq!(chosen(2048, 4096, 4096, 64), (16, 3));
+        assert_eq!(chosen(8192, 4096, 1024, 64), (64, 8));
+        assert_eq!(chosen(8192, 4096, 14336, 16), (16, 2));
+        assert_eq!(chosen(8192, 8192, 8192, 64), (16, 2));
         assert!(!forward([2048, 4096, 4096, 16], 66).shares(2048, 4096));
         assert!(forward([8192, 4096, 4096, 16], 66).shares(8192, 4096));
         assert!(forward([8192, 14336, 4096, 64], 66).shares(8192, 14336));

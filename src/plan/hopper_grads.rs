@@ -74,18 +74,22 @@ pub(crate) fn alone_us([t, k, d, _]: [usize; 4]) -> f64 {
     LAUNCH + (t * (k + d) * 2) as f64 / BYTES
 }
 
-/// How long so many pairs of blocks take for dB and then dA beside dX, in µs, if dS is there after `ds_us`.
-pub(crate) fn beside_us([t, k, d, r]: [usize; 4], pairs: usize, ds_us: f64) -> f64 {
+/// The columns of an item beside dX, and how long it takes, in µs.
+fn item_beside(t: usize, r: usize) -> (usize, f64) {
     /// The start and the end of an item.
     const ITEM: f64 = 1.5;
-    // Columns of an item, and the bytes of dH or X that a block reads a µs: wgmmas of few columns are
-    // bound by reading their rows.
+    // The bytes of dH or X that a block reads a µs: wgmmas of few columns are bound by reading their rows.
     let (cols, bytes) = match rank_tile(r) {
         16 => (256, 110e3),
         64 => (256, 80e3),
         _ => (128, 42e3),
     };
-    let item_us = ITEM + (t * cols * 2) as f64 / bytes;
+    (cols, ITEM + (t * cols * 2) as f64 / bytes)
+}
+
+/// How long so many pairs of blocks take for dB and then dA beside dX, in µs, if dS is there after `ds_us`.
+pub(crate) fn beside_us([t, k, d, r]: [usize; 4], pairs: usize, ds_us: f64) -> f64 {
+    let (cols, item_us) = item_beside(t, r);
     let items = |n: usize| n.div_ceil(cols) * r.div_ceil(rank_tile(r));
     let (blocks, of_db, all) = (2 * pairs, items(d), items(d) + items(k));
     let of_block = |block: usize| {
@@ -120,6 +124,31 @@ mod tests {
                 assert_eq!(blocks > projectors, makes != Makes::Ds, "{context}");
                 assert!(projectors <= tiles * ranks, "{context}");
                 assert!(blocks - projectors <= items * ranks, "{context}");
+            }
+        }
+    }
+
+    /// Item by item, as the blocks go through them.
+    #[test]
+    fn the_slowest_block_decides() {
+        for [t, k, d, r] in shapes() {
+            let (cols, item_us) = item_beside(t, r);
+            let ranks = r.div_ceil(rank_tile(r));
+            let (of_db, of_da) = (d.div_ceil(cols) * ranks, k.div_ceil(cols) * ranks);
+            if of_db + of_da > 10_000 {
+                continue;
+            }
+            for (pairs, ds_us) in [(1, 0.0), (1, 1e4), (3, 30.0), (5, 1e3), (12, 100.0)] {
+                let mut ends = vec![0.0; 2 * pairs];
+                for item in 0..of_db + of_da {
+                    let end: &mut f64 = &mut ends[item % (2 * pairs)];
+                    let ready = if item < of_db { 0.0 } else { ds_us };
+                    *end = end.max(ready) + item_us;
+                }
+                let slowest = ends.into_iter().fold(0.0, f64::max);
+                let got = beside_us([t, k, d, r], pairs, ds_us);
+                let context = format!("T={t} k={k} d={d} r={r}, {pairs} pairs: {got} {slowest}");
+                assert!((got - slowest).abs() <= 1e-9 * slowest, "{context}");
             }
         }
     }

@@ -112,17 +112,26 @@ pub(crate) const FOOTPRINT: Footprint =
 
 /// For out (m×n) over k alone, where blocks have nothing to tell each other by.
 pub(crate) fn frozen([m, n, k]: [usize; 3], pairs: usize) -> Schedule {
-    fastest(TILES_N.map(|tile_n| Model::new([m, n, k, 0], tile_n, pairs).product()))
+    fastest(TILES_N.map(|tile_n| Model::new([m, n, k, 0], tile_n, pairs).product())).1
 }
 
 /// For H (m×n) over k with S (m×r) to be made.
 pub(crate) fn forward(sizes: [usize; 4], pairs: usize) -> Schedule {
-    fastest(forward_candidates(sizes, pairs))
+    fastest(forward_candidates(sizes, pairs)).1
 }
 
 /// For dX (m×n) over k with dS (m×r) to be made.
 pub(crate) fn input_grad(sizes: [usize; 4], pairs: usize) -> Schedule {
-    fastest(input_grad_candidates(sizes, pairs))
+    let mut best = fastest(input_grad_candidates(sizes, pairs, 0));
+    for streamers in streamers(pairs).skip(1) {
+        // The more pairs make dA and dB, the longer the others take for dX, whatever the schedule.
+        let least = TILES_N.map(|tile_n| Model::new(sizes, tile_n, pairs - streamers).least());
+        if least.into_iter().all(|us| us > best.0) {
+            break;
+        }
+        best = fastest([best].into_iter().chain(input_grad_candidates(sizes, pairs, streamers)));
+    }
+    best.1
 }
 
 /// The ways to make S and H, with the time they take.
@@ -134,14 +143,23 @@ fn forward_candidates(sizes: [usize; 4], pairs: usize) -> impl Iterator<Item = (
     candidates(sizes, slices, pairs)
 }
 
+/// How many of so many pairs may make dA and dB.
+fn streamers(pairs: usize) -> impl Iterator<Item = usize> {
+    0..=MAX_STREAMERS.min(pairs - 1)
+}
+
 /// The ways to make dS, dX, dA and dB, with the time they take.
-fn input_grad_candidates(sizes: [usize; 4], pairs: usize) -> impl Iterator<Item = (f64, Schedule)> {
+fn input_grad_candidates(
+    sizes: [usize; 4],
+    pairs: usize,
+    streamers: usize,
+) -> impl Iterator<Item = (f64, Schedule)> {
     let slices: &[usize] = match sizes[3] {
         ..=16 => &[16],
         17..=64 => &[16, 64],
         _ => &[],
     };
-    let grads = move |streamers, us, schedule: &Schedule| match streamers {
+    let grads = move |us, schedule: &Schedule| match streamers {
         0 => us + hopper_grads::alone_us(sizes),
         _ => {
             let model = Model::new(sizes, schedule.tile_n, schedule.pairs);
@@ -154,14 +172,10 @@ fn input_grad_candidates(sizes: [usize; 4], pairs: usize) -> impl Iterator<Item 
             f64::max(us, grads_us) + 0.01 * f64::min(us, grads_us)
         }
     };
-    let streamers = 0..=MAX_STREAMERS.min(pairs - 1);
-    streamers.flat_map(move |streamers| {
-        let candidates = candidates(sizes, slices, pairs - streamers);
-        // A kernel that makes slices makes gradients of their ranks, and one that does not, of others.
-        candidates
-            .filter(move |(_, s)| streamers == 0 || (s.slice() == 0) == slices.is_empty())
-            .map(move |(us, s)| (grads(streamers, us, &s), Schedule { streamers, ..s }))
-    })
+    // A kernel that makes slices makes gradients of their ranks, and one that does not, of others.
+    candidates(sizes, slices, pairs - streamers)
+        .filter(move |(_, s)| streamers == 0 || (s.slice() == 0) == slices.is_empty())
+        .map(move |(us, s)| (grads(us, &s), Schedule { streamers, ..s }))
 }
 
 fn candidates(
@@ -176,9 +190,10 @@ fn candidates(
     })
 }
 
-fn fastest(candidates: impl IntoIterator<Item = (f64, Schedule)>) -> Schedule {
+/// The first of the fastest, with its time.
+fn fastest(candidates: impl IntoIterator<Item = (f64, Schedule)>) -> (f64, Schedule) {
     let fastest = candidates.into_iter().min_by(|a, b| a.0.total_cmp(&b.0));
-    fastest.expect("a projection that comes before is always possible").1
+    fastest.expect("a projection that comes before is always possible")
 }
 
 /// How long a launch takes, in µs: a model of an H100 with settled clocks, whose constants were
@@ -222,6 +237,11 @@ impl Model {
     fn tile(&self) -> f64 {
         let steps = self.steps + self.sizes[3].div_ceil(16) as f64 / 4.0;
         steps * (Self::STEP + Self::STEP_COLUMN * self.tile_n as f64) + Self::TILE_END
+    }
+
+    /// Less than any schedule takes.
+    fn least(&self) -> f64 {
+        (self.rows * self.cols) as f64 / self.pairs as f64 * self.tile()
     }
 
     /// The product alone, of whole tiles.
@@ -405,7 +425,8 @@ mod tests {
     /// All that a model chooses from.
     fn schedules(sizes: [usize; 4], pairs: usize) -> impl Iterator<Item = Schedule> {
         let forward = forward_candidates(sizes, pairs);
-        forward.chain(input_grad_candidates(sizes, pairs)).map(|(_, schedule)| schedule)
+        let input_grad = streamers(pairs).flat_map(move |n| input_grad_candidates(sizes, pairs, n));
+        forward.chain(input_grad).map(|(_, schedule)| schedule)
     }
 
     #[test]
@@ -555,6 +576,15 @@ mod tests {
         for (seen, wanted) in seen.iter().zip([wanted.clone(), [wanted, grads].concat()]) {
             let missing: Vec<_> = wanted.iter().filter(|&what| !seen.contains(what)).collect();
             assert_eq!(missing, Vec::<&String>::new());
+        }
+    }
+
+    /// What is not looked at is not faster.
+    #[test]
+    fn the_fastest_input_grad_is_found() {
+        for (sizes, pairs) in cases() {
+            let all = streamers(pairs).flat_map(|n| input_grad_candidates(sizes, pairs, n));
+            assert_eq!(input_grad(sizes, pairs), fastest(all).1, "{sizes:?} on {pairs}");
         }
     }
 

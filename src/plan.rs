@@ -73,9 +73,10 @@ pub enum Path {
     Reference,
     /// `mma.sync` kernels for compute capability 8.0 and newer, any shape and alignment.
     Mma,
-    /// As [`Path::Mma`], but the products with W0 by wgmma and TMA. For compute capability 9.0, and
-    /// for k, d and r that are multiples of 8, so that rows start at multiples of 16 bytes. Where a
-    /// buffer itself does not, which a plan cannot know, `Mma` serves the call.
+    /// The products with W0, and the gradients of A and B, by wgmma and TMA; the rest as [`Path::Mma`].
+    /// For compute capability 9.0, and for k, d and r that are multiples of 8, so that rows start at
+    /// multiples of 16 bytes. Where a buffer of a call does not, which a plan cannot know, `Mma` serves
+    /// the call.
     Hopper,
 }
 

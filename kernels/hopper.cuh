@@ -43,6 +43,31 @@ __device__ __forceinline__ void cluster_sync() {
             : "memory");
 }
 
+// The two halves of cluster_sync, for threads apart from their warps too.
+__device__ __forceinline__ void cluster_arrive() {
+    asm volatile("barrier.cluster.arrive;\n" ::: "memory");
+}
+
+__device__ __forceinline__ void cluster_wait() {
+    asm volatile("barrier.cluster.wait;\n" ::: "memory");
+}
+
+// Where the same shared memory is of a block of the cluster.
+__device__ __forceinline__ uint32_t address_in_block(uint32_t address, int rank) {
+    uint32_t there;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;\n" : "=r"(there) : "r"(address), "r"(rank));
+    return there;
+}
+
+// Four floats into the shared memory of a block of the cluster, which completes 16 bytes of its barrier.
+__device__ __forceinline__ void store_async(uint32_t to, const float* v, uint32_t barrier) {
+    asm volatile(
+        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, "
+        "[%5];\n" ::"r"(to),
+        "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3]), "r"(barrier)
+        : "memory");
+}
+
 // Until all that the kernel before in the stream has written is there to be read. Does nothing unless the
 // launch allows the two to overlap.
 __device__ __forceinline__ void wait_for_kernel_before() {
@@ -134,6 +159,20 @@ struct Ring {
     }
 };
 
+// The same of a number of stages that is not known before, and by steps of less than that.
+struct RingOf {
+    int count, stage = 0;
+    uint32_t phase = 0;
+    __device__ __forceinline__ explicit RingOf(int count) : count(count) {}
+    __device__ __forceinline__ void advance(int by) {
+        stage += by;
+        if (stage >= count) {
+            stage -= count;
+            phase ^= 1;
+        }
+    }
+};
+
 // Swizzled boxes lie at multiples of 1024 bytes; dynamic shared memory need not start at one.
 __device__ __forceinline__ uint32_t shared_base() {
     extern __shared__ unsigned char shared[];
@@ -178,6 +217,24 @@ __device__ __forceinline__ void tma_load(uint32_t to, const TensorMap& map, int 
         "[%0], [%1, {%2, %3}], [%4];\n" ::"r"(to),
         "l"(&map), "r"(col), "r"(row), "r"(barrier)
         : "memory");
+}
+
+// What nobody will read again soon: it is the first to leave the L2.
+__device__ __forceinline__ void tma_load_once(uint32_t to, const TensorMap& map, int row, int col,
+                                              uint32_t barrier) {
+    constexpr uint64_t kEvictFirst = 0x12f0000000000000;
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
+        ".L2::cache_hint [%0], [%1, {%2, %3}], [%4], %5;\n" ::"r"(to),
+        "l"(&map), "r"(col), "r"(row), "r"(barrier), "l"(kEvictFirst)
+        : "memory");
+}
+
+// Asks the L2 to have a box at hand.
+__device__ __forceinline__ void tma_prefetch(const TensorMap& map, int row, int col) {
+    asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%0, {%1, %2}];\n" ::"l"(&map),
+                 "r"(col), "r"(row)
+                 : "memory");
 }
 
 // Into the same shared address of both blocks of a pair, and to the barrier of each.
@@ -228,6 +285,41 @@ __device__ __forceinline__ void stmatrix_x4(uint32_t to, uint32_t a, uint32_t b,
     asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};\n" ::"r"(to),
                  "r"(a), "r"(b), "r"(c), "r"(d)
                  : "memory");
+}
+
+// Two of them, each transposed: a row of 16 bytes has what was a column.
+__device__ __forceinline__ void stmatrix_x2_transposed(uint32_t to, uint32_t a, uint32_t b) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};\n" ::"r"(to), "r"(a),
+                 "r"(b)
+                 : "memory");
+}
+
+// ---------------------------------------------------------------------------------------------
+// Shared memory, 16 bytes at a time
+
+__device__ __forceinline__ void store_shared(uint32_t to, const float* v) {
+    asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};\n" ::"r"(to), "f"(v[0]), "f"(v[1]),
+                 "f"(v[2]), "f"(v[3])
+                 : "memory");
+}
+
+__device__ __forceinline__ void add_shared(float (&v)[4], uint32_t from) {
+    float u[4];
+    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];\n"
+                 : "=f"(u[0]), "=f"(u[1]), "=f"(u[2]), "=f"(u[3])
+                 : "r"(from)
+                 : "memory");
+#pragma unroll
+    for (int i = 0; i < 4; i++) v[i] += u[i];
+}
+
+__device__ __forceinline__ uint4 load_shared(uint32_t from) {
+    uint4 v;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];\n"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "r"(from)
+                 : "memory");
+    return v;
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -284,10 +376,11 @@ __device__ __forceinline__ void wgmma_wait() {
 
 #define REGISTERS(a, b, c, d, e, f, g, h) \
     "%" #a ", %" #b ", %" #c ", %" #d ", %" #e ", %" #f ", %" #g ", %" #h
+#define REGISTERS_4 "%0, %1, %2, %3"
 #define REGISTERS_8 REGISTERS(0, 1, 2, 3, 4, 5, 6, 7)
+#define REGISTERS_16 REGISTERS_8 ", " REGISTERS(8, 9, 10, 11, 12, 13, 14, 15)
 #define REGISTERS_32                               \
-    REGISTERS_8 ", "                               \
-    REGISTERS(8, 9, 10, 11, 12, 13, 14, 15) ", "   \
+    REGISTERS_16 ", "                              \
     REGISTERS(16, 17, 18, 19, 20, 21, 22, 23) ", " \
     REGISTERS(24, 25, 26, 27, 28, 29, 30, 31)
 #define REGISTERS_40 REGISTERS_32 ", " REGISTERS(32, 33, 34, 35, 36, 37, 38, 39)
@@ -311,7 +404,9 @@ __device__ __forceinline__ void wgmma_wait() {
 #define OPERANDS_8(i)                                                                         \
     "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
         "+f"(d[i + 6]), "+f"(d[i + 7])
-#define OPERANDS_32(i) OPERANDS_8(i), OPERANDS_8(i + 8), OPERANDS_8(i + 16), OPERANDS_8(i + 24)
+#define OPERANDS_4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define OPERANDS_16(i) OPERANDS_8(i), OPERANDS_8(i + 8)
+#define OPERANDS_32(i) OPERANDS_16(i), OPERANDS_16(i + 16)
 #define OPERANDS_40(i) OPERANDS_32(i), OPERANDS_8(i + 32)
 #define OPERANDS_64(i) OPERANDS_32(i), OPERANDS_32(i + 32)
 #define OPERANDS_72(i) OPERANDS_64(i), OPERANDS_8(i + 64)
@@ -372,9 +467,13 @@ __device__ __forceinline__ void wgmma_wait() {
         WGMMA(type, 80, 40, 40, 41, 42, 43, 44);               \
     } else if constexpr (kCols == 64) {                        \
         WGMMA(type, 64, 32, 32, 33, 34, 35, 36);               \
-    } else {                                                   \
-        static_assert(kCols == 16, "write it down above");     \
+    } else if constexpr (kCols == 32) {                        \
+        WGMMA(type, 32, 16, 16, 17, 18, 19, 20);               \
+    } else if constexpr (kCols == 16) {                        \
         WGMMA(type, 16, 8, 8, 9, 10, 11, 12);                  \
+    } else {                                                   \
+        static_assert(kCols == 8, "write it down above");      \
+        WGMMA(type, 8, 4, 4, 5, 6, 7, 8);                      \
     }
 
 // d (64×kCols) = lhs (64×16) · rhsᵀ (kCols×16) + (accumulate ? d : 0), by one warpgroup. Its floats

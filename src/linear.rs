@@ -107,6 +107,20 @@ impl LoraLinear {
         Ok(Forward { h, s })
     }
 
+    /// h [..., d] alone, where no backward pass will follow.
+    ///
+    /// # Errors
+    /// As for [`LoraLinear::forward`].
+    pub fn infer(&self, x: &Tensor) -> Result<Tensor> {
+        self.check_merged(false)?;
+        let (device, weights) = (self.device(), self.weights());
+        let plan = ops::forward_plan(device, &self.problem(x)?);
+        let mut h = self.output(x, self.w0.shape().rows())?;
+        let mut workspace = Workspace::new(device, &[plan])?;
+        ops::forward(device, &weights, x.view(), h.view_mut(), None, &mut workspace)?;
+        Ok(h)
+    }
+
     /// h [..., d] from the layer's own weight alone: W0 x, with the adapter switched off, or the
     /// whole layer while the adapter is merged.
     ///

@@ -97,31 +97,38 @@ pub fn backward_plan(device: &Device, problem: &Problem) -> Plan {
 
 /// S = s · X Aᵀ and H = X W0ᵀ + S Bᵀ.
 ///
-/// Keep S for [`backward`]. A CUDA device computes H from S as rounded to its element type, the
-/// CPU reference from the exact one. `workspace` must have what [`forward_plan`]
-/// asks for.
+/// Keep S for [`backward`], or leave it out (`None`) where there will be none. A CUDA device computes
+/// H from S as rounded to its element type, the CPU reference from the exact one. `workspace` must have
+/// what [`forward_plan`] asks for.
+///
+/// H of a token does not depend on the tokens beside it, and on [`Path::HopperDecode`](plan::Path), so
+/// for up to 64 tokens, not on how many there are either: it has the same bits in any batch that this
+/// path serves.
 ///
 /// # Errors
 /// [`Error::Shape`], [`Error::DType`], [`Error::Device`], [`Error::Rank`], [`Error::NotFinite`],
 /// [`Error::Workspace`] or [`Error::Overlap`] before anything is enqueued; [`Error::Driver`] if
 /// a launch is refused.
-pub fn forward(
+pub fn forward<'a>(
     device: &Device,
     weights: &Weights<'_>,
     x: TensorView<'_>,
     mut h: TensorViewMut<'_>,
-    mut s: TensorViewMut<'_>,
+    s: impl Into<Option<TensorViewMut<'a>>>,
     workspace: &mut Workspace,
 ) -> Result<()> {
     let problem = weights.problem(device, &x)?;
+    let mut s = s.into();
     check_output(device, "h", &h, [problem.t, problem.d], problem.dtype)?;
-    check_output(device, "s", &s, [problem.t, problem.r], problem.dtype)?;
+    if let Some(s) = &s {
+        check_output(device, "s", s, [problem.t, problem.r], problem.dtype)?;
+    }
     let plan = forward_plan(device, &problem);
     check_workspace(device, workspace, &plan)?;
     match &device.backend {
-        Backend::Cpu => reference::forward(weights, &x, &mut h, &mut s),
+        Backend::Cpu => reference::forward(weights, &x, &mut h, s.as_mut()),
         Backend::Cuda(cuda) => {
-            cuda.forward(&problem, &plan, weights, &x, &mut h, &mut s, workspace)?
+            cuda.forward(&problem, &plan, weights, &x, &mut h, s.as_mut(), workspace)?
         }
     }
     Ok(())

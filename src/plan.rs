@@ -2,6 +2,7 @@
 //! the device.
 
 pub(crate) mod hopper;
+pub(crate) mod hopper_decode;
 pub(crate) mod hopper_grads;
 
 use crate::{DType, Error, Result, Shape};
@@ -73,6 +74,9 @@ pub enum Path {
     Reference,
     /// `mma.sync` kernels for compute capability 8.0 and newer, any shape and alignment.
     Mma,
+    /// The forward pass for up to 64 tokens, by wgmma and TMA: bound by reading W0. Where it is there, and
+    /// which buffers it takes, is as for [`Path::Hopper`].
+    HopperDecode,
     /// The products with W0, and the gradients of A and B, by wgmma and TMA; the rest as [`Path::Mma`].
     /// For compute capability 9.0, and for k, d and r that are multiples of 8, so that rows start at
     /// multiples of 16 bytes. Where a buffer of a call does not, which a plan cannot know, `Mma` serves
@@ -85,6 +89,7 @@ impl std::fmt::Display for Path {
         f.write_str(match self {
             Path::Reference => "reference",
             Path::Mma => "mma",
+            Path::HopperDecode => "hopper-decode",
             Path::Hopper => "hopper",
         })
     }
@@ -102,24 +107,38 @@ pub struct Plan {
     pub flags: usize,
     /// How [`Path::Hopper`] runs the product with W0, if it does.
     pub(crate) hopper: Option<hopper::Schedule>,
+    /// How [`Path::HopperDecode`] does, if it does.
+    pub(crate) decode: Option<hopper_decode::Schedule>,
 }
 
 /// The plan of a forward pass; `profile` is `None` on the CPU.
 pub fn forward(problem: &Problem, profile: Option<&DeviceProfile>) -> Plan {
     let &Problem { t, k, d, r, .. } = problem;
+    let scratch = projection_elements(problem);
+    if let Some(decode) = decode(problem, r, profile) {
+        let (path, flags) = (Path::HopperDecode, hopper_decode::FLAGS);
+        return Plan { path, scratch, flags, hopper: None, decode: Some(decode) };
+    }
     let schedule = |pairs| hopper::forward([t, d, k, r], pairs);
     let (path, hopper) = path(problem, r, profile, schedule);
     let flags = hopper.map_or(0, |schedule| schedule.flags(t, d));
-    let scratch = hopper.map_or(0, |schedule| schedule.partials(t, d));
-    Plan { path, scratch, flags, hopper }
+    let scratch = match path {
+        Path::Reference => 0,
+        _ => scratch + hopper.map_or(0, |schedule| schedule.partials(t, d)),
+    };
+    Plan { path, scratch, flags, hopper, decode: None }
 }
 
 /// The plan of the frozen layer alone; `profile` is `None` on the CPU. The rank of the problem does
 /// not matter.
 pub fn frozen(problem: &Problem, profile: Option<&DeviceProfile>) -> Plan {
     let &Problem { t, k, d, .. } = problem;
+    if let Some(decode) = decode(problem, 0, profile) {
+        let path = Path::HopperDecode;
+        return Plan { path, scratch: 0, flags: 0, hopper: None, decode: Some(decode) };
+    }
     let (path, hopper) = path(problem, 0, profile, |pairs| hopper::frozen([t, d, k], pairs));
-    Plan { path, scratch: 0, flags: 0, hopper }
+    Plan { path, scratch: 0, flags: 0, hopper, decode: None }
 }
 
 /// The plan of a backward pass, with dX or without; `profile` is `None` on the CPU.
@@ -128,10 +147,10 @@ pub fn backward(problem: &Problem, profile: Option<&DeviceProfile>) -> Plan {
     let (path, hopper) = path(problem, r, profile, |pairs| hopper::input_grad([t, k, d, r], pairs));
     let scratch = match path {
         Path::Reference => 0,
-        Path::Mma | Path::Hopper => BackwardWorkspace::new(problem, hopper.as_ref()).elements(),
+        _ => BackwardWorkspace::new(problem, hopper.as_ref()).elements(),
     };
     let flags = hopper.map_or(0, |schedule| schedule.flags(t, k).max(hopper_grads::flags(t)));
-    Plan { path, scratch, flags, hopper }
+    Plan { path, scratch, flags, hopper, decode: None }
 }
 
 /// The path of a product of this rank, and its schedule on so many pairs of multiprocessors.
@@ -142,12 +161,35 @@ fn path(
     schedule: impl Fn(usize) -> hopper::Schedule,
 ) -> (Path, Option<hopper::Schedule>) {
     let Some(profile) = profile else { return (Path::Reference, None) };
-    let aligned = [problem.k, problem.d, r].iter().all(|cols| cols % 8 == 0);
-    if profile.hopper && aligned {
+    if profile.hopper && is_aligned(problem, r) {
         (Path::Hopper, Some(schedule(profile.pairs)))
     } else {
         (Path::Mma, None)
     }
+}
+
+/// The schedule of a forward pass of this rank by [`Path::HopperDecode`], if that serves it.
+fn decode(
+    problem: &Problem,
+    r: usize,
+    profile: Option<&DeviceProfile>,
+) -> Option<hopper_decode::Schedule> {
+    let &Problem { t, d, .. } = problem;
+    let profile = profile.filter(|profile| profile.hopper && is_aligned(problem, r))?;
+    (t <= hopper_decode::MOST_TOKENS)
+        .then(|| hopper_decode::Schedule::new([t, d, r], profile.pairs))
+}
+
+/// Whether rows start at multiples of 16 bytes, in buffers that do.
+fn is_aligned(problem: &Problem, r: usize) -> bool {
+    [problem.k, problem.d, r].iter().all(|cols| cols % 8 == 0)
+}
+
+/// Where S or dS, T×r in the element type of the problem, ends in a scratch that it begins: in f32
+/// elements, whole lines of 128 bytes, so that what follows starts aligned.
+pub(crate) fn projection_elements(problem: &Problem) -> usize {
+    let &Problem { t, r, dtype, .. } = problem;
+    (t * r * dtype.bytes()).div_ceil(128) * 32
 }
 
 /// Where the CUDA paths keep what they need between launches, in f32 elements from the start.
@@ -161,9 +203,8 @@ pub(crate) struct BackwardWorkspace {
 
 impl BackwardWorkspace {
     pub(crate) fn new(problem: &Problem, hopper: Option<&hopper::Schedule>) -> Self {
-        let &Problem { t, k, d, r, dtype } = problem;
-        // Whole lines of 128 bytes, so that the partial sums start aligned.
-        let ds_end = (t * r * dtype.bytes()).div_ceil(128) * 32;
+        let &Problem { t, k, d, r, .. } = problem;
+        let ds_end = projection_elements(problem);
         let grad = [k, d].map(|n| GradSplit::new(t, r, n).partials());
         let product = hopper.map_or(0, |schedule| schedule.partials(t, k));
         BackwardWorkspace { ds_end, partials: product.max(grad[0]).max(grad[1]) }
@@ -403,23 +444,29 @@ pub(crate) mod tests {
         });
         for problem in problems() {
             let scratch = BackwardWorkspace::new(&problem, None).elements();
-            let generic = Plan { path: Path::Mma, scratch, flags: 0, hopper: None };
+            let s = (problem.t * problem.r * 2).div_ceil(128) * 32;
+            let generic = Plan { path: Path::Mma, scratch, flags: 0, hopper: None, decode: None };
             assert_eq!(backward(&problem, Some(&mma)), generic);
-            assert_eq!(forward(&problem, Some(&mma)), Plan { scratch: 0, ..generic });
+            assert_eq!(forward(&problem, Some(&mma)), Plan { scratch: s, ..generic });
+            assert_eq!(frozen(&problem, Some(&mma)), Plan { scratch: 0, ..generic });
             let Problem { t, k, d, r, .. } = problem;
             let aligned = k % 8 == 0 && d % 8 == 0 && r % 8 == 0;
             let path = if aligned { Path::Hopper } else { Path::Mma };
             let hopper = aligned.then(|| hopper::input_grad([t, k, d, r], 66));
             let scratch = BackwardWorkspace::new(&problem, hopper.as_ref()).elements();
             let flags = hopper.map_or(0, |schedule| schedule.flags(t, k).max(1 + t.div_ceil(128)));
-            let plan = Plan { path, scratch, flags, hopper };
+            let plan = Plan { path, scratch, flags, hopper, decode: None };
             assert_eq!(backward(&problem, Some(&on_hopper)), plan);
-            let hopper = aligned.then(|| hopper::forward([t, d, k, r], 66));
+            let few = aligned && t <= 64;
+            let decode = few.then(|| hopper_decode::Schedule::new([t, d, r], 66));
+            let hopper = (aligned && !few).then(|| hopper::forward([t, d, k, r], 66));
             let flags = hopper.map_or(0, |schedule| schedule.flags(t, d));
-            let scratch = hopper.map_or(0, |schedule| schedule.partials(t, d));
-            let plan = Plan { path, scratch, flags, hopper };
+            let scratch = s + hopper.map_or(0, |schedule| schedule.partials(t, d));
+            let (path, flags) = if few { (Path::HopperDecode, 2) } else { (path, flags) };
+            let plan = Plan { path, scratch, flags, hopper, decode };
             assert_eq!(forward(&problem, Some(&on_hopper)), plan);
-            let reference = Plan { path: Path::Reference, scratch: 0, flags: 0, hopper: None };
+            let reference =
+                Plan { path: Path::Reference, scratch: 0, flags: 0, hopper: None, decode: None };
             assert_eq!(backward(&problem, None), reference);
             assert_eq!(forward(&problem, None), reference);
         }

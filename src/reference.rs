@@ -114,14 +114,16 @@ pub(crate) fn forward(
     weights: &crate::ops::Weights<'_>,
     x: &TensorView<'_>,
     h: &mut TensorViewMut<'_>,
-    s: &mut TensorViewMut<'_>,
+    s: Option<&mut TensorViewMut<'_>>,
 ) {
     let (w0, a, b) = (&weights.w0, &weights.a, &weights.b);
     let x = Matrix::load(x);
     let s_exact = x.times(&Matrix::load(a).transpose()).scaled(weights.scale.into());
     let low_rank = s_exact.times(&Matrix::load(b).transpose());
     x.times(&Matrix::load(w0).transpose()).plus(&low_rank).store(h);
-    s_exact.store(s);
+    if let Some(s) = s {
+        s_exact.store(s);
+    }
 }
 
 /// dS = s · dH B, dX = dH W0 + dS A, dA = dSᵀ X, dB = dHᵀ S.

@@ -19,6 +19,9 @@ use lora_kernels::Device;
 /// For the kernels of Hopper: T, d, k and r, on so many multiprocessors.
 const HOPPER: [([usize; 4], usize); 15] = include!("common/hopper_shapes.in");
 
+/// The same for few tokens.
+const FEW_TOKENS: [([usize; 4], usize); 12] = include!("common/hopper_decode_shapes.in");
+
 /// For those of every GPU.
 const GENERIC: [Sizes; 3] =
     [Sizes::new(1100, 648, 264, 72), Sizes::new(1100, 648, 520, 16), Sizes::new(1057, 259, 645, 9)];
@@ -33,7 +36,7 @@ fn check<E: DeviceElement>(sizes: Sizes, device: &Device, placement: Placement) 
 
 fn every_kernel<E: DeviceElement>() {
     let [best, generic] = cuda_paths();
-    for ([t, d, k, r], sms) in HOPPER {
+    for ([t, d, k, r], sms) in HOPPER.into_iter().chain(FEW_TOKENS) {
         check::<E>(Sizes::new(t, k, d, r), &best.with_sms(sms), Placement::Aligned);
     }
     for sizes in GENERIC {

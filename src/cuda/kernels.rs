@@ -66,6 +66,8 @@ pub(super) struct ElementKernels {
     pub(super) linear: LinearKernels,
     /// None on other GPUs, and in builds that were narrowed to others.
     pub(super) hopper_linear: Vec<HopperKernels>,
+    /// The same for few tokens, by tile of them.
+    pub(super) hopper_decode: Vec<(usize, Kernel)>,
     /// The same for gradients, by tile of the rank.
     pub(super) hopper_grads: Vec<(usize, Kernel)>,
     pub(super) project_s: ByRank,
@@ -172,6 +174,10 @@ impl ElementKernels {
             let linear = LinearKernels { forward: one("forward")?, input_grad: one("input_grad")? };
             Ok(HopperKernels { tile_n, slice, linear })
         };
+        let hopper_decode = |tile_t: usize| {
+            let name = format!("hopper_decode_n{tile_t}");
+            Ok((tile_t, one("hopper_decode", &name, plan::hopper_decode::FOOTPRINT)?))
+        };
         let hopper_grads = |rank_tile: usize| {
             let name = format!("hopper_grads_r{rank_tile}");
             Ok((rank_tile, one("hopper_grads", &name, plan::hopper_grads::FOOTPRINT)?))
@@ -192,6 +198,13 @@ impl ElementKernels {
                     let of_tile = |n| slices().map(move |slice| (n, slice));
                     let all = plan::hopper::TILES_N.into_iter().flat_map(of_tile);
                     all.map(hopper_linear).collect::<Result<_>>()?
+                }
+                false => Vec::new(),
+            },
+            hopper_decode: match modules.contains_key("hopper_decode") {
+                true => {
+                    let tiles = plan::hopper_decode::TILES_T.into_iter();
+                    tiles.map(hopper_decode).collect::<Result<_>>()?
                 }
                 false => Vec::new(),
             },

@@ -7,6 +7,7 @@ use super::params::{GradParams, LinearParams, MergeParams, Operand, ProjectParam
 use super::{driver, Cuda};
 use crate::ops::{Accumulation, BackwardOutputs, Weights};
 use crate::plan::hopper::{Projection, Schedule};
+use crate::plan::hopper_decode;
 use crate::plan::{self, rank_tile, BackwardWorkspace, GradSplit, Plan, Problem};
 use crate::{DType, Error, Result, TensorView, TensorViewMut, Workspace};
 use cudarc::driver::{sys, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg, SyncOnDrop};
@@ -111,9 +112,18 @@ pub(super) struct Product {
 impl Product {
     /// How the Hopper kernel serves it, if that is the plan and all rows start at multiples of 16 bytes.
     fn schedule<'a>(&self, plan: &'a Plan) -> Option<&'a Schedule> {
+        plan.hopper.as_ref().filter(|_| self.is_aligned())
+    }
+
+    /// The same of the kernel for few tokens.
+    fn decode_schedule<'a>(&self, plan: &'a Plan) -> Option<&'a hopper_decode::Schedule> {
+        plan.decode.as_ref().filter(|_| self.is_aligned())
+    }
+
+    fn is_aligned(&self) -> bool {
         let Product { lhs, rhs, down, lhs_ext, rhs_ext, out, .. } = self;
         let mut operands = [lhs, rhs, down, lhs_ext, rhs_ext, out].into_iter();
-        plan.hopper.as_ref().filter(|_| operands.all(|operand| operand.vectors == 1))
+        operands.all(|operand| operand.vectors == 1)
     }
 }
 
@@ -135,7 +145,7 @@ impl Cuda {
         weights: &Weights<'_>,
         x: &TensorView<'_>,
         h: &mut TensorViewMut<'_>,
-        s: &mut TensorViewMut<'_>,
+        s: Option<&mut TensorViewMut<'_>>,
         workspace: &mut Workspace,
     ) -> Result<()> {
         let &Problem { t, k, d, r, dtype } = problem;
@@ -146,16 +156,20 @@ impl Cuda {
         let b = Operand::new(buffers.read("b", &weights.b), r, dtype);
         let x = Operand::new(buffers.read("x", x), k, dtype);
         let h = Operand::new(buffers.write("h", h), d, dtype);
-        let s = Operand::new(buffers.write("s", s), r, dtype);
-        let handover = Handover {
-            flags: buffers.write("flags of the workspace", &mut flags),
-            partials: buffers.write("scratch of the workspace", &mut scratch),
-        };
+        let s = s.map(|s| buffers.write("s", s));
+        let flags = buffers.write("flags of the workspace", &mut flags);
+        let scratch = buffers.write("scratch of the workspace", &mut scratch);
         buffers.check_overlap()?;
+        let s = Operand::new(s.unwrap_or(scratch), r, dtype);
+        let partials = scratch + 4 * plan::projection_elements(problem) as u64;
+        let handover = Handover { flags, partials };
 
         let (lhs, rhs, out, scale) = (x, w0, h, weights.scale);
         let product = Product { lhs, rhs, down: a, lhs_ext: s, rhs_ext: b, out, scale };
         let (which, sizes) = (Linear::Forward, [t, d, k, r]);
+        if let Some(schedule) = product.decode_schedule(plan) {
+            return self.hopper_decode(dtype, sizes, &product, schedule, flags);
+        }
         let schedule = product.schedule(plan);
         if schedule.is_none_or(|schedule| schedule.projection == Projection::Before) {
             self.project(which, dtype, sizes, &product)?;
@@ -181,6 +195,10 @@ impl Cuda {
         let (none, scale) = (Operand::NONE, 1.0);
         let (down, lhs_ext, rhs_ext) = (none, none, none);
         let product = Product { lhs: x, rhs: w0, down, lhs_ext, rhs_ext, out: h, scale };
+        if let Some(schedule) = product.decode_schedule(plan) {
+            let no_flags = Handover::NONE.flags;
+            return self.hopper_decode(dtype, [t, d, k, 0], &product, schedule, no_flags);
+        }
         self.linear(Linear::Forward, plan, dtype, [t, d, k, 0], &product, Handover::NONE)
     }
 

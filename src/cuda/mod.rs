@@ -2,6 +2,7 @@
 
 mod driver;
 mod hopper;
+mod hopper_decode;
 mod kernels;
 mod launch;
 mod memory;

@@ -122,6 +122,17 @@ impl<E: DeviceElement> Inputs<E> {
         }
     }
 
+    /// The first tokens alone.
+    pub fn first_tokens(&self, t: usize) -> Self {
+        let Sizes { k, d, r, .. } = self.sizes;
+        let mut first = self.clone();
+        first.sizes.t = t;
+        for (values, cols) in [(&mut first.x, k), (&mut first.s, r), (&mut first.dh, d)] {
+            values.truncate(t * cols);
+        }
+        first
+    }
+
     /// The same numbers in f32, for a reference whose outputs are hardly rounded.
     pub fn widened(&self) -> Inputs<f32> {
         let widen = |values: &[E]| values.iter().map(|v| v.to_f64() as f32).collect();

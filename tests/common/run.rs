@@ -181,6 +181,7 @@ pub struct Buffers<E> {
     dh: Buffer<E>,
     h: Buffer<E>,
     s: Buffer<E>,
+    h_without_s: Buffer<E>,
     frozen: Buffer<E>,
     dx: Buffer<E>,
     da: Buffer<f32>,
@@ -215,6 +216,7 @@ impl<E: DeviceElement> Buffers<E> {
             dh: Buffer::new(place, "dh", [t, d]),
             h: Buffer::new(place, "h", [t, d]),
             s: Buffer::new(place, "s", [t, r]),
+            h_without_s: Buffer::new(place, "h without s", [t, d]),
             frozen: Buffer::new(place, "h of frozen", [t, d]),
             dx: Buffer::new(place, "dx", [t, k]),
             da: Buffer::new(place, "da", [r, k]),
@@ -240,7 +242,8 @@ impl<E: DeviceElement> Buffers<E> {
         self.b.set(&inputs.b);
         self.s_in.set(&inputs.s);
         self.dh.set(&inputs.dh);
-        for output in [&mut self.h, &mut self.s, &mut self.frozen, &mut self.dx, &mut self.merged] {
+        let (h, s, alone) = (&mut self.h, &mut self.s, &mut self.h_without_s);
+        for output in [h, s, alone, &mut self.frozen, &mut self.dx, &mut self.merged] {
             output.set_poison();
         }
         self.merged_in_place.set(&inputs.w0);
@@ -266,6 +269,8 @@ impl<E: DeviceElement> Buffers<E> {
         };
         let (h, s) = (self.h.view_mut(), self.s.view_mut());
         ops::forward(device, &weights, self.x.view(), h, s, &mut self.workspace)?;
+        let h = self.h_without_s.view_mut();
+        ops::forward(device, &weights, self.x.view(), h, None, &mut self.workspace)?;
         ops::frozen(device, &weights.w0, self.x.view(), self.frozen.view_mut())?;
 
         let out = BackwardOutputs {
@@ -290,8 +295,9 @@ impl<E: DeviceElement> Buffers<E> {
         ops::merge_in_place(device, self.merged_in_place.view_mut(), a, b, *scale)
     }
 
-    /// What the operations made. Checks on the way that they left alone what is not theirs, that
-    /// `Add` gave the bits of an overwrite and an addition, and that both merges agree.
+    /// What the operations made. Checks on the way that they left alone what is not theirs, that H is the
+    /// same where S is not asked for, that `Add` gave the bits of an overwrite and an addition, and that
+    /// both merges agree.
     pub fn outputs(&self) -> Outputs<E> {
         let unchanged = [
             (&self.x, &self.inputs.x),
@@ -316,6 +322,7 @@ impl<E: DeviceElement> Buffers<E> {
         }
         let merged = self.merged.get();
         assert_same_bits(self.merged_in_place.name, &self.merged_in_place.get(), &merged);
+        assert_same_bits(self.h_without_s.name, &self.h_without_s.get(), &self.h.get());
         let (h, s, frozen, dx) = (self.h.get(), self.s.get(), self.frozen.get(), self.dx.get());
         Outputs { h, s, frozen, dx, da, db, merged }
     }

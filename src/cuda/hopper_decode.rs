@@ -1,0 +1,100 @@
+//! The launches of kernels/hopper_decode.cu.
+
+use super::launch::{LaunchMode, Product};
+use super::params::Operand;
+use super::tensor_map::TensorMap;
+use super::Cuda;
+use crate::plan::hopper_decode::Schedule;
+use crate::{DType, Result};
+use cudarc::driver::{sys, DeviceRepr};
+
+/// As in kernels/hopper_decode.cu.
+#[repr(C)]
+struct HopperDecodeParams {
+    w0: TensorMap,
+    a: TensorMap,
+    b: TensorMap,
+    x: TensorMap,
+    s: TensorMap,
+    h: sys::CUdeviceptr,
+    s_out: sys::CUdeviceptr,
+    flags: sys::CUdeviceptr,
+    t: i32,
+    k: i32,
+    d: i32,
+    r: i32,
+    scale: f32,
+    split: i32,
+    rows: i32,
+    rounds: i32,
+    stages: i32,
+    ahead: i32,
+    down_pairs: i32,
+    down_rows: i32,
+    down_stages: i32,
+}
+
+// The same size is asserted in the kernel.
+const _: () = assert!(size_of::<HopperDecodeParams>() == 768);
+
+// SAFETY: plain integers, floats, descriptors and device addresses, laid out as C lays them out.
+unsafe impl DeviceRepr for HopperDecodeParams {}
+
+impl Cuda {
+    /// S and H of aligned operands, or H alone if r = 0.
+    pub(super) fn hopper_decode(
+        &self,
+        dtype: DType,
+        [t, d, k, r]: [usize; 4],
+        product: &Product,
+        schedule: &Schedule,
+        flags: sys::CUdeviceptr,
+    ) -> Result<()> {
+        let &Schedule { tile_t, split, rows, rounds, stages, ahead, .. } = schedule;
+        let &Schedule { down_pairs, down_rows, down_stages, .. } = schedule;
+        let &Product { lhs: x, rhs: w0, down: a, lhs_ext: s, rhs_ext: b, out: h, scale } = product;
+        let boxes = |operand: Operand, [rows, cols]: [usize; 2], box_rows: usize| {
+            TensorMap::new(operand.data, [rows, cols], dtype, [box_rows as u32, 64])
+        };
+        // The blocks of a pair may load half of x each.
+        let x = boxes(x, [t, k], if tile_t >= 32 { tile_t / 2 } else { tile_t })?;
+        let w0 = boxes(w0, [d, k], rows)?;
+        let (mut a_boxes, mut b_boxes, mut s_boxes) = (w0, w0, w0); // never read if r = 0
+        if r > 0 {
+            a_boxes = boxes(a, [r, k], down_rows)?;
+            b_boxes = boxes(b, [d, r], rows)?;
+            s_boxes = boxes(s, [t, r], tile_t)?;
+        }
+        let [t, k, d, r] = [t, k, d, r].map(|size| size as i32);
+        let [rows, rounds, stages, ahead] = [rows, rounds, stages, ahead].map(|n| n as i32);
+        let params = HopperDecodeParams {
+            w0,
+            a: a_boxes,
+            b: b_boxes,
+            x,
+            s: s_boxes,
+            h: h.data,
+            s_out: s.data,
+            flags,
+            t,
+            k,
+            d,
+            r,
+            scale,
+            split: split.into(),
+            rows,
+            rounds,
+            stages,
+            ahead,
+            down_pairs: down_pairs as i32,
+            down_rows: down_rows as i32,
+            down_stages: down_stages as i32,
+        };
+        let mut kernels = self.kernels.of(dtype).hopper_decode.iter();
+        let (_, kernel) =
+            kernels.find(|(tile, _)| *tile == tile_t).expect("there is a kernel for every tile");
+        // Its first blocks wait for nobody, so that it need not be cooperative, which takes longer.
+        let mode = LaunchMode { overlap: self.kernels.overlap, cooperative: false };
+        self.launch_with(kernel, schedule.blocks(), &params, mode)
+    }
+}

@@ -1,0 +1,95 @@
+//! The forward pass for few tokens: every number of them, the borders between paths, and that a token's
+//! output has the same bits in every batch.
+
+mod common;
+
+use common::{assert_same_bits, check_samples, cuda_paths, few_sms, on_cpu, on_cuda};
+use common::{Expect, Inputs, Outputs, Place, Placement, Sizes};
+use half::{bf16, f16};
+use lora_kernels::{ops, Device, Path};
+
+/// T, d, k and r, on so many multiprocessors.
+const SHAPES: [([usize; 4], usize); 12] = include!("common/hopper_decode_shapes.in");
+
+fn aligned(device: &Device) -> Place {
+    Place { device: device.clone(), placement: Placement::Aligned }
+}
+
+#[test]
+#[ignore = "needs a CUDA GPU"]
+fn every_way_to_share_rows_out_is_exact() {
+    let [best, _] = cuda_paths();
+    for ([t, d, k, r], sms) in SHAPES {
+        let inputs = Inputs::<f16>::integers(Sizes::new(t, k, d, r), 5);
+        let outputs = on_cuda(&aligned(&best.with_sms(sms)), &inputs);
+        outputs.assert_same_values(&on_cpu(&inputs), &format!("{} on {sms}", inputs.sizes));
+    }
+}
+
+#[test]
+#[ignore = "needs a CUDA GPU"]
+fn every_number_of_tokens_is_exact() {
+    for t in 1..=70 {
+        let r = [8, 16, 72][t % 3];
+        for sizes in [Sizes::new(t, 200, 328, r), Sizes::new(t, 72, 4296, r)] {
+            let inputs = Inputs::<bf16>::integers(sizes, t as u64);
+            let reference = on_cpu(&inputs);
+            for device in cuda_paths().into_iter().chain(few_sms()) {
+                let path = ops::forward_plan(&device, &inputs.problem()).path;
+                let outputs = on_cuda(&aligned(&device), &inputs);
+                outputs.assert_same_values(&reference, &format!("{sizes}, {path}"));
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a CUDA GPU"]
+fn a_token_has_the_same_bits_in_every_batch() {
+    let [best, _] = cuda_paths();
+    for sizes in [Sizes::new(64, 1000, 1032, 16), Sizes::new(64, 520, 8200, 72)] {
+        let whole = Inputs::<bf16>::reals(sizes, 9);
+        let want = on_cuda(&aligned(&best), &whole);
+        for t in [1, 2, 3, 8, 9, 16, 17, 31, 32, 33, 63] {
+            let inputs = whole.first_tokens(t);
+            let Outputs { h, s, frozen, .. } = on_cuda(&aligned(&best), &inputs);
+            let context = |output: &str| format!("{output} of {} of {sizes}", inputs.sizes);
+            assert_same_bits(&context("h"), &h, &want.h[..h.len()]);
+            assert_same_bits(&context("s"), &s, &want.s[..s.len()]);
+            assert_same_bits(&context("frozen"), &frozen, &want.frozen[..frozen.len()]);
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a CUDA GPU"]
+fn large_layers_are_exact_and_accurate() {
+    let [best, _] = cuda_paths();
+    let sizes = [
+        Sizes::new(1, 4096, 4096, 16),
+        Sizes::new(33, 1024, 14_336, 64),
+        Sizes::new(16, 14_336, 1032, 16),
+        Sizes::new(64, 512, 28_672, 8),
+    ];
+    for sizes in sizes {
+        let inputs = Inputs::<bf16>::integers(sizes, 3);
+        check_samples(&inputs, &on_cuda(&aligned(&best), &inputs), Expect::Exact);
+    }
+    let inputs = Inputs::<bf16>::reals(sizes[1], 4);
+    check_samples(&inputs, &on_cuda(&aligned(&best), &inputs), Expect::Bounded);
+}
+
+#[test]
+#[ignore = "needs a CUDA GPU"]
+fn paths_change_after_64_tokens() {
+    let [best, generic] = cuda_paths();
+    let path = |device: &Device, t| {
+        let inputs = Inputs::<bf16>::integers(Sizes::new(t, 64, 64, 8), 0);
+        ops::forward_plan(device, &inputs.problem()).path
+    };
+    if best.profile().is_some_and(|profile| profile.hopper) {
+        let [few, more] = [Path::HopperDecode, Path::Hopper];
+        assert_eq!([1, 64, 65].map(|t| path(&best, t)), [few, few, more]);
+    }
+    assert_eq!([1, 64, 65].map(|t| path(&generic, t)), [Path::Mma; 3]);
+}

@@ -29,8 +29,8 @@
 //   loader        |ask the L2 for W0|wait for the kernel before|fill 0|fill 1| ... |wait for S|fill B, S|
 //   multipliers                                         |4 k16 of stage 0|4 k16 of 1| ... |S·Bᵀ|sum|store
 //
-// Of up to 64 rows, the two warpgroups take steps in turns, each with sums of its own, which the first
-// adds up; of more, each has 64 rows. full[stage] completes when all its bytes have come. empty[stage]
+// Of up to 64 rows, which a pair always shares, the two warpgroups take steps in turns, each with sums of
+// its own, which the first adds up; of more, each has 64 rows. full[stage] completes when all its bytes have come. empty[stage]
 // completes when the warps that read it are done with it, those of both blocks where they share X.
 //
 // Before the kernel before is done, nothing of what it may have written is read: the L2 is only asked to
@@ -51,8 +51,8 @@ struct HopperDecodeParams {
     int t, k, d, r;
     float scale;
     int split;       // the blocks of a pair share rows of W0 and have half of k each
-    int rows;        // of W0 that a block, or a pair, works on at a time: 64 at most if split, or 128
-    int rounds;      // so often
+    int rows;        // of W0 that a block, or a pair, works on at a time: 128 at most, more than 64 unless split
+    int rounds;      // so often; 1 if split
     int stages;      // that are in flight
     int ahead;       // steps for which the L2 is asked before the kernel before is done
     int down_pairs;  // the pairs that make S; 0 if r is
@@ -63,11 +63,21 @@ static_assert(sizeof(HopperDecodeParams) == 768);
 
 constexpr int kStep = 64;        // along k
 constexpr int kMaxStages = 40;
-constexpr int kRingBytes = 188 << 10;
-// What the blocks of a pair hand over, then what the warpgroups of a block do, then the output; where
-// there is nothing to hand over to the peer, or to anybody, what comes behind it may begin there.
-constexpr int kFromPeerBytes = 16 << 10, kFromOtherBytes = 8 << 10, kOutBytes = 10 << 10;
-constexpr int kBarriersAt = kRingBytes + kFromPeerBytes + kFromOtherBytes + kOutBytes;
+constexpr int kBarriersAt = 222 << 10;
+
+// A multiplying thread's sums come in chunks of four: two rows, eight apart, of two tokens, of every
+// eight. Behind the stages is the place for those that the peer hands over, then for those that the other
+// warpgroup does, then for the output in rows of as many elements as a block's tiles have.
+template <int kN>
+struct Chunks {
+    static constexpr int kAll = kN / 8, kFirstHalf = (kAll + 1) / 2, kBytes = 128 * 16;
+    // With which no two rows of the output are in one bank.
+    static constexpr int kPitch64 = 64 * 2 + 16, kPitch128 = 128 * 2 + 16;
+    static constexpr int kMost = kFirstHalf * (3 * kBytes + 8 * kPitch64);
+    static_assert(kMost >= kFirstHalf * (2 * kBytes + 8 * kPitch128) && kMost >= kN * kPitch128);
+    // As in plan::hopper_decode, which has as many stages as fit before.
+    static constexpr int kAt = kBarriersAt - kMost;
+};
 
 __device__ __forceinline__ uint32_t full(uint32_t base, int stage) {
     return base + kBarriersAt + 8 * stage;
@@ -182,8 +192,7 @@ __device__ __forceinline__ void load(const HopperDecodeParams& p, const Work& wo
 template <typename E, int kN>
 __device__ __forceinline__ void multiply(const HopperDecodeParams& p, const Work& work, uint32_t base) {
     constexpr int kXBytes = kN * kStep * 2;
-    // A thread's sums in chunks of four: two rows, eight apart, of two tokens, of every eight.
-    constexpr int kChunks = kN / 8, kFirstHalf = (kChunks + 1) / 2;
+    constexpr int kChunks = Chunks<kN>::kAll, kFirstHalf = Chunks<kN>::kFirstHalf;
     const int group = __shfl_sync(~0u, threadIdx.x / 128, 0) - 1;
     const int thread = threadIdx.x % 128, warp = thread / 32, lane = thread % 32;
     const bool alternates = work.alternates(), shares_x = work.shares_x<kN>();
@@ -193,11 +202,14 @@ __device__ __forceinline__ void multiply(const HopperDecodeParams& p, const Work
     const int mine_end = work.split && work.rank == 0 ? kFirstHalf : kChunks;
     auto is_mine = [&](int chunk) { return chunk >= mine && chunk < mine_end; };
 
-    const uint32_t from_peer = base + kRingBytes;
-    const uint32_t from_other = work.split ? from_peer + kFromPeerBytes : from_peer;
-    const uint32_t out_at = alternates ? from_peer + kFromPeerBytes + kFromOtherBytes : from_peer;
-    const int out_pitch = (alternates ? 64 : 128) * 2 + 16;  // with which no two rows are in one bank
-    auto chunk_at = [&](uint32_t region, int chunk) { return region + (chunk * 128 + thread) * 16; };
+    constexpr int kChunkBytes = Chunks<kN>::kBytes;
+    const uint32_t from_peer = base + Chunks<kN>::kAt;
+    const uint32_t from_other = from_peer + (work.split ? 2 * kFirstHalf * kChunkBytes : 0);
+    const uint32_t out_at = from_other + (alternates ? kFirstHalf * kChunkBytes : 0);
+    const int out_pitch = alternates ? Chunks<kN>::kPitch64 : Chunks<kN>::kPitch128;
+    auto chunk_at = [&](uint32_t region, int chunk) {
+        return region + chunk * kChunkBytes + thread * 16;
+    };
 
     RingOf ring(work.stages);
     auto release = [&](int stage) {
@@ -238,7 +250,7 @@ __device__ __forceinline__ void multiply(const HopperDecodeParams& p, const Work
             cluster_wait();
             const int theirs = kChunks - (mine_end - mine);
             if (thread == 0 && group == 0 && mine < mine_end)
-                mbarrier_arrive_expect(received(base), (mine_end - mine) * 2 * 128 * 16);
+                mbarrier_arrive_expect(received(base), (mine_end - mine) * 2 * kChunkBytes);
             const uint32_t barrier = address_in_block(received(base), work.rank ^ 1);
             const uint32_t to = address_in_block(from_peer, work.rank ^ 1);
 #pragma unroll
@@ -264,9 +276,10 @@ __device__ __forceinline__ void multiply(const HopperDecodeParams& p, const Work
                 float v[4] = {acc[4 * i], acc[4 * i + 1], acc[4 * i + 2], acc[4 * i + 3]};
                 if (alternates) add_shared(v, chunk_at(from_other, i - mine));
                 if (work.split) {
+                    const int of_first = i - mine, of_second = mine_end - mine + i - mine;
                     float theirs[4] = {};
-                    add_shared(theirs, chunk_at(from_peer, i - mine));
-                    add_shared(theirs, chunk_at(from_peer, mine_end - mine + i - mine));
+                    if (alternates || group == 0) add_shared(theirs, chunk_at(from_peer, of_first));
+                    if (alternates || group == 1) add_shared(theirs, chunk_at(from_peer, of_second));
 #pragma unroll
                     for (int j = 0; j < 4; j++) v[j] += theirs[j];
                 }
@@ -338,7 +351,9 @@ HOPPER_DECODE_KERNEL(8, bf16, __nv_bfloat16)
 HOPPER_DECODE_KERNEL(16, bf16, __nv_bfloat16)
 HOPPER_DECODE_KERNEL(32, bf16, __nv_bfloat16)
 HOPPER_DECODE_KERNEL(64, bf16, __nv_bfloat16)
+HOPPER_DECODE_KERNEL(128, bf16, __nv_bfloat16)
 HOPPER_DECODE_KERNEL(8, f16, __half)
 HOPPER_DECODE_KERNEL(16, f16, __half)
 HOPPER_DECODE_KERNEL(32, f16, __half)
 HOPPER_DECODE_KERNEL(64, f16, __half)
+HOPPER_DECODE_KERNEL(128, f16, __half)

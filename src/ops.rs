@@ -102,7 +102,7 @@ pub fn backward_plan(device: &Device, problem: &Problem) -> Plan {
 /// what [`forward_plan`] asks for.
 ///
 /// H of a token does not depend on the tokens beside it, and on [`Path::HopperDecode`](plan::Path), so
-/// for up to 64 tokens, not on how many there are either: it has the same bits in any batch that this
+/// for up to 128 tokens, not on how many there are either: it has the same bits in any batch that this
 /// path serves.
 ///
 /// # Errors

@@ -74,7 +74,7 @@ pub enum Path {
     Reference,
     /// `mma.sync` kernels for compute capability 8.0 and newer, any shape and alignment.
     Mma,
-    /// The forward pass for up to 64 tokens, by wgmma and TMA: bound by reading W0. Where it is there, and
+    /// The forward pass for up to 128 tokens, by wgmma and TMA: bound by reading W0. Where it is there, and
     /// which buffers it takes, is as for [`Path::Hopper`].
     HopperDecode,
     /// The products with W0, and the gradients of A and B, by wgmma and TMA; the rest as [`Path::Mma`].
@@ -174,10 +174,10 @@ fn decode(
     r: usize,
     profile: Option<&DeviceProfile>,
 ) -> Option<hopper_decode::Schedule> {
-    let &Problem { t, d, .. } = problem;
+    let &Problem { t, k, d, .. } = problem;
     let profile = profile.filter(|profile| profile.hopper && is_aligned(problem, r))?;
     (t <= hopper_decode::MOST_TOKENS)
-        .then(|| hopper_decode::Schedule::new([t, d, r], profile.pairs))
+        .then(|| hopper_decode::Schedule::new([t, d, k, r], profile.pairs))
 }
 
 /// Whether rows start at multiples of 16 bytes, in buffers that do.
@@ -457,8 +457,8 @@ pub(crate) mod tests {
             let flags = hopper.map_or(0, |schedule| schedule.flags(t, k).max(1 + t.div_ceil(128)));
             let plan = Plan { path, scratch, flags, hopper, decode: None };
             assert_eq!(backward(&problem, Some(&on_hopper)), plan);
-            let few = aligned && t <= 64;
-            let decode = few.then(|| hopper_decode::Schedule::new([t, d, r], 66));
+            let few = aligned && t <= 128;
+            let decode = few.then(|| hopper_decode::Schedule::new([t, d, k, r], 66));
             let hopper = (aligned && !few).then(|| hopper::forward([t, d, k, r], 66));
             let flags = hopper.map_or(0, |schedule| schedule.flags(t, d));
             let scratch = s + hopper.map_or(0, |schedule| schedule.partials(t, d));

@@ -9,7 +9,7 @@ use half::{bf16, f16};
 use lora_kernels::{ops, Device, Path};
 
 /// T, d, k and r, on so many multiprocessors.
-const SHAPES: [([usize; 4], usize); 12] = include!("common/hopper_decode_shapes.in");
+const SHAPES: [([usize; 4], usize); 15] = include!("common/hopper_decode_shapes.in");
 
 fn aligned(device: &Device) -> Place {
     Place { device: device.clone(), placement: Placement::Aligned }
@@ -29,7 +29,7 @@ fn every_way_to_share_rows_out_is_exact() {
 #[test]
 #[ignore = "needs a CUDA GPU"]
 fn every_number_of_tokens_is_exact() {
-    for t in 1..=70 {
+    for t in (1..=70).chain([127, 128, 129]) {
         let r = [8, 16, 72][t % 3];
         for sizes in [Sizes::new(t, 200, 328, r), Sizes::new(t, 72, 4296, r)] {
             let inputs = Inputs::<bf16>::integers(sizes, t as u64);
@@ -47,10 +47,10 @@ fn every_number_of_tokens_is_exact() {
 #[ignore = "needs a CUDA GPU"]
 fn a_token_has_the_same_bits_in_every_batch() {
     let [best, _] = cuda_paths();
-    for sizes in [Sizes::new(64, 1000, 1032, 16), Sizes::new(64, 520, 8200, 72)] {
+    for sizes in [Sizes::new(128, 1000, 1032, 16), Sizes::new(128, 520, 8200, 72)] {
         let whole = Inputs::<bf16>::reals(sizes, 9);
         let want = on_cuda(&aligned(&best), &whole);
-        for t in [1, 2, 3, 8, 9, 16, 17, 31, 32, 33, 63] {
+        for t in [1, 2, 3, 8, 9, 16, 17, 31, 32, 33, 64, 65] {
             let inputs = whole.first_tokens(t);
             let Outputs { h, s, frozen, .. } = on_cuda(&aligned(&best), &inputs);
             let context = |output: &str| format!("{output} of {} of {sizes}", inputs.sizes);
@@ -69,7 +69,7 @@ fn large_layers_are_exact_and_accurate() {
         Sizes::new(1, 4096, 4096, 16),
         Sizes::new(33, 1024, 14_336, 64),
         Sizes::new(16, 14_336, 1032, 16),
-        Sizes::new(64, 512, 28_672, 8),
+        Sizes::new(128, 512, 28_672, 8),
     ];
     for sizes in sizes {
         let inputs = Inputs::<bf16>::integers(sizes, 3);
@@ -81,7 +81,7 @@ fn large_layers_are_exact_and_accurate() {
 
 #[test]
 #[ignore = "needs a CUDA GPU"]
-fn paths_change_after_64_tokens() {
+fn paths_change_after_128_tokens() {
     let [best, generic] = cuda_paths();
     let path = |device: &Device, t| {
         let inputs = Inputs::<bf16>::integers(Sizes::new(t, 64, 64, 8), 0);
@@ -89,7 +89,7 @@ fn paths_change_after_64_tokens() {
     };
     if best.profile().is_some_and(|profile| profile.hopper) {
         let [few, more] = [Path::HopperDecode, Path::Hopper];
-        assert_eq!([1, 64, 65].map(|t| path(&best, t)), [few, few, more]);
+        assert_eq!([1, 128, 129].map(|t| path(&best, t)), [few, few, more]);
     }
-    assert_eq!([1, 64, 65].map(|t| path(&generic, t)), [Path::Mma; 3]);
+    assert_eq!([1, 128, 129].map(|t| path(&generic, t)), [Path::Mma; 3]);
 }

@@ -17,10 +17,10 @@ use half::{bf16, f16};
 use lora_kernels::Device;
 
 /// For the kernels of Hopper: T, d, k and r, on so many multiprocessors.
-const HOPPER: [([usize; 4], usize); 15] = include!("common/hopper_shapes.in");
+const HOPPER: [([usize; 4], usize); 13] = include!("common/hopper_shapes.in");
 
 /// The same for few tokens.
-const FEW_TOKENS: [([usize; 4], usize); 12] = include!("common/hopper_decode_shapes.in");
+const FEW_TOKENS: [([usize; 4], usize); 15] = include!("common/hopper_decode_shapes.in");
 
 /// For those of every GPU.
 const GENERIC: [Sizes; 3] =

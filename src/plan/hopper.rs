@@ -327,6 +327,7 @@ impl Model {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::hopper_decode;
     use crate::plan::tests::shapes;
     use std::collections::HashSet;
 
@@ -558,11 +559,14 @@ mod tests {
 
     #[test]
     fn everything_is_sanitized() {
-        let cases: [([usize; 4], usize); 15] = include!("../../tests/common/hopper_shapes.in");
+        let cases: [([usize; 4], usize); 13] = include!("../../tests/common/hopper_shapes.in");
         let mut seen = [HashSet::new(), HashSet::new()];
         for ([t, d, k, r], sms) in cases {
             let (of_h, of_dx) = ([t, d, k, r], [t, k, d, r]);
-            seen[0].extend(comes_to(&forward(of_h, sms / 2), of_h));
+            // Fewer tokens go another way in the forward.
+            if t > hopper_decode::MOST_TOKENS {
+                seen[0].extend(comes_to(&forward(of_h, sms / 2), of_h));
+            }
             seen[1].extend(comes_to(&input_grad(of_dx, sms / 2), of_dx));
         }
         let kernels = |slices| TILES_N.map(|tile_n| format!("{tile_n} with {slices}"));

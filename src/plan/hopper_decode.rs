@@ -3,10 +3,10 @@
 use super::Footprint;
 
 /// The most tokens that it serves.
-pub(crate) const MOST_TOKENS: usize = 64;
+pub(crate) const MOST_TOKENS: usize = 128;
 
 /// The tiles of tokens that the kernel is there for.
-pub(crate) const TILES_T: [usize; 4] = [8, 16, 32, MOST_TOKENS];
+pub(crate) const TILES_T: [usize; 5] = [8, 16, 32, 64, MOST_TOKENS];
 
 /// What a block takes: 222 KiB, its barriers, and what aligning to 1024 bytes may take.
 pub(crate) const FOOTPRINT: Footprint =
@@ -15,16 +15,24 @@ pub(crate) const FOOTPRINT: Footprint =
 /// Words by which blocks tell each other of S.
 pub(crate) const FLAGS: usize = 2;
 
-/// Rows of a weight that a pair may share, and that a block may have of its own.
-const MOST_SHARED: usize = 64;
+/// Rows of a share.
 const MOST_ROWS: usize = 128;
 
 /// Columns of S that a pair makes: few, for S to be there before it is needed.
 const DOWN_ROWS: usize = 32;
 
-/// Bytes of all stages of a block, and how many there may be.
-const RING: usize = 188 << 10;
+/// Stages that a block may have.
 const MOST_STAGES: usize = 40;
+
+/// Bytes that there are for them: what hands sums over and the output on its way take the rest, as
+/// `Chunks` in the kernel says.
+fn ring_bytes(tile_t: usize) -> usize {
+    let first_half = (tile_t / 8).div_ceil(2);
+    (222 << 10) - first_half * (3 * 128 * 16 + 8 * (64 * 2 + 16))
+}
+
+/// Elements of W0 that a pair reads, up to which they are few.
+const FEW_ELEMENTS: usize = 1 << 19;
 
 /// Elements of a row in a step, as bytes.
 const STEP_BYTES: usize = 64 * 2;
@@ -53,24 +61,29 @@ pub(crate) struct Schedule {
 }
 
 impl Schedule {
-    /// For H (T×d), with S (T×r) unless r is 0, on so many pairs of multiprocessors.
-    pub(crate) fn new([t, d, r]: [usize; 3], pairs: usize) -> Self {
+    /// For H (T×d) over k, with S (T×r) unless r is 0, on so many pairs of multiprocessors.
+    pub(crate) fn new([t, d, k, r]: [usize; 4], pairs: usize) -> Self {
         let tile_t = *TILES_T.iter().find(|&&tile| t <= tile).expect("plans look at T first");
         let down_pairs = r.div_ceil(DOWN_ROWS);
         let down_rows = r.div_ceil(down_pairs.max(1)).next_multiple_of(8).max(8);
         // Where there are no others, those that make S are followed by those that make H.
         let pairs = pairs.saturating_sub(down_pairs).max(1);
         // A pair that shares rows reads half as much of X, but has to add up its sums.
-        let split = d.div_ceil(pairs) <= MOST_SHARED;
+        let split = d.div_ceil(pairs) <= MOST_ROWS;
         let per_pair = if split { 1 } else { 2 };
         let shares = pairs * per_pair;
         let rounds = d.div_ceil(shares).div_ceil(MOST_ROWS);
         let rows = d.div_ceil(shares * rounds).next_multiple_of(8);
         let pairs = d.div_ceil(rows * rounds * per_pair);
-        // Enough to keep the memory busy. More would only wait in its queues, and have S wait there.
-        let (in_flight, ahead) = if split { (64 << 10, 32 << 10) } else { (96 << 10, 64 << 10) };
+        // Enough to keep the memory busy. More would only wait in its queues, and have S wait there; and what
+        // the L2 is asked for early competes with the launch before. Where blocks read much, that is worth
+        // more.
+        let (in_flight, ahead) = match rows * rounds * per_pair * k {
+            ..=FEW_ELEMENTS => (64 << 10, 48 << 10),
+            _ => (96 << 10, 128 << 10),
+        };
         let stages = |rows: usize, in_flight: usize| {
-            let fit = RING / ((rows + tile_t) * STEP_BYTES);
+            let fit = ring_bytes(tile_t) / ((rows + tile_t) * STEP_BYTES);
             (in_flight / (rows * STEP_BYTES)).max(3).min(fit).min(MOST_STAGES)
         };
         Schedule {
@@ -83,7 +96,7 @@ impl Schedule {
             ahead: ahead / (rows * STEP_BYTES),
             down_pairs,
             down_rows,
-            down_stages: stages(down_rows, RING),
+            down_stages: stages(down_rows, usize::MAX),
         }
     }
 
@@ -99,11 +112,11 @@ mod tests {
     use crate::plan::tests::shapes;
     use std::collections::HashSet;
 
-    fn schedules() -> impl Iterator<Item = ([usize; 3], usize, Schedule)> {
+    fn schedules() -> impl Iterator<Item = ([usize; 4], usize, Schedule)> {
         shapes()
-            .flat_map(|[t, _, d, r]| {
+            .flat_map(|[t, k, d, r]| {
                 let sizes = [(t - 1) % MOST_TOKENS + 1, d, r];
-                let with = move |r| [1, 2, 8, 66].map(|pairs| ([sizes[0], d, r], pairs));
+                let with = move |r| [1, 2, 8, 66].map(|pairs| ([sizes[0], d, k, r], pairs));
                 with(r).into_iter().chain(with(0))
             })
             .map(|(sizes, pairs)| (sizes, pairs, Schedule::new(sizes, pairs)))
@@ -112,8 +125,8 @@ mod tests {
     /// The rows of the kernel's `Work`, of every block that makes H.
     #[test]
     fn every_row_of_w0_is_in_one_share() {
-        for ([t, d, r], pairs, schedule) in schedules() {
-            let context = format!("T={t} d={d} r={r} on {pairs}: {schedule:?}");
+        for ([t, d, k, r], pairs, schedule) in schedules() {
+            let context = format!("T={t} d={d} k={k} r={r} on {pairs}: {schedule:?}");
             let Schedule { split, rows, rounds, pairs: of_h, .. } = schedule;
             let shares = if split { of_h } else { 2 * of_h };
             let all = (0..rounds).flat_map(|round| (0..shares).map(move |i| round * shares + i));
@@ -124,16 +137,17 @@ mod tests {
             assert!(starts.len() * rows >= d, "rows left over: {context}");
             // No pair without a row.
             assert!((of_h - 1) * rows * (shares / of_h) < d, "{context}");
-            assert!(rows % 8 == 0 && rows <= if split { MOST_SHARED } else { MOST_ROWS });
-            // Warpgroups that wait for their peer's in one round only.
-            assert!(!split || rounds == 1, "{context}");
+            assert!(rows % 8 == 0 && rows <= MOST_ROWS, "{context}");
+            // What a pair hands over has a place for one round, and a block alone has 64 rows for the first
+            // warpgroup.
+            assert!(if split { rounds == 1 } else { rows > 64 }, "{context}");
         }
     }
 
     #[test]
     fn every_column_of_s_is_made_once() {
-        for ([t, d, r], pairs, schedule) in schedules() {
-            let context = format!("T={t} d={d} r={r} on {pairs}: {schedule:?}");
+        for ([t, d, k, r], pairs, schedule) in schedules() {
+            let context = format!("T={t} d={d} k={k} r={r} on {pairs}: {schedule:?}");
             let Schedule { down_pairs, down_rows, .. } = schedule;
             assert!(down_pairs * down_rows >= r, "{context}");
             assert!(down_pairs == 0 || (down_pairs - 1) * down_rows < r, "{context}");
@@ -143,8 +157,8 @@ mod tests {
 
     #[test]
     fn stages_fit_and_all_pairs_run_at_once_where_there_are_enough() {
-        for ([t, d, r], pairs, schedule) in schedules() {
-            let context = format!("T={t} d={d} r={r} on {pairs}: {schedule:?}");
+        for ([t, d, k, r], pairs, schedule) in schedules() {
+            let context = format!("T={t} d={d} k={k} r={r} on {pairs}: {schedule:?}");
             assert!(t <= schedule.tile_t && TILES_T.contains(&schedule.tile_t), "{context}");
             for (rows, stages) in
                 [(schedule.rows, schedule.stages), (schedule.down_rows, schedule.down_stages)]
@@ -155,7 +169,8 @@ mod tests {
                 let beyond = rows.next_multiple_of(64) - rows;
                 let end = stages * (rows + schedule.tile_t) * STEP_BYTES + beyond * STEP_BYTES;
                 assert!(end <= FOOTPRINT.shared_bytes as usize - 2048, "{context}");
-                assert!(stages * (rows + schedule.tile_t) * STEP_BYTES <= RING, "{context}");
+                let ring = ring_bytes(schedule.tile_t);
+                assert!(stages * (rows + schedule.tile_t) * STEP_BYTES <= ring, "{context}");
             }
             if pairs > schedule.down_pairs {
                 assert!(schedule.blocks() <= 2 * pairs, "{context}");
@@ -166,12 +181,12 @@ mod tests {
     /// The shapes that compute-sanitizer runs on come to every kernel and every way of its blocks.
     #[test]
     fn everything_is_sanitized() {
-        let shapes: [([usize; 4], usize); 12] =
+        let shapes: [([usize; 4], usize); 15] =
             include!("../../tests/common/hopper_decode_shapes.in");
         let (mut ways, mut kinds) = (HashSet::new(), HashSet::new());
-        for ([t, d, _, r], sms) in shapes {
+        for ([t, d, k, r], sms) in shapes {
             let Schedule { tile_t, split, rows, rounds, pairs, down_pairs, .. } =
-                Schedule::new([t, d, r], sms / 2);
+                Schedule::new([t, d, k, r], sms / 2);
             ways.insert((tile_t, split, rows > 64));
             let shares = d.div_ceil(rows);
             kinds.extend([
@@ -189,11 +204,11 @@ mod tests {
     #[test]
     fn layers_of_known_models_have_few_rows_a_block() {
         let of = |d| {
-            let Schedule { split, rows, rounds, pairs, .. } = Schedule::new([16, d, 16], 66);
+            let Schedule { split, rows, rounds, pairs, .. } = Schedule::new([16, d, 4096, 16], 66);
             (split, rows, rounds, pairs)
         };
         assert_eq!(of(4096), (true, 64, 1, 64));
-        assert_eq!(of(8192), (false, 64, 1, 64));
+        assert_eq!(of(8192), (true, 128, 1, 64));
         assert_eq!(of(14336), (false, 112, 1, 64));
         assert_eq!(of(28672), (false, 112, 2, 64));
         assert_eq!(of(1024), (true, 16, 1, 64));

@@ -2,9 +2,11 @@
 
 use crate::{DType, Shape};
 use std::fmt;
+#[cfg(feature = "peft")]
+use std::{io, path::PathBuf};
 
 /// The result of every fallible call of this crate.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why a call was refused or failed. Nothing has been written to the outputs unless the variant
 /// is [`Error::Driver`].
@@ -128,6 +130,38 @@ pub enum Error {
         /// Its name, such as `CUDA_ERROR_ILLEGAL_ADDRESS`.
         name: String,
     },
+    /// A file could not be read or written.
+    #[cfg(feature = "peft")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What was tried: `read`, `written`.
+        action: &'static str,
+        /// The kind of the system's error.
+        kind: io::ErrorKind,
+        /// Its words.
+        reason: String,
+    },
+    /// A file is broken, or two of its parts disagree; or it would be, were it written.
+    #[cfg(feature = "peft")]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// The tensor or field, or the part of the file.
+        key: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A file asks for what this crate does not compute.
+    #[cfg(feature = "peft")]
+    Unsupported {
+        /// The file.
+        path: PathBuf,
+        /// The tensor or field.
+        key: String,
+        /// What it asks for.
+        reason: String,
+    },
 }
 
 impl fmt::Display for Error {
@@ -184,6 +218,18 @@ impl fmt::Display for Error {
                 write!(f, "out of memory: {bytes} bytes could not be allocated")
             }
             Error::Driver { call, code, name } => write!(f, "{call} failed: {name} ({code})"),
+            #[cfg(feature = "peft")]
+            Error::Io { path, action, reason, .. } => {
+                write!(f, "{} could not be {action}: {reason}", path.display())
+            }
+            #[cfg(feature = "peft")]
+            Error::Malformed { path, key, reason } => {
+                write!(f, "{}: {key} {reason}", path.display())
+            }
+            #[cfg(feature = "peft")]
+            Error::Unsupported { path, key, reason } => {
+                write!(f, "{}: {key} is not supported: {reason}", path.display())
+            }
         }
     }
 }

@@ -26,6 +26,9 @@
 //!   and never allocates device memory, synchronises or makes a stream, so that a CUDA graph can
 //!   capture it.
 //!
+//! With the feature `peft`, the module `peft` loads and saves adapters as Hugging Face PEFT keeps
+//! them.
+//!
 //! # Example
 //!
 //! ```
@@ -67,6 +70,8 @@ mod dtype;
 mod error;
 mod linear;
 pub mod ops;
+#[cfg(feature = "peft")]
+pub mod peft;
 pub mod plan;
 mod reference;
 mod rng;

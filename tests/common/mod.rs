@@ -5,6 +5,8 @@
 
 mod inputs;
 mod oracle;
+#[cfg(feature = "peft")]
+pub mod peft;
 mod run;
 
 pub use inputs::{Inputs, Rng, Sizes};

@@ -1,0 +1,154 @@
+//! `adapter_config.json`.
+
+use super::fields::{self, Field};
+use super::file::{malformed, unsupported};
+use super::pattern::Pattern;
+use super::unique::Entries;
+use crate::{Result, Scaling};
+use serde::Deserialize;
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+/// The largest configuration that is read; real ones have some KB.
+pub(super) const MAX_CONFIG: u64 = 1 << 20;
+
+/// What `adapter_config.json` says besides the adapters' tensors.
+///
+/// [`load`](super::load) returns one for [`save`](super::save) to write back: fields that this
+/// crate has no use for keep their values. `Config::default()` is one for new adapters.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// All fields but the patterns, which are ordered.
+    pub(super) fields: BTreeMap<String, Value>,
+    pub(super) ranks: Defaults<usize>,
+    pub(super) alphas: Defaults<f32>,
+    pub(super) scaling: Scaling,
+    /// The modules that were loaded with it.
+    pub(super) modules: BTreeSet<String>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            fields: fields::of_new_adapters(),
+            ranks: Defaults { value: 8, exceptions: Vec::new() },
+            alphas: Defaults { value: 8.0, exceptions: Vec::new() },
+            scaling: Scaling::Standard,
+            modules: BTreeSet::new(),
+        }
+    }
+}
+
+impl Config {
+    /// The name or path of the model that the adapters are for, if the file has it.
+    pub fn base_model(&self) -> Option<&str> {
+        self.fields.get("base_model_name_or_path")?.as_str()
+    }
+
+    /// The same with another base model, which PEFT's `AutoPeftModel` loads beneath the adapters.
+    pub fn with_base_model(mut self, name: impl Into<String>) -> Self {
+        self.fields.insert("base_model_name_or_path".into(), Value::String(name.into()));
+        self
+    }
+
+    /// The kind of model in PEFT's words, such as `CAUSAL_LM`, if the file has it.
+    pub fn task_type(&self) -> Option<&str> {
+        self.fields.get("task_type")?.as_str()
+    }
+
+    /// The same with another kind of model.
+    pub fn with_task_type(mut self, task_type: impl Into<String>) -> Self {
+        self.fields.insert("task_type".into(), Value::String(task_type.into()));
+        self
+    }
+
+    /// The share of an adapter's inputs that PEFT drops in training. This crate drops none.
+    pub fn dropout(&self) -> f64 {
+        self.fields.get("lora_dropout").and_then(Value::as_f64).unwrap_or(0.0)
+    }
+
+    /// Reads a configuration and refuses what it asks for that this crate does not compute.
+    pub(super) fn parse(path: &Path, json: &[u8]) -> Result<Self> {
+        let broken = |error: serde_json::Error| malformed(path, "the JSON", error.to_string());
+        let Entries(fields) = serde_json::from_slice::<Entries<Value>>(json).map_err(broken)?;
+        let mut fields: BTreeMap<String, Value> = fields.into_iter().collect();
+        fields::check(path, &fields)?;
+        let field = |key| Field { path, key, value: fields.get(key) };
+
+        let scaling = match field("use_rslora").flag()? {
+            true => Scaling::RankStabilized,
+            false => Scaling::Standard,
+        };
+        let (rank, alpha) = (field("r").rank()?, field("lora_alpha").alpha()?);
+        field("rank_pattern").object()?;
+        field("alpha_pattern").object()?;
+        // Once more, because the order of these two matters: the first match counts.
+        let patterns: Patterns = serde_json::from_slice(json).map_err(broken)?;
+        let ranks =
+            Defaults::new(rank, path, "rank_pattern", patterns.ranks, |field| field.rank())?;
+        let alphas =
+            Defaults::new(alpha, path, "alpha_pattern", patterns.alphas, |field| field.alpha())?;
+        fields.remove("rank_pattern");
+        fields.remove("alpha_pattern");
+        Ok(Config { fields, ranks, alphas, scaling, modules: BTreeSet::new() })
+    }
+}
+
+#[derive(Deserialize)]
+struct Patterns {
+    #[serde(default, rename = "rank_pattern")]
+    ranks: Option<Entries<Value>>,
+    #[serde(default, rename = "alpha_pattern")]
+    alphas: Option<Entries<Value>>,
+}
+
+/// A value for all modules, and those of some.
+#[derive(Debug, Clone)]
+pub(super) struct Defaults<T> {
+    pub value: T,
+    pub exceptions: Vec<Exception<T>>,
+}
+
+/// The value of the modules that a key matches and none before it did.
+#[derive(Debug, Clone)]
+pub(super) struct Exception<T> {
+    pub key: String,
+    pattern: Pattern,
+    pub value: T,
+}
+
+impl<T: Copy> Defaults<T> {
+    fn new(
+        value: T,
+        path: &Path,
+        field: &str,
+        entries: Option<Entries<Value>>,
+        read: impl Fn(&Field<'_>) -> Result<T>,
+    ) -> Result<Self> {
+        let mut exceptions = Vec::new();
+        for (key, value) in entries.map_or_else(Vec::new, |Entries(entries)| entries) {
+            let name = format!("{field} {key:?}");
+            let pattern = Pattern::new(&key).map_err(|reason| unsupported(path, &name, reason))?;
+            let value = read(&Field { path, key: &name, value: Some(&value) })?;
+            exceptions.push(Exception { key, pattern, value });
+        }
+        Ok(Defaults { value, exceptions })
+    }
+
+    /// A value for all modules, and those of some, under keys that match no others.
+    pub fn with<'a>(value: T, exceptions: impl IntoIterator<Item = (&'a str, T)>) -> Self {
+        let exceptions = exceptions.into_iter().map(|(module, value)| {
+            let key = Pattern::for_module(module);
+            let pattern = Pattern::new(&key).expect("an escaped path");
+            Exception { key, pattern, value }
+        });
+        Defaults { value, exceptions: exceptions.collect() }
+    }
+
+    /// The value of a module, and the key that it has it from.
+    pub fn of(&self, module: &str) -> (T, Option<&str>) {
+        let found = self.exceptions.iter().find(|exception| exception.pattern.matches(module));
+        found.map_or((self.value, None), |found| (found.value, Some(&found.key)))
+    }
+}

@@ -1,0 +1,217 @@
+//! The fields of `adapter_config.json`: which are read, which are kept, and which are refused.
+
+use super::file::{malformed, unsupported};
+use crate::{Error, Result};
+use serde_json::{json, Value};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Fields that change what an adapter computes, where they are set, and what they then ask for.
+const REFUSED: [(&str, &str); 17] = [
+    ("alora_invocation_tokens", "adapters that act from certain tokens on (aLoRA)"),
+    ("arrow_config", "adapters that a router chooses among (Arrow)"),
+    ("enable_lora", "adapters of a part of a fused layer"),
+    ("ensure_weight_tying", "adapters shared by layers that share a weight"),
+    ("fan_in_fan_out", "weights stored as [k, d]"),
+    ("kasa_config", "base weights without their smallest singular values (KaSA)"),
+    ("layer_replication", "layers that are there several times"),
+    ("lora_bias", "biases of B"),
+    ("megatron_config", "layers of Megatron"),
+    ("modules_to_save", "modules that were trained in full"),
+    ("monteclora_config", "adapters that are sampled (MonteCLoRA)"),
+    ("target_parameters", "adapters of parameters that are not linear layers"),
+    ("trainable_token_indices", "embeddings that were trained"),
+    ("use_bdlora", "block-diagonal adapters (BD-LoRA)"),
+    ("use_dora", "trained magnitudes (DoRA)"),
+    ("use_qalora", "inputs pooled in groups (QALoRA)"),
+    ("velora_config", "gradients from compressed activations (VeLoRA)"),
+];
+
+/// Fields that change nothing of what the tensors say, or that are read elsewhere.
+const KNOWN: [&str; 27] = [
+    "alpha_pattern",
+    "auto_mapping",
+    "base_model_name_or_path",
+    "bias",
+    "corda_config",
+    "eva_config",
+    "exclude_modules",
+    "inference_mode",
+    "init_lora_weights",
+    "layers_pattern",
+    "layers_to_transform",
+    "loftq_config",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_ga_config",
+    "megatron_core",
+    "merge_weights",
+    "peft_type",
+    "peft_version",
+    "qalora_group_size",
+    "r",
+    "rank_pattern",
+    "revision",
+    "runtime_config",
+    "target_modules",
+    "task_type",
+    "use_rslora",
+];
+
+/// The initial weights that leave the base weights as they are. The others (pissa, olora, corda,
+/// loftq, lora_ga) take something away from them, also when PEFT loads the adapter.
+const INITIAL_WEIGHTS: [&str; 3] = ["gaussian", "eva", "orthogonal"];
+
+/// What PEFT needs to be told of an adapter that was made here.
+pub(super) fn of_new_adapters() -> BTreeMap<String, Value> {
+    [
+        ("base_model_name_or_path", Value::Null),
+        ("bias", json!("none")),
+        ("fan_in_fan_out", json!(false)),
+        ("inference_mode", json!(true)),
+        ("init_lora_weights", json!(true)),
+        ("lora_dropout", json!(0.0)),
+        ("modules_to_save", Value::Null),
+        ("peft_type", json!("LORA")),
+        ("task_type", Value::Null),
+        ("use_dora", json!(false)),
+    ]
+    .map(|(key, value)| (key.to_string(), value))
+    .into()
+}
+
+/// Refuses fields that ask for what this crate does not compute. A field that it has never heard
+/// of is refused if it is `true`, or a list or object with something in it, which is how PEFT
+/// switches things on; texts and numbers say more about what is on anyway.
+pub(super) fn check(path: &Path, fields: &BTreeMap<String, Value>) -> Result<()> {
+    let field = |key| Field { path, key, value: fields.get(key) };
+    let peft_type = field("peft_type");
+    match peft_type.value {
+        Some(Value::String(name)) if name == "LORA" => {}
+        Some(Value::String(name)) => return peft_type.refuse(format!("{name}, only LORA is")),
+        _ => return Err(peft_type.wrong("is not \"LORA\" or another name")),
+    }
+    let bias = field("bias");
+    match bias.value {
+        None | Some(Value::Null) => {}
+        Some(Value::String(which)) if which == "none" => {}
+        Some(which) => return bias.refuse(format!("{which}: biases that were trained")),
+    }
+    let initial = field("init_lora_weights");
+    match initial.value {
+        None | Some(Value::Null | Value::Bool(_)) => {}
+        Some(Value::String(name))
+            if INITIAL_WEIGHTS.contains(&name.to_ascii_lowercase().as_str()) => {}
+        Some(name) => {
+            return initial.refuse(format!(
+                "{name}: the base weights would have to change; PEFT's save_pretrained makes a \
+                 plain adapter of it with path_initial_model_for_weight_conversion"
+            ))
+        }
+    }
+    let dropout = field("lora_dropout");
+    if !dropout.value.is_none_or(|value| value.as_f64().is_some_and(|p| (0.0..=1.0).contains(&p))) {
+        return Err(dropout.wrong("is not a number from 0 to 1"));
+    }
+    let targets = field("target_modules");
+    if !targets.value.is_none_or(is_text_or_texts) {
+        return Err(targets.wrong("is not a text or a list of texts"));
+    }
+    for (key, reason) in REFUSED {
+        if fields.get(key).is_some_and(is_set) {
+            return field(key).refuse(reason);
+        }
+    }
+    for (key, value) in fields {
+        if !KNOWN.contains(&key.as_str()) && !is_text_or_number(value) && is_set(value) {
+            return field(key).refuse("a setting that this version does not know");
+        }
+    }
+    Ok(())
+}
+
+fn is_set(value: &Value) -> bool {
+    match value {
+        Value::Null => false,
+        Value::Bool(flag) => *flag,
+        Value::Number(number) => number.as_f64() != Some(0.0),
+        Value::String(text) => !text.is_empty(),
+        Value::Array(values) => !values.is_empty(),
+        Value::Object(fields) => !fields.is_empty(),
+    }
+}
+
+fn is_text_or_number(value: &Value) -> bool {
+    value.is_string() || value.is_number()
+}
+
+fn is_text_or_texts(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::String(_) => true,
+        Value::Array(values) => values.iter().all(Value::is_string),
+        _ => false,
+    }
+}
+
+/// A field that is being read, with what an error must name.
+pub(super) struct Field<'a> {
+    pub path: &'a Path,
+    pub key: &'a str,
+    pub value: Option<&'a Value>,
+}
+
+impl Field<'_> {
+    fn wrong(&self, reason: &str) -> Error {
+        let got = self.value.map_or("it is missing".into(), brief);
+        malformed(self.path, self.key, format!("{reason}: {got}"))
+    }
+
+    fn refuse<T>(&self, reason: impl Into<String>) -> Result<T> {
+        Err(unsupported(self.path, self.key, reason))
+    }
+
+    /// A flag, which may be missing.
+    pub fn flag(&self) -> Result<bool> {
+        match self.value {
+            None | Some(Value::Null) => Ok(false),
+            Some(Value::Bool(flag)) => Ok(*flag),
+            Some(_) => Err(self.wrong("is not true or false")),
+        }
+    }
+
+    /// Makes sure of an object, which may be missing.
+    pub fn object(&self) -> Result<()> {
+        match self.value {
+            None | Some(Value::Null | Value::Object(_)) => Ok(()),
+            Some(_) => Err(self.wrong("is not an object")),
+        }
+    }
+
+    /// A rank that this crate has kernels for; 8 if it is missing, as in PEFT.
+    pub fn rank(&self) -> Result<usize> {
+        let Some(value) = self.value else { return Ok(8) };
+        match value.as_u64() {
+            Some(rank @ 1..=256) => Ok(rank as usize),
+            Some(rank) if rank > 256 => self.refuse(format!("rank {rank} is outside 1..=256")),
+            _ => Err(self.wrong("is not a whole number from 1 up")),
+        }
+    }
+
+    /// An α; 8 if it is missing, as in PEFT.
+    pub fn alpha(&self) -> Result<f32> {
+        let Some(value) = self.value else { return Ok(8.0) };
+        match value.as_f64().map(|alpha| alpha as f32) {
+            Some(alpha) if alpha.is_finite() => Ok(alpha),
+            _ => Err(self.wrong("is not a number that f32 can hold")),
+        }
+    }
+}
+
+/// The beginning of a value's text.
+fn brief(value: &Value) -> String {
+    let text = value.to_string();
+    match text.char_indices().nth(60) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text,
+    }
+}

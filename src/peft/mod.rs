@@ -1,0 +1,132 @@
+//! Adapters as [PEFT](https://huggingface.co/docs/peft) keeps them: a directory of
+//! `adapter_config.json` and `adapter_model.safetensors`.
+//!
+//! [`load`] makes an [`Adapter`] of each pair of tensors, under the path of its module, and
+//! [`save`] writes adapters so that PEFT loads them. [`TensorFile`] reads base weights, or any other
+//! safetensors file, a tensor at a time.
+//!
+//! # Example
+//!
+//! Load an adapter, run it, train it, save it:
+//!
+//! ```
+//! use lora_kernels::peft::{self, TensorFile};
+//! use lora_kernels::{Accumulation, DType, Device, InputGradient, LoraLinear, Tensor};
+//! use std::collections::BTreeMap;
+//!
+//! # fn adapters_and_base(device: &Device, dir: &std::path::Path) -> lora_kernels::Result<Vec<u8>> {
+//! #     let config = lora_kernels::AdapterConfig { rank: 2, ..Default::default() };
+//! #     let adapter = lora_kernels::Adapter::for_weight(device, [4, 8], DType::F32, &config)?;
+//! #     peft::save(dir, &peft::Config::default(), [("model.layers.0.q_proj", &adapter)])?;
+//! #     let header = br#"{"model.layers.0.q_proj.weight":
+//! #         {"dtype":"F32","shape":[4,8],"data_offsets":[0,128]}}"#;
+//! #     Ok([&(header.len() as u64).to_le_bytes()[..], header, &[0; 128]].concat())
+//! # }
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let tempdir = tempfile::tempdir()?;
+//! # let (dir, out) = (tempdir.path().join("adapter"), tempdir.path().join("trained"));
+//! # let (device, dtype) = (Device::cpu(), DType::F32);
+//! # let base = tempdir.path().join("model.safetensors");
+//! # std::fs::write(&base, adapters_and_base(&device, &dir)?)?;
+//! // let (device, dtype) = (Device::cuda(0)?, DType::Bf16);
+//! // let (dir, base, out) = ("adapter", "model.safetensors", "trained");
+//!
+//! // Load: each adapter with the weight that it is for.
+//! let loaded = peft::load(&dir, &device, Some(dtype))?;
+//! let mut base = TensorFile::open(&base)?;
+//! let mut layers = BTreeMap::new();
+//! for (module, adapter) in loaded.adapters {
+//!     let w0 = base.tensor(&format!("{module}.weight"), &device, Some(dtype))?;
+//!     layers.insert(module, LoraLinear::new(w0, adapter)?);
+//! }
+//!
+//! // Run: h [T, d] of x [T, k].
+//! let layer = layers.get_mut("model.layers.0.q_proj").ok_or("no such adapter")?;
+//! let (d, k) = (layer.w0().shape().rows(), layer.w0().shape().cols());
+//! let x = Tensor::from_f32(&device, &vec![0.5; 3 * k], [3, k], dtype)?;
+//! let out_of_layer = layer.forward(&x)?;
+//!
+//! // Train: one step of gradient descent, with dh [T, d] from the layers above.
+//! let dh = Tensor::from_f32(&device, &vec![0.1; 3 * d], [3, d], dtype)?;
+//! let mut gradients = layer.zero_gradients()?;
+//! let (set, skip) = (Accumulation::Overwrite, InputGradient::Skip);
+//! layer.backward(&dh, &x, &out_of_layer.s, &mut gradients, set, skip)?;
+//! let (a, b) = layer.adapter_mut().tensors_mut();
+//! for (weight, gradient) in [(a, &gradients.a), (b, &gradients.b)] {
+//!     let (old, gradient) = (weight.to_f32_vec()?, gradient.to_vec::<f32>()?);
+//!     let new: Vec<f32> = old.iter().zip(&gradient).map(|(w, g)| w - 0.01 * g).collect();
+//!     weight.copy_from_f32(&new)?;
+//! }
+//!
+//! // Save, with the configuration that was loaded.
+//! let adapters = layers.iter().map(|(module, layer)| (module.as_str(), layer.adapter()));
+//! peft::save(&out, &loaded.config, adapters)?;
+//! # let again = peft::load(&out, &device, None)?;
+//! # let (again, layer) = (&again.adapters["model.layers.0.q_proj"], &layers["model.layers.0.q_proj"]);
+//! # assert_eq!(again.b().to_vec::<f32>()?, layer.adapter().b().to_vec::<f32>()?);
+//! # assert!(again.b().to_vec::<f32>()?.iter().all(|&b| b != 0.0));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What is supported
+//!
+//! Adapters of linear layers of rank 1 to 256, A [r, k] and B [d, r] in f32, f16 or bf16; `r`,
+//! `lora_alpha`, `use_rslora`, `rank_pattern` and `alpha_pattern`. `lora_dropout` is kept, but this
+//! crate drops nothing in training.
+//!
+//! The keys of the patterns are regular expressions of Python, of which the first that matches
+//! counts. Names, dots, `^`, `$`, groups, alternatives, sets, repetitions and escaped punctuation
+//! mean what they mean there; a key with something else in it is refused.
+//!
+//! # What is refused
+//!
+//! With an [`Error::Unsupported`](crate::Error::Unsupported) that names the file and the key:
+//!
+//! * a `peft_type` other than `LORA`, and a `bias` other than `none`;
+//! * `fan_in_fan_out`, `use_dora`, `lora_bias`, `modules_to_save`, `target_parameters`,
+//!   `layer_replication`, `trainable_token_indices`, `alora_invocation_tokens`, `use_qalora`,
+//!   `use_bdlora`, `ensure_weight_tying`, `megatron_config`, and the configurations of Arrow, KaSA,
+//!   MonteCLoRA and VeLoRA;
+//! * `init_lora_weights` other than true, false, `gaussian`, `eva` and `orthogonal`: such an
+//!   adapter (`pissa`, `olora`, `corda`, `loftq`, `lora_ga`) belongs to base weights that were
+//!   changed, also when PEFT loads it, unless `save_pretrained` has made a plain one of it;
+//! * a field that this version does not know and that is `true`, or a list or object with
+//!   something in it;
+//! * tensors that are neither A nor B of a linear layer: adapters of embeddings and convolutions,
+//!   magnitudes, biases, whole modules;
+//! * ranks above 256, other element types, `adapter_model.bin`.
+
+mod config;
+mod fields;
+mod file;
+mod load;
+mod pattern;
+mod save;
+mod tensors;
+mod unique;
+
+pub use config::Config;
+pub use load::{load, load_from_bytes};
+pub use save::save;
+pub use tensors::{TensorEntry, TensorFile};
+
+use crate::Adapter;
+use std::collections::BTreeMap;
+
+const CONFIG_FILE: &str = "adapter_config.json";
+const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+
+/// What PEFT puts in front of a module's path.
+const PREFIX: &str = "base_model.model.";
+
+/// What a PEFT directory holds.
+#[derive(Debug)]
+pub struct Adapters {
+    /// The configuration, for [`save`] to write back.
+    pub config: Config,
+    /// The adapters, by the path of the module in the base model: `model.layers.0.self_attn.q_proj`
+    /// for the tensors `base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight` [r, k] and
+    /// `...lora_B.weight` [d, r]. The weight that it adapts is `PATH.weight` [d, k].
+    pub adapters: BTreeMap<String, Adapter>,
+}

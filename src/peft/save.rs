@@ -1,0 +1,230 @@
+//! Both files of a PEFT directory, written so that a reader sees old or new ones.
+
+use super::config::{Config, Defaults};
+use super::file::{malformed, unsupported, unwritable};
+use super::load::{check_module, key};
+use super::{CONFIG_FILE, WEIGHTS_FILE};
+use crate::{Adapter, DType, Result, Scaling, Tensor};
+use half::{bf16, f16};
+use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use serde::ser::{Serialize, SerializeMap, Serializer};
+use serde_json::{json, Value};
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::Path;
+
+/// Saves adapters, under the paths of their modules, as PEFT does.
+///
+/// `config` is the one that [`load`](super::load) gave, or `Config::default()`. The ranks and
+/// alphas of the adapters are what is written: the file's own `r`, `lora_alpha` and patterns where
+/// those still say the same, others where not. `target_modules` stays as it was if the modules are
+/// those that were loaded, and otherwise names each module by its whole path. (PEFT takes such a
+/// path for the end of one, too: it would put an adapter on `b.a` as well where the model has that
+/// beside `a`.)
+///
+/// The directory is made if it is not there. Both files are written beside their final places,
+/// forced to disk and renamed, so that neither is ever seen half written; they are renamed one
+/// after the other, the weights first. Reads the tensors from their devices, one at a time.
+///
+/// # Errors
+/// [`Error::Malformed`] if there are no adapters, or if a module is there twice or has a name that
+/// none can have; [`Error::Unsupported`] if the adapters have not all the same
+/// [`scaling`](Adapter::scaling); [`Error::Io`]; [`Error::Driver`] of the device.
+pub fn save<'a>(
+    dir: impl AsRef<Path>,
+    config: &Config,
+    adapters: impl IntoIterator<Item = (&'a str, &'a Adapter)>,
+) -> Result<()> {
+    let dir = dir.as_ref();
+    let (config_path, weights_path) = (dir.join(CONFIG_FILE), dir.join(WEIGHTS_FILE));
+    let adapters = collect(&weights_path, adapters)?;
+    let json = config_json(&config_path, config, &adapters)?;
+
+    fs::create_dir_all(dir).map_err(|error| unwritable(dir, error))?;
+    let new = tempfile::Builder::new().prefix(".saving-").tempdir_in(dir);
+    let new = new.map_err(|error| unwritable(dir, error))?;
+    let (new_config, new_weights) = (new.path().join(CONFIG_FILE), new.path().join(WEIGHTS_FILE));
+    write_weights(&new_weights, &weights_path, &adapters)?;
+    let written = File::create_new(&new_config).and_then(|mut file| {
+        file.write_all(json.as_bytes())?;
+        file.sync_all()
+    });
+    written.map_err(|error| unwritable(&config_path, error))?;
+
+    fs::rename(new_weights, &weights_path).map_err(|error| unwritable(&weights_path, error))?;
+    fs::rename(new_config, &config_path).map_err(|error| unwritable(&config_path, error))?;
+    sync_dir(dir).map_err(|error| unwritable(dir, error))
+}
+
+fn collect<'a>(
+    path: &Path,
+    adapters: impl IntoIterator<Item = (&'a str, &'a Adapter)>,
+) -> Result<BTreeMap<&'a str, &'a Adapter>> {
+    let mut collected = BTreeMap::new();
+    for (module, adapter) in adapters {
+        check_module(module).map_err(|reason| malformed(path, &format!("{module:?}"), reason))?;
+        if collected.insert(module, adapter).is_some() {
+            return Err(malformed(path, module, "is there twice"));
+        }
+    }
+    if collected.is_empty() {
+        return Err(malformed(path, "the file", "would have no adapter"));
+    }
+    Ok(collected)
+}
+
+fn config_json(
+    path: &Path,
+    config: &Config,
+    adapters: &BTreeMap<&str, &Adapter>,
+) -> Result<String> {
+    let mut all = adapters.iter();
+    let (first, adapter) = all.next().expect("there is an adapter");
+    let scaling = adapter.scaling();
+    if let Some((other, _)) = all.find(|(_, adapter)| adapter.scaling() != scaling) {
+        let reason = format!("{first} and {other} do not have the same, and PEFT has one for all");
+        return Err(unsupported(path, "use_rslora", reason));
+    }
+    let ranks = config.ranks.fitted(adapters, |adapter| adapter.rank());
+    let alphas = config.alphas.fitted(adapters, |adapter| adapter.alpha());
+
+    let mut fields = config.fields.clone();
+    let mut set = |key: &str, value| fields.insert(key.to_string(), value);
+    set("r", json!(ranks.value));
+    set("lora_alpha", number(alphas.value));
+    set("use_rslora", json!(scaling == Scaling::RankStabilized));
+    let same_modules = adapters.keys().copied().eq(config.modules.iter().map(String::as_str));
+    if !same_modules {
+        set("target_modules", adapters.keys().copied().collect());
+        for key in ["exclude_modules", "layers_pattern", "layers_to_transform"] {
+            set(key, Value::Null);
+        }
+    }
+    let ranks = ranks.exceptions.into_iter().map(|e| (e.key, json!(e.value))).collect();
+    let alphas = alphas.exceptions.into_iter().map(|e| (e.key, number(e.value))).collect();
+    let mut all: BTreeMap<String, ConfigValue> =
+        fields.into_iter().map(|(key, value)| (key, ConfigValue::Plain(value))).collect();
+    all.insert("rank_pattern".into(), ConfigValue::Ordered(ranks));
+    all.insert("alpha_pattern".into(), ConfigValue::Ordered(alphas));
+    serde_json::to_string_pretty(&all)
+        .map_err(|error| malformed(path, "the file", error.to_string()))
+}
+
+/// The number as PEFT writes it: whole where it is, in f32's digits where not.
+fn number(alpha: f32) -> Value {
+    if alpha.fract() == 0.0 && alpha.abs() < 16_777_216.0 {
+        json!(alpha as i64)
+    } else {
+        json!(alpha.to_string().parse::<f64>().expect("a number"))
+    }
+}
+
+/// A field, or a pattern, whose order counts.
+enum ConfigValue {
+    Plain(Value),
+    Ordered(Vec<(String, Value)>),
+}
+
+impl Serialize for ConfigValue {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            ConfigValue::Plain(value) => value.serialize(serializer),
+            ConfigValue::Ordered(entries) => {
+                let mut map = serializer.serialize_map(Some(entries.len()))?;
+                for (key, value) in entries {
+                    map.serialize_entry(key, value)?;
+                }
+                map.end()
+            }
+        }
+    }
+}
+
+impl<T: Copy + PartialEq> Defaults<T> {
+    /// These, if they give every module its adapter's value; else the most frequent value and the
+    /// modules that have another.
+    fn fitted(
+        &self,
+        adapters: &BTreeMap<&str, &Adapter>,
+        value: impl Fn(&Adapter) -> T,
+    ) -> Defaults<T> {
+        if adapters.iter().all(|(module, adapter)| self.of(module).0 == value(adapter)) {
+            return self.clone();
+        }
+        let mut counts: Vec<(T, usize)> = Vec::new();
+        for adapter in adapters.values() {
+            let value = value(adapter);
+            match counts.iter_mut().find(|(other, _)| *other == value) {
+                Some((_, count)) => *count += 1,
+                None => counts.push((value, 1)),
+            }
+        }
+        let (common, _) = *counts.iter().max_by_key(|(_, n)| n).expect("there is an adapter");
+        let others = adapters.iter().filter(|(_, adapter)| value(adapter) != common);
+        Defaults::with(common, others.map(|(module, adapter)| (*module, value(adapter))))
+    }
+}
+
+/// Writes the tensors in the format's order, wide element types first, into a new file; errors
+/// call it by the name that it will have.
+fn write_weights(new: &Path, path: &Path, adapters: &BTreeMap<&str, &Adapter>) -> Result<()> {
+    let mut tensors: Vec<(String, &Tensor)> = Vec::new();
+    for (module, adapter) in adapters {
+        tensors.push((key(module, 'A'), adapter.a()));
+        tensors.push((key(module, 'B'), adapter.b()));
+    }
+    tensors.sort_by_key(|(_, tensor)| std::cmp::Reverse(tensor.dtype().bytes()));
+
+    let mut end = 0;
+    let infos = tensors.iter().map(|(name, tensor)| {
+        let start = end;
+        end += tensor.bytes();
+        let (dtype, shape) = (name_of(tensor.dtype()), tensor.shape().dims().to_vec());
+        (name.clone(), TensorInfo { dtype, shape, data_offsets: (start, end) })
+    });
+    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
+    let header = Metadata::new(Some(metadata), infos.collect())
+        .map_err(|error| error.to_string())
+        .and_then(|header| serde_json::to_vec(&header).map_err(|error| error.to_string()));
+    let mut header = header.map_err(|reason| malformed(path, "the header", reason))?;
+    header.resize(header.len().next_multiple_of(8), b' ');
+
+    let failed = |error: io::Error| unwritable(path, error);
+    let mut file = BufWriter::new(File::create_new(new).map_err(failed)?);
+    file.write_all(&(header.len() as u64).to_le_bytes()).map_err(failed)?;
+    file.write_all(&header).map_err(failed)?;
+    for (_, tensor) in tensors {
+        file.write_all(&little_endian(tensor)?).map_err(failed)?;
+    }
+    file.flush().and_then(|()| file.get_ref().sync_all()).map_err(failed)
+}
+
+fn name_of(dtype: DType) -> Dtype {
+    match dtype {
+        DType::Bf16 => Dtype::BF16,
+        DType::F16 => Dtype::F16,
+        DType::F32 => Dtype::F32,
+    }
+}
+
+/// The bytes of a tensor as the file has them.
+fn little_endian(tensor: &Tensor) -> Result<Vec<u8>> {
+    let mut bytes: Vec<u8> = match tensor.dtype() {
+        DType::Bf16 => bytemuck::cast_slice(&tensor.to_vec::<bf16>()?).to_vec(),
+        DType::F16 => bytemuck::cast_slice(&tensor.to_vec::<f16>()?).to_vec(),
+        DType::F32 => bytemuck::cast_slice(&tensor.to_vec::<f32>()?).to_vec(),
+    };
+    if cfg!(target_endian = "big") {
+        bytes.chunks_exact_mut(tensor.dtype().bytes()).for_each(<[u8]>::reverse);
+    }
+    Ok(bytes)
+}
+
+/// Forces the names in a directory to disk, where a directory can be opened for that.
+fn sync_dir(dir: &Path) -> io::Result<()> {
+    if cfg!(unix) {
+        File::open(dir)?.sync_all()?;
+    }
+    Ok(())
+}

@@ -1,0 +1,231 @@
+//! Safetensors files, read a tensor at a time.
+
+use super::file::{malformed, open_regular, unreadable, unsupported};
+use super::unique::Header;
+use crate::{DType, Device, Element, Error, Result, Shape, Tensor};
+use bytemuck::Pod;
+use half::{bf16, f16};
+use safetensors::tensor::{Dtype, TensorInfo};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+/// The longest header that is read. The format allows 100 MB; a header of 100 000 tensors has 15.
+const MAX_HEADER: u64 = 32 << 20;
+
+/// A safetensors file that is open for reading.
+///
+/// The header is read and checked at once: names are unique, every tensor has the bytes that its
+/// shape and type ask for, and all together fill the file, without a gap. Tensors are read when
+/// they are asked for, one at a time.
+///
+/// ```
+/// use lora_kernels::peft::TensorFile;
+/// use lora_kernels::Device;
+/// use std::io::Cursor;
+///
+/// # fn main() -> lora_kernels::Result<()> {
+/// let header = br#"{"w":{"dtype":"F32","shape":[1,2],"data_offsets":[0,8]}}"#;
+/// let length = (header.len() as u64).to_le_bytes();
+/// let data = [0.5f32, 2.0].map(f32::to_le_bytes).concat();
+/// let bytes = [&length[..], header, &data].concat();
+///
+/// let mut file = TensorFile::new("w.safetensors", Cursor::new(bytes))?; // or TensorFile::open
+/// let w = file.tensor("w", &Device::cpu(), None)?;
+/// assert_eq!(w.shape().dims(), [1, 2]);
+/// assert_eq!(w.to_vec::<f32>()?, [0.5, 2.0]);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct TensorFile<R = File> {
+    path: PathBuf,
+    reader: R,
+    entries: BTreeMap<String, TensorEntry>,
+}
+
+/// What the header of a [`TensorFile`] says of a tensor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TensorEntry {
+    /// Its element type, if it is one that this crate has.
+    pub dtype: Option<DType>,
+    /// Its element type in the file's own words, such as `BF16`.
+    pub dtype_name: String,
+    /// Its dimensions, outermost first; none for a single number.
+    pub shape: Vec<usize>,
+    /// Where in the file it is, from the file's first byte.
+    pub bytes: Range<u64>,
+}
+
+impl TensorFile {
+    /// Opens a file.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be read or is not a regular file, [`Error::Malformed`] for what
+    /// is wrong with its header.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        TensorFile::new(path, open_regular(path)?)
+    }
+}
+
+impl<R: Read + Seek> TensorFile<R> {
+    /// Takes the file from a reader; `path` is what errors call it.
+    ///
+    /// # Errors
+    /// As for [`TensorFile::open`].
+    pub fn new(path: impl Into<PathBuf>, mut reader: R) -> Result<Self> {
+        let path = path.into();
+        let malformed = |reason: String| malformed(&path, "the header", reason);
+        let length = reader.seek(SeekFrom::End(0)).map_err(|error| unreadable(&path, error))?;
+        let read = |reader: &mut R, at, into: &mut [u8]| {
+            read_at(reader, at, into).map_err(|error| unreadable(&path, error))
+        };
+        if length < 8 {
+            return Err(malformed(format!("is cut off: the file has {length} bytes")));
+        }
+        let mut prefix = [0; 8];
+        read(&mut reader, 0, &mut prefix)?;
+        let header_length = u64::from_le_bytes(prefix);
+        if header_length > MAX_HEADER {
+            return Err(malformed(format!("has {header_length} bytes, more than {MAX_HEADER}")));
+        }
+        if header_length > length - 8 {
+            return Err(malformed(format!(
+                "has {header_length} bytes, but the file has {length} in all"
+            )));
+        }
+        let mut header = zeros(header_length as usize)?;
+        read(&mut reader, 8, &mut header)?;
+        let Header(tensors) =
+            serde_json::from_slice(&header).map_err(|error| malformed(error.to_string()))?;
+        let entries = entries(&path, tensors, 8 + header_length, length)?;
+        Ok(TensorFile { path, reader, entries })
+    }
+
+    /// The file's name, as errors call it.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// All tensors, by name.
+    pub fn entries(&self) -> &BTreeMap<String, TensorEntry> {
+        &self.entries
+    }
+
+    /// Reads a tensor onto a device, rounded to an element type or in its own.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] if there is none of this name, [`Error::Unsupported`] if it is not of
+    /// bf16, f16 or f32 or has not one to six dimensions; [`Error::Io`]; [`Error::OutOfMemory`].
+    pub fn tensor(&mut self, name: &str, device: &Device, dtype: Option<DType>) -> Result<Tensor> {
+        let Some(entry) = self.entries.get(name) else {
+            return Err(malformed(&self.path, name, "is not in the file"));
+        };
+        let Some(own) = entry.dtype else {
+            return Err(unsupported(&self.path, name, not_numbers(entry)));
+        };
+        let shape = Shape::new(&entry.shape)
+            .map_err(|error| unsupported(&self.path, name, error.to_string()))?;
+        let at = entry.bytes.start;
+        match own {
+            DType::Bf16 => self.read::<bf16>(at, device, shape, dtype),
+            DType::F16 => self.read::<f16>(at, device, shape, dtype),
+            DType::F32 => self.read::<f32>(at, device, shape, dtype),
+        }
+    }
+
+    fn read<E: Element>(
+        &mut self,
+        at: u64,
+        device: &Device,
+        shape: Shape,
+        dtype: Option<DType>,
+    ) -> Result<Tensor> {
+        let mut values: Vec<E> = zeros(shape.elements())?;
+        let bytes = bytemuck::cast_slice_mut(&mut values);
+        read_at(&mut self.reader, at, bytes).map_err(|error| unreadable(&self.path, error))?;
+        if cfg!(target_endian = "big") {
+            bytes.chunks_exact_mut(size_of::<E>()).for_each(<[u8]>::reverse);
+        }
+        match dtype {
+            Some(dtype) if dtype != E::DTYPE => {
+                let values: Vec<f32> = values.iter().map(|value| value.to_f64() as f32).collect();
+                Tensor::from_f32(device, &values, shape, dtype)
+            }
+            _ => Tensor::from_slice(device, &values, shape),
+        }
+    }
+}
+
+/// Checks that the tensors fill the file from the end of the header on.
+fn entries(
+    path: &Path,
+    mut tensors: Vec<(String, TensorInfo)>,
+    data: u64,
+    length: u64,
+) -> Result<BTreeMap<String, TensorEntry>> {
+    tensors.sort_by(|(_, one), (_, other)| one.data_offsets.cmp(&other.data_offsets));
+    let mut entries = BTreeMap::new();
+    let mut expected = 0;
+    for (name, info) in tensors {
+        let TensorInfo { dtype, shape, data_offsets: (start, end) } = info;
+        let wrong = |reason: String| Err(malformed(path, &name, reason));
+        if start != expected {
+            return wrong(format!("begins at byte {start} of the data, not at {expected}"));
+        }
+        let bits = shape.iter().try_fold(dtype.bitsize(), |n, &dim| n.checked_mul(dim));
+        let Some(bits) = bits else {
+            return wrong(format!("has shape {shape:?}, which is more than can be"));
+        };
+        if end.checked_sub(start).and_then(|bytes| bytes.checked_mul(8)) != Some(bits) {
+            return wrong(format!(
+                "of shape {shape:?} and type {dtype} cannot be bytes {start} to {end} of the data"
+            ));
+        }
+        if end as u64 > length - data {
+            return wrong(format!("ends at byte {end} of the data, which has {}", length - data));
+        }
+        expected = end;
+        let bytes = data + start as u64..data + end as u64;
+        let (dtype, dtype_name) = (known(dtype), dtype.to_string());
+        entries.insert(name, TensorEntry { dtype, dtype_name, shape, bytes });
+    }
+    if data + expected as u64 != length {
+        let reason =
+            format!("describes {} bytes, but the file has {length}", data + expected as u64);
+        return Err(malformed(path, "the header", reason));
+    }
+    Ok(entries)
+}
+
+fn known(dtype: Dtype) -> Option<DType> {
+    match dtype {
+        Dtype::BF16 => Some(DType::Bf16),
+        Dtype::F16 => Some(DType::F16),
+        Dtype::F32 => Some(DType::F32),
+        _ => None,
+    }
+}
+
+/// A vector of zeros, or an error where there is no memory for it.
+fn zeros<E: Pod>(elements: usize) -> Result<Vec<E>> {
+    let mut values = Vec::new();
+    let bytes = elements * size_of::<E>();
+    values.try_reserve_exact(elements).map_err(|_| Error::OutOfMemory { bytes })?;
+    values.resize(elements, E::zeroed());
+    Ok(values)
+}
+
+fn read_at(reader: &mut (impl Read + Seek), at: u64, into: &mut [u8]) -> io::Result<()> {
+    reader.seek(SeekFrom::Start(at))?;
+    reader.read_exact(into)
+}
+
+/// Why a tensor cannot be read.
+pub(super) fn not_numbers(entry: &TensorEntry) -> String {
+    format!("it holds {}, not F32, F16 or BF16", entry.dtype_name)
+}

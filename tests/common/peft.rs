@@ -1,0 +1,73 @@
+//! The fixtures that PEFT made, and a run of one of their layers.
+
+use lora_kernels::peft::TensorFile;
+use lora_kernels::{Accumulation, DType, Device, InputGradient, LoraLinear, Result, Tensor};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The cases with expected outputs.
+pub const CASES: [&str; 8] = [
+    "plain-r4",
+    "plain-r8",
+    "plain-r64",
+    "rslora-r4",
+    "rslora-r8",
+    "rslora-r64",
+    "patterns",
+    "patterns-rslora",
+];
+
+/// Shapes and values by name.
+pub type Outputs = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+
+pub fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/peft").join(name)
+}
+
+fn tensor(file: &str, name: &str, device: &Device, dtype: DType) -> Tensor {
+    let mut file = TensorFile::open(fixture(file)).unwrap();
+    file.tensor(name, device, Some(dtype)).unwrap()
+}
+
+/// The frozen weight of a module.
+pub fn base(module: &str, device: &Device, dtype: DType) -> Tensor {
+    tensor("base.safetensors", &format!("{module}.weight"), device, dtype)
+}
+
+/// What PEFT's layer made of the fixture's x and dh.
+pub fn expected(case: &str, module: &str) -> BTreeMap<&'static str, (Vec<usize>, Vec<f32>)> {
+    let file = format!("{case}/expected.safetensors");
+    let output =
+        |name| values(&tensor(&file, &format!("{module}.{name}"), &Device::cpu(), DType::F32));
+    ["h", "dx", "da", "db"].map(|name| (name, output(name))).into()
+}
+
+/// What the crate's layer makes of them, in its own element type.
+pub fn run(
+    layer: &LoraLinear,
+    module: &str,
+) -> Result<BTreeMap<&'static str, (Vec<usize>, Vec<f32>)>> {
+    let (device, dtype) = (layer.device(), layer.w0().dtype());
+    let input = |name| tensor("inputs.safetensors", &format!("{module}.{name}"), device, dtype);
+    let (x, dh) = (input("x"), input("dh"));
+    let out = layer.forward(&x)?;
+    let mut gradients = layer.zero_gradients()?;
+    let (set, compute) = (Accumulation::Overwrite, InputGradient::Compute);
+    let dx = layer.backward(&dh, &x, &out.s, &mut gradients, set, compute)?.expect("dX");
+    let outputs = [("h", &out.h), ("dx", &dx), ("da", &gradients.a), ("db", &gradients.b)];
+    Ok(outputs.map(|(name, tensor)| (name, values(tensor))).into())
+}
+
+fn values(tensor: &Tensor) -> (Vec<usize>, Vec<f32>) {
+    (tensor.shape().dims().to_vec(), tensor.to_f32_vec().unwrap())
+}
+
+/// Writes f32 tensors as a safetensors file.
+pub fn write(path: &Path, tensors: &Outputs) {
+    let views = tensors.iter().map(|(name, (shape, values))| {
+        let (dtype, bytes) = (safetensors::Dtype::F32, bytemuck::cast_slice(values));
+        (name, safetensors::tensor::TensorView::new(dtype, shape.clone(), bytes).unwrap())
+    });
+    fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
+}

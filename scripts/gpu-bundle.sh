@@ -34,9 +34,9 @@ for message in map(json.loads, sys.stdin):
 export LORA_KERNELS_REQUIRE_NVCC=1
 messages=--message-format=json-render-diagnostics
 built=$(
-    cargo test --release --lib --tests --no-run $messages | executables lib test
+    cargo test --release --features peft --lib --tests --no-run $messages | executables lib test
     cargo bench --benches --no-run $messages | executables bench
-    cargo build --release --examples $messages | executables example
+    cargo build --release --features peft --examples $messages | executables example
 )
 
 rm -rf "$bundle"
@@ -54,6 +54,9 @@ for name in "${wanted[@]}"; do
         die "there is no test, benchmark or example $name"
 done
 
+mkdir "$bundle/fixtures"
+cp -r tests/fixtures/peft "$bundle/fixtures"
+
 cat >"$bundle/run.sh" <<'RUN'
 #!/usr/bin/env bash
 # usage: run.sh tests [ARG...]            every test executable
@@ -63,6 +66,7 @@ set -uo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 usage() { sed -n '2,3s/^# //p' "${BASH_SOURCE[0]}" >&2; exit 2; }
+export LORA_KERNELS_FIXTURES=$here/fixtures
 
 # cuBLASLt, from a toolkit or from Python packages.
 shopt -s nullglob

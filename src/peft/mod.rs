@@ -2,8 +2,8 @@
 //! `adapter_config.json` and `adapter_model.safetensors`.
 //!
 //! [`load`] makes an [`Adapter`] of each pair of tensors, under the path of its module, and
-//! [`save`] writes adapters so that PEFT loads them. [`TensorFile`] reads base weights, or any other
-//! safetensors file, a tensor at a time.
+//! [`save`] writes adapters so that PEFT loads them. [`TensorFile`] reads base weights, or any
+//! other safetensors file, a tensor at a time.
 //!
 //! # Example
 //!
@@ -14,7 +14,7 @@
 //! use lora_kernels::{Accumulation, DType, Device, InputGradient, LoraLinear, Tensor};
 //! use std::collections::BTreeMap;
 //!
-//! # fn adapters_and_base(device: &Device, dir: &std::path::Path) -> lora_kernels::Result<Vec<u8>> {
+//! # fn example(device: &Device, dir: &std::path::Path) -> lora_kernels::Result<Vec<u8>> {
 //! #     let config = lora_kernels::AdapterConfig { rank: 2, ..Default::default() };
 //! #     let adapter = lora_kernels::Adapter::for_weight(device, [4, 8], DType::F32, &config)?;
 //! #     peft::save(dir, &peft::Config::default(), [("model.layers.0.q_proj", &adapter)])?;
@@ -27,7 +27,7 @@
 //! # let (dir, out) = (tempdir.path().join("adapter"), tempdir.path().join("trained"));
 //! # let (device, dtype) = (Device::cpu(), DType::F32);
 //! # let base = tempdir.path().join("model.safetensors");
-//! # std::fs::write(&base, adapters_and_base(&device, &dir)?)?;
+//! # std::fs::write(&base, example(&device, &dir)?)?;
 //! // let (device, dtype) = (Device::cuda(0)?, DType::Bf16);
 //! // let (dir, base, out) = ("adapter", "model.safetensors", "trained");
 //!
@@ -61,10 +61,10 @@
 //! // Save, with the configuration that was loaded.
 //! let adapters = layers.iter().map(|(module, layer)| (module.as_str(), layer.adapter()));
 //! peft::save(&out, &loaded.config, adapters)?;
-//! # let again = peft::load(&out, &device, None)?;
-//! # let (again, layer) = (&again.adapters["model.layers.0.q_proj"], &layers["model.layers.0.q_proj"]);
-//! # assert_eq!(again.b().to_vec::<f32>()?, layer.adapter().b().to_vec::<f32>()?);
-//! # assert!(again.b().to_vec::<f32>()?.iter().all(|&b| b != 0.0));
+//! # let again = peft::load(&out, &device, None)?.adapters;
+//! # let b = again["model.layers.0.q_proj"].b().to_vec::<f32>()?;
+//! # assert_eq!(b, layers["model.layers.0.q_proj"].adapter().b().to_vec::<f32>()?);
+//! # assert!(b.iter().all(|&b| b != 0.0));
 //! # Ok(())
 //! # }
 //! ```

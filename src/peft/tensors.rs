@@ -128,8 +128,10 @@ impl<R: Read + Seek> TensorFile<R> {
         let Some(own) = entry.dtype else {
             return Err(unsupported(&self.path, name, not_numbers(entry)));
         };
-        let shape = Shape::new(&entry.shape)
-            .map_err(|error| unsupported(&self.path, name, error.to_string()))?;
+        let Ok(shape) = Shape::new(&entry.shape) else {
+            let reason = format!("it has {} dimensions, not one to six", entry.shape.len());
+            return Err(unsupported(&self.path, name, reason));
+        };
         let at = entry.bytes.start;
         match own {
             DType::Bf16 => self.read::<bf16>(at, device, shape, dtype),
@@ -168,7 +170,7 @@ fn entries(
     data: u64,
     length: u64,
 ) -> Result<BTreeMap<String, TensorEntry>> {
-    tensors.sort_by(|(_, one), (_, other)| one.data_offsets.cmp(&other.data_offsets));
+    tensors.sort_by_key(|(_, info)| info.data_offsets);
     let mut entries = BTreeMap::new();
     let mut expected = 0;
     for (name, info) in tensors {

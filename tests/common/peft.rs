@@ -19,10 +19,13 @@ pub const CASES: [&str; 8] = [
 ];
 
 /// Shapes and values by name.
-pub type Outputs = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+pub type Outputs<Name = String> = BTreeMap<Name, (Vec<usize>, Vec<f32>)>;
 
+/// A fixture in the source tree, or where a bundle that was copied to another machine has it.
 pub fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/peft").join(name)
+    let bundled = std::env::var_os("LORA_KERNELS_FIXTURES").map(PathBuf::from);
+    let here = || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    bundled.unwrap_or_else(here).join("peft").join(name)
 }
 
 fn tensor(file: &str, name: &str, device: &Device, dtype: DType) -> Tensor {
@@ -36,7 +39,7 @@ pub fn base(module: &str, device: &Device, dtype: DType) -> Tensor {
 }
 
 /// What PEFT's layer made of the fixture's x and dh.
-pub fn expected(case: &str, module: &str) -> BTreeMap<&'static str, (Vec<usize>, Vec<f32>)> {
+pub fn expected(case: &str, module: &str) -> Outputs<&'static str> {
     let file = format!("{case}/expected.safetensors");
     let output =
         |name| values(&tensor(&file, &format!("{module}.{name}"), &Device::cpu(), DType::F32));
@@ -44,10 +47,7 @@ pub fn expected(case: &str, module: &str) -> BTreeMap<&'static str, (Vec<usize>,
 }
 
 /// What the crate's layer makes of them, in its own element type.
-pub fn run(
-    layer: &LoraLinear,
-    module: &str,
-) -> Result<BTreeMap<&'static str, (Vec<usize>, Vec<f32>)>> {
+pub fn run(layer: &LoraLinear, module: &str) -> Result<Outputs<&'static str>> {
     let (device, dtype) = (layer.device(), layer.w0().dtype());
     let input = |name| tensor("inputs.safetensors", &format!("{module}.{name}"), device, dtype);
     let (x, dh) = (input("x"), input("dh"));

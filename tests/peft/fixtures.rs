@@ -1,14 +1,10 @@
 //! PEFT's own numbers: adapters that it made, and adapters made here for it to load.
 //!
 //! `tests/fixtures/peft/make.py` made the fixtures, and with `--check` compares what
-//! `LORA_KERNELS_PEFT_OUT=DIR cargo test --features peft --test peft_fixtures` leaves in DIR.
+//! `LORA_KERNELS_PEFT_OUT=DIR cargo test --features peft --test peft` leaves in DIR.
 
-#![cfg(feature = "peft")]
-
-mod common;
-
-use common::peft::{base, expected, fixture, run, write, Outputs, CASES};
-use common::{assert_same_bits, relative_error, Rng};
+use crate::common::peft::{base, expected, fixture, run, write, Outputs, CASES};
+use crate::common::{assert_same_bits, relative_error, Rng};
 use half::{bf16, f16};
 use lora_kernels::peft::{self, Config};
 use lora_kernels::{Adapter, DType, Device, LoraLinear, Result, Scaling, Tensor};
@@ -92,7 +88,7 @@ fn save_and_load(name: &str, config: &Config, adapters: BTreeMap<String, Adapter
     peft::save(&dir, config, adapters.iter().map(|(module, adapter)| (module.as_str(), adapter)))?;
     let again = peft::load(&dir, &cpu, None)?.adapters;
     assert!(again.keys().eq(adapters.keys()), "{name}");
-    let mut outputs: Outputs = BTreeMap::new();
+    let mut outputs = Outputs::new();
     for (module, adapter) in adapters {
         let other = &again[&module];
         assert_eq!((other.rank(), other.alpha()), (adapter.rank(), adapter.alpha()), "{name}");

@@ -1,0 +1,136 @@
+//! The command line.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+pub const USAGE: &str = "\
+Merges a PEFT adapter into a safetensors checkpoint: W0 becomes W0 + s·B A, all else stays.
+
+Usage: cargo run --release --features peft --example merge -- --base PATH --adapter DIR --out PATH
+
+  --base PATH          model.safetensors, or a sharded checkpoint's model.safetensors.index.json,
+                       or the directory of either
+  --adapter DIR        the PEFT directory: adapter_config.json and adapter_model.safetensors
+  --out PATH           the new file; of a sharded checkpoint, the directory of the new files
+  --scale X            multiplies the adapter's own scale; -1 takes an adapter out [default: 1]
+  --device cpu|cuda:N  where bf16 and f16 are merged; f32 is on the CPU [default: cuda:0 if it
+                       works, else cpu]
+  --dry-run            lists what would change, and writes nothing
+  --help               shows this
+";
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Options {
+    pub base: PathBuf,
+    pub adapter: PathBuf,
+    /// `None` for a dry run, perhaps.
+    pub out: Option<PathBuf>,
+    pub scale: f32,
+    /// `None` for the first GPU if it works and the CPU if not.
+    pub device: Option<DeviceName>,
+    pub dry_run: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum DeviceName {
+    Cpu,
+    Cuda(usize),
+}
+
+impl Options {
+    /// Reads the arguments after the program's name; `None` if they ask for help.
+    pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Option<Self>, String> {
+        let (mut base, mut adapter, mut out) = (None, None, None);
+        let (mut scale, mut device, mut dry_run) = (1.0, None, false);
+        let mut args = args.into_iter();
+        while let Some(arg) = args.next() {
+            let arg = arg.into_string().map_err(|arg| format!("there is no option {arg:?}"))?;
+            // Paths may be anything, so that they are taken as they come.
+            let (name, mut value) = match arg.split_once('=') {
+                Some((name, value)) => (name, Some(OsString::from(value))),
+                None => (arg.as_str(), None),
+            };
+            let mut value = || {
+                value.take().or_else(|| args.next()).ok_or_else(|| format!("{name} needs a value"))
+            };
+            match name {
+                "--help" | "-h" => return Ok(None),
+                "--base" => base = Some(value()?.into()),
+                "--adapter" => adapter = Some(value()?.into()),
+                "--out" => out = Some(value()?.into()),
+                "--scale" => scale = number(&value()?.to_string_lossy())?,
+                "--device" => device = Some(value()?.to_string_lossy().parse()?),
+                "--dry-run" => dry_run = true,
+                _ => return Err(format!("there is no option {arg}")),
+            }
+        }
+        let base = base.ok_or("--base is missing")?;
+        let adapter = adapter.ok_or("--adapter is missing")?;
+        if out.is_none() && !dry_run {
+            return Err("--out is missing".into());
+        }
+        Ok(Some(Options { base, adapter, out, scale, device, dry_run }))
+    }
+}
+
+impl FromStr for DeviceName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let ordinal = || text.strip_prefix("cuda:")?.parse().ok();
+        match text {
+            "cpu" => Ok(DeviceName::Cpu),
+            _ => ordinal()
+                .map(DeviceName::Cuda)
+                .ok_or_else(|| format!("--device must be cpu or cuda:N, not {text:?}")),
+        }
+    }
+}
+
+fn number(text: &str) -> Result<f32, String> {
+    let number = text.parse().ok().filter(|number: &f32| number.is_finite());
+    number.ok_or_else(|| format!("--scale must be a finite number, not {text:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Option<Options>, String> {
+        Options::parse(line.split_whitespace().map(OsString::from))
+    }
+
+    #[test]
+    fn every_option_is_read() {
+        let expected = Options {
+            base: "b".into(),
+            adapter: "a".into(),
+            out: Some("o".into()),
+            scale: -0.5,
+            device: Some(DeviceName::Cuda(1)),
+            dry_run: true,
+        };
+        let line = "--base b --adapter=a --out o --scale -0.5 --device cuda:1 --dry-run";
+        assert_eq!(parse(line), Ok(Some(expected.clone())));
+        let plain = Options { scale: 1.0, device: None, dry_run: false, ..expected };
+        assert_eq!(parse("--base=b --adapter a --out=o"), Ok(Some(plain)));
+        assert_eq!(parse("--base b --help"), Ok(None));
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (line, expected) in [
+            ("", "--base is missing"),
+            ("--base b", "--adapter is missing"),
+            ("--base b --adapter a", "--out is missing"),
+            ("--base", "--base needs a value"),
+            ("--scale x", "--scale must be a finite number, not \"x\""),
+            ("--scale inf", "--scale must be a finite number, not \"inf\""),
+            ("--device gpu", "--device must be cpu or cuda:N, not \"gpu\""),
+            ("--force", "there is no option --force"),
+        ] {
+            assert_eq!(parse(line), Err(expected.to_string()), "{line}");
+        }
+    }
+}

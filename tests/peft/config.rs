@@ -1,0 +1,158 @@
+//! `adapter_config.json` as it may be, and as it should not.
+
+use crate::files::{assert_refused, config_with, good_weights, load, CONFIG};
+use lora_kernels::peft;
+use lora_kernels::Result;
+use serde_json::{json, Value};
+use std::fs;
+
+#[test]
+fn what_changes_the_numbers_is_refused() {
+    for (key, value) in [
+        ("peft_type", json!("LOHA")),
+        ("peft_type", json!("IA3")),
+        ("bias", json!("all")),
+        ("bias", json!("lora_only")),
+        ("fan_in_fan_out", json!(true)),
+        ("use_dora", json!(true)),
+        ("lora_bias", json!(true)),
+        ("modules_to_save", json!(["classifier"])),
+        ("layer_replication", json!([[0, 2], [1, 3]])),
+        ("target_parameters", json!(["experts.gate_up_proj"])),
+        ("alora_invocation_tokens", json!([1, 2])),
+        ("trainable_token_indices", json!([3])),
+        ("use_qalora", json!(true)),
+        ("use_bdlora", json!({"nblocks": 2})),
+        ("arrow_config", json!({"top_k": 3})),
+        ("kasa_config", json!({"beta": 1e-4})),
+        ("monteclora_config", json!({"num_samples": 8})),
+        ("velora_config", json!({"groups": 4})),
+        ("megatron_config", json!({"tensor_model_parallel_size": 2})),
+        ("ensure_weight_tying", json!(true)),
+        ("enable_lora", json!([true, false, true])),
+        ("init_lora_weights", json!("pissa")),
+        ("init_lora_weights", json!("pissa_niter_16")),
+        ("init_lora_weights", json!("olora")),
+        ("init_lora_weights", json!("corda")),
+        ("init_lora_weights", json!("loftq")),
+        ("init_lora_weights", json!("lora_ga")),
+        ("init_lora_weights", json!({"a": 1})),
+        ("r", json!(257)),
+        ("use_something_new", json!(true)),
+        ("something_new_config", json!({"n": 0})),
+        ("new_modules", json!(["q"])),
+    ] {
+        let result = load(&config_with(key, value.clone()), &good_weights());
+        assert_refused(&format!("{key} = {value}"), result, "unsupported", CONFIG, key, "");
+    }
+}
+
+#[test]
+fn what_changes_nothing_is_taken_and_kept() -> Result<()> {
+    for (key, value) in [
+        ("bias", json!("none")),
+        ("bias", Value::Null),
+        ("fan_in_fan_out", json!(false)),
+        ("modules_to_save", Value::Null),
+        ("modules_to_save", json!([])),
+        ("layer_replication", Value::Null),
+        ("init_lora_weights", json!(false)),
+        ("init_lora_weights", json!("gaussian")),
+        ("init_lora_weights", json!("eva")),
+        ("init_lora_weights", json!("orthogonal")),
+        ("eva_config", json!({"rho": 2.0})),
+        ("loftq_config", json!({})),
+        ("corda_config", Value::Null),
+        ("megatron_core", json!("megatron.core")),
+        ("qalora_group_size", json!(16)),
+        ("lora_dropout", json!(0.05)),
+        ("target_modules", json!("all-linear")),
+        ("target_modules", json!(".*q")),
+        ("target_modules", Value::Null),
+        ("auto_mapping", json!({"base_model_class": "M"})),
+        ("base_model_name_or_path", json!("meta-llama/Llama-3.1-8B")),
+        ("task_type", json!("CAUSAL_LM")),
+        ("inference_mode", json!(true)),
+        ("peft_version", json!("99.0")),
+        ("use_something_new", json!(false)),
+        ("something_new_config", Value::Null),
+        ("something_new_size", json!(32)),
+        ("something_new_name", json!("x")),
+    ] {
+        let loaded = load(&config_with(key, value.clone()), &good_weights())?;
+        let dir = tempfile::tempdir().unwrap();
+        let adapters = loaded.adapters.iter().map(|(module, a)| (module.as_str(), a));
+        peft::save(dir.path(), &loaded.config, adapters)?;
+        let saved = fs::read(dir.path().join(CONFIG)).unwrap();
+        assert_eq!(serde_json::from_slice::<Value>(&saved).unwrap()[key], value, "{key}");
+    }
+    Ok(())
+}
+
+#[test]
+fn broken_configurations_are_named() {
+    let text = |json: &str| json.as_bytes().to_vec();
+    let pattern = |field, key: &str, value| config_with(field, json!({ key: value }));
+    let huge = [vec![b' '; 1 << 20], text("{}")].concat();
+    for (case, config, variant, key, words) in [
+        ("empty", text(""), "malformed", "the JSON", "EOF"),
+        ("no object", text("[]"), "malformed", "the JSON", "an object"),
+        ("cut off", text(r#"{"peft_type":"LORA","#), "malformed", "the JSON", "EOF"),
+        ("garbage behind", text("{} {}"), "malformed", "the JSON", "trailing"),
+        ("not UTF-8", b"{\"\xff\":1}".to_vec(), "malformed", "the JSON", "unicode"),
+        ("deep", text(&"[".repeat(100_000)), "malformed", "the JSON", ""),
+        ("huge", huge, "malformed", "the file", "1048576 bytes"),
+        ("a key twice", text(r#"{"r":2,"r":4}"#), "malformed", "the JSON", "\"r\" twice"),
+        ("no type", text(r#"{"r":2}"#), "malformed", "peft_type", "missing"),
+        ("NaN", text(r#"{"peft_type":"LORA","lora_alpha":NaN}"#), "malformed", "the JSON", "col"),
+        ("1e999", text(r#"{"lora_alpha":1e999}"#), "malformed", "the JSON", "out of range"),
+        ("1e39", config_with("lora_alpha", json!(1e39)), "malformed", "lora_alpha", "f32"),
+        ("text", config_with("lora_alpha", json!("16")), "malformed", "lora_alpha", "\"16\""),
+        ("null", config_with("lora_alpha", Value::Null), "malformed", "lora_alpha", "null"),
+        ("rank 0", config_with("r", json!(0)), "malformed", "r", "0"),
+        ("rank -1", config_with("r", json!(-1)), "malformed", "r", "-1"),
+        ("rank 2.5", config_with("r", json!(2.5)), "malformed", "r", "2.5"),
+        ("rank true", config_with("r", json!(true)), "malformed", "r", "true"),
+        ("rslora 1", config_with("use_rslora", json!(1)), "malformed", "use_rslora", "1"),
+        ("dropout 2", config_with("lora_dropout", json!(2)), "malformed", "lora_dropout", "2"),
+        ("targets", config_with("target_modules", json!([1])), "malformed", "target_modules", "1"),
+        ("no map", config_with("rank_pattern", json!([])), "malformed", "rank_pattern", "object"),
+        (
+            "a rank that is none",
+            pattern("rank_pattern", "q", json!("4")),
+            "malformed",
+            "rank_pattern \"q\"",
+            "\"4\"",
+        ),
+        (
+            "an alpha that is none",
+            pattern("alpha_pattern", "q", json!(false)),
+            "malformed",
+            "alpha_pattern \"q\"",
+            "false",
+        ),
+        (
+            "a rank of 1000",
+            pattern("rank_pattern", "q", json!(1000)),
+            "unsupported",
+            "rank_pattern \"q\"",
+            "1..=256",
+        ),
+        (
+            "a key that only Python understands",
+            pattern("rank_pattern", "(?<=a)q", json!(2)),
+            "unsupported",
+            "rank_pattern \"(?<=a)q\"",
+            "a regular expression with a group",
+        ),
+        (
+            "a key twice in a pattern",
+            text(r#"{"peft_type":"LORA","alpha_pattern":{"q":1,"q":2}}"#),
+            "malformed",
+            "the JSON",
+            "\"q\" twice",
+        ),
+    ] {
+        assert_refused(case, load(&config, &good_weights()), variant, CONFIG, key, words);
+    }
+}

@@ -1,0 +1,12 @@
+//! The feature `peft`: adapters as PEFT keeps them, good ones, PEFT's own and hostile ones.
+
+#![cfg(feature = "peft")]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod config;
+mod directory;
+mod files;
+mod fixtures;
+mod weights;

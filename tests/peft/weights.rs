@@ -1,0 +1,244 @@
+//! `adapter_model.safetensors` as it should not be, and files changed at random.
+
+use crate::files::{
+    assert_refused, file, good_config, good_weights, header, info, load, load_weights, A, B,
+    CONFIG, WEIGHTS,
+};
+use lora_kernels::{peft, DType, Device, Result};
+use serde_json::json;
+
+#[test]
+fn the_good_files_are_taken() -> Result<()> {
+    let loaded = load_weights(&good_weights())?;
+    let adapter = &loaded.adapters["q"];
+    assert_eq!((adapter.rank(), adapter.scale()), (2, 2.0));
+    assert_eq!(adapter.b().shape().dims(), [4, 2]);
+    // What is missing has PEFT's defaults.
+    let error = load(br#"{"peft_type":"LORA"}"#, &good_weights()).unwrap_err();
+    assert!(error.to_string().contains("has rank 2, but r in adapter_config.json says 8"));
+    let loaded = load(br#"{"peft_type":"LORA","r":2}"#, &good_weights())?;
+    assert_eq!(loaded.adapters["q"].alpha(), 8.0);
+    Ok(())
+}
+
+#[test]
+fn broken_headers_are_named() {
+    let good_b = info("F32", "[4,2]", "[24,56]");
+    let with_a = |dtype, shape, offsets| file(&header(&info(dtype, shape, offsets), &good_b), 56);
+    let good = good_weights();
+    let max = u64::MAX;
+    for (case, weights, key, words) in [
+        ("empty", vec![], "the header", "0 bytes"),
+        ("7 bytes", vec![0; 7], "the header", "7 bytes"),
+        ("no header", vec![0; 8], "the header", "EOF"),
+        ("length 2^64-1", vec![0xff; 64], "the header", "18446744073709551615 bytes"),
+        (
+            "length 2^40",
+            [&(1u64 << 40).to_le_bytes()[..], b"{}"].concat(),
+            "the header",
+            "more than",
+        ),
+        ("length beyond", [&99u64.to_le_bytes()[..], b"{}"].concat(), "the header", "10 in all"),
+        ("truncated data", good[..good.len() - 1].to_vec(), B, "ends at byte 56"),
+        ("truncated header", good[..40].to_vec(), "the header", "40 in all"),
+        ("garbage behind", [&good[..], b"x"].concat(), "the header", "describes"),
+        ("not JSON", file("hello", 0), "the header", "expected"),
+        ("not UTF-8", [&3u64.to_le_bytes()[..], b"{\"\xff"].concat(), "the header", ""),
+        ("deep", file(&"[".repeat(100_000), 0), "the header", ""),
+        ("a list", file("[]", 0), "the header", "an object"),
+        ("no tensors", file("{}", 0), "the header", "has no adapter"),
+        (
+            "a key twice",
+            file(&format!(r#"{{"{A}":{good_b},"{A}":{good_b}}}"#), 56),
+            "the header",
+            "twice",
+        ),
+        (
+            "metadata twice",
+            file(r#"{"__metadata__":{},"__metadata__":{}}"#, 0),
+            "the header",
+            "\"__metadata__\" twice",
+        ),
+        ("metadata of numbers", file(r#"{"__metadata__":{"a":1}}"#, 0), "the header", "a string"),
+        ("a field twice", file(r#"{"x":{"dtype":"F32","dtype":"F32"}}"#, 0), "the header", "dtype"),
+        ("a field missing", file(r#"{"x":{"dtype":"F32"}}"#, 0), "the header", "\"x\": missing"),
+        ("an unknown type", with_a("F33", "[2,3]", "[0,24]"), "the header", "F33"),
+        ("a negative dimension", with_a("F32", "[2,-3]", "[0,24]"), "the header", "-3"),
+        ("half a dimension", with_a("F32", "[2,1.5]", "[0,24]"), "the header", "1.5"),
+        (
+            "a shape too large",
+            with_a("F32", "[1152921504606846976,2]", "[0,24]"),
+            A,
+            "more than can",
+        ),
+        (
+            "a shape that wraps to nothing",
+            with_a("F32", "[4294967296,4294967296]", "[0,24]"),
+            A,
+            "more than can",
+        ),
+        ("2^60 elements", with_a("BF16", "[1073741824,1073741824]", "[0,24]"), A, "more than can"),
+        (
+            "2^50 elements",
+            with_a("F32", "[33554432,33554432]", "[0,24]"),
+            A,
+            "cannot be bytes 0 to 24",
+        ),
+        ("too few bytes", with_a("F32", "[2,4]", "[0,24]"), A, "cannot be bytes"),
+        ("another type", with_a("F16", "[2,3]", "[0,24]"), A, "type F16 cannot be"),
+        ("offsets turned round", with_a("F32", "[2,3]", "[24,0]"), A, "begins at byte 24"),
+        (
+            "an overlap",
+            with_a("F32", "[2,4]", "[0,32]"),
+            B,
+            "begins at byte 24 of the data, not at 32",
+        ),
+        ("a gap in front", with_a("F32", "[2,2]", "[8,24]"), A, "not at 0"),
+        ("a gap between", with_a("F32", "[2,2]", "[0,16]"), B, "not at 16"),
+        ("an end beyond the file", with_a("F32", "[2,3]", "[56,80]"), B, "begins at byte 24"),
+        (
+            "offsets of 2^64",
+            with_a("F32", "[2,3]", &format!("[{},{max}]", max - 24)),
+            B,
+            "begins at byte 24",
+        ),
+        (
+            "offsets beyond u64",
+            with_a("F32", "[2,3]", "[0,18446744073709551616]"),
+            "the header",
+            "",
+        ),
+    ] {
+        assert_refused(case, load_weights(&weights), "malformed", WEIGHTS, key, words);
+    }
+}
+
+/// A file of f32 tensors with the given names and shapes.
+fn tensors(of: &[(&str, &[usize])]) -> Vec<u8> {
+    let mut end = 0;
+    let entries: Vec<String> = of
+        .iter()
+        .map(|(name, shape)| {
+            let start = end;
+            end += 4 * shape.iter().product::<usize>();
+            let info = info("F32", &format!("{shape:?}"), &format!("[{start},{end}]"));
+            format!("{}:{info}", json!(name))
+        })
+        .collect();
+    file(&format!("{{{}}}", entries.join(",")), end)
+}
+
+#[test]
+fn tensors_that_do_not_make_adapters_are_named() {
+    let name = |end: &str| format!("base_model.model.{end}");
+    let a: (&str, &[usize]) = (A, &[2, 3]);
+    let b: (&str, &[usize]) = (B, &[4, 2]);
+    for (case, of, variant, key, words) in [
+        ("A alone", vec![a], "malformed", B, "is missing, but"),
+        ("B alone", vec![b], "malformed", A, "is missing, but"),
+        ("B of another rank", vec![a, (B, &[4, 3])], "malformed", B, "does not fit"),
+        ("B turned round", vec![a, (B, &[2, 4])], "malformed", B, "does not fit"),
+        ("another rank", vec![(A, &[3, 3]), (B, &[4, 3])], "malformed", A, "has rank 3, but r in"),
+        ("A of one dimension", vec![(A, &[6]), b], "malformed", A, "no matrix"),
+        ("a number", vec![(A, &[]), b], "malformed", A, "no matrix"),
+        ("nothing", vec![(A, &[2, 0]), b], "malformed", A, "no matrix"),
+        ("rank 0", vec![(A, &[0, 3]), (B, &[4, 0])], "malformed", A, "no matrix"),
+        ("a convolution", vec![(A, &[2, 3, 1, 1]), b], "unsupported", A, "convolution"),
+        ("rank 300", vec![(A, &[300, 3]), (B, &[4, 300])], "unsupported", A, "outside 1..=256"),
+    ] {
+        assert_refused(case, load_weights(&tensors(&of)), variant, WEIGHTS, key, words);
+    }
+    for (end, words) in [
+        ("wte.lora_embedding_A", "an embedding"),
+        ("wte.lora_embedding_B", "an embedding"),
+        ("q.lora_magnitude_vector", "DoRA"),
+        ("q.lora_magnitude_vector.weight", "DoRA"),
+        ("q.lora_B.bias", "lora_bias"),
+        ("q.lora_A.default.weight", "a name other than"),
+        ("q.bias", "modules_to_save"),
+        ("classifier.weight", "modules_to_save"),
+    ] {
+        let key = name(end);
+        let weights = tensors(&[a, b, (&key, &[2, 2])]);
+        assert_refused(end, load_weights(&weights), "unsupported", WEIGHTS, &key, words);
+    }
+    let weights = tensors(&[a, b, ("q.lora_A.weight", &[2, 2])]);
+    let key = "q.lora_A.weight";
+    assert_refused("no prefix", load_weights(&weights), "unsupported", WEIGHTS, key, "not begin");
+    for module in ["", ".q", "q.", "a..q", "a b", "a\nb", "ü"] {
+        let key = name(&format!("{module}.lora_A.weight"));
+        let weights = tensors(&[a, b, (&key, &[2, 3])]);
+        assert_refused(module, load_weights(&weights), "malformed", WEIGHTS, &key, "module name");
+    }
+}
+
+#[test]
+fn element_types_are_named() {
+    for (dtype, bytes) in [("I32", 4), ("F64", 8), ("U8", 1), ("F8_E4M3", 1), ("BOOL", 1)] {
+        let a = info(dtype, "[2,3]", &format!("[0,{}]", 6 * bytes));
+        let b = info("F32", "[4,2]", &format!("[{},{}]", 6 * bytes, 6 * bytes + 32));
+        let weights = file(&header(&a, &b), 6 * bytes + 32);
+        assert_refused(dtype, load_weights(&weights), "unsupported", WEIGHTS, A, dtype);
+    }
+    // A and B of two types are no adapter, unless one type is asked for.
+    let mixed = header(&info("F16", "[2,3]", "[0,12]"), &info("F32", "[4,2]", "[12,44]"));
+    let weights = file(&mixed, 44);
+    assert_refused("mixed", load_weights(&weights), "malformed", WEIGHTS, B, "holds F32, but");
+    let config = good_config().to_string();
+    let asked =
+        peft::load_from_bytes(config.as_bytes(), &weights, &Device::cpu(), Some(DType::F32));
+    assert_eq!(asked.unwrap().adapters["q"].a().dtype(), DType::F32);
+}
+
+/// Valid files with bytes changed, inserted, removed or cut off: an adapter or an error, and what
+/// is taken is what the safetensors crate takes too.
+#[test]
+fn mutated_files_never_panic() {
+    let config = good_config().to_string().into_bytes();
+    let weights = good_weights();
+    let mut rng = 0x9e37_79b9_7f4a_7c15u64;
+    let mut next = move |n: usize| {
+        rng = rng.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((rng >> 33) as usize) % n
+    };
+    const INTERESTING: &[u8] = b"\"{}[],:09-+eE. \\\x00\xff\x80untrfF";
+    let (mut taken, mut refused) = (0, 0);
+    for round in 0..200_000 {
+        let mut files = [config.clone(), weights.clone()];
+        for _ in 0..=next(3) {
+            let bytes = &mut files[round % 2];
+            // Most of them in the header: data may be anything.
+            let at = next(bytes.len().clamp(1, 300));
+            if bytes.is_empty() {
+                continue;
+            }
+            match next(6) {
+                0 => bytes[at] ^= 1 << next(8),
+                1 => bytes[at] = INTERESTING[next(INTERESTING.len())],
+                2 => bytes.insert(at, INTERESTING[next(INTERESTING.len())]),
+                3 => drop(bytes.remove(at)),
+                4 => bytes.truncate(at + 1),
+                _ => {
+                    let end = (at + next(40)).min(bytes.len());
+                    let copy = bytes[at..end].to_vec();
+                    bytes.splice(at..at, copy);
+                }
+            }
+        }
+        match load(&files[0], &files[1]) {
+            Ok(loaded) => {
+                taken += 1;
+                assert!(safetensors::SafeTensors::deserialize(&files[1]).is_ok());
+                for adapter in loaded.adapters.values() {
+                    assert!((1..=256).contains(&adapter.rank()) && adapter.scale().is_finite());
+                }
+            }
+            Err(error) => {
+                refused += 1;
+                let message = error.to_string();
+                assert!(message.contains(CONFIG) || message.contains(WEIGHTS), "{message}");
+            }
+        }
+    }
+    assert!(taken > 5_000 && refused > 50_000, "{taken} taken, {refused} refused");
+}

@@ -13,6 +13,11 @@ use std::path::Path;
 /// The largest configuration that is read; real ones have some KB.
 pub(super) const MAX_CONFIG: u64 = 1 << 20;
 
+/// How many keys a pattern may have, and how many of them may be more than text; real ones have one
+/// for each module at most. It bounds the memory and time that reading takes.
+const MAX_KEYS: usize = 10_000;
+const MAX_REGEXES: usize = 256;
+
 /// What `adapter_config.json` says besides the adapters' tensors.
 ///
 /// [`load`](super::load) returns one for [`save`](super::save) to write back: fields that this
@@ -127,9 +132,19 @@ impl<T: Copy> Defaults<T> {
         read: impl Fn(&Field<'_>) -> Result<T>,
     ) -> Result<Self> {
         let mut exceptions = Vec::new();
-        for (key, value) in entries.map_or_else(Vec::new, |Entries(entries)| entries) {
+        let mut regexes = 0;
+        let Entries(entries) = entries.unwrap_or(Entries(Vec::new()));
+        if entries.len() > MAX_KEYS {
+            return Err(malformed(path, field, format!("has more than {MAX_KEYS} keys")));
+        }
+        for (key, value) in entries {
             let name = format!("{field} {key:?}");
             let pattern = Pattern::new(&key).map_err(|reason| unsupported(path, &name, reason))?;
+            regexes += usize::from(pattern.is_regex());
+            if regexes > MAX_REGEXES {
+                let reason = format!("more than {MAX_REGEXES} of its keys are regular expressions");
+                return Err(unsupported(path, field, reason));
+            }
             let value = read(&Field { path, key: &name, value: Some(&value) })?;
             exceptions.push(Exception { key, pattern, value });
         }

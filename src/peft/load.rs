@@ -183,6 +183,9 @@ pub(super) fn module_of(name: &str) -> Result<&str, &'static str> {
 
 /// Refuses what is not the path of a module: names with dots between them.
 pub(super) fn check_module(module: &str) -> Result<(), &'static str> {
+    if module.len() > 1024 {
+        return Err("has a module name of more than 1024 bytes");
+    }
     if !module.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err("has a module name with spaces or characters that are not ASCII");
     }

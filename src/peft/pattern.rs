@@ -4,14 +4,14 @@ use regex_lite::{Regex, RegexBuilder};
 
 /// The longest regular expression that is looked at, and how much memory it may compile to.
 const MAX_LENGTH: usize = 1024;
-const MAX_COMPILED: usize = 1 << 18;
+const MAX_COMPILED: usize = 1 << 15;
 
 /// What a key may be that matches a module as PEFT does it, `re.match(r"(.*\.)?(KEY)$", module)`:
 /// the module's path, or a part of it that begins after a dot.
 #[derive(Debug, Clone)]
 pub(super) enum Pattern {
-    /// Text in which a dot is any character, as nearly all keys are.
-    Text(Vec<char>),
+    /// Characters, of which `None` is any, as nearly all keys are; after `^` the path in full.
+    Text { text: Vec<Option<char>>, in_full: bool },
     /// What Python and this crate's regular expressions both know, and read alike.
     Regex(Box<Regex>),
 }
@@ -19,8 +19,8 @@ pub(super) enum Pattern {
 impl Pattern {
     /// The pattern of a key; the reason, if it is one whose meaning in Python is not certain here.
     pub fn new(key: &str) -> Result<Self, String> {
-        if !key.contains(is_special) {
-            return Ok(Pattern::Text(key.chars().collect()));
+        if let Some(pattern) = Pattern::text(key) {
+            return Ok(pattern);
         }
         if key.len() > MAX_LENGTH {
             return Err(format!("a regular expression of more than {MAX_LENGTH} bytes"));
@@ -31,6 +31,22 @@ impl Pattern {
             .build()
             .map(|regex| Pattern::Regex(Box::new(regex)))
             .map_err(|error| format!("a regular expression that is not understood: {error}"))
+    }
+
+    /// The pattern of a key with nothing special in it but dots, escapes, and `^` in front.
+    fn text(key: &str) -> Option<Self> {
+        let (key, in_full) = key.strip_prefix('^').map_or((key, false), |rest| (rest, true));
+        let mut text = Vec::new();
+        let mut chars = key.chars();
+        while let Some(char) = chars.next() {
+            text.push(match char {
+                '.' => None,
+                '\\' => Some(chars.next().filter(|&escaped| is_punctuation(escaped))?),
+                special if is_special(special) => return None,
+                other => Some(other),
+            });
+        }
+        Some(Pattern::Text { text, in_full })
     }
 
     /// The pattern of just this module: its path, and no other that ends in it.
@@ -45,14 +61,18 @@ impl Pattern {
         key
     }
 
+    pub fn is_regex(&self) -> bool {
+        matches!(self, Pattern::Regex(_))
+    }
+
     pub fn matches(&self, module: &str) -> bool {
         match self {
-            Pattern::Text(text) => {
+            Pattern::Text { text, in_full } => {
                 let mut rest = module.chars().rev();
-                let same = text.iter().rev().all(|&expected| {
-                    rest.next().is_some_and(|char| expected == '.' || expected == char)
+                let same = text.iter().rev().all(|expected| {
+                    rest.next().is_some_and(|char| expected.is_none_or(|other| other == char))
                 });
-                same && rest.next().is_none_or(|char| char == '.')
+                same && rest.next().is_none_or(|char| char == '.' && !in_full)
             }
             Pattern::Regex(regex) => regex.is_match(module),
         }

@@ -95,7 +95,8 @@ fn config_json(
     set("lora_alpha", number(alphas.value));
     set("use_rslora", json!(scaling == Scaling::RankStabilized));
     let same_modules = adapters.keys().copied().eq(config.modules.iter().map(String::as_str));
-    if !same_modules {
+    let has_targets = config.fields.get("target_modules").is_some_and(|value| !value.is_null());
+    if !same_modules || !has_targets {
         set("target_modules", adapters.keys().copied().collect());
         for key in ["exclude_modules", "layers_pattern", "layers_to_transform"] {
             set(key, Value::Null);

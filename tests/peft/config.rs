@@ -68,7 +68,6 @@ fn what_changes_nothing_is_taken_and_kept() -> Result<()> {
         ("lora_dropout", json!(0.05)),
         ("target_modules", json!("all-linear")),
         ("target_modules", json!(".*q")),
-        ("target_modules", Value::Null),
         ("auto_mapping", json!({"base_model_class": "M"})),
         ("base_model_name_or_path", json!("meta-llama/Llama-3.1-8B")),
         ("task_type", json!("CAUSAL_LM")),
@@ -94,6 +93,10 @@ fn broken_configurations_are_named() {
     let text = |json: &str| json.as_bytes().to_vec();
     let pattern = |field, key: &str, value| config_with(field, json!({ key: value }));
     let huge = [vec![b' '; 1 << 20], text("{}")].concat();
+    let keys = |key: fn(usize) -> String, n| -> Vec<u8> {
+        let ranks: serde_json::Map<_, _> = (0..n).map(|i| (key(i), json!(2))).collect();
+        config_with("rank_pattern", Value::Object(ranks))
+    };
     for (case, config, variant, key, words) in [
         ("empty", text(""), "malformed", "the JSON", "EOF"),
         ("no object", text("[]"), "malformed", "the JSON", "an object"),
@@ -146,6 +149,20 @@ fn broken_configurations_are_named() {
             "a regular expression with a group",
         ),
         (
+            "ten thousand and one keys",
+            keys(|i| i.to_string(), 10_001),
+            "malformed",
+            "rank_pattern",
+            "more than 10000 keys",
+        ),
+        (
+            "many regular expressions",
+            keys(|i| format!("{i}a{{1000}}"), 257),
+            "unsupported",
+            "rank_pattern",
+            "more than 256",
+        ),
+        (
             "a key twice in a pattern",
             text(r#"{"peft_type":"LORA","alpha_pattern":{"q":1,"q":2}}"#),
             "malformed",
@@ -155,4 +172,21 @@ fn broken_configurations_are_named() {
     ] {
         assert_refused(case, load(&config, &good_weights()), variant, CONFIG, key, words);
     }
+}
+
+/// A configuration without targets gets the modules that the tensors name.
+#[test]
+fn missing_targets_are_written() -> Result<()> {
+    for config in
+        [config_with("target_modules", Value::Null), br#"{"peft_type":"LORA","r":2}"#.into()]
+    {
+        let loaded = load(&config, &good_weights())?;
+        let dir = tempfile::tempdir().unwrap();
+        let adapters = loaded.adapters.iter().map(|(module, a)| (module.as_str(), a));
+        peft::save(dir.path(), &loaded.config, adapters)?;
+        let saved = fs::read(dir.path().join(CONFIG)).unwrap();
+        let saved: Value = serde_json::from_slice(&saved).unwrap();
+        assert_eq!(saved["target_modules"], json!(["q"]));
+    }
+    Ok(())
 }

@@ -165,7 +165,8 @@ fn tensors_that_do_not_make_adapters_are_named() {
     let weights = tensors(&[a, b, ("q.lora_A.weight", &[2, 2])]);
     let key = "q.lora_A.weight";
     assert_refused("no prefix", load_weights(&weights), "unsupported", WEIGHTS, key, "not begin");
-    for module in ["", ".q", "q.", "a..q", "a b", "a\nb", "ü"] {
+    let long = "a".repeat(1025);
+    for module in ["", ".q", "q.", "a..q", "a b", "a\nb", "ü", &long] {
         let key = name(&format!("{module}.lora_A.weight"));
         let weights = tensors(&[a, b, (&key, &[2, 3])]);
         assert_refused(module, load_weights(&weights), "malformed", WEIGHTS, &key, "module name");

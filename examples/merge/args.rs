@@ -14,8 +14,8 @@ Usage: cargo run --release --features peft --example merge -- --base PATH --adap
   --adapter DIR        the PEFT directory: adapter_config.json and adapter_model.safetensors
   --out PATH           the new file; of a sharded checkpoint, the directory of the new files
   --scale X            multiplies the adapter's own scale; -1 takes an adapter out [default: 1]
-  --device cpu|cuda:N  where bf16 and f16 are merged; f32 is on the CPU [default: cuda:0 if it
-                       works, else cpu]
+  --device cpu|cuda:N  where bf16 and f16 weights are merged, f32 on the CPU; a GPU rounds A and
+                       B to the weight's type first [default: cuda:0 if it works, else cpu]
   --dry-run            lists what would change, and writes nothing
   --help               shows this
 ";

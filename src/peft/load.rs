@@ -20,7 +20,7 @@ use std::path::Path;
 /// # Errors
 /// [`Error::Io`]; [`Error::Malformed`] if a file is broken, half of a pair is missing, or tensors
 /// and configuration disagree; [`Error::Unsupported`] for what this crate does not compute, see
-/// [the list](super#what-is-refused); [`Error::OutOfMemory`], and [`Error::Driver`] of the device.
+/// [the list](crate::peft#what-is-refused); [`Error::OutOfMemory`], and [`Error::Driver`] of the device.
 pub fn load(dir: impl AsRef<Path>, device: &Device, dtype: Option<DType>) -> Result<Adapters> {
     let dir = dir.as_ref();
     let (config_path, weights_path) = (dir.join(CONFIG_FILE), dir.join(WEIGHTS_FILE));

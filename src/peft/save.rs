@@ -28,9 +28,10 @@ use std::path::Path;
 /// after the other, the weights first. Reads the tensors from their devices, one at a time.
 ///
 /// # Errors
-/// [`Error::Malformed`] if there are no adapters, or if a module is there twice or has a name that
-/// none can have; [`Error::Unsupported`] if the adapters have not all the same
-/// [`scaling`](Adapter::scaling); [`Error::Io`]; [`Error::Driver`] of the device.
+/// [`Error::Malformed`](crate::Error::Malformed) if there are no adapters, or if a module is there
+/// twice or has a name that none can have; [`Error::Unsupported`](crate::Error::Unsupported) if the
+/// adapters have not all the same [`scaling`](Adapter::scaling); [`Error::Io`](crate::Error::Io);
+/// [`Error::Driver`](crate::Error::Driver) of the device.
 pub fn save<'a>(
     dir: impl AsRef<Path>,
     config: &Config,

@@ -4,7 +4,7 @@
 //! `LORA_KERNELS_PEFT_OUT=DIR cargo test --features peft --test peft` leaves in DIR.
 
 use crate::common::peft::{base, expected, fixture, run, write, Outputs, CASES};
-use crate::common::{assert_same_bits, relative_error, Rng};
+use crate::common::{assert_same_bits, relative_error, unit_roundoff, Rng};
 use half::{bf16, f16};
 use lora_kernels::peft::{self, Config};
 use lora_kernels::{Adapter, DType, Device, LoraLinear, Result, Scaling, Tensor};
@@ -15,23 +15,36 @@ use std::path::{Path, PathBuf};
 /// about √64 · 2⁻²⁴ of its norm; the crate's own is that of one rounding.
 const F32_SUMS: f64 = 2.0 * 8.0 / (1 << 24) as f64;
 
-#[test]
-fn outputs_and_gradients_are_those_of_peft() -> Result<()> {
+/// Fails if an output or gradient is further from PEFT's, in norm, than the bound.
+fn assert_near_peft(dtype: DType, bound: f64) -> Result<()> {
     let cpu = Device::cpu();
     for case in CASES {
-        let loaded = peft::load(fixture(case), &cpu, None)?;
+        let loaded = peft::load(fixture(case), &cpu, Some(dtype))?;
         assert_eq!(loaded.adapters.len(), 4, "{case}");
         for (module, adapter) in loaded.adapters {
-            let layer = LoraLinear::new(base(&module, &cpu, DType::F32), adapter)?;
+            let layer = LoraLinear::new(base(&module, &cpu, dtype), adapter)?;
             let want = expected(case, &module);
             for (name, got) in run(&layer, &module)? {
+                assert_eq!(got.0, want[name].0, "{case} {module}: the shape of {name}");
                 let error = relative_error(&got.1, &want[name].1);
-                println!("{case} {module}: {name} off by {error:.1e}");
-                assert!(error < F32_SUMS, "{case} {module}: {name} is off by {error:e}");
+                println!("{case} {module}, {dtype}: {name} off by {error:.1e}");
+                assert!(error < bound, "{case} {module}, {dtype}: {name} is off by {error:e}");
             }
         }
     }
     Ok(())
+}
+
+#[test]
+fn outputs_and_gradients_are_those_of_peft() -> Result<()> {
+    assert_near_peft(DType::F32, F32_SUMS)
+}
+
+/// tests/gpu_peft.rs says why the unit roundoff is a bound.
+#[test]
+fn in_sixteen_bits_they_are_off_by_their_rounding() -> Result<()> {
+    assert_near_peft(DType::Bf16, unit_roundoff(DType::Bf16))?;
+    assert_near_peft(DType::F16, unit_roundoff(DType::F16))
 }
 
 #[test]
@@ -173,6 +186,42 @@ fn changed_adapters_are_saved() -> Result<()> {
 
 fn config_of(dir: &Path) -> serde_json::Value {
     serde_json::from_slice(&std::fs::read(dir.join("adapter_config.json")).unwrap()).unwrap()
+}
+
+/// The same, as PEFT has to read it.
+#[test]
+fn changed_modules_are_named_in_the_configuration() -> Result<()> {
+    let mut loaded = peft::load(fixture("patterns-rslora"), &Device::cpu(), None)?;
+    loaded.adapters.remove("layers.0.attn.v").expect("an adapter of v");
+    let dir = tempfile::tempdir().unwrap();
+    let save = |config: &Config, adapters: &BTreeMap<String, Adapter>| {
+        peft::save(dir.path(), config, adapters.iter().map(|(module, a)| (module.as_str(), a)))
+    };
+    save(&loaded.config.with_base_model("base").with_task_type("CAUSAL_LM"), &loaded.adapters)?;
+    let config = config_of(dir.path());
+    let modules = ["layers.0.attn.q", "layers.1.attn.q", "layers.1.mlp.up"];
+    assert_eq!(config["target_modules"], serde_json::json!(modules));
+    // Ranks and alphas are as they were, so the patterns are too.
+    assert_eq!(config["rank_pattern"], config_of(&fixture("patterns-rslora"))["rank_pattern"]);
+    assert_eq!((&config["r"], &config["lora_alpha"]), (&2.into(), &4.into()));
+
+    let again = peft::load(dir.path(), &Device::cpu(), None)?;
+    assert_eq!(again.config.base_model(), Some("base"));
+    assert_eq!(again.config.task_type(), Some("CAUSAL_LM"));
+    assert_eq!(again.config.dropout(), 0.0);
+
+    // One module of another rank than before: the most frequent rank and alpha are for all.
+    let scaling = Scaling::RankStabilized;
+    let adapter = new_adapter("layers.1.mlp.up", 7, 4.0, scaling, DType::F32);
+    loaded.adapters.insert("layers.1.mlp.up".into(), adapter);
+    save(&again.config, &loaded.adapters)?;
+    let config = config_of(dir.path());
+    assert_eq!(config["r"], 7);
+    let ranks = serde_json::json!({ r"^layers\.0\.attn\.q": 5 });
+    assert_eq!(config["rank_pattern"], ranks);
+    let alphas = serde_json::json!({ r"^layers\.0\.attn\.q": 1 });
+    assert_eq!((&config["lora_alpha"], &config["alpha_pattern"]), (&4.into(), &alphas));
+    Ok(())
 }
 
 /// What is saved untouched is what was loaded: the tensors' file to the byte, and every field.

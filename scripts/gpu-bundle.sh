@@ -35,7 +35,7 @@ export LORA_KERNELS_REQUIRE_NVCC=1
 messages=--message-format=json-render-diagnostics
 built=$(
     cargo test --release --features peft --lib --tests --no-run $messages | executables lib test
-    cargo bench --benches --no-run $messages | executables bench
+    cargo bench --features peft --benches --no-run $messages | executables bench
     cargo build --release --features peft --examples $messages | executables example
 )
 

@@ -21,7 +21,8 @@ fuzz_target!(|input: &[u8]| {
             [&length[..], tensors, &vec![0x3c; 2 * usize::from(*data)]].concat()
         }
     };
-    let dtype = [None, Some(DType::F32), Some(DType::Bf16), Some(DType::F16)][usize::from(flags >> 6)];
+    let dtype =
+        [None, Some(DType::F32), Some(DType::Bf16), Some(DType::F16)][usize::from(flags >> 6)];
 
     match peft::load_from_bytes(config, &file, &Device::cpu(), dtype) {
         Err(Error::Malformed { .. } | Error::Unsupported { .. }) => {}

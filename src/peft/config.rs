@@ -10,12 +10,12 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-/// The largest configuration that is read; real ones have some KB.
-pub(super) const MAX_CONFIG: u64 = 1 << 20;
+/// The largest configuration that is read. Most have some KB, one that names 50 000 modules has 3 MB.
+pub(super) const MAX_CONFIG: u64 = 4 << 20;
 
 /// How many keys a pattern may have, and how many of them may be more than text; real ones have one
 /// for each module at most. It bounds the memory and time that reading takes.
-const MAX_KEYS: usize = 10_000;
+pub(super) const MAX_KEYS: usize = 10_000;
 const MAX_REGEXES: usize = 256;
 
 /// What `adapter_config.json` says besides the adapters' tensors.

@@ -1,10 +1,10 @@
 //! Both files of a PEFT directory, written so that a reader sees old or new ones.
 
-use super::config::{Config, Defaults};
+use super::config::{Config, Defaults, MAX_CONFIG, MAX_KEYS};
 use super::file::{malformed, unsupported, unwritable};
 use super::load::{check_module, key};
 use super::{CONFIG_FILE, WEIGHTS_FILE};
-use crate::{Adapter, DType, Result, Scaling, Tensor};
+use crate::{Adapter, DType, Element, Result, Scaling, Tensor};
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde::ser::{Serialize, SerializeMap, Serializer};
@@ -28,8 +28,9 @@ use std::path::Path;
 /// after the other, the weights first. Reads the tensors from their devices, one at a time.
 ///
 /// # Errors
-/// [`Error::Malformed`](crate::Error::Malformed) if there are no adapters, or if a module is there
-/// twice or has a name that none can have; [`Error::Unsupported`](crate::Error::Unsupported) if the
+/// [`Error::Malformed`](crate::Error::Malformed) if there are no adapters, if a module is there twice
+/// or has a name that none can have, or if there are so many that [`load`](super::load) would refuse
+/// the configuration; [`Error::Unsupported`](crate::Error::Unsupported) if the
 /// adapters have not all the same [`scaling`](Adapter::scaling); [`Error::Io`](crate::Error::Io);
 /// [`Error::Driver`](crate::Error::Driver) of the device.
 pub fn save<'a>(
@@ -103,14 +104,29 @@ fn config_json(
             set(key, Value::Null);
         }
     }
+    for (key, n) in
+        [("rank_pattern", ranks.exceptions.len()), ("alpha_pattern", alphas.exceptions.len())]
+    {
+        if n > MAX_KEYS {
+            return Err(malformed(path, key, format!("would have more than {MAX_KEYS} keys")));
+        }
+    }
     let ranks = ranks.exceptions.into_iter().map(|e| (e.key, json!(e.value))).collect();
     let alphas = alphas.exceptions.into_iter().map(|e| (e.key, number(e.value))).collect();
     let mut all: BTreeMap<String, ConfigValue> =
         fields.into_iter().map(|(key, value)| (key, ConfigValue::Plain(value))).collect();
     all.insert("rank_pattern".into(), ConfigValue::Ordered(ranks));
     all.insert("alpha_pattern".into(), ConfigValue::Ordered(alphas));
-    serde_json::to_string_pretty(&all)
-        .map_err(|error| malformed(path, "the file", error.to_string()))
+    let json = serde_json::to_string_pretty(&all)
+        .map_err(|error| malformed(path, "the file", error.to_string()))?;
+    if json.len() as u64 > MAX_CONFIG {
+        return Err(malformed(
+            path,
+            "the file",
+            format!("would have more than {MAX_CONFIG} bytes"),
+        ));
+    }
+    Ok(json)
 }
 
 /// The number as PEFT writes it: whole where it is, in f32's digits where not.
@@ -197,7 +213,11 @@ fn write_weights(new: &Path, path: &Path, adapters: &BTreeMap<&str, &Adapter>) -
     file.write_all(&(header.len() as u64).to_le_bytes()).map_err(failed)?;
     file.write_all(&header).map_err(failed)?;
     for (_, tensor) in tensors {
-        file.write_all(&little_endian(tensor)?).map_err(failed)?;
+        match tensor.dtype() {
+            DType::Bf16 => write_elements::<bf16>(&mut file, path, tensor)?,
+            DType::F16 => write_elements::<f16>(&mut file, path, tensor)?,
+            DType::F32 => write_elements::<f32>(&mut file, path, tensor)?,
+        }
     }
     file.flush().and_then(|()| file.get_ref().sync_all()).map_err(failed)
 }
@@ -210,17 +230,14 @@ fn name_of(dtype: DType) -> Dtype {
     }
 }
 
-/// The bytes of a tensor as the file has them.
-fn little_endian(tensor: &Tensor) -> Result<Vec<u8>> {
-    let mut bytes: Vec<u8> = match tensor.dtype() {
-        DType::Bf16 => bytemuck::cast_slice(&tensor.to_vec::<bf16>()?).to_vec(),
-        DType::F16 => bytemuck::cast_slice(&tensor.to_vec::<f16>()?).to_vec(),
-        DType::F32 => bytemuck::cast_slice(&tensor.to_vec::<f32>()?).to_vec(),
-    };
+/// Writes a tensor's elements as the file has them, the low byte first.
+fn write_elements<E: Element>(file: &mut impl Write, path: &Path, tensor: &Tensor) -> Result<()> {
+    let mut values = tensor.to_vec::<E>()?;
+    let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut values);
     if cfg!(target_endian = "big") {
-        bytes.chunks_exact_mut(tensor.dtype().bytes()).for_each(<[u8]>::reverse);
+        bytes.chunks_exact_mut(size_of::<E>()).for_each(<[u8]>::reverse);
     }
-    Ok(bytes)
+    file.write_all(bytes).map_err(|error| unwritable(path, error))
 }
 
 /// Forces the names in a directory to disk, where a directory can be opened for that.

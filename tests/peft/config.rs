@@ -92,7 +92,7 @@ fn what_changes_nothing_is_taken_and_kept() -> Result<()> {
 fn broken_configurations_are_named() {
     let text = |json: &str| json.as_bytes().to_vec();
     let pattern = |field, key: &str, value| config_with(field, json!({ key: value }));
-    let huge = [vec![b' '; 1 << 20], text("{}")].concat();
+    let huge = [vec![b' '; 4 << 20], text("{}")].concat();
     let keys = |key: fn(usize) -> String, n| -> Vec<u8> {
         let ranks: serde_json::Map<_, _> = (0..n).map(|i| (key(i), json!(2))).collect();
         config_with("rank_pattern", Value::Object(ranks))
@@ -104,7 +104,7 @@ fn broken_configurations_are_named() {
         ("garbage behind", text("{} {}"), "malformed", "the JSON", "trailing"),
         ("not UTF-8", b"{\"\xff\":1}".to_vec(), "malformed", "the JSON", "unicode"),
         ("deep", text(&"[".repeat(100_000)), "malformed", "the JSON", ""),
-        ("huge", huge, "malformed", "the file", "1048576 bytes"),
+        ("huge", huge, "malformed", "the file", "4194304 bytes"),
         ("a key twice", text(r#"{"r":2,"r":4}"#), "malformed", "the JSON", "\"r\" twice"),
         ("no type", text(r#"{"r":2}"#), "malformed", "peft_type", "missing"),
         ("NaN", text(r#"{"peft_type":"LORA","lora_alpha":NaN}"#), "malformed", "the JSON", "col"),

@@ -24,9 +24,9 @@ fn missing_and_strange_files_are_named() {
     fs::write(dir.path().join("adapter_model.bin"), "").unwrap();
     let message = load(dir.path()).to_string();
     assert!(message.contains("adapter_model.bin") && message.contains("pickle"), "{message}");
-    fs::write(dir.path().join(CONFIG), vec![b' '; (1 << 20) + 1]).unwrap();
+    fs::write(dir.path().join(CONFIG), vec![b' '; (4 << 20) + 1]).unwrap();
     let message = load(dir.path()).to_string();
-    assert!(message.contains(CONFIG) && message.contains("1048576 bytes"), "{message}");
+    assert!(message.contains(CONFIG) && message.contains("4194304 bytes"), "{message}");
 }
 
 /// A pipe would keep a reader waiting for ever.
@@ -92,6 +92,28 @@ fn what_cannot_be_saved_is_named_and_leaves_the_old_files() {
         assert_eq!(files(), before);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "{words}: nothing is left over");
     }
+}
+
+/// What could not be loaded again is not saved.
+#[test]
+fn too_many_adapters_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let adapters = [2, 3].map(|rank| adapter(rank, Scaling::Standard));
+    let save = |names: &[String], ranks: usize| {
+        let adapters =
+            names.iter().enumerate().map(|(i, name)| (name.as_str(), &adapters[i % ranks]));
+        peft::save(dir.path(), &Config::default(), adapters)
+    };
+    let names: Vec<_> = (0..20_002).map(|i| format!("layers.{i}.q")).collect();
+    let (_, key, message) = parts(&save(&names, 2).unwrap_err());
+    assert!(key == "rank_pattern" && message.contains("10000 keys"), "{message}");
+    let names: Vec<_> = (0..5_000).map(|i| format!("layers.{i}.{}", "q".repeat(900))).collect();
+    let (_, key, message) = parts(&save(&names, 1).unwrap_err());
+    assert!(key == "the file" && message.contains("4194304 bytes"), "{message}");
+    // All of one rank, though, are as good as one.
+    let names: Vec<_> = (0..20_002).map(|i| format!("layers.{i}.q")).collect();
+    save(&names, 1).unwrap();
+    assert_eq!(peft::load(dir.path(), &Device::cpu(), None).unwrap().adapters.len(), 20_002);
 }
 
 #[test]

@@ -21,6 +21,8 @@
 // along the first half of k, the other along the rest, and each makes half of the tokens from the sums of
 // both. Where it does not, its blocks have rows of their own, and load half of X each, into both, if
 // there are tokens enough to make that worth it.
+// NOTES: rows beyond X are not loaded. Filling a row with zeros takes the TMA longer than loading one, and
+// whatever is in shared memory there, only columns of Hᵀ have it that nobody stores.
 // Shared memory: stages of kN×64 elements of X and rows×64 of a weight; then what the warpgroups and the
 // blocks of a pair hand over, and the output on its way to memory.
 // Reads X, W0, A, B, S; writes S and H, every element once. `flags` must be zeros, and are again when
@@ -44,12 +46,12 @@
 // Mirrored by cuda::hopper_decode::HopperDecodeParams in Rust.
 struct HopperDecodeParams {
     TensorMap w0, a, b;  // in boxes of 64 columns and as many rows as a block works on
-    TensorMap x;         // in boxes of kN rows, or half of them where kN is 32 or more
-    TensorMap s;         // in boxes of kN rows
+    TensorMap x, s;      // in boxes of 64 columns and x_rows and t rows
     void *h, *s_out;
     uint32_t* flags;  // how many have seen all of S, and how many blocks have made their part of it
     int t, k, d, r;
     float scale;
+    int x_rows;      // t, or where the blocks of a pair load half of x each, half of it, a multiple of 8
     int split;       // the blocks of a pair share rows of W0 and have half of k each
     int rows;        // of W0 that a block, or a pair, works on at a time: 128 at most, more than 64 unless split
     int rounds;      // so often; 1 if split
@@ -144,31 +146,32 @@ __device__ __forceinline__ void load(const HopperDecodeParams& p, const Work& wo
     let_next_kernel_start();
     if (work.shares_x<kN>()) cluster_wait();
     RingOf ring(work.stages);
-    auto next_stage = [&] {
+    // For so many rows of X or S, beside those of the weight.
+    auto next_stage = [&](int tokens) {
         // A stage that was never filled counts as released.
         mbarrier_wait(empty(base, ring.stage), ring.phase ^ 1);
-        mbarrier_arrive_expect(full(base, ring.stage), work.stage_bytes<kN>());
+        mbarrier_arrive_expect(full(base, ring.stage), (tokens + work.rows) * kStep * 2);
         return base + ring.stage * work.stage_bytes<kN>();
     };
+    const int x_boxes = (p.t + p.x_rows - 1) / p.x_rows;
     bool has_s = false;
     for (int round = 0; round < work.rounds; round++) {
         const int row0 = work.row0 + round * work.row_stride;
         for (int i = 0; i < work.steps; i++) {
-            const uint32_t to = next_stage(), barrier = full(base, ring.stage);
+            const uint32_t to = next_stage(x_boxes * p.x_rows), barrier = full(base, ring.stage);
             const int k0 = (work.first + i) * kStep;
             tma_load_once(to + kXBytes, weight, row0, k0, barrier);
             if (work.shares_x<kN>()) {
-                tma_load_pair(to + work.rank * (kXBytes / 2), p.x, work.rank * (kN / 2), k0, barrier);
-            } else if constexpr (kN >= 32) {
-                tma_load(to, p.x, 0, k0, barrier);
-                tma_load(to + kXBytes / 2, p.x, kN / 2, k0, barrier);
+                const int x0 = work.rank * p.x_rows;
+                tma_load_pair(to + x0 * kStep * 2, p.x, x0, k0, barrier);
             } else {
-                tma_load(to, p.x, 0, k0, barrier);
+                for (int x0 = 0; x0 < p.t; x0 += p.x_rows)
+                    tma_load(to + x0 * kStep * 2, p.x, x0, k0, barrier);
             }
             ring.advance(1);
         }
         for (int i = 0; i < work.exts; i++) {
-            const uint32_t to = next_stage(), barrier = full(base, ring.stage);
+            const uint32_t to = next_stage(p.t), barrier = full(base, ring.stage);
             const int r0 = (work.ext_first + i * work.ext_stride) * kStep;
             tma_load(to + kXBytes, p.b, row0, r0, barrier);
             if (!has_s) {

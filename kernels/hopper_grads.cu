@@ -44,123 +44,21 @@
 // of the rows of dS, as they come to them, provided that all blocks run at the same time, which a
 // cooperative launch guarantees or fails.
 #include "hopper_grads.cuh"
-
-// kFlagRows rows and kRank columns of dS, summed up along d from 0 on, 16 at a time, as hopper_linear.cu
-// does it: dS has the same bits whoever makes it.
-template <int kRank>
-struct ProjectTile {
-    static constexpr int kBoxes = (kRank + 63) / 64, kBoxBytes = 64 * 64 * 2;  // of B
-    static constexpr int kStageBytes = (2 + kBoxes) * kBoxBytes;
-    static constexpr int kStages = (224 << 10) / (kStageBytes + 16);
-
-    int t0, rank0;
-
-    __device__ __forceinline__ ProjectTile(const HopperGradsParams& p, int index) {
-        const int ranks = (p.r + kRank - 1) / kRank;
-        t0 = index / ranks * kFlagRows;
-        rank0 = index % ranks * kRank;
-    }
-
-    static __device__ __forceinline__ int count(const HopperGradsParams& p) {
-        const int ranks = (p.r + kRank - 1) / kRank;
-        return (p.t + kFlagRows - 1) / kFlagRows * ranks;
-    }
-
-    static __device__ __forceinline__ uint32_t full(uint32_t base, int stage) {
-        return base + kStages * kStageBytes + 8 * stage;
-    }
-    static __device__ __forceinline__ uint32_t empty(uint32_t base, int stage) {
-        return full(base, kStages + stage);
-    }
-};
-
-// By one thread, which is_elected().
-template <int kRank>
-__device__ __forceinline__ void project_load(const HopperGradsParams& p, uint32_t base) {
-    using Tile = ProjectTile<kRank>;
-    Ring<Tile::kStages> ring;
-    for (int index = blockIdx.x; index < Tile::count(p); index += p.projectors) {
-        const Tile tile(p, index);
-        for (int d0 = 0; d0 < p.d; d0 += 64) {
-            const uint32_t barrier = Tile::full(base, ring.stage);
-            const uint32_t to = base + ring.stage * Tile::kStageBytes;
-            mbarrier_wait(Tile::empty(base, ring.stage), ring.phase ^ 1);
-            mbarrier_arrive_expect(barrier, Tile::kStageBytes);
-#pragma unroll
-            for (int i = 0; i < 2; i++)
-                tma_load(to + i * Tile::kBoxBytes, p.dh, tile.t0 + i * 64, d0, barrier);
-#pragma unroll
-            for (int i = 0; i < Tile::kBoxes; i++)
-                tma_load(to + (2 + i) * Tile::kBoxBytes, p.b, d0, tile.rank0 + i * 64, barrier);
-            ring.advance();
-        }
-    }
-}
-
-// By the two warpgroups behind the first, 64 rows each.
-template <typename E, int kRank>
-__device__ __forceinline__ void project_multiply(const HopperGradsParams& p, uint32_t base) {
-    using Tile = ProjectTile<kRank>;
-    const int half = __shfl_sync(~0u, threadIdx.x / 128, 0) - 1;
-    const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
-    Ring<Tile::kStages> ring;
-    auto release = [&](int stage) {
-        if (lane == 0) mbarrier_arrive(Tile::empty(base, stage));
-    };
-    for (int index = blockIdx.x; index < Tile::count(p); index += p.projectors) {
-        const Tile tile(p, index);
-        float acc[kRank / 2];
-        int accumulate = 0, previous = -1;
-        for (int d0 = 0; d0 < p.d; d0 += 64) {
-            mbarrier_wait(Tile::full(base, ring.stage), ring.phase);
-            const uint32_t stage = base + ring.stage * Tile::kStageBytes;
-            const uint64_t dh = wgmma_descriptor(stage + half * Tile::kBoxBytes, false);
-            const uint64_t b =
-                wgmma_descriptor_of_boxes(stage + 2 * Tile::kBoxBytes, 64, Tile::kBoxBytes);
-            wgmma_fence();
-#pragma unroll
-            for (int k16 = 0; k16 < 4; k16++) {
-                wgmma<E, kRank, 0, false, true>(acc, dh + k16 * 32 / 16, b + k16 * 2048 / 16,
-                                                accumulate);
-                accumulate = 1;
-            }
-            wgmma_commit();
-            wgmma_wait<1>();
-            if (previous >= 0) release(previous);
-            previous = ring.stage;
-            ring.advance();
-        }
-        wgmma_wait<0>();
-        release(previous);
-        const int row0 = tile.t0 + half * 64 + warp * 16 + lane / 4;
-        const int rank0 = tile.rank0 + lane % 4 * 2;
-#pragma unroll
-        for (int i = 0; i < kRank / 4; i++) {
-            const int row = row0 + i % 2 * 8, rank = rank0 + i / 2 * 8;
-            if (row >= p.t || rank >= p.r) continue;
-            // Elements have 16 bits.
-            auto* to = static_cast<uint16_t*>(p.ds_out) + (int64_t)row * p.r + rank;
-            *reinterpret_cast<uint32_t*>(to) = pack<E>(acc[2 * i] * p.scale, acc[2 * i + 1] * p.scale);
-        }
-        // Both warpgroups' rows.
-        named_barrier<256>(1);
-        if (p.ds_parts > 0 && threadIdx.x == 128) flag_add_release(&p.flags[1 + tile.t0 / kFlagRows]);
-    }
-}
+#include "hopper_project.cuh"
 
 template <typename E, int kRank>
 __device__ __forceinline__ void hopper_grads(const HopperGradsParams& p) {
-    using Tile = ProjectTile<kRank>;
+    using Tile = ProjectTile<kRank, true>;
     using T = GradsTiling<kRank, 128>;
     const uint32_t base = shared_base();
     const int workers = gridDim.x - p.projectors, worker = (int)blockIdx.x - p.projectors;
     const bool projects = worker < 0;
+    uint32_t* flags = p.ds_parts > 0 ? p.flags + 1 : nullptr;
+    const Projection ds = {p.dh, p.b, p.ds_out, flags, p.t, p.d, p.r, p.scale, (int)blockIdx.x,
+                           p.projectors};
     if (threadIdx.x == 0) {
         if (projects) {
-            for (int stage = 0; stage < Tile::kStages; stage++) {
-                mbarrier_init(Tile::full(base, stage), 1);
-                mbarrier_init(Tile::empty(base, stage), 8);  // the multiplying warps
-            }
+            project_init<Tile>(base);
         } else {
             grads_init<T>(base);
         }
@@ -172,7 +70,7 @@ __device__ __forceinline__ void hopper_grads(const HopperGradsParams& p) {
         give_registers<40>();
         if (warp == 0 && is_elected()) {
             if (projects) {
-                project_load<kRank>(p, base);
+                project_load<kRank, true, 64>(ds, base);
             } else {
                 grads_load<T>(p, base, worker, workers);
             }
@@ -181,7 +79,7 @@ __device__ __forceinline__ void hopper_grads(const HopperGradsParams& p) {
     } else {
         take_registers<232>();
         if (projects) {
-            project_multiply<E, kRank>(p, base);
+            project_multiply<E, kRank, true>(ds, base);
         } else {
             grads_multiply<E, T>(p, base, worker, workers);
         }

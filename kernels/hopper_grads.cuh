@@ -2,7 +2,7 @@
 // Some blocks of hopper_linear.cu do the same beside those that make dX.
 #pragma once
 
-#include "hopper.cuh"
+#include "hopper_project.cuh"
 
 // Mirrored by cuda::hopper::HopperGradsParams in Rust.
 struct HopperGradsParams {
@@ -18,8 +18,6 @@ struct HopperGradsParams {
     int accumulate;
 };
 static_assert(sizeof(HopperGradsParams) == 704);
-
-constexpr int kFlagRows = 128;
 
 // Stages of kRows rows: of Y in boxes of 64 columns, then of L in boxes of 64 or 16. Behind the stages
 // are their barriers. A warpgroup multiplies kTiles boxes of Y with all kRank columns of L.

@@ -13,7 +13,8 @@
 // of it, kSlice columns, beside their own. If it is more than one slice, the first tiles of every row of
 // tiles make one each, and wait for the others'. If it is only one, more tiles of a row make it, each for
 // itself, and have it in registers when they need it; only the first writes it. Slices of 16 columns may
-// be several, one of 64 is the only one.
+// be several, one of 64 is the only one. Or, in the forward, the first pairs of blocks make all of
+// lhs_ext and nothing else, ahead of the others, who wait for it at the end of their tiles.
 //
 // In the backward, the last pairs of blocks may make dA and dB meanwhile, as those of hopper_grads.cu do.
 //
@@ -61,6 +62,8 @@
 //   - the last tile of a span, for what the next pair leaves of its first. That one waits for nobody,
 //     and before it are only whole tiles, which as said get done.
 //   - those that make dA, for all slices.
+//   - where the first pairs make lhs_ext, all others for those, and for nobody else: they are the first
+//     blocks of the grid, which are started first, so that such a launch need not be cooperative.
 // The flags of slices are cleared by whoever, of scouts and of those that make dA, is the last to have
 // seen what it waits for.
 #include "hopper_tiles.cuh"
@@ -185,13 +188,19 @@ __device__ __forceinline__ void load(const HopperLinearParams& p, uint32_t base)
             }
         }
         if (leaves) continue;
-        if (kSlice > 0 && !tile.is_alone(p)) {
+        if (kSlice > 0 ? !tile.is_alone(p) : p.projectors > 0) {
             mbarrier_wait(scouted(base), tile_phase);
             mbarrier_arrive(taken(base));
             tile_phase ^= 1;
         }
         for (int r0 = 0; r0 < p.r; r0 += kTileK) fill(std::true_type{}, tile, r0);
     }
+}
+
+// Counts this block among those that have seen all the flags that they need; whether it is the last.
+__device__ __forceinline__ bool counts_last(const HopperLinearParams& p) {
+    const uint32_t last = gridDim.x - 1;
+    return count_round(p.flags, last) == last;
 }
 
 // Tells other blocks of the slices that this one makes, and waits for all those that its tiles need,
@@ -219,8 +228,7 @@ __device__ __forceinline__ void scout(const HopperLinearParams& p, uint32_t base
             mbarrier_arrive(scouted(base));
             tile_phase ^= 1;
         }
-        const uint32_t last = gridDim.x - 1;
-        is_last = count_round(p.flags, last) == last;
+        is_last = counts_last(p);
     }
     if (__any_sync(~0u, is_last))
         for (int i = lane; i * kTileM < p.m; i += 32) p.flags[1 + i] = 0;
@@ -521,6 +529,30 @@ __device__ __forceinline__ void stream(const HopperGradsParams& p, uint32_t base
     }
 }
 
+// The work of a block that makes rows of lhs_ext and nothing else.
+template <typename E, int kRank>
+__device__ __forceinline__ void project(const HopperLinearParams& p, uint32_t base) {
+    const Projection s = {p.lhs, p.down, p.s,     p.flags + 1,     p.m,
+                          p.k,   p.r,    p.scale, (int)blockIdx.x, 2 * p.projectors};
+    if (threadIdx.x == 0) {
+        project_init<ProjectTile<kRank, false>>(base);
+        fence_mbarrier_init();
+    }
+    __syncthreads();
+    const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
+    if (warp < 4) {
+        give_registers<40>();
+        if (warp == 0 && is_elected()) project_load<kRank, false, kTileM>(s, base);
+    } else {
+        take_registers<232>();
+        project_multiply<E, kRank, false>(s, base);
+    }
+    __syncthreads();
+    // As the scouts of the others do, when they have seen all that they need.
+    if (threadIdx.x == 0 && counts_last(p))
+        for (int i = 0; i * kTileM < p.m; i++) p.flags[1 + i] = 0;
+}
+
 template <typename E, int kN, bool kMnMajor, int kSlice>
 __device__ __forceinline__ void hopper_linear(const HopperLinearParams& p) {
     const uint32_t base = shared_base();
@@ -545,7 +577,15 @@ __device__ __forceinline__ void hopper_linear(const HopperLinearParams& p) {
     let_next_kernel_start();
     const int streamers = 2 * p.streamers, streamer = blockIdx.x - (gridDim.x - streamers);
     const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
-    if (kMnMajor && streamer >= 0) {
+    if (!kMnMajor && kSlice == 0 && (int)blockIdx.x < 2 * p.projectors) {
+        if (p.r <= 16) {
+            project<E, 16>(p, base);
+        } else if (p.r <= 64) {
+            project<E, 64>(p, base);
+        } else {
+            project<E, 128>(p, base);
+        }
+    } else if (kMnMajor && streamer >= 0) {
         if (kSlice == 0) {
             stream<E, 128>(p.grads, base, streamer, streamers);
         } else if (kSlice == 16 && p.r <= 16) {
@@ -557,7 +597,7 @@ __device__ __forceinline__ void hopper_linear(const HopperLinearParams& p) {
         give_registers<40>();
         if (warp == 0) {
             if (is_elected()) load<kN, kMnMajor, kSlice>(p, base);
-        } else if (kSlice > 0 && warp == 1) {
+        } else if (warp == 1 && (kSlice > 0 || (!kMnMajor && p.projectors > 0))) {
             scout<kN, (kSlice > 0)>(p, base);
         } else if (warp == 2) {
             tell_left<kN, (kSlice > 0)>(p, base);

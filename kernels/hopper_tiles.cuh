@@ -19,6 +19,7 @@ struct HopperLinearParams {
     int group;       // rows of pairs of tiles that are worked on together once there are no slices left
     int makers;      // pairs of blocks that make slices, whole rows of them at a time
     int whole;       // pairs of tiles that are not shared, a multiple of the pairs of blocks, or all
+    int projectors;  // pairs of blocks, the first ones, that make lhs_ext for the others
     int streamers;   // pairs of blocks, the last ones, that work on grads and not on tiles
     HopperGradsParams grads;
 };
@@ -84,8 +85,10 @@ struct Tiles {
     __device__ __forceinline__ int cols() const { return (p.n + kN - 1) / kN; }
     __device__ __forceinline__ int steps() const { return (p.k + kTileK - 1) / kTileK; }
 
-    __device__ __forceinline__ int pair() const { return blockIdx.x / 2; }
-    __device__ __forceinline__ int pairs() const { return gridDim.x / 2 - p.streamers; }
+    __device__ __forceinline__ int pair() const { return blockIdx.x / 2 - p.projectors; }
+    __device__ __forceinline__ int pairs() const {
+        return gridDim.x / 2 - p.streamers - p.projectors;
+    }
 
     __device__ __forceinline__ explicit Tiles(const HopperLinearParams& p) : p(p), wave(0) {
         int longer;  // spans, by one step

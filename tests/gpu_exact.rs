@@ -131,7 +131,7 @@ fn large_layer_f16() {
 #[ignore = "needs a CUDA GPU"]
 fn shared_tiles_on_all_multiprocessors() {
     for r in [16, 72] {
-        matches_samples::<bf16>(Sizes::new(4095, 2304, 2304, r), Placement::Aligned);
+        matches_samples::<bf16>(Sizes::new(4095, 3072, 2304, r), Placement::Aligned);
     }
 }
 

@@ -17,7 +17,7 @@ use half::{bf16, f16};
 use lora_kernels::Device;
 
 /// For the kernels of Hopper: T, d, k and r, on so many multiprocessors.
-const HOPPER: [([usize; 4], usize); 13] = include!("common/hopper_shapes.in");
+const HOPPER: [([usize; 4], usize); 14] = include!("common/hopper_shapes.in");
 
 /// The same for few tokens.
 const FEW_TOKENS: [([usize; 4], usize); 15] = include!("common/hopper_decode_shapes.in");

@@ -32,6 +32,7 @@ struct HopperLinearParams {
     group: i32,
     makers: i32,
     whole: i32,
+    projectors: i32,
     streamers: i32,
     grads: HopperGradsParams,
 }
@@ -242,12 +243,14 @@ impl Cuda {
         let (lhs, rhs) = (k_major(product.lhs, m, k, 128)?, half(product.rhs, n, k)?);
         let (mut down, mut lhs_ext, mut rhs_ext) = (lhs, lhs, rhs); // never read if r = 0
         if r > 0 {
-            if let Projection::Within { slice, .. } = projection {
-                down = match which {
-                    Linear::Forward => k_major(product.down, r, k, slice as u32),
-                    Linear::InputGrad => k_major(product.down, k, r, 32),
-                }?;
-            }
+            down = match (projection, which) {
+                (Projection::Before, _) => down,
+                (Projection::Within { slice, .. }, Linear::Forward) => {
+                    k_major(product.down, r, k, slice as u32)?
+                }
+                (Projection::Within { .. }, Linear::InputGrad) => k_major(product.down, k, r, 32)?,
+                (Projection::Beside { .. }, _) => k_major(product.down, r, k, rank_tile(r) as u32)?,
+            };
             lhs_ext = k_major(product.lhs_ext, m, r, 128)?;
             rhs_ext = half(product.rhs_ext, n, r)?;
         }
@@ -256,10 +259,11 @@ impl Cuda {
         let out = [out(64)?, out(32)?, out(16)?];
 
         let (slice_cols, makers) = match projection {
-            Projection::Before => (0, 0),
+            Projection::Before | Projection::Beside { .. } => (0, 0),
             Projection::Within { slice_cols, makers, .. } => (slice_cols, makers),
         };
-        let (slice, slices, waits) = (schedule.slice(), schedule.slices(r), schedule.waits(m, n));
+        let (slice, slices) = (schedule.slice(), schedule.slices(r));
+        let cooperative = schedule.is_cooperative(m, n);
         let [m, n, k, r] = [m, n, k, r].map(|size| size as i32);
         let [slices, slice_cols, group] = [slices, slice_cols, GROUP].map(|count| count as i32);
         let params = HopperLinearParams {
@@ -282,6 +286,7 @@ impl Cuda {
             group,
             makers: makers as i32,
             whole: whole as i32,
+            projectors: schedule.projectors() as i32,
             streamers: streamers as i32,
             grads,
         };
@@ -292,7 +297,7 @@ impl Cuda {
         let fills_gpu = blocks == 2 * self.all_pairs;
         // Blocks that wait for others must run at the same time. Nothing says that this still holds where
         // some of them start early, and another stream may take the room of the rest.
-        let overlap = self.kernels.overlap && fills_gpu && !waits;
-        self.launch_with(kernel, blocks, &params, LaunchMode { overlap, cooperative: waits })
+        let overlap = self.kernels.overlap && fills_gpu && !cooperative;
+        self.launch_with(kernel, blocks, &params, LaunchMode { overlap, cooperative })
     }
 }

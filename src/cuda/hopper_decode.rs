@@ -24,6 +24,7 @@ struct HopperDecodeParams {
     d: i32,
     r: i32,
     scale: f32,
+    x_rows: i32,
     split: i32,
     rows: i32,
     rounds: i32,
@@ -56,14 +57,14 @@ impl Cuda {
         let boxes = |operand: Operand, [rows, cols]: [usize; 2], box_rows: usize| {
             TensorMap::new(operand.data, [rows, cols], dtype, [box_rows as u32, 64])
         };
-        // The blocks of a pair may load half of x each.
-        let x = boxes(x, [t, k], if tile_t >= 32 { tile_t / 2 } else { tile_t })?;
+        let x_rows = schedule.x_rows(t);
+        let x = boxes(x, [t, k], x_rows)?;
         let w0 = boxes(w0, [d, k], rows)?;
         let (mut a_boxes, mut b_boxes, mut s_boxes) = (w0, w0, w0); // never read if r = 0
         if r > 0 {
             a_boxes = boxes(a, [r, k], down_rows)?;
             b_boxes = boxes(b, [d, r], rows)?;
-            s_boxes = boxes(s, [t, r], tile_t)?;
+            s_boxes = boxes(s, [t, r], t)?;
         }
         let [t, k, d, r] = [t, k, d, r].map(|size| size as i32);
         let [rows, rounds, stages, ahead] = [rows, rounds, stages, ahead].map(|n| n as i32);
@@ -81,6 +82,7 @@ impl Cuda {
             d,
             r,
             scale,
+            x_rows: x_rows as i32,
             split: split.into(),
             rows,
             rounds,

@@ -7,6 +7,11 @@ use super::{hopper_grads, Footprint};
 pub(crate) enum Projection {
     /// From a launch before, or there is none: S is an input.
     Before,
+    /// From so many pairs of blocks that make nothing else, ahead of the others; in the forward only.
+    Beside {
+        /// The pairs.
+        projectors: usize,
+    },
     /// From the tiles of the product, of which some make a slice of S beside their own columns.
     Within {
         /// The columns of S in a slice, one of [`SLICES`].
@@ -45,6 +50,9 @@ pub(crate) const GROUP: usize = 8;
 /// Pairs of blocks that may make dA and dB, at most.
 const MAX_STREAMERS: usize = 12;
 
+/// Pairs of blocks that may make S and nothing else, at most.
+const MAX_PROJECTORS: usize = 4;
+
 /// Warps of a block that multiply.
 const WARPS: usize = 8;
 
@@ -60,23 +68,37 @@ impl Schedule {
         self.projection != Projection::Before || self.shares(m, n)
     }
 
+    /// Whether all blocks must run at the same time: they wait for others than the first of the grid.
+    pub(crate) fn is_cooperative(&self, m: usize, n: usize) -> bool {
+        matches!(self.projection, Projection::Within { .. }) || self.shares(m, n)
+    }
+
     /// The grid.
     pub(crate) fn blocks(&self) -> usize {
-        2 * (self.pairs + self.streamers)
+        2 * (self.projectors() + self.pairs + self.streamers)
+    }
+
+    /// Pairs of blocks that make S and nothing else.
+    pub(crate) fn projectors(&self) -> usize {
+        match self.projection {
+            Projection::Beside { projectors } => projectors,
+            Projection::Before | Projection::Within { .. } => 0,
+        }
     }
 
     /// The columns of a slice of S that tiles make, or 0.
     pub(crate) fn slice(&self) -> usize {
         match self.projection {
-            Projection::Before => 0,
+            Projection::Before | Projection::Beside { .. } => 0,
             Projection::Within { slice, .. } => slice,
         }
     }
 
-    /// The slices of S (m×r) that tiles make.
+    /// The parts of a row of S (m×r) that this launch makes.
     pub(crate) fn slices(&self, r: usize) -> usize {
         match self.projection {
             Projection::Before => 0,
+            Projection::Beside { .. } => r.div_ceil(hopper_grads::rank_tile(r)),
             Projection::Within { slice, .. } => r.div_ceil(slice),
         }
     }
@@ -140,7 +162,10 @@ fn forward_candidates(sizes: [usize; 4], pairs: usize) -> impl Iterator<Item = (
         17..=64 => &[16, 64],
         _ => &[16],
     };
-    candidates(sizes, slices, pairs)
+    let beside = (1..=MAX_PROJECTORS.min(pairs - 1)).flat_map(move |projectors| {
+        TILES_N.map(|tile_n| Model::new(sizes, tile_n, pairs - projectors).beside(projectors))
+    });
+    candidates(sizes, slices, pairs).chain(beside)
 }
 
 /// How many of so many pairs may make dA and dB.
@@ -223,6 +248,11 @@ impl Model {
     const SHARE_STEP: f64 = 0.045;
     /// From the end of a slice of S to its use by others.
     const HANDOVER: f64 = 2.8;
+    /// When others make S: from the start to the first of it, and the bytes of X that a block reads a µs.
+    const BESIDE: f64 = 4.0;
+    const BESIDE_BYTES: f64 = 90e3;
+    /// What a launch takes longer where all blocks must run at the same time, and may not start early.
+    const COOPERATIVE: f64 = 1.0;
     /// When S comes before: what another launch costs, and the bytes of X that it reads a µs.
     const LAUNCH: f64 = 9.0;
     const PROJECT_BYTES: f64 = 2.9e6;
@@ -257,7 +287,7 @@ impl Model {
     /// The tiles that make slices, one after the other.
     fn slice_waves(&self, projection: Projection) -> usize {
         match projection {
-            Projection::Before => 0,
+            Projection::Before | Projection::Beside { .. } => 0,
             Projection::Within { slice_cols, makers, .. } => {
                 (self.rows * slice_cols).div_ceil(makers)
             }
@@ -288,6 +318,23 @@ impl Model {
         let [m, _, k, _] = self.sizes;
         let projection = (m * k * 2) as f64 / Self::PROJECT_BYTES + Self::LAUNCH;
         self.products(Projection::Before).map(move |(us, schedule)| (us + projection, schedule))
+    }
+
+    /// With S from other pairs, ahead of these.
+    fn beside(self, projectors: usize) -> (f64, Schedule) {
+        let [_, _, k, r] = self.sizes;
+        let (us, schedule) = self.product();
+        let rank_tile = hopper_grads::rank_tile(r);
+        let passes = r.div_ceil(rank_tile) as f64;
+        // The ranks are bound by wgmma as well as by reading.
+        let bytes = if rank_tile == 16 { Self::BESIDE_BYTES } else { Self::BESIDE_BYTES * 0.7 };
+        let row_us = (PAIR_M * k * 2) as f64 * passes / (2 * projectors) as f64 / bytes;
+        // The tiles that are worked on first need so many rows of S at their end, the others later.
+        let first = self.rows.min(GROUP) as f64 * row_us + Self::BESIDE;
+        let all = self.rows as f64 * row_us + Self::BESIDE;
+        let late = f64::max(first - self.tile(), all - us).max(0.0);
+        let projection = Projection::Beside { projectors };
+        (us + late - Self::COOPERATIVE, Schedule { projection, ..schedule })
     }
 
     /// With slices of so many columns.
@@ -350,7 +397,7 @@ mod tests {
     fn tiles(schedule: &Schedule, [m, n, k, r]: [usize; 4]) -> Vec<Vec<Tile>> {
         let (rows, cols) = (m.div_ceil(PAIR_M), n.div_ceil(schedule.tile_n));
         let (slice_cols, makers) = match schedule.projection {
-            Projection::Before => (0, 0),
+            Projection::Before | Projection::Beside { .. } => (0, 0),
             Projection::Within { slice_cols, makers, .. } => (slice_cols, makers),
         };
         let slices = schedule.slices(r);
@@ -437,8 +484,9 @@ mod tests {
                 let context = format!("{sizes:?} on {pairs}: {schedule:?}");
                 let [m, n, k, r] = sizes;
                 let mut tiles = tiles(&schedule, sizes).concat();
-                let within = schedule.projection != Projection::Before;
-                let (rows, wanted) = (m.div_ceil(PAIR_M), schedule.slices(r));
+                let within = matches!(schedule.projection, Projection::Within { .. });
+                let (rows, wanted) =
+                    (m.div_ceil(PAIR_M), if within { schedule.slices(r) } else { 0 });
                 let told = tiles.iter().filter(|tile| tile.col < wanted);
                 assert!(told.clone().all(|tile| tile.slice == Some(tile.col)), "{context}");
                 assert_eq!(told.count(), rows * wanted, "{context}");
@@ -507,7 +555,11 @@ mod tests {
         assert_eq!(chosen(16384, 4096, 4096, 16), (256, within(16, 1, 66)));
         assert_eq!(chosen(16384, 4096, 4096, 64), (256, within(64, 1, 66)));
         assert_eq!(chosen(8192, 4096, 4096, 64), (256, within(16, 4, 64)));
-        assert_eq!(chosen(2048, 4096, 4096, 16), (256, within(16, 8, 66)));
+        let beside = |projectors| Projection::Beside { projectors };
+        assert_eq!(chosen(2048, 4096, 4096, 16), (256, beside(2)));
+        assert_eq!(chosen(1024, 4096, 4096, 64), (256, beside(2)));
+        assert_eq!(chosen(512, 4096, 4096, 16), (128, beside(2)));
+        assert_eq!(chosen(512, 8192, 8192, 16), (256, beside(1)));
         assert_eq!(chosen(2048, 4096, 4096, 64), (256, within(16, 4, 64)));
         assert_eq!(chosen(8192, 1024, 4096, 16), (256, within(16, 2, 66)));
         assert_eq!(chosen(8192, 1024, 4096, 64), (256, within(16, 4, 66)));
@@ -529,8 +581,8 @@ mod tests {
         assert!(forward([8192, 14336, 4096, 64], 66).shares(8192, 14336));
         assert!(input_grad([8192, 8192, 8192, 16], 66).shares(8192, 8192));
         // tests/gpu_exact.rs counts on these.
-        assert!([16, 72].iter().all(|&r| forward([4095, 2304, 2304, r], 66).shares(4095, 2304)));
-        assert!(input_grad([4095, 2304, 2304, 16], 66).shares(4095, 2304));
+        assert!([16, 72].iter().all(|&r| forward([4095, 2304, 3072, r], 66).shares(4095, 2304)));
+        assert!(input_grad([4095, 3072, 2304, 16], 66).shares(4095, 3072));
         assert_eq!(input_grad([8191, 2112, 7168, 8], 66).tile_n, 176);
         assert_eq!(input_grad([8192, 4096, 4096, 16], 66).tile_n, 256);
     }
@@ -540,26 +592,27 @@ mod tests {
     fn comes_to(schedule: &Schedule, [m, n, _, r]: [usize; 4]) -> Vec<String> {
         let slice = schedule.slice();
         let again = match schedule.projection {
-            Projection::Before => false,
+            Projection::Before | Projection::Beside { .. } => false,
             Projection::Within { slice_cols, makers, .. } => {
                 m.div_ceil(PAIR_M) * slice_cols > makers
             }
         };
-        let several = if schedule.slices(r) > 1 { " several" } else { "" };
+        let several = if slice > 0 && schedule.slices(r) > 1 { " several" } else { "" };
         let kernel = format!("{} with {slice}{several}", schedule.tile_n);
         let again = again.then(|| format!("{slice}{several} again"));
         let shared = schedule.shares(m, n).then(|| format!("{slice} and shared"));
         let rank_tile = hopper_grads::rank_tile(r);
+        let s = (schedule.projectors() > 0).then(|| format!("S of {rank_tile} beside"));
         let grads = match schedule.streamers {
             0 => format!("{rank_tile} after"),
             _ => format!("{rank_tile} beside {slice}"),
         };
-        [Some(kernel), again, shared, Some(grads)].into_iter().flatten().collect()
+        [Some(kernel), again, shared, s, Some(grads)].into_iter().flatten().collect()
     }
 
     #[test]
     fn everything_is_sanitized() {
-        let cases: [([usize; 4], usize); 13] = include!("../../tests/common/hopper_shapes.in");
+        let cases: [([usize; 4], usize); 14] = include!("../../tests/common/hopper_shapes.in");
         let mut seen = [HashSet::new(), HashSet::new()];
         for ([t, d, k, r], sms) in cases {
             let (of_h, of_dx) = ([t, d, k, r], [t, k, d, r]);
@@ -577,7 +630,9 @@ mod tests {
         let grads = ["16 after", "64 after", "128 after"];
         let grads = grads.into_iter().chain(["16 beside 16", "64 beside 16", "64 beside 64"]);
         let grads = grads.chain(["128 beside 0"]).map(String::from).collect::<Vec<_>>();
-        for (seen, wanted) in seen.iter().zip([wanted.clone(), [wanted, grads].concat()]) {
+        let s = [16, 64, 128].map(|rank| format!("S of {rank} beside")).to_vec();
+        let wanted = [[wanted.clone(), s].concat(), [wanted, grads].concat()];
+        for (seen, wanted) in seen.iter().zip(wanted) {
             let missing: Vec<_> = wanted.iter().filter(|&what| !seen.contains(what)).collect();
             assert_eq!(missing, Vec::<&String>::new());
         }
@@ -596,7 +651,8 @@ mod tests {
     /// it does so before it waits for those of its row.
     #[test]
     fn nobody_waits_forever() {
-        let is_within = |schedule: &Schedule| schedule.projection != Projection::Before;
+        let is_within =
+            |schedule: &Schedule| matches!(schedule.projection, Projection::Within { .. });
         let mut checked = 0;
         for (sizes, pairs) in cases() {
             for schedule in schedules(sizes, pairs).filter(is_within) {

@@ -100,6 +100,15 @@ impl Schedule {
         }
     }
 
+    /// Rows of X that a block loads at a time: all T, or half of them where the blocks of a pair load X for
+    /// both, so that what swizzles rows in eights has the same rows of each.
+    pub(crate) fn x_rows(&self, t: usize) -> usize {
+        match !self.split && self.tile_t >= 32 {
+            true => t.div_ceil(2).next_multiple_of(8),
+            false => t,
+        }
+    }
+
     /// The grid.
     pub(crate) fn blocks(&self) -> usize {
         2 * (self.pairs + self.down_pairs)
@@ -115,8 +124,8 @@ mod tests {
     fn schedules() -> impl Iterator<Item = ([usize; 4], usize, Schedule)> {
         shapes()
             .flat_map(|[t, k, d, r]| {
-                let sizes = [(t - 1) % MOST_TOKENS + 1, d, r];
-                let with = move |r| [1, 2, 8, 66].map(|pairs| ([sizes[0], d, k, r], pairs));
+                let t = (t - 1) % MOST_TOKENS + 1;
+                let with = move |r| [1, 2, 8, 66].map(|pairs| ([t, d, k, r], pairs));
                 with(r).into_iter().chain(with(0))
             })
             .map(|(sizes, pairs)| (sizes, pairs, Schedule::new(sizes, pairs)))
@@ -172,6 +181,11 @@ mod tests {
                 let ring = ring_bytes(schedule.tile_t);
                 assert!(stages * (rows + schedule.tile_t) * STEP_BYTES <= ring, "{context}");
             }
+            // Both halves of X, if it is loaded in halves, and no more than there is room for.
+            let x_rows = schedule.x_rows(t);
+            let boxes = t.div_ceil(x_rows);
+            assert!(boxes == 1 || !schedule.split && boxes == 2 && x_rows % 8 == 0, "{context}");
+            assert!(boxes * x_rows <= schedule.tile_t, "{context}");
             if pairs > schedule.down_pairs {
                 assert!(schedule.blocks() <= 2 * pairs, "{context}");
             }

@@ -275,6 +275,7 @@ fn a_workspace_without_flags_is_refused() -> Result<()> {
     assert!(plan.flags > 0 || plan.path == Path::Mma, "{plan:?}");
     let weights = Weights { w0: w0.view(), a: a.view(), b: b.view(), scale: 1.0 };
     let mut workspace = Workspace::new(&device, &[])?;
+    workspace.scratch = Tensor::zeros(&device, [plan.scratch], DType::F32)?;
     let result =
         ops::forward(&device, &weights, x.view(), h.view_mut(), s.view_mut(), &mut workspace);
     match plan.path {

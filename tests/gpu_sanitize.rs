@@ -34,11 +34,15 @@ fn check<E: DeviceElement>(sizes: Sizes, device: &Device, placement: Placement) 
     buffers.outputs().assert_same_values(&on_cpu(&inputs), &context);
 }
 
-fn every_kernel<E: DeviceElement>() {
-    let [best, generic] = cuda_paths();
-    for ([t, d, k, r], sms) in HOPPER.into_iter().chain(FEW_TOKENS) {
+fn on_hopper<E: DeviceElement>(shapes: &[([usize; 4], usize)]) {
+    let [best, _] = cuda_paths();
+    for &([t, d, k, r], sms) in shapes {
         check::<E>(Sizes::new(t, k, d, r), &best.with_sms(sms), Placement::Aligned);
     }
+}
+
+fn on_every_gpu<E: DeviceElement>() {
+    let [_, generic] = cuda_paths();
     for sizes in GENERIC {
         check::<E>(sizes, &generic, Placement::Aligned);
         check::<E>(sizes, &generic, Placement::Odd);
@@ -47,12 +51,36 @@ fn every_kernel<E: DeviceElement>() {
 
 #[test]
 #[ignore = "needs a CUDA GPU"]
-fn every_kernel_bf16() {
-    every_kernel::<bf16>();
+fn generic_bf16() {
+    on_every_gpu::<bf16>();
 }
 
 #[test]
 #[ignore = "needs a CUDA GPU"]
-fn every_kernel_f16() {
-    every_kernel::<f16>();
+fn generic_f16() {
+    on_every_gpu::<f16>();
+}
+
+#[test]
+#[ignore = "needs a CUDA GPU"]
+fn hopper_bf16() {
+    on_hopper::<bf16>(&HOPPER);
+}
+
+#[test]
+#[ignore = "needs a CUDA GPU"]
+fn hopper_f16() {
+    on_hopper::<f16>(&HOPPER);
+}
+
+#[test]
+#[ignore = "needs a CUDA GPU"]
+fn few_tokens_bf16() {
+    on_hopper::<bf16>(&FEW_TOKENS);
+}
+
+#[test]
+#[ignore = "needs a CUDA GPU"]
+fn few_tokens_f16() {
+    on_hopper::<f16>(&FEW_TOKENS);
 }

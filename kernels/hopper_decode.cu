@@ -9,8 +9,8 @@
 // accumulated in f32, T <= kN. With r = 0 it is the frozen layer.
 //
 // The weights are the tall operand here, so they are m of a wgmma, and the tokens n: Hᵀ = W0 Xᵀ + B Sᵀ.
-// All blocks run at once, and each reads rows of W0 once, from end to end. So the sums that make a row of
-// H go along k in the same order whatever T is, and H has the same bits for a token in any batch.
+// Every row of W0 is read once, from end to end. So the sums that make a column of H go along k in the
+// same order whatever T is, and a token's H has the same bits in any batch.
 //
 // All rows must start at multiples of 16 bytes, which is what TMA takes; what a box has beyond the edge
 // of its matrix is read as zeros and not written.
@@ -32,8 +32,9 @@
 //   multipliers                                         |4 k16 of stage 0|4 k16 of 1| ... |S·Bᵀ|sum|store
 //
 // Of up to 64 rows, which a pair always shares, the two warpgroups take steps in turns, each with sums of
-// its own, which the first adds up; of more, each has 64 rows. full[stage] completes when all its bytes have come. empty[stage]
-// completes when the warps that read it are done with it, those of both blocks where they share X.
+// its own, which the first adds up; of more, each has 64 rows. full[stage] completes when all its bytes
+// have come. empty[stage] completes when the warps that read it are done with it, those of both blocks
+// where they share X.
 //
 // Before the kernel before is done, nothing of what it may have written is read: the L2 is only asked to
 // have W0 or A at hand.
@@ -53,7 +54,7 @@ struct HopperDecodeParams {
     float scale;
     int x_rows;      // t, or where the blocks of a pair load half of x each, half of it, a multiple of 8
     int split;       // the blocks of a pair share rows of W0 and have half of k each
-    int rows;        // of W0 that a block, or a pair, works on at a time: 128 at most, more than 64 unless split
+    int rows;        // of W0 that a pair, or a block, works on at a time: 128 at most, over 64 unless split
     int rounds;      // so often; 1 if split
     int stages;      // that are in flight
     int ahead;       // steps for which the L2 is asked before the kernel before is done
@@ -63,7 +64,7 @@ struct HopperDecodeParams {
 };
 static_assert(sizeof(HopperDecodeParams) == 768);
 
-constexpr int kStep = 64;        // along k
+constexpr int kStep = 64;  // along k
 constexpr int kMaxStages = 40;
 constexpr int kBarriersAt = 222 << 10;
 

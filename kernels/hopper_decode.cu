@@ -42,7 +42,7 @@
 // Who waits for whom: within a pair, for each other. Those that make H, for those that make S. They do
 // not wait for anybody else, and are the first blocks of the grid, so that they are started first,
 // however many run at once. The last to have seen all of S clears the flag.
-#include "hopper.cuh"
+#include "hopper_wgmma.cuh"
 
 // Mirrored by cuda::hopper_decode::HopperDecodeParams in Rust.
 struct HopperDecodeParams {

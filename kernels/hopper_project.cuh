@@ -7,7 +7,7 @@
 // hopper_linear.cu make S beside those that make H.
 #pragma once
 
-#include "hopper.cuh"
+#include "hopper_wgmma.cuh"
 
 constexpr int kFlagRows = 128;
 

@@ -1,7 +1,7 @@
 //! A LoRA linear layer that owns its tensors.
 
 use crate::ops::{self, Accumulation, BackwardOutputs, InputGradient, Weights};
-use crate::{Adapter, DType, Device, Error, Problem, Result, Tensor, Workspace};
+use crate::{Adapter, DType, Device, Error, Problem, Result, Tensor, TensorViewMut, Workspace};
 
 /// A frozen weight W0 [d, k] with an adapter: h = W0 x + s · B (A x).
 ///
@@ -96,14 +96,8 @@ impl LoraLinear {
     /// [`Error::Shape`], [`Error::DType`] or [`Error::Device`] if x does not fit the layer;
     /// [`Error::Merged`] if the adapter is merged; [`Error::OutOfMemory`]; [`Error::Driver`].
     pub fn forward(&self, x: &Tensor) -> Result<Forward> {
-        self.check_merged(false)?;
-        let (device, weights) = (self.device(), self.weights());
-        let plan = ops::forward_plan(device, &self.problem(x)?);
-        let mut h = self.output(x, self.w0.shape().rows())?;
         let mut s = self.output(x, self.adapter.rank())?;
-        let mut workspace = Workspace::new(device, &[plan])?;
-        let outputs = (h.view_mut(), s.view_mut());
-        ops::forward(device, &weights, x.view(), outputs.0, outputs.1, &mut workspace)?;
+        let h = self.run(x, Some(s.view_mut()))?;
         Ok(Forward { h, s })
     }
 
@@ -112,13 +106,7 @@ impl LoraLinear {
     /// # Errors
     /// As for [`LoraLinear::forward`].
     pub fn infer(&self, x: &Tensor) -> Result<Tensor> {
-        self.check_merged(false)?;
-        let (device, weights) = (self.device(), self.weights());
-        let plan = ops::forward_plan(device, &self.problem(x)?);
-        let mut h = self.output(x, self.w0.shape().rows())?;
-        let mut workspace = Workspace::new(device, &[plan])?;
-        ops::forward(device, &weights, x.view(), h.view_mut(), None, &mut workspace)?;
-        Ok(h)
+        self.run(x, None)
     }
 
     /// h [..., d] from the layer's own weight alone: W0 x, with the adapter switched off, or the
@@ -207,6 +195,17 @@ impl LoraLinear {
         self.add_update(-self.adapter.scale())?;
         self.merged = false;
         Ok(())
+    }
+
+    /// h, and S where it is asked for.
+    fn run(&self, x: &Tensor, s: Option<TensorViewMut<'_>>) -> Result<Tensor> {
+        self.check_merged(false)?;
+        let (device, weights) = (self.device(), self.weights());
+        let plan = ops::forward_plan(device, &self.problem(x)?);
+        let mut h = self.output(x, self.w0.shape().rows())?;
+        let mut workspace = Workspace::new(device, &[plan])?;
+        ops::forward(device, &weights, x.view(), h.view_mut(), s, &mut workspace)?;
+        Ok(h)
     }
 
     fn add_update(&mut self, scale: f32) -> Result<()> {

@@ -33,6 +33,7 @@ fn step<E: DeviceElement>(device: &Device, inputs: &Inputs<E>) -> Result<Step<E>
     let (x, dh) = (batch(&inputs.x, k)?, batch(&inputs.dh, d)?);
     let out = layer.forward(&x)?;
     assert_eq!((out.h.shape().dims(), out.s.shape().dims()), (&[2, 35, 56][..], &[2, 35, 16][..]));
+    assert_same_bits("alone", &layer.infer(&x)?.to_vec::<E>()?, &out.h.to_vec::<E>()?);
     let mut gradients = layer.zero_gradients()?;
     let (set, add) = (Accumulation::Overwrite, Accumulation::Add);
     let compute = InputGradient::Compute;

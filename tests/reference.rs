@@ -70,6 +70,7 @@ fn worked_by_hand() -> Result<()> {
     assert_eq!(out.s.to_vec::<f32>()?, [10., -6.]);
     assert_eq!(out.h.to_vec::<f32>()?, [37., -15., -20., 12.]);
     assert_eq!(layer.forward_frozen(&x)?.to_vec::<f32>()?, [7., 5., -2., 0.]);
+    assert_eq!(layer.infer(&x)?.to_vec::<f32>()?, out.h.to_vec::<f32>()?);
 
     let mut grads = layer.zero_gradients()?;
     let (set, dx) = (Accumulation::Overwrite, InputGradient::Compute);

@@ -36,8 +36,9 @@
 // have come. empty[stage] completes when the warps that read it are done with it, those of both blocks
 // where they share X.
 //
-// Before the kernel before is done, nothing of what it may have written is read: the L2 is only asked to
-// have W0 or A at hand.
+// Before the kernel before is done, nothing of what it may have written is read, and nothing is written:
+// the L2 is only asked to have W0 or A at hand. The loader waits for that kernel, and whoever multiplies,
+// for what is loaded. So launches may overlap if every block has a step along k, which is if k > 64.
 //
 // Who waits for whom: within a pair, for each other. Those that make H, for those that make S. They do
 // not wait for anybody else, and are the first blocks of the grid, so that they are started first,
@@ -59,7 +60,7 @@ struct HopperDecodeParams {
     int stages;      // that are in flight
     int ahead;       // steps for which the L2 is asked before the kernel before is done
     int down_pairs;  // the pairs that make S; 0 if r is
-    int down_rows;   // of A for each of them, 64 at most
+    int down_rows;   // of A for each of them: 64 at most
     int down_stages;
 };
 static_assert(sizeof(HopperDecodeParams) == 768);

@@ -37,6 +37,10 @@ const EDGES: &[Sizes] = &[
     Sizes::new(2049, 136, 264, 24),
     Sizes::new(8191, 8, 40, 3),
     Sizes::new(8191, 64, 1, 16),
+    // Few tokens whose k is a single step, and two.
+    Sizes::new(3, 64, 136, 16),
+    Sizes::new(8, 8, 8200, 72),
+    Sizes::new(5, 72, 136, 16),
     // Aligned rows around tiles of 128×256, pairs and groups of them, and several steps of r.
     Sizes::new(255, 8, 8, 8),
     Sizes::new(257, 64, 1032, 72),

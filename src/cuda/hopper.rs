@@ -295,8 +295,8 @@ impl Cuda {
         // Where there is room beside this launch, early blocks of the next would take it from others, and
         // at 2048×4096×1024 that one took 9 % longer than without overlap.
         let fills_gpu = blocks == 2 * self.all_pairs;
-        // Blocks that wait for others must run at the same time. Nothing says that this still holds where
-        // some of them start early, and another stream may take the room of the rest.
+        // Blocks that wait for others than the first must run at the same time. Nothing says that this still
+        // holds where some of them start early, and another stream may take the room of the rest.
         let overlap = self.kernels.overlap && fills_gpu && !cooperative;
         self.launch_with(kernel, blocks, &params, LaunchMode { overlap, cooperative })
     }

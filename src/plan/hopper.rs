@@ -69,7 +69,7 @@ pub(crate) const SLICES: [usize; 2] = [16, 64];
 
 impl Schedule {
     /// Whether blocks wait for one another.
-    pub(crate) fn waits(&self, m: usize, n: usize) -> bool {
+    fn waits(&self, m: usize, n: usize) -> bool {
         self.projection != Projection::Before || self.shares(m, n)
     }
 

@@ -136,7 +136,7 @@ fn every_step_once_and_every_slice_told_once() {
             }
             assert_eq!(tiles.next(), None, "{context}");
             assert!(schedule.pairs >= 1, "{context}");
-            assert!(schedule.pairs + schedule.streamers <= pairs, "{context}");
+            assert!(schedule.blocks() <= 2 * pairs, "{context}");
             assert_eq!(schedule.flags(m, n) > 0, schedule.waits(m, n));
             assert!(within <= schedule.waits(m, n));
         }

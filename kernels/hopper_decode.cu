@@ -37,8 +37,7 @@
 // where they share X.
 //
 // Before the kernel before is done, nothing of what it may have written is read, and nothing is written:
-// the L2 is only asked to have W0 or A at hand. The loader waits for that kernel, and whoever multiplies,
-// for what is loaded. So launches may overlap if every block has a step along k, which is if k > 64.
+// the L2 is only asked to have W0 or A at hand. So launches may overlap.
 //
 // Who waits for whom: within a pair, for each other. Those that make H, for those that make S. They do
 // not wait for anybody else, and are the first blocks of the grid, so that they are started first,
@@ -137,16 +136,21 @@ struct Work {
     }
 };
 
-// By one thread, which is_elected().
+// By the first warp, of which one thread loads.
 template <int kN>
 __device__ __forceinline__ void load(const HopperDecodeParams& p, const Work& work, uint32_t base) {
     constexpr int kXBytes = kN * kStep * 2;
     const TensorMap& weight = work.makes_s ? p.a : p.w0;
-    for (int i = 0; i < min(p.ahead, work.steps); i++)
-        tma_prefetch(weight, work.row0, (work.first + i) * kStep);
+    const bool is_loader = is_elected();
+    if (is_loader) {
+        for (int i = 0; i < min(p.ahead, work.steps); i++)
+            tma_prefetch(weight, work.row0, (work.first + i) * kStep);
+    }
     wait_for_kernel_before();
     let_next_kernel_start();
+    __syncwarp();
     if (work.shares_x<kN>()) cluster_wait();
+    if (!is_loader) return;
     RingOf ring(work.stages);
     // For so many rows of X or S, beside those of the weight.
     auto next_stage = [&](int tokens) {
@@ -202,6 +206,8 @@ __device__ __forceinline__ void multiply(const HopperDecodeParams& p, const Work
     const int thread = threadIdx.x % 128, warp = thread / 32, lane = thread % 32;
     const bool alternates = work.alternates(), shares_x = work.shares_x<kN>();
     const int stride = alternates ? 2 : 1, my_rows = alternates ? 0 : group * 64;
+    // A block may have nothing to load, and so to wait for.
+    wait_for_kernel_before();
     // Of the chunks, those from one on, up to another, are this block's to finish.
     const int mine = work.split && work.rank == 1 ? kFirstHalf : 0;
     const int mine_end = work.split && work.rank == 0 ? kFirstHalf : kChunks;
@@ -337,10 +343,10 @@ __device__ __forceinline__ void hopper_decode(const HopperDecodeParams& p) {
     __syncthreads();
     // The peer's barriers are there when it has arrived too, for which only those wait that need them.
     cluster_arrive();
-    const bool loads = warp == 0 && is_elected();
-    if (loads) load<kN>(p, work, base);
+    if (warp == 0) load<kN>(p, work, base);
     if (warp >= 4) multiply<E, kN>(p, work, base);
-    if (work.split ? warp < 4 : !(work.shares_x<kN>() && loads)) cluster_wait();
+    const bool has_waited = warp == 0 ? work.shares_x<kN>() : warp >= 4 && work.split;
+    if (!has_waited) cluster_wait();
     // A block stays until its peer has neither loads into it nor arrivals at it to come.
     __syncwarp();
     cluster_sync();

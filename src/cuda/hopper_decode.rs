@@ -95,11 +95,8 @@ impl Cuda {
         let mut kernels = self.kernels.of(dtype).hopper_decode.iter();
         let (_, kernel) =
             kernels.find(|(tile, _)| *tile == tile_t).expect("there is a kernel for every tile");
-        // Blocks wait for the kernel before by what they load. Where k is a single step, the second of a
-        // pair may load nothing, and would raise its flag while the kernel before still counts.
-        let overlap = self.kernels.overlap && k > 64;
         // Its first blocks wait for nobody, so that it need not be cooperative, which takes longer.
-        let mode = LaunchMode { overlap, cooperative: false };
+        let mode = LaunchMode { overlap: self.kernels.overlap, cooperative: false };
         self.launch_with(kernel, schedule.blocks(), &params, mode)
     }
 }

@@ -136,21 +136,19 @@ struct Work {
     }
 };
 
-// By the first warp, of which one thread loads.
+// By one thread, which is_elected().
+__device__ __forceinline__ void ask_ahead(const HopperDecodeParams& p, const Work& work) {
+    for (int i = 0; i < min(p.ahead, work.steps); i++)
+        tma_prefetch(work.makes_s ? p.a : p.w0, work.row0, (work.first + i) * kStep);
+}
+
+// By one thread, which is_elected().
 template <int kN>
 __device__ __forceinline__ void load(const HopperDecodeParams& p, const Work& work, uint32_t base) {
     constexpr int kXBytes = kN * kStep * 2;
     const TensorMap& weight = work.makes_s ? p.a : p.w0;
-    const bool is_loader = is_elected();
-    if (is_loader) {
-        for (int i = 0; i < min(p.ahead, work.steps); i++)
-            tma_prefetch(weight, work.row0, (work.first + i) * kStep);
-    }
     wait_for_kernel_before();
     let_next_kernel_start();
-    __syncwarp();
-    if (work.shares_x<kN>()) cluster_wait();
-    if (!is_loader) return;
     RingOf ring(work.stages);
     // For so many rows of X or S, beside those of the weight.
     auto next_stage = [&](int tokens) {
@@ -341,12 +339,15 @@ __device__ __forceinline__ void hopper_decode(const HopperDecodeParams& p) {
         fence_mbarrier_init();
     }
     __syncthreads();
-    // The peer's barriers are there when it has arrived too, for which only those wait that need them.
+    // The peer's barriers are there when it has arrived too. Where only its sums come from it, those wait
+    // for that who send them.
     cluster_arrive();
-    if (warp == 0) load<kN>(p, work, base);
+    if (warp == 0 && is_elected()) ask_ahead(p, work);
+    __syncwarp();
+    if (work.shares_x<kN>()) cluster_wait();
+    if (warp == 0 && is_elected()) load<kN>(p, work, base);
     if (warp >= 4) multiply<E, kN>(p, work, base);
-    const bool has_waited = warp == 0 ? work.shares_x<kN>() : warp >= 4 && work.split;
-    if (!has_waited) cluster_wait();
+    if (work.split ? warp < 4 : !work.shares_x<kN>()) cluster_wait();
     // A block stays until its peer has neither loads into it nor arrivals at it to come.
     __syncwarp();
     cluster_sync();

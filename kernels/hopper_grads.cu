@@ -6,6 +6,8 @@
 //   dB (d×r) (=|+=) dHᵀ S      Y dH (T×d), L S  (T×r)
 //   dA (r×k) (=|+=) dSᵀ X      Y X  (T×k), L dS (T×r)
 //
+// for one layer, or for all that share X: with dS beside each other, and dA below, r is that of all.
+//
 // all accumulated in f32. With `accumulate` the finished sum is added to what the output holds: the same
 // bits as an overwrite followed by an addition. dA and dB may be null, and are then left out.
 //
@@ -14,7 +16,7 @@
 //
 // An item is one such tile and 128 columns of Y over all of T, and belongs to one block, so there are no
 // float atomics, no partial sums in memory, and the same bits whatever the grid, and in hopper_linear.cu.
-// dB's items come first, then dA's. The first blocks, as many as are called projectors, make 128 rows of
+// dB's items come first, layer by layer, then dA's. The first blocks, as many as are called projectors, make 128 rows of
 // dS each at a time, and the others make items, in turns.
 //
 // All rows must start at multiples of 16 bytes, which is what TMA takes. What a box has beyond the edge of
@@ -54,7 +56,7 @@ __device__ __forceinline__ void hopper_grads(const HopperGradsParams& p) {
     const int workers = gridDim.x - p.projectors, worker = (int)blockIdx.x - p.projectors;
     const bool projects = worker < 0;
     uint32_t* flags = p.ds_parts > 0 ? p.flags + 1 : nullptr;
-    const Projection ds = {p.dh, p.b, p.ds_out, flags, p.t, p.d, p.r, p.scale, (int)blockIdx.x,
+    const Projection ds = {p.dh, p.b, p.parts, p.ds_out, flags, p.t, p.outputs, p.r, (int)blockIdx.x,
                            p.projectors};
     if (threadIdx.x == 0) {
         if (projects) {

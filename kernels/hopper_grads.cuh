@@ -6,18 +6,21 @@
 
 // Mirrored by cuda::hopper::HopperGradsParams in Rust.
 struct HopperGradsParams {
-    TensorMap dh, x, b;  // in boxes of 64 rows and columns
-    TensorMap s, ds;     // in boxes of 64 rows and 16 columns, or 64 if r > 16
-    void* ds_out;        // dS, if it is made here
-    uint32_t* flags;     // a count, then one for every 128 rows of dS
-    float *db, *da;      // null if not wanted
-    int t, d, k, r;
-    float scale;
-    int projectors;      // the blocks that make dS, the first ones; 0 if others make it
-    int ds_parts;        // what a flag counts up to when its rows of dS are there; 0 if all are
+    TensorMap dh[kMaxParts], b[kMaxParts], x;  // in boxes of 64 rows and columns
+    TensorMap s, ds;      // in boxes of 64 rows and 16 columns, or 64 if r > 16
+    void* ds_out;         // dS, if it is made here
+    uint32_t* flags;      // a count, then one for every 128 rows of dS
+    float* db[kMaxParts];
+    float* da;            // null if they are not wanted
+    int d[kMaxParts];     // 0 of layers that there are not
+    int t, k, r;          // r of all layers
+    int outputs;          // of all layers, as Parts counts them
+    int projectors;       // the blocks that make dS, the first ones; 0 if others make it
+    int ds_parts;         // what a flag counts up to when its rows of dS are there; 0 if all are
     int accumulate;
+    Parts parts;
 };
-static_assert(sizeof(HopperGradsParams) == 704);
+static_assert(sizeof(HopperGradsParams) == 1600);
 
 // Stages of kRows rows: of Y in boxes of 64 columns, then of L in boxes of 64 or 16. Behind the stages
 // are their barriers. A warpgroup multiplies kTiles boxes of Y with all kRank columns of L.
@@ -44,29 +47,40 @@ struct GradsTiling {
     }
 };
 
-// kCols columns of dB's dH or of dA's X, and kRank columns of their S or dS.
+// kCols columns of a dB's dH or of dA's X, and kRank columns of their S or dS.
 template <typename T>
 struct GradsItem {
     bool of_da;
-    int col0, rank0;
+    int part;             // whose dB
+    int cols, ranks;      // of its layer's dH and S, or of X and dS
+    int col0, rank0;      // among those
 
     __device__ __forceinline__ GradsItem(const HopperGradsParams& p, int index) {
-        const int of_db = count_of(p, p.db, p.d), ranks = (p.r + T::kRank - 1) / T::kRank;
-        of_da = index >= of_db;
-        if (of_da) index -= of_db;
+        part = 0;
+        for (; part < kMaxParts; part++) {
+            const int count = count_of(p, p.d[part], p.parts.rank[part]);
+            if (index < count) break;
+            index -= count;
+        }
+        of_da = part == kMaxParts;
+        if (of_da) part = 0;
+        cols = of_da ? p.k : p.d[part];
+        ranks = of_da ? p.r : p.parts.rank[part];
+        const int tiles = (ranks + T::kRank - 1) / T::kRank;
         // Those that read the same of Y are next to each other.
-        col0 = index / ranks * T::kCols;
-        rank0 = index % ranks * T::kRank;
+        col0 = index / tiles * T::kCols;
+        rank0 = index % tiles * T::kRank;
     }
 
     static __device__ __forceinline__ int count(const HopperGradsParams& p) {
-        return count_of(p, p.db, p.d) + count_of(p, p.da, p.k);
+        int all = count_of(p, p.k, p.r);
+        for (int i = 0; i < kMaxParts; i++) all += count_of(p, p.d[i], p.parts.rank[i]);
+        return all;
     }
 
-    static __device__ __forceinline__ int count_of(const HopperGradsParams& p, const float* out,
-                                                   int cols) {
-        const int ranks = (p.r + T::kRank - 1) / T::kRank;
-        return out == nullptr ? 0 : (cols + T::kCols - 1) / T::kCols * ranks;
+    static __device__ __forceinline__ int count_of(const HopperGradsParams& p, int cols, int ranks) {
+        const int tiles = (ranks + T::kRank - 1) / T::kRank;
+        return p.da == nullptr ? 0 : (cols + T::kCols - 1) / T::kCols * tiles;
     }
 };
 
@@ -88,7 +102,8 @@ __device__ __forceinline__ void grads_load(const HopperGradsParams& p, uint32_t 
     const int count = GradsItem<T>::count(p);
     for (int index = worker; index < count; index += workers) {
         const GradsItem<T> item(p, index);
-        const TensorMap &y = item.of_da ? p.x : p.dh, &l = item.of_da ? p.ds : p.s;
+        const TensorMap &y = item.of_da ? p.x : p.dh[item.part], &l = item.of_da ? p.ds : p.s;
+        const int rank0 = item.rank0 + (item.of_da ? 0 : p.parts.rank_start[item.part]);
         for (int t0 = 0; t0 < p.t; t0 += T::kRows) {
             if (item.of_da && t0 >= ds_rows) {
                 while (flag_load_acquire(&p.flags[1 + t0 / kFlagRows]) < p.ds_parts) {
@@ -107,7 +122,7 @@ __device__ __forceinline__ void grads_load(const HopperGradsParams& p, uint32_t 
 #pragma unroll
             for (int i = 0; i < T::kRankBoxes; i++)
                 tma_load(to + T::kBoxes * T::kBoxBytes + i * T::kRankBoxBytes, l, t0,
-                         item.rank0 + i * 64, barrier);
+                         rank0 + i * 64, barrier);
             ring.advance();
         }
     }
@@ -124,13 +139,13 @@ __device__ __forceinline__ void grads_done(const HopperGradsParams& p) {
 template <typename T>
 __device__ __forceinline__ void grads_store(const HopperGradsParams& p, const GradsItem<T>& item,
                                             int col, int rank, float2 v) {
-    if (col >= (item.of_da ? p.k : p.d) || rank >= p.r) return;
+    if (col >= item.cols || rank >= item.ranks) return;
     if (item.of_da) {
         float *first = p.da + (int64_t)rank * p.k + col, *second = first + p.k;
         *first = p.accumulate ? *first + v.x : v.x;
         *second = p.accumulate ? *second + v.y : v.y;
     } else {
-        auto* both = reinterpret_cast<float2*>(p.db + (int64_t)col * p.r + rank);
+        auto* both = reinterpret_cast<float2*>(p.db[item.part] + (int64_t)col * item.ranks + rank);
         if (p.accumulate) v = {both->x + v.x, both->y + v.y};
         *both = v;
     }

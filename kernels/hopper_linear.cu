@@ -72,14 +72,19 @@
 // The roles of a block
 
 template <int kN, bool kMnMajor, int kSlice>
-__device__ __forceinline__ void load(const HopperLinearParams& p, uint32_t base) {
+__device__ __forceinline__ void load(const HopperLinearParams<kMnMajor>& p, uint32_t base) {
     using T = Tiling<kN, kMnMajor, kSlice>;
     const int rank = cluster_rank();
     Ring<T::kStages> ring;
     uint32_t tile_phase = 0;
     auto fill = [&](auto of_ext, const Tile<kN>& tile, int k0) {
         constexpr bool kExt = decltype(of_ext)::value;
-        const TensorMap &lhs = kExt ? p.lhs_ext : p.lhs, &rhs = kExt ? p.rhs_ext : p.rhs;
+        // Whose columns of the output, or whose stretch of k; and where it is in that layer's matrices.
+        const int part = kMnMajor ? (kExt ? 0 : p.parts.of(k0)) : p.parts.of(tile.n0);
+        const int start = kMnMajor && kExt ? 0 : p.parts.start[part];
+        const int n0 = tile.n0 - (kMnMajor ? 0 : start), k_of_part = k0 - (kMnMajor ? start : 0);
+        const int rank_start = kMnMajor && kExt ? 0 : p.parts.rank_start[part];
+        const TensorMap& rhs = kExt ? p.rhs_ext(part) : p.rhs(part);
         // A tile that makes all of lhs_ext has it in registers.
         const bool has_lhs = !(kExt && kSlice > 0 && tile.is_alone(p));
         const bool has_down = !kExt && kSlice > 0 && tile.makes_slice;
@@ -89,15 +94,22 @@ __device__ __forceinline__ void load(const HopperLinearParams& p, uint32_t base)
         mbarrier_wait(empty(base, ring.stage), ring.phase ^ 1);
         mbarrier_arrive_expect(
             barrier, (has_lhs ? kLhsBytes : 0) + T::kRhsBytes + (has_down ? T::kDownBytes : 0));
-        if (has_lhs) tma_load(to_lhs, lhs, tile.m0, k0, barrier);
+        if (has_lhs) {
+            if constexpr (kExt) {
+                tma_load(to_lhs, p.lhs_ext, tile.m0, rank_start + k0, barrier);
+            } else {
+                tma_load(to_lhs, p.lhs(part), tile.m0, k_of_part, barrier);
+            }
+        }
         // Each block of the pair loads one half of rhs into both, of the rows as they lie.
         if constexpr (kMnMajor) {
             for (int i = 0; i < T::kRhsCols / 64; i++)
-                tma_load_pair(to_rhs + i * 8192 + rank * 4096, rhs, k0 + rank * (kTileK / 2),
-                              tile.n0 + i * 64, barrier);
+                tma_load_pair(to_rhs + i * 8192 + rank * 4096, rhs,
+                              k_of_part + rank * (kTileK / 2), n0 + i * 64, barrier);
         } else {
-            tma_load_pair(to_rhs + rank * (T::kRhsBytes / 2), rhs, tile.n0 + rank * (kN / 2), k0,
-                          barrier);
+            // What meets all of lhs_ext has zeros for that of other layers.
+            const int col = kExt && !has_lhs ? -rank_start : k_of_part;
+            tma_load_pair(to_rhs + rank * (T::kRhsBytes / 2), rhs, n0 + rank * (kN / 2), col, barrier);
         }
         if (has_down) {
             const uint32_t to = T::down(base, ring.stage, to_rhs);
@@ -105,10 +117,10 @@ __device__ __forceinline__ void load(const HopperLinearParams& p, uint32_t base)
             // NOTES: MN-major rows may be as short as 16 bytes, and all blocks read the same at the same
             // time: more than the few lines that they are in can serve, if each block reads all of them.
             if constexpr (kMnMajor) {
-                tma_load_pair(to + rank * (T::kDownBytes / 2), p.down, k0 + rank * (kTileK / 2), slice0,
-                              barrier);
+                tma_load_pair(to + rank * (T::kDownBytes / 2), p.down(part),
+                              k_of_part + rank * (kTileK / 2), slice0 - rank_start, barrier);
             } else {
-                tma_load(to, p.down, slice0, k0, barrier);
+                tma_load(to, p.down(part), slice0, k0, barrier);
             }
         }
         ring.advance();
@@ -134,12 +146,13 @@ __device__ __forceinline__ void load(const HopperLinearParams& p, uint32_t base)
             mbarrier_arrive(taken(base));
             tile_phase ^= 1;
         }
-        for (int r0 = 0; r0 < p.r; r0 += kTileK) fill(std::true_type{}, tile, r0);
+        const int r = tile.ranks(p, kMnMajor);
+        for (int r0 = 0; r0 < r; r0 += kTileK) fill(std::true_type{}, tile, r0);
     }
 }
 
 // Counts this block among those that have seen all the flags that they need; whether it is the last.
-__device__ __forceinline__ bool counts_last(const HopperLinearParams& p) {
+__device__ __forceinline__ bool counts_last(const HopperProduct& p) {
     const uint32_t last = gridDim.x - 1;
     return count_round(p.flags, last) == last;
 }
@@ -147,7 +160,7 @@ __device__ __forceinline__ bool counts_last(const HopperLinearParams& p) {
 // Tells other blocks of the slices that this one makes, and waits for all those that its tiles need,
 // one tile ahead of the loader at most. The last of all to have seen its flags clears them.
 template <int kN, bool kSlices>
-__device__ __forceinline__ void scout(const HopperLinearParams& p, uint32_t base) {
+__device__ __forceinline__ void scout(const HopperProduct& p, uint32_t base) {
     const int lane = threadIdx.x % 32;
     bool is_last = false;
     if (lane == 0) {
@@ -179,7 +192,7 @@ __device__ __forceinline__ void scout(const HopperLinearParams& p, uint32_t base
 // whose first steps are in the span before. It does so for them, since it waits for all that they have
 // written to get there.
 template <int kN, bool kSlices>
-__device__ __forceinline__ void tell_left(const HopperLinearParams& p, uint32_t base) {
+__device__ __forceinline__ void tell_left(const HopperProduct& p, uint32_t base) {
     const Tiles<kN, kSlices> tiles(p);
     int before;
     divide(tiles.begin, tiles.steps(), before);
@@ -217,9 +230,9 @@ __device__ __forceinline__ void stream(const HopperGradsParams& p, uint32_t base
 
 // The work of a block that makes rows of lhs_ext and nothing else.
 template <typename E, int kRank>
-__device__ __forceinline__ void project(const HopperLinearParams& p, uint32_t base) {
-    const Projection s = {p.lhs, p.down, p.s,     p.flags + 1,     p.m,
-                          p.k,   p.r,    p.scale, (int)blockIdx.x, 2 * p.projectors};
+__device__ __forceinline__ void project(const HopperLinearParams<false>& p, uint32_t base) {
+    const Projection s = {&p.of_lhs, &p.of_down, p.parts, p.s,  p.flags + 1, p.m, p.k, p.r,
+                          (int)blockIdx.x, 2 * p.projectors};
     if (threadIdx.x == 0) {
         project_init<ProjectTile<kRank, false>>(base);
         fence_mbarrier_init();
@@ -239,8 +252,38 @@ __device__ __forceinline__ void project(const HopperLinearParams& p, uint32_t ba
         for (int i = 0; i * kTileM < p.m; i++) p.flags[1 + i] = 0;
 }
 
+// Whether this block works on tiles.
+template <bool kMnMajor, int kSlice>
+__device__ __forceinline__ bool works_on_tiles(const HopperLinearParams<kMnMajor>& p) {
+    if (kMnMajor) return blockIdx.x < gridDim.x - 2 * p.streamers;
+    return kSlice > 0 || (int)blockIdx.x >= 2 * p.projectors;
+}
+
+// The work of one that does not.
+template <typename E, bool kMnMajor, int kSlice>
+__device__ __forceinline__ void work_beside(const HopperLinearParams<kMnMajor>& p, uint32_t base) {
+    if constexpr (kMnMajor) {
+        const int streamers = 2 * p.streamers, streamer = blockIdx.x - (gridDim.x - streamers);
+        if (kSlice == 0) {
+            stream<E, 128>(p.grads, base, streamer, streamers);
+        } else if (kSlice == 16 && p.r <= 16) {
+            stream<E, 16>(p.grads, base, streamer, streamers);
+        } else {
+            stream<E, 64>(p.grads, base, streamer, streamers);
+        }
+    } else if constexpr (kSlice == 0) {
+        if (p.r <= 16) {
+            project<E, 16>(p, base);
+        } else if (p.r <= 64) {
+            project<E, 64>(p, base);
+        } else {
+            project<E, 128>(p, base);
+        }
+    }
+}
+
 template <typename E, int kN, bool kMnMajor, int kSlice>
-__device__ __forceinline__ void hopper_linear(const HopperLinearParams& p) {
+__device__ __forceinline__ void hopper_linear(const HopperLinearParams<kMnMajor>& p) {
     const uint32_t base = shared_base();
     if (threadIdx.x == 0) {
         for (int stage = 0; stage < kMaxStages; stage++) {
@@ -254,31 +297,16 @@ __device__ __forceinline__ void hopper_linear(const HopperLinearParams& p) {
         mbarrier_init(stored(base), 4);
         mbarrier_init(noticed(base), 1);
         fence_mbarrier_init();
-        prefetch_map(p.lhs);
-        prefetch_map(p.rhs);
+        prefetch_map(p.lhs(0));
+        prefetch_map(p.rhs(0));
     }
     cluster_sync();
     // Until here, this may run beside the end of the kernel before.
     wait_for_kernel_before();
     let_next_kernel_start();
-    const int streamers = 2 * p.streamers, streamer = blockIdx.x - (gridDim.x - streamers);
     const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
-    if (!kMnMajor && kSlice == 0 && (int)blockIdx.x < 2 * p.projectors) {
-        if (p.r <= 16) {
-            project<E, 16>(p, base);
-        } else if (p.r <= 64) {
-            project<E, 64>(p, base);
-        } else {
-            project<E, 128>(p, base);
-        }
-    } else if (kMnMajor && streamer >= 0) {
-        if (kSlice == 0) {
-            stream<E, 128>(p.grads, base, streamer, streamers);
-        } else if (kSlice == 16 && p.r <= 16) {
-            stream<E, 16>(p.grads, base, streamer, streamers);
-        } else {
-            stream<E, 64>(p.grads, base, streamer, streamers);
-        }
+    if (!works_on_tiles<kMnMajor, kSlice>(p)) {
+        work_beside<E, kMnMajor, kSlice>(p, base);
     } else if (warp < 4) {
         give_registers<40>();
         if (warp == 0) {
@@ -299,7 +327,7 @@ __device__ __forceinline__ void hopper_linear(const HopperLinearParams& p) {
 
 #define HOPPER_LINEAR_KERNEL(name, E, n, mn_major, slice)                               \
     extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1)      \
-        name(const __grid_constant__ HopperLinearParams params) {                       \
+        name(const __grid_constant__ HopperLinearParams<mn_major> params) {             \
         hopper_linear<E, n, mn_major, slice>(params);                                   \
     }
 #define HOPPER_LINEAR_KERNELS(n, type, E)                                                       \

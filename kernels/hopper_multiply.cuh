@@ -12,9 +12,9 @@ struct Rounded {
 };
 
 // Stores a part of it by way of the warpgroup's boxes in shared memory.
-template <int kN, typename T>
-__device__ __forceinline__ void store_part(const HopperLinearParams& p, const Rounded<kN>& rounded,
-                                           uint32_t base, int part) {
+template <int kN, bool kMnMajor, typename T>
+__device__ __forceinline__ void store_part(const HopperLinearParams<kMnMajor>& p,
+                                           const Rounded<kN>& rounded, uint32_t base, int part) {
     const int thread = threadIdx.x % 128, warp = thread / 32, lane = thread % 32;
     const int barrier = threadIdx.x / 128;  // 0 is __syncthreads, and not a multiplier's
     // The lane's row of an 8×8 matrix, of rows 0 to 7 and 8 to 15, then of eight columns on, in rows of
@@ -47,13 +47,16 @@ __device__ __forceinline__ void store_part(const HopperLinearParams& p, const Ro
     fence_shared_before_tma();
     named_barrier<128>(barrier);
     if (thread == 0) {
+        const int layer = kMnMajor ? 0 : p.parts.of(rounded.col);
+        const int col = rounded.col - (kMnMajor ? 0 : p.parts.start[layer]) + part_col;
+        const OutBoxes& out = p.out(layer);
         if constexpr (T::kWideBoxes) {
-            tma_store(p.out_64, rounded.row, rounded.col + part_col, to);
+            tma_store(out.by_64, rounded.row, col, to);
         } else {
 #pragma unroll
             for (int i = 0; i < part_cols; i += 32) {
-                const TensorMap& map = part_cols - i < 32 ? p.out_16 : p.out_32;
-                tma_store(map, rounded.row, rounded.col + part_col + i, to + i / 32 * kBoxBytes);
+                const TensorMap& map = part_cols - i < 32 ? out.by_16 : out.by_32;
+                tma_store(map, rounded.row, col + i, to + i / 32 * kBoxBytes);
             }
         }
         tma_store_commit();
@@ -62,7 +65,7 @@ __device__ __forceinline__ void store_part(const HopperLinearParams& p, const Ro
 
 // A warp's 16×16 of lhs_ext, as its lanes hold it for an mma: two rows, eight apart, then eight columns
 // on.
-__device__ __forceinline__ void store_slice(const HopperLinearParams& p, const uint32_t (&slice)[4],
+__device__ __forceinline__ void store_slice(const HopperProduct& p, const uint32_t (&slice)[4],
                                             int row0, int col0) {
     const int lane = thread_index() % 32;
 #pragma unroll
@@ -76,7 +79,7 @@ __device__ __forceinline__ void store_slice(const HopperLinearParams& p, const u
 }
 
 template <typename E, int kN, bool kMnMajor, int kSlice>
-__device__ __forceinline__ void multiply(const HopperLinearParams& p, uint32_t base) {
+__device__ __forceinline__ void multiply(const HopperLinearParams<kMnMajor>& p, uint32_t base) {
     using T = Tiling<kN, kMnMajor, kSlice>;
     constexpr int kLhsStep = 32 / 16, kRhsStep = (kMnMajor ? 2048 : 32) / 16;
     const int half = threadIdx.x / 128 - 1, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
@@ -90,7 +93,7 @@ __device__ __forceinline__ void multiply(const HopperLinearParams& p, uint32_t b
     auto store_next = [&] {
 #pragma unroll
         for (int i = 0; i < T::kParts; i++)
-            if (part == i) store_part<kN, T>(p, rounded, base, i);
+            if (part == i) store_part<kN, kMnMajor, T>(p, rounded, base, i);
         part++;
     };
     Tiles<kN, (kSlice > 0)> tiles(p);
@@ -176,7 +179,8 @@ __device__ __forceinline__ void multiply(const HopperLinearParams& p, uint32_t b
 #pragma unroll
             for (int i = 0; i < kSlice / 4; i++) {
                 const float* v = kApart ? &acc_apart[2 * i] : &acc[T::kRhsCols / 2 + 2 * i];
-                slice[i / 4][i % 4] = pack<E>(v[0] * p.scale, v[1] * p.scale);
+                const float scale = p.parts.scale_of(tile.slice(p) * kSlice + i / 2 * 8);
+                slice[i / 4][i % 4] = pack<E>(v[0] * scale, v[1] * scale);
             }
             if (tile.tells(p)) {
                 const int col0 = tile.slice(p) * kSlice;
@@ -201,11 +205,12 @@ __device__ __forceinline__ void multiply(const HopperLinearParams& p, uint32_t b
                 });
         }
         // Slices are made by tiles that nobody shares.
+        const int r = tile.ranks(p, kMnMajor);
         if (kSlices ? !kApart && p.slices > 1 : !tiles.leaves(tile))
-            for (int r0 = 0; r0 < p.r; r0 += kTileK)
-                step(r0 + kTileK >= p.r, [&](uint32_t lhs_at, uint32_t rhs_at) {
+            for (int r0 = 0; r0 < r; r0 += kTileK)
+                step(r0 + kTileK >= r, [&](uint32_t lhs_at, uint32_t rhs_at) {
                     // One by one, since branches between wgmmas would serialise them.
-                    for (int k16 = 0; k16 < min((p.r - r0 + 15) / 16, kTileK / 16); k16++) {
+                    for (int k16 = 0; k16 < min((r - r0 + 15) / 16, kTileK / 16); k16++) {
                         wgmma_fence();
                         multiply_k16(lhs_at, rhs_at, k16);
                         wgmma_commit();

@@ -2,21 +2,22 @@
 //
 //   out (m×r) = scale · lhs (m×k) downᵀ          rounded once
 //
+// where a layer's columns have its own scale; and where down is MN-major, its own lhs and down too.
 // summed up along k from 0 on, 16 at a time, as the tiles of hopper_linear.cu do it, so that it has the
 // same bits whoever makes it. Blocks of hopper_grads.cu make dS so, where nobody asks for dX, and some of
 // hopper_linear.cu make S beside those that make H.
 #pragma once
 
-#include "hopper_wgmma.cuh"
+#include "hopper_parts.cuh"
 
 constexpr int kFlagRows = 128;
 
 struct Projection {
-    const TensorMap &lhs, &down;
+    const TensorMap *lhs, *down;  // one, or where down is MN-major one of every layer
+    const Parts& parts;
     void* out;
     uint32_t* flags;  // one for every kFlagRows rows, of how many tiles are there; null if nobody waits
     int m, k, r;
-    float scale;
     int worker, workers;  // tiles go to workers in turns
 };
 
@@ -70,17 +71,21 @@ __device__ __forceinline__ void project_load(const Projection& p, uint32_t base)
             const uint32_t barrier = Tile::full(base, ring.stage);
             const uint32_t to_lhs = base + ring.stage * Tile::kStageBytes;
             const uint32_t to_down = to_lhs + Tile::kLhsBytes;
+            const int part = kMnMajor ? p.parts.of(k0) : 0;
+            const int k_of_part = kMnMajor ? k0 - p.parts.start[part] : k0;
             mbarrier_wait(Tile::empty(base, ring.stage), ring.phase ^ 1);
             mbarrier_arrive_expect(barrier, Tile::kStageBytes);
 #pragma unroll
             for (int row = 0; row < kFlagRows; row += kLhsRows)
-                tma_load(to_lhs + row * 64 * 2, p.lhs, tile.row0 + row, k0, barrier);
+                tma_load(to_lhs + row * 64 * 2, p.lhs[part], tile.row0 + row, k_of_part, barrier);
             if constexpr (kMnMajor) {
+                const int rank_of_part = tile.rank0 - p.parts.rank_start[part];
 #pragma unroll
                 for (int i = 0; i < Tile::kBoxes; i++)
-                    tma_load(to_down + i * Tile::kBoxBytes, p.down, k0, tile.rank0 + i * 64, barrier);
+                    tma_load(to_down + i * Tile::kBoxBytes, p.down[part], k_of_part,
+                             rank_of_part + i * 64, barrier);
             } else {
-                tma_load(to_down, p.down, tile.rank0, k0, barrier);
+                tma_load(to_down, p.down[part], tile.rank0, k0, barrier);
             }
             ring.advance();
         }
@@ -130,7 +135,8 @@ __device__ __forceinline__ void project_multiply(const Projection& p, uint32_t b
             if (row >= p.m || rank >= p.r) continue;
             // Elements have 16 bits.
             auto* to = static_cast<uint16_t*>(p.out) + (int64_t)row * p.r + rank;
-            *reinterpret_cast<uint32_t*>(to) = pack<E>(acc[2 * i] * p.scale, acc[2 * i + 1] * p.scale);
+            const float scale = p.parts.scale_of(tile.rank0 + i / 2 * 8);
+            *reinterpret_cast<uint32_t*>(to) = pack<E>(acc[2 * i] * scale, acc[2 * i + 1] * scale);
         }
         // Both warpgroups' rows.
         named_barrier<256>(1);

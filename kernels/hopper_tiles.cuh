@@ -5,25 +5,64 @@
 
 #include "hopper_grads.cuh"
 
-// Mirrored by cuda::hopper::HopperLinearParams in Rust.
-struct HopperLinearParams {
-    TensorMap lhs, rhs, down, lhs_ext, rhs_ext;
-    TensorMap out_64, out_32, out_16;  // out in boxes of 64 rows and so many columns
+// What both forms of the product have. Mirrored by cuda::hopper::HopperProduct in Rust.
+struct HopperProduct {
     void* s;          // where lhs_ext is written, m×r
     uint32_t* flags;  // a count, then one for every 128 rows of lhs_ext, then one for every warp below
     float* partials;  // what every multiplying warp has made of a tile that another finishes
-    int m, n, k, r;
-    float scale;
-    int slices;      // of lhs_ext, to be made here; 0 if it is an input
-    int slice_cols;  // columns of tiles that make a slice: one for each, or more if it is the only one
-    int group;       // rows of pairs of tiles that are worked on together once there are no slices left
-    int makers;      // pairs of blocks that make slices, whole rows of them at a time
-    int whole;       // pairs of tiles that are not shared, a multiple of the pairs of blocks, or all
-    int projectors;  // pairs of blocks, the first ones, that make lhs_ext for the others
-    int streamers;   // pairs of blocks, the last ones, that work on grads and not on tiles
-    HopperGradsParams grads;
+    int m, n, k, r;   // of all layers: n of the forward and k of the other as Parts counts outputs
+    int slices;       // of lhs_ext, to be made here; 0 if it is an input
+    int slice_cols;   // columns of tiles that make a slice: one for each, or more if it is the only one
+    int group;        // rows of pairs of tiles that are worked on together once there are no slices left
+    int makers;       // pairs of blocks that make slices, whole rows of them at a time
+    int whole;        // pairs of tiles that are not shared, a multiple of the pairs of blocks, or all
+    int projectors;   // pairs of blocks, the first ones, that make lhs_ext for the others
+    int streamers;    // pairs of blocks, the last ones, that work on grads and not on tiles
+    Parts parts;
 };
-static_assert(sizeof(HopperLinearParams) == 1856);
+static_assert(sizeof(HopperProduct) == 136);
+
+// Boxes of 64 rows and so many columns of an output.
+struct OutBoxes {
+    TensorMap by_64, by_32, by_16;
+};
+
+// Mirrored by cuda::hopper::HopperLinearParams in Rust. What is of a layer has it as its index.
+template <bool kMnMajor>
+struct HopperLinearParams;
+
+template <>
+struct HopperLinearParams<false> : HopperProduct {
+    TensorMap of_lhs, of_down, lhs_ext;
+    struct {
+        TensorMap rhs, rhs_ext;
+        OutBoxes out;
+    } of[kMaxParts];
+
+    __device__ __forceinline__ const TensorMap& lhs(int) const { return of_lhs; }
+    __device__ __forceinline__ const TensorMap& down(int) const { return of_down; }
+    __device__ __forceinline__ const TensorMap& rhs(int part) const { return of[part].rhs; }
+    __device__ __forceinline__ const TensorMap& rhs_ext(int part) const { return of[part].rhs_ext; }
+    __device__ __forceinline__ const OutBoxes& out(int part) const { return of[part].out; }
+};
+static_assert(sizeof(HopperLinearParams<false>) == 3136);
+
+template <>
+struct HopperLinearParams<true> : HopperProduct {
+    TensorMap lhs_ext, of_rhs_ext;
+    OutBoxes of_out;
+    struct {
+        TensorMap lhs, rhs, down;
+    } of[kMaxParts];
+    HopperGradsParams grads;
+
+    __device__ __forceinline__ const TensorMap& lhs(int part) const { return of[part].lhs; }
+    __device__ __forceinline__ const TensorMap& down(int part) const { return of[part].down; }
+    __device__ __forceinline__ const TensorMap& rhs(int part) const { return of[part].rhs; }
+    __device__ __forceinline__ const TensorMap& rhs_ext(int) const { return of_rhs_ext; }
+    __device__ __forceinline__ const OutBoxes& out(int) const { return of_out; }
+};
+static_assert(sizeof(HopperLinearParams<true>) == 3968);
 
 constexpr int kTileM = 128, kTileK = 64, kMultiplyingWarps = 8;
 
@@ -34,16 +73,21 @@ struct Tile {
     bool makes_slice;  // of lhs_ext, beside its own columns
 
     // Which it makes.
-    __device__ __forceinline__ int slice(const HopperLinearParams& p) const {
+    __device__ __forceinline__ int slice(const HopperProduct& p) const {
         return p.slices == 1 ? 0 : n0 / kN;
     }
     // It needs nobody else's.
-    __device__ __forceinline__ bool is_alone(const HopperLinearParams& p) const {
+    __device__ __forceinline__ bool is_alone(const HopperProduct& p) const {
         return makes_slice && p.slices == 1;
     }
     // Others need what it makes.
-    __device__ __forceinline__ bool tells(const HopperLinearParams& p) const {
+    __device__ __forceinline__ bool tells(const HopperProduct& p) const {
         return makes_slice && (p.slices > 1 || n0 == 0);
+    }
+
+    // Columns of lhs_ext that are multiplied with rhs_ext at its end: of one layer, or of all.
+    __device__ __forceinline__ int ranks(const HopperProduct& p, bool of_all) const {
+        return of_all || is_alone(p) ? p.r : p.parts.rank[p.parts.of(n0)];
     }
 
     // So many steps along k from the first on; after the last of all comes step 0.
@@ -77,7 +121,7 @@ __device__ __forceinline__ int divide(int dividend, int divisor, int& remainder)
 // rows, column by column, so that lhs and rhs are shared in the L2.
 template <int kN, bool kSlices>
 struct Tiles {
-    const HopperLinearParams& p;
+    const HopperProduct& p;
     int wave;            // whole tiles before
     int begin, end, at;  // of its span, in steps of all tiles that are shared
 
@@ -90,7 +134,7 @@ struct Tiles {
         return gridDim.x / 2 - p.streamers - p.projectors;
     }
 
-    __device__ __forceinline__ explicit Tiles(const HopperLinearParams& p) : p(p), wave(0) {
+    __device__ __forceinline__ explicit Tiles(const HopperProduct& p) : p(p), wave(0) {
         int longer;  // spans, by one step
         const int span = divide((rows() * cols() - p.whole) * steps(), pairs(), longer);
         begin = at = pair() * span + min(pair(), longer);
@@ -161,12 +205,12 @@ __device__ __forceinline__ int thread_index() {
 }
 
 // The flag of a multiplying warp, for what it has left.
-__device__ __forceinline__ uint32_t* flag_of_warp(const HopperLinearParams& p, int block, int warp) {
+__device__ __forceinline__ uint32_t* flag_of_warp(const HopperProduct& p, int block, int warp) {
     return &p.flags[1 + (p.m + kTileM - 1) / kTileM + block * kMultiplyingWarps + warp];
 }
 
 // Its place in `partials`, of 16 bytes for every lane at a time.
-__device__ __forceinline__ float4* partial_of_warp(const HopperLinearParams& p, int block, int warp,
+__device__ __forceinline__ float4* partial_of_warp(const HopperProduct& p, int block, int warp,
                                                    int floats, int lane) {
     const int64_t start = (int64_t)(block * kMultiplyingWarps + warp) * 32 * floats;
     return reinterpret_cast<float4*>(p.partials + start) + lane;
@@ -174,7 +218,7 @@ __device__ __forceinline__ float4* partial_of_warp(const HopperLinearParams& p, 
 
 // Leaves what a warp has made of a tile to the pair of blocks before.
 template <int kFloats>
-__device__ __forceinline__ void leave_partial(const HopperLinearParams& p,
+__device__ __forceinline__ void leave_partial(const HopperProduct& p,
                                               const float (&acc)[kFloats]) {
     const int thread = thread_index(), warp = thread / 32 - 4;
     float4* partial = partial_of_warp(p, blockIdx.x, warp, kFloats, thread % 32);
@@ -185,7 +229,7 @@ __device__ __forceinline__ void leave_partial(const HopperLinearParams& p,
 
 // Adds what the same warp of the next pair has left, long ago as a rule.
 template <int kFloats>
-__device__ __forceinline__ void add_partial(const HopperLinearParams& p, float (&acc)[kFloats]) {
+__device__ __forceinline__ void add_partial(const HopperProduct& p, float (&acc)[kFloats]) {
     const int thread = thread_index(), warp = thread / 32 - 4, block = blockIdx.x + 2;
     uint32_t* flag = flag_of_warp(p, block, warp);
     const float4* partial = partial_of_warp(p, block, warp, kFloats, thread % 32);

@@ -119,12 +119,13 @@ pub fn forward(problem: &Problem, profile: Option<&DeviceProfile>) -> Plan {
         let (path, flags) = (Path::HopperDecode, hopper_decode::FLAGS);
         return Plan { path, scratch, flags, hopper: None, decode: Some(decode) };
     }
-    let schedule = |pairs| hopper::forward([t, d, k, r], pairs);
+    let sizes = hopper::Sizes::of_layer([t, d, k, r]);
+    let schedule = |pairs| hopper::forward(&sizes, pairs);
     let (path, hopper) = path(problem, r, profile, schedule);
-    let flags = hopper.map_or(0, |schedule| schedule.flags(t, d));
+    let flags = hopper.map_or(0, |schedule| schedule.flags(t));
     let scratch = match path {
         Path::Reference => 0,
-        _ => scratch + hopper.map_or(0, |schedule| schedule.partials(t, d)),
+        _ => scratch + hopper.map_or(0, |schedule| schedule.partials()),
     };
     Plan { path, scratch, flags, hopper, decode: None }
 }
@@ -144,12 +145,13 @@ pub fn frozen(problem: &Problem, profile: Option<&DeviceProfile>) -> Plan {
 /// The plan of a backward pass, with dX or without; `profile` is `None` on the CPU.
 pub fn backward(problem: &Problem, profile: Option<&DeviceProfile>) -> Plan {
     let &Problem { t, k, d, r, .. } = problem;
-    let (path, hopper) = path(problem, r, profile, |pairs| hopper::input_grad([t, k, d, r], pairs));
+    let sizes = hopper::Sizes::of_layer([t, k, d, r]);
+    let (path, hopper) = path(problem, r, profile, |pairs| hopper::input_grad(&sizes, pairs));
     let scratch = match path {
         Path::Reference => 0,
         _ => BackwardWorkspace::new(problem, hopper.as_ref()).elements(),
     };
-    let flags = hopper.map_or(0, |schedule| schedule.flags(t, k).max(hopper_grads::flags(t)));
+    let flags = hopper.map_or(0, |schedule| schedule.flags(t).max(hopper_grads::flags(t)));
     Plan { path, scratch, flags, hopper, decode: None }
 }
 
@@ -206,7 +208,7 @@ impl BackwardWorkspace {
         let &Problem { t, k, d, r, .. } = problem;
         let ds_end = projection_elements(problem);
         let grad = [k, d].map(|n| GradSplit::new(t, r, n).partials());
-        let product = hopper.map_or(0, |schedule| schedule.partials(t, k));
+        let product = hopper.map_or(0, |schedule| schedule.partials());
         BackwardWorkspace { ds_end, partials: product.max(grad[0]).max(grad[1]) }
     }
 
@@ -424,9 +426,9 @@ pub(crate) mod tests {
                 assert_eq!(split.partials(), split.splits * r * n, "{context}");
                 assert!(offset + split.partials() <= elements, "{context}");
             }
-            let schedule = hopper::input_grad([t, k, d, r], 66);
+            let schedule = hopper::input_grad(&hopper::Sizes::of_layer([t, k, d, r]), 66);
             let with_shared = BackwardWorkspace::new(&problem, Some(&schedule)).elements();
-            assert_eq!(with_shared, elements.max(offset + schedule.partials(t, k)), "{context}");
+            assert_eq!(with_shared, elements.max(offset + schedule.partials()), "{context}");
             // No more than that, a line apart.
             let most = GradSplit::new(t, r, k).partials().max(GradSplit::new(t, r, d).partials());
             assert!(
@@ -452,16 +454,17 @@ pub(crate) mod tests {
             let Problem { t, k, d, r, .. } = problem;
             let aligned = k % 8 == 0 && d % 8 == 0 && r % 8 == 0;
             let path = if aligned { Path::Hopper } else { Path::Mma };
-            let hopper = aligned.then(|| hopper::input_grad([t, k, d, r], 66));
+            let [of_h, of_dx] = [[t, d, k, r], [t, k, d, r]].map(hopper::Sizes::of_layer);
+            let hopper = aligned.then(|| hopper::input_grad(&of_dx, 66));
             let scratch = BackwardWorkspace::new(&problem, hopper.as_ref()).elements();
-            let flags = hopper.map_or(0, |schedule| schedule.flags(t, k).max(1 + t.div_ceil(128)));
+            let flags = hopper.map_or(0, |schedule| schedule.flags(t).max(1 + t.div_ceil(128)));
             let plan = Plan { path, scratch, flags, hopper, decode: None };
             assert_eq!(backward(&problem, Some(&on_hopper)), plan);
             let few = aligned && t <= 128;
             let decode = few.then(|| hopper_decode::Schedule::new([t, d, k, r], 66));
-            let hopper = (aligned && !few).then(|| hopper::forward([t, d, k, r], 66));
-            let flags = hopper.map_or(0, |schedule| schedule.flags(t, d));
-            let scratch = s + hopper.map_or(0, |schedule| schedule.partials(t, d));
+            let hopper = (aligned && !few).then(|| hopper::forward(&of_h, 66));
+            let flags = hopper.map_or(0, |schedule| schedule.flags(t));
+            let scratch = s + hopper.map_or(0, |schedule| schedule.partials());
             let (path, flags) = if few { (Path::HopperDecode, 2) } else { (path, flags) };
             let plan = Plan { path, scratch, flags, hopper, decode };
             assert_eq!(forward(&problem, Some(&on_hopper)), plan);

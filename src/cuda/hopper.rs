@@ -1,24 +1,27 @@
 //! The launches of kernels/hopper_linear.cu and kernels/hopper_grads.cu.
 
-use super::launch::{LaunchMode, Linear, Product};
+use super::launch::{LaunchMode, Linear};
 use super::params::Operand;
 use super::tensor_map::TensorMap;
 use super::Cuda;
-use crate::plan::hopper::{Projection, Schedule, GROUP};
+use crate::plan::hopper::{Projection, Schedule, Sizes, GROUP, MAX_LAYERS, STEP_K};
 use crate::plan::hopper_grads::{self, rank_tile, Makes};
-use crate::plan::Problem;
 use crate::{DType, Result};
 use cudarc::driver::{sys, DeviceRepr};
 
-/// As in kernels/hopper_linear.cu.
+/// As in kernels/hopper_parts.cuh.
 #[repr(C)]
-struct HopperLinearParams {
-    lhs: TensorMap,
-    rhs: TensorMap,
-    down: TensorMap,
-    lhs_ext: TensorMap,
-    rhs_ext: TensorMap,
-    out: [TensorMap; 3],
+#[derive(Clone, Copy)]
+struct Parts {
+    start: [i32; MAX_LAYERS],
+    rank_start: [i32; MAX_LAYERS],
+    rank: [i32; MAX_LAYERS],
+    scale: [f32; MAX_LAYERS],
+}
+
+/// As in kernels/hopper_tiles.cuh.
+#[repr(C)]
+struct HopperProduct {
     s: sys::CUdeviceptr,
     flags: sys::CUdeviceptr,
     partials: sys::CUdeviceptr,
@@ -26,7 +29,6 @@ struct HopperLinearParams {
     n: i32,
     k: i32,
     r: i32,
-    scale: f32,
     slices: i32,
     slice_cols: i32,
     group: i32,
@@ -34,63 +36,85 @@ struct HopperLinearParams {
     whole: i32,
     projectors: i32,
     streamers: i32,
+    parts: Parts,
+}
+
+/// As in kernels/hopper_tiles.cuh: an output in boxes of 64, 32 and 16 columns.
+type OutBoxes = [TensorMap; 3];
+
+/// As in kernels/hopper_tiles.cuh, of the forward.
+#[repr(C)]
+struct ForwardParams {
+    product: HopperProduct,
+    lhs: TensorMap,
+    down: TensorMap,
+    lhs_ext: TensorMap,
+    of: [ForwardLayer; MAX_LAYERS],
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct ForwardLayer {
+    rhs: TensorMap,
+    rhs_ext: TensorMap,
+    out: OutBoxes,
+}
+
+/// As in kernels/hopper_tiles.cuh, of the input gradient.
+#[repr(C)]
+struct InputGradParams {
+    product: HopperProduct,
+    lhs_ext: TensorMap,
+    rhs_ext: TensorMap,
+    out: OutBoxes,
+    of: [InputGradLayer; MAX_LAYERS],
     grads: HopperGradsParams,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct InputGradLayer {
+    lhs: TensorMap,
+    rhs: TensorMap,
+    down: TensorMap,
 }
 
 /// As in kernels/hopper_grads.cuh.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct HopperGradsParams {
-    dh: TensorMap,
+    dh: [TensorMap; MAX_LAYERS],
+    b: [TensorMap; MAX_LAYERS],
     x: TensorMap,
-    b: TensorMap,
     s: TensorMap,
     ds: TensorMap,
     ds_out: sys::CUdeviceptr,
     flags: sys::CUdeviceptr,
-    db: sys::CUdeviceptr,
+    db: [sys::CUdeviceptr; MAX_LAYERS],
     da: sys::CUdeviceptr,
+    d: [i32; MAX_LAYERS],
     t: i32,
-    d: i32,
     k: i32,
     r: i32,
-    scale: f32,
+    outputs: i32,
     projectors: i32,
     ds_parts: i32,
     accumulate: i32,
-}
-
-impl HopperGradsParams {
-    /// Where no block works on gradients.
-    const NONE: HopperGradsParams = HopperGradsParams {
-        dh: TensorMap::NONE,
-        x: TensorMap::NONE,
-        b: TensorMap::NONE,
-        s: TensorMap::NONE,
-        ds: TensorMap::NONE,
-        ds_out: 0,
-        flags: 0,
-        db: 0,
-        da: 0,
-        t: 0,
-        d: 0,
-        k: 0,
-        r: 0,
-        scale: 0.0,
-        projectors: 0,
-        ds_parts: 0,
-        accumulate: 0,
-    };
+    parts: Parts,
 }
 
 // The same sizes are asserted in the kernels.
 const _: () = {
-    assert!(size_of::<HopperLinearParams>() == 1856);
-    assert!(size_of::<HopperGradsParams>() == 704);
+    assert!(size_of::<HopperProduct>() == 136);
+    assert!(size_of::<ForwardParams>() == 3136);
+    assert!(size_of::<InputGradParams>() == 3968);
+    assert!(size_of::<HopperGradsParams>() == 1600);
 };
 
 // SAFETY: plain integers, floats, descriptors and device addresses, laid out as C lays them out.
-unsafe impl DeviceRepr for HopperLinearParams {}
+unsafe impl DeviceRepr for ForwardParams {}
+// SAFETY: as above.
+unsafe impl DeviceRepr for InputGradParams {}
 // SAFETY: as above.
 unsafe impl DeviceRepr for HopperGradsParams {}
 
@@ -107,197 +131,300 @@ impl Handover {
     pub(super) const NONE: Handover = Handover { flags: 0, partials: 0 };
 }
 
-/// What the adapter's gradients are made of, and where they go.
+/// Layers that share X, four at most, and what a launch works on: of the forward, or the input gradient.
+#[derive(Clone, Copy)]
+pub(super) struct Layers<'a> {
+    pub(super) dtype: DType,
+    pub(super) t: usize,
+    pub(super) k: usize,
+    /// X or dX, T×k.
+    pub(super) x: Operand,
+    /// The layers' A, one below the other, r×k with the sum of their ranks as r. Not used if that is 0.
+    pub(super) a: Operand,
+    /// S or dS, T×r.
+    pub(super) s: Operand,
+    pub(super) of: &'a [Layer],
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct Layer {
+    pub(super) d: usize,
+    pub(super) r: usize,
+    /// W0, d×k.
+    pub(super) w0: Operand,
+    /// B, d×r.
+    pub(super) b: Operand,
+    /// H or dH, T×d.
+    pub(super) h: Operand,
+    pub(super) scale: f32,
+}
+
+impl Layers<'_> {
+    fn rank(&self) -> usize {
+        self.of.iter().map(|layer| layer.r).sum()
+    }
+
+    /// The sizes of dX.
+    fn input_grad(&self) -> Sizes {
+        let mut sizes = Sizes { n: [self.k, 0, 0, 0], ..Sizes::of_layer([self.t, 0, 0, 0]) };
+        for (i, layer) in self.of.iter().enumerate() {
+            (sizes.k[i], sizes.r[i]) = (layer.d, layer.r);
+        }
+        sizes
+    }
+
+    /// Where layers begin, if the outputs of each are counted in so many at a time, and where the last ends.
+    fn parts(&self, unit: usize) -> (Parts, i32) {
+        let (start, rank_start) = ([i32::MAX; MAX_LAYERS], [i32::MAX; MAX_LAYERS]);
+        let mut parts =
+            Parts { start, rank_start, rank: [0; MAX_LAYERS], scale: [0.0; MAX_LAYERS] };
+        let (mut outputs, mut end, mut ranks) = (0, 0, 0);
+        for (i, layer) in self.of.iter().enumerate() {
+            (parts.start[i], parts.rank_start[i]) = (outputs, ranks);
+            (parts.rank[i], parts.scale[i]) = (layer.r as i32, layer.scale);
+            end = outputs + layer.d as i32;
+            outputs += layer.d.next_multiple_of(unit) as i32;
+            ranks += layer.r as i32;
+        }
+        (parts, end)
+    }
+
+    /// What a descriptor is made of, for every layer.
+    fn each<T: Copy>(&self, none: T, of: impl Fn(&Layer) -> Result<T>) -> Result<[T; MAX_LAYERS]> {
+        let mut all = [none; MAX_LAYERS];
+        for (one, layer) in all.iter_mut().zip(self.of) {
+            *one = of(layer)?;
+        }
+        Ok(all)
+    }
+
+    /// Boxes of a matrix of so many rows and columns.
+    fn boxes(&self, of: Operand, size: [usize; 2], box_size: [u32; 2]) -> Result<TensorMap> {
+        TensorMap::new(of.data, size, self.dtype, box_size)
+    }
+
+    fn out_boxes(&self, of: Operand, cols: usize) -> Result<OutBoxes> {
+        let boxes = |box_cols| self.boxes(of, [self.t, cols], [64, box_cols]);
+        Ok([boxes(64)?, boxes(32)?, boxes(16)?])
+    }
+}
+
+/// What the adapters' gradients are made of, and where they go.
 #[derive(Clone, Copy)]
 pub(super) struct Gradients {
     pub(super) x: Operand,
     pub(super) s: Operand,
     pub(super) da: sys::CUdeviceptr,
-    pub(super) db: sys::CUdeviceptr,
+    /// Of every layer.
+    pub(super) db: [sys::CUdeviceptr; MAX_LAYERS],
     /// Added to what is there.
     pub(super) accumulate: bool,
 }
 
 impl Cuda {
-    /// A product of aligned operands. Unless the projection comes before, it makes lhs_ext too.
-    pub(super) fn hopper_linear(
+    /// H of every layer. Unless the projection comes before, it makes S too.
+    pub(super) fn hopper_forward(
         &self,
-        which: Linear,
-        dtype: DType,
-        sizes: [usize; 4],
-        product: &Product,
+        layers: &Layers<'_>,
         schedule: &Schedule,
         handover: Handover,
     ) -> Result<()> {
-        self.hopper_product(
-            which,
-            dtype,
-            sizes,
-            product,
-            schedule,
-            handover,
-            HopperGradsParams::NONE,
-        )
+        let &Layers { t, k, x, a, s, .. } = layers;
+        let (r, tile_n) = (layers.rank(), schedule.tile_n);
+        let (parts, n) = layers.parts(tile_n);
+        // A pair's two blocks load half of the rows of W0 and B each.
+        let half = tile_n as u32 / 2;
+        let lhs = layers.boxes(x, [t, k], [128, 64])?;
+        let down_rows = match schedule.projection {
+            Projection::Before => None,
+            Projection::Within { slice, .. } => Some(slice as u32),
+            Projection::Beside { .. } => Some(rank_tile(r) as u32),
+        };
+        let none = ForwardLayer {
+            rhs: TensorMap::NONE,
+            rhs_ext: TensorMap::NONE,
+            out: [TensorMap::NONE; 3],
+        };
+        let params = ForwardParams {
+            product: self.product(layers, [n, k as i32], parts, schedule, handover),
+            lhs,
+            // Never read if S is not made here, or r = 0.
+            down: down_rows.map_or(Ok(lhs), |rows| layers.boxes(a, [r, k], [rows, 64]))?,
+            lhs_ext: if r > 0 { layers.boxes(s, [t, r], [128, 64])? } else { lhs },
+            of: layers.each(none, |layer| {
+                let &Layer { d, r, w0, b, h, .. } = layer;
+                let rhs = layers.boxes(w0, [d, k], [half, 64])?;
+                let rhs_ext = if r > 0 { layers.boxes(b, [d, r], [half, 64])? } else { rhs };
+                Ok(ForwardLayer { rhs, rhs_ext, out: layers.out_boxes(h, d)? })
+            })?,
+        };
+        self.hopper_product(Linear::Forward, layers.dtype, schedule, &params)
     }
 
-    /// dX if `wants_dx`, and dA and dB, of aligned operands. `product` is that of dX, whose lhs_ext, dS, is
-    /// made here.
+    /// dX if `wants_dx`, and dA and dB. dS is made here.
     pub(super) fn hopper_backward(
         &self,
-        problem: &Problem,
-        product: &Product,
+        layers: &Layers<'_>,
         wants_dx: bool,
         gradients: &Gradients,
         schedule: &Schedule,
         handover: Handover,
     ) -> Result<()> {
-        let &Problem { t, k, d, r, dtype } = problem;
-        let &Product { lhs: dh, down: b, lhs_ext: ds, scale, .. } = product;
+        let &Layers { t, k, s: ds, .. } = layers;
         let &Gradients { x, s, da, db, accumulate } = gradients;
-        let boxes = |operand: Operand, [rows, cols]: [usize; 2], box_cols| {
-            TensorMap::new(operand.data, [rows, cols], dtype, [64, box_cols])
-        };
+        let r = layers.rank();
+        let (parts, outputs) = layers.parts(STEP_K);
         let rank_cols = rank_tile(r).min(64) as u32;
+        let mut d = [0; MAX_LAYERS];
+        for (d, layer) in d.iter_mut().zip(layers.of) {
+            *d = layer.d as i32;
+        }
+        let none = TensorMap::NONE;
         let grads = HopperGradsParams {
-            dh: boxes(dh, [t, d], 64)?,
-            x: boxes(x, [t, k], 64)?,
-            b: boxes(b, [d, r], 64)?,
-            s: boxes(s, [t, r], rank_cols)?,
-            ds: boxes(ds, [t, r], rank_cols)?,
+            dh: layers.each(none, |layer| layers.boxes(layer.h, [t, layer.d], [64, 64]))?,
+            b: layers.each(none, |layer| layers.boxes(layer.b, [layer.d, layer.r], [64, 64]))?,
+            x: layers.boxes(x, [t, k], [64, 64])?,
+            s: layers.boxes(s, [t, r], [64, rank_cols])?,
+            ds: layers.boxes(ds, [t, r], [64, rank_cols])?,
             ds_out: ds.data,
             flags: handover.flags,
             db,
             da,
+            d,
             t: t as i32,
-            d: d as i32,
             k: k as i32,
             r: r as i32,
-            scale,
+            outputs,
             projectors: 0,
             ds_parts: 0,
             accumulate: accumulate.into(),
+            parts,
         };
         if !wants_dx {
             let ds_parts = r.div_ceil(rank_tile(r)) as i32;
             let grads = HopperGradsParams { ds_parts, ..grads };
-            return self.hopper_grads(problem, Makes::All, grads);
+            return self.hopper_grads(layers, Makes::All, grads);
         }
         if schedule.projection == Projection::Before {
-            let ds_alone = HopperGradsParams { da: 0, db: 0, ..grads };
-            self.hopper_grads(problem, Makes::Ds, ds_alone)?;
+            self.hopper_grads(layers, Makes::Ds, HopperGradsParams { da: 0, ..grads })?;
         }
-        let beside = match schedule.streamers {
-            0 => HopperGradsParams::NONE,
-            _ => HopperGradsParams { ds_parts: schedule.slices(r) as i32, ..grads },
-        };
-        let (which, sizes) = (Linear::InputGrad, [t, k, d, r]);
-        self.hopper_product(which, dtype, sizes, product, schedule, handover, beside)?;
+        // Not looked at if no block works on gradients.
+        let beside = HopperGradsParams { ds_parts: schedule.slices(r) as i32, ..grads };
+        self.hopper_input_grad(layers, schedule, handover, beside)?;
         if schedule.streamers == 0 {
-            self.hopper_grads(problem, Makes::DaDb, grads)?;
+            self.hopper_grads(layers, Makes::DaDb, grads)?;
         }
         Ok(())
+    }
+
+    /// dX, and dS unless it comes before, with the gradients that some blocks make meanwhile.
+    fn hopper_input_grad(
+        &self,
+        layers: &Layers<'_>,
+        schedule: &Schedule,
+        handover: Handover,
+        grads: HopperGradsParams,
+    ) -> Result<()> {
+        let &Layers { t, k, x: dx, a, s: ds, .. } = layers;
+        let r = layers.rank();
+        let none =
+            InputGradLayer { lhs: TensorMap::NONE, rhs: TensorMap::NONE, down: TensorMap::NONE };
+        // What is read MN-major, in boxes of 64 columns, which is what the swizzle allows, and half of a
+        // step's rows for each block of a pair.
+        let half = [STEP_K as u32 / 2, 64];
+        let params = InputGradParams {
+            product: self.product(
+                layers,
+                [k as i32, grads.outputs],
+                grads.parts,
+                schedule,
+                handover,
+            ),
+            lhs_ext: layers.boxes(ds, [t, r], [128, 64])?,
+            rhs_ext: layers.boxes(a, [r, k], half)?,
+            out: layers.out_boxes(dx, k)?,
+            of: layers.each(none, |layer| {
+                let &Layer { d, r, w0, b, h: dh, .. } = layer;
+                Ok(InputGradLayer {
+                    lhs: layers.boxes(dh, [t, d], [128, 64])?,
+                    rhs: layers.boxes(w0, [d, k], half)?,
+                    down: layers.boxes(b, [d, r], half)?,
+                })
+            })?,
+            grads,
+        };
+        self.hopper_product(Linear::InputGrad, layers.dtype, schedule, &params)
     }
 
     /// A launch of kernels/hopper_grads.cu.
     fn hopper_grads(
         &self,
-        problem: &Problem,
+        layers: &Layers<'_>,
         makes: Makes,
         params: HopperGradsParams,
     ) -> Result<()> {
-        let &Problem { t, k, d, r, dtype } = problem;
         let sms = 2 * self.profile().pairs;
-        let schedule = hopper_grads::Schedule::new([t, k, d, r], makes, sms);
-        let mut kernels = self.kernels.of(dtype).hopper_grads.iter();
-        let kernel = kernels.find(|(tile, _)| *tile == rank_tile(r));
+        let schedule = hopper_grads::Schedule::new(&layers.input_grad(), makes, sms);
+        let mut kernels = self.kernels.of(layers.dtype).hopper_grads.iter();
+        let kernel = kernels.find(|(tile, _)| *tile == rank_tile(layers.rank()));
         let (_, kernel) = kernel.expect("there is a kernel for every tile of the rank");
         let params = HopperGradsParams { projectors: schedule.projectors as i32, ..params };
         let mode = LaunchMode { overlap: false, cooperative: makes == Makes::All };
         self.launch_with(kernel, schedule.blocks, &params, mode)
     }
 
-    #[allow(clippy::too_many_arguments)] // what a launch is made of
-    fn hopper_product(
+    /// What both forms of the product have, for an output of n columns over k.
+    fn product(
         &self,
-        which: Linear,
-        dtype: DType,
-        [m, n, k, r]: [usize; 4],
-        product: &Product,
+        layers: &Layers<'_>,
+        [n, k]: [i32; 2],
+        parts: Parts,
         schedule: &Schedule,
         handover: Handover,
-        grads: HopperGradsParams,
-    ) -> Result<()> {
-        let &Schedule { tile_n, projection, whole, streamers, .. } = schedule;
-        let blocks = schedule.blocks();
-        let all = &self.kernels.of(dtype).hopper_linear;
-        // A matrix of rows×inner, or inner×rows where the kernel reads it MN-major. Boxes have 64
-        // columns, which is what the swizzle allows. A pair's two blocks load half of rhs each, and of what
-        // is read MN-major beside it.
-        let k_major = |operand: Operand, rows, inner, box_rows| {
-            TensorMap::new(operand.data, [rows, inner], dtype, [box_rows, 64])
-        };
-        let half = |operand: Operand, rows, inner| match which {
-            Linear::Forward => k_major(operand, rows, inner, tile_n as u32 / 2),
-            Linear::InputGrad => k_major(operand, inner, rows, 32),
-        };
-        let (lhs, rhs) = (k_major(product.lhs, m, k, 128)?, half(product.rhs, n, k)?);
-        let (mut down, mut lhs_ext, mut rhs_ext) = (lhs, lhs, rhs); // never read if r = 0
-        if r > 0 {
-            down = match (projection, which) {
-                (Projection::Before, _) => down,
-                (Projection::Within { slice, .. }, Linear::Forward) => {
-                    k_major(product.down, r, k, slice as u32)?
-                }
-                (Projection::Within { .. }, Linear::InputGrad) => k_major(product.down, k, r, 32)?,
-                (Projection::Beside { .. }, _) => k_major(product.down, r, k, rank_tile(r) as u32)?,
-            };
-            lhs_ext = k_major(product.lhs_ext, m, r, 128)?;
-            rhs_ext = half(product.rhs_ext, n, r)?;
-        }
-
-        let out = |cols| TensorMap::new(product.out.data, [m, n], dtype, [64, cols]);
-        let out = [out(64)?, out(32)?, out(16)?];
-
-        let (slice_cols, makers) = match projection {
+    ) -> HopperProduct {
+        let (slice_cols, makers) = match schedule.projection {
             Projection::Before | Projection::Beside { .. } => (0, 0),
             Projection::Within { slice_cols, makers, .. } => (slice_cols, makers),
         };
-        let (slice, slices) = (schedule.slice(), schedule.slices(r));
-        let cooperative = schedule.is_cooperative(m, n);
-        let [m, n, k, r] = [m, n, k, r].map(|size| size as i32);
-        let [slices, slice_cols, group] = [slices, slice_cols, GROUP].map(|count| count as i32);
-        let params = HopperLinearParams {
-            lhs,
-            rhs,
-            down,
-            lhs_ext,
-            rhs_ext,
-            out,
-            s: product.lhs_ext.data,
+        let r = layers.rank();
+        HopperProduct {
+            s: layers.s.data,
             flags: handover.flags,
             partials: handover.partials,
-            m,
+            m: layers.t as i32,
             n,
             k,
-            r,
-            scale: product.scale,
-            slices,
-            slice_cols,
-            group,
+            r: r as i32,
+            slices: schedule.slices(r) as i32,
+            slice_cols: slice_cols as i32,
+            group: GROUP as i32,
             makers: makers as i32,
-            whole: whole as i32,
+            whole: schedule.whole as i32,
             projectors: schedule.projectors() as i32,
-            streamers: streamers as i32,
-            grads,
-        };
-        let kernels = all.iter().find(|kernels| (kernels.tile_n, kernels.slice) == (tile_n, slice));
+            streamers: schedule.streamers as i32,
+            parts,
+        }
+    }
+
+    /// A launch of kernels/hopper_linear.cu.
+    fn hopper_product<P: DeviceRepr>(
+        &self,
+        which: Linear,
+        dtype: DType,
+        schedule: &Schedule,
+        params: &P,
+    ) -> Result<()> {
+        let (tile_n, slice, blocks) = (schedule.tile_n, schedule.slice(), schedule.blocks());
+        let mut all = self.kernels.of(dtype).hopper_linear.iter();
+        let kernels = all.find(|kernels| (kernels.tile_n, kernels.slice) == (tile_n, slice));
         let kernel = which.of(&kernels.expect("there is a kernel for every schedule").linear);
+        let cooperative = schedule.is_cooperative();
         // Where there is room beside this launch, early blocks of the next would take it from others, and
         // at 2048×4096×1024 that one took 9 % longer than without overlap.
         let fills_gpu = blocks == 2 * self.all_pairs;
         // Blocks that wait for others than the first must run at the same time. Nothing says that this still
         // holds where some of them start early, and another stream may take the room of the rest.
         let overlap = self.kernels.overlap && fills_gpu && !cooperative;
-        self.launch_with(kernel, blocks, &params, LaunchMode { overlap, cooperative })
+        self.launch_with(kernel, blocks, params, LaunchMode { overlap, cooperative })
     }
 }

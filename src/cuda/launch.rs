@@ -1,6 +1,6 @@
 //! The operations as sequences of launches.
 
-use super::hopper::{Gradients, Handover};
+use super::hopper::{Gradients, Handover, Layer, Layers};
 use super::kernels::{Kernel, LinearKernels};
 use super::memory::{self, Resolved};
 use super::params::{GradParams, LinearParams, MergeParams, Operand, ProjectParams, ReduceParams};
@@ -240,11 +240,11 @@ impl Cuda {
         let accumulate = accumulation == Accumulation::Add;
         let aligned = x.vectors == 1 && s.vectors == 1 && (da | db).is_multiple_of(16);
         if let Some(schedule) = product.schedule(plan).filter(|_| aligned) {
-            let gradients = Gradients { x, s, da, db, accumulate };
+            let gradients = Gradients { x, s, da, db: [db, 0, 0, 0], accumulate };
             let handover = Handover { flags, partials };
-            let wants_dx = dx.is_some();
-            return self
-                .hopper_backward(problem, &product, wants_dx, &gradients, schedule, handover);
+            let of = [Layer { d, r, w0, b, h: dh, scale }];
+            let layers = Layers { dtype, t, k, x: out, a, s: ds, of: &of };
+            return self.hopper_backward(&layers, dx.is_some(), &gradients, schedule, handover);
         }
         let (which, sizes) = (Linear::InputGrad, [t, k, d, r]);
         self.project(which, dtype, sizes, &product)?;
@@ -297,7 +297,14 @@ impl Cuda {
         handover: Handover,
     ) -> Result<()> {
         match product.schedule(plan) {
-            Some(schedule) => self.hopper_linear(which, dtype, sizes, product, schedule, handover),
+            Some(schedule) => {
+                let [t, d, k, r] = sizes;
+                let &Product { lhs: x, rhs: w0, down: a, lhs_ext: s, rhs_ext: b, out: h, scale } =
+                    product;
+                let of = [Layer { d, r, w0, b, h, scale }];
+                let layers = Layers { dtype, t, k, x, a, s, of: &of };
+                self.hopper_forward(&layers, schedule, handover)
+            }
             None => self.mma_linear(which, dtype, sizes, product),
         }
     }

@@ -7,6 +7,55 @@ mod tests;
 use super::{hopper_grads, Footprint};
 use model::Model;
 
+/// The layers that may share X in a launch.
+pub(crate) const MAX_LAYERS: usize = 4;
+
+/// A product: out (m×n) over k, with S or dS (m×r). If several layers share X, n is of each of them in the
+/// forward, k in the input gradient, and r in both; of those that there are not, it is 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Sizes {
+    pub(crate) m: usize,
+    pub(crate) n: [usize; MAX_LAYERS],
+    pub(crate) k: [usize; MAX_LAYERS],
+    pub(crate) r: [usize; MAX_LAYERS],
+}
+
+impl Sizes {
+    /// Of one layer: m, n, k and r.
+    pub(crate) fn of_layer([m, n, k, r]: [usize; 4]) -> Self {
+        let one = |size| [size, 0, 0, 0];
+        Sizes { m, n: one(n), k: one(k), r: one(r) }
+    }
+
+    /// Columns of S, of all layers.
+    pub(crate) fn rank(&self) -> usize {
+        self.r.iter().sum()
+    }
+
+    /// Columns of tiles, each of one layer.
+    fn tile_cols(&self, tile_n: usize) -> usize {
+        self.n.iter().map(|n| n.div_ceil(tile_n)).sum()
+    }
+
+    /// Steps along k, each of one layer.
+    fn steps(&self) -> usize {
+        self.k.iter().map(|k| k.div_ceil(STEP_K)).sum()
+    }
+
+    /// Columns of S that a tile is multiplied with at its end.
+    fn tile_rank(&self) -> usize {
+        match self.n[1] {
+            0 => self.rank(),
+            _ => self.r.into_iter().fold(0, usize::max),
+        }
+    }
+
+    /// Bytes of lhs.
+    fn lhs_bytes(&self) -> usize {
+        self.m * self.k.iter().sum::<usize>() * 2
+    }
+}
+
 /// Where the projection of a product comes from: S of the forward, dS of the input gradient.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Projection {
@@ -41,6 +90,8 @@ pub(crate) struct Schedule {
     pub(crate) whole: usize,
     /// The pairs of blocks that work on tiles.
     pub(crate) pairs: usize,
+    /// Whether there are others than those.
+    pub(crate) shares: bool,
     /// Pairs of blocks that make dA and dB meanwhile, only with dX.
     pub(crate) streamers: usize,
 }
@@ -64,18 +115,21 @@ const WARPS: usize = 8;
 /// Rows of a pair of tiles.
 const PAIR_M: usize = 256;
 
+/// Columns of lhs in a step.
+pub(crate) const STEP_K: usize = 64;
+
 /// The columns of S that a tile may make. Sixty-four are for one tile to make all of S.
 pub(crate) const SLICES: [usize; 2] = [16, 64];
 
 impl Schedule {
     /// Whether blocks wait for one another.
-    fn waits(&self, m: usize, n: usize) -> bool {
-        self.projection != Projection::Before || self.shares(m, n)
+    fn waits(&self) -> bool {
+        self.projection != Projection::Before || self.shares
     }
 
     /// Whether all blocks must run at the same time: they wait for others than the first of the grid.
-    pub(crate) fn is_cooperative(&self, m: usize, n: usize) -> bool {
-        matches!(self.projection, Projection::Within { .. }) || self.shares(m, n)
+    pub(crate) fn is_cooperative(&self) -> bool {
+        matches!(self.projection, Projection::Within { .. }) || self.shares
     }
 
     /// The grid.
@@ -108,24 +162,18 @@ impl Schedule {
         }
     }
 
-    fn shares(&self, m: usize, n: usize) -> bool {
-        self.whole < m.div_ceil(PAIR_M) * n.div_ceil(self.tile_n)
-    }
-
-    /// The words by which blocks tell each other what they have made for an output of m×n: a count, one
-    /// for every 128 rows of S, and one for every warp whose tile another finishes.
-    pub(crate) fn flags(&self, m: usize, n: usize) -> usize {
-        match self.waits(m, n) {
-            true => {
-                1 + m.div_ceil(128) + if self.shares(m, n) { self.pairs * 2 * WARPS } else { 0 }
-            }
+    /// The words by which blocks tell each other what they have made for m rows: a count, one for every
+    /// 128 rows of S, and one for every warp whose tile another finishes.
+    pub(crate) fn flags(&self, m: usize) -> usize {
+        match self.waits() {
+            true => 1 + m.div_ceil(128) + if self.shares { self.pairs * 2 * WARPS } else { 0 },
             false => 0,
         }
     }
 
     /// The f32 elements by which they hand over what they have made of a tile.
-    pub(crate) fn partials(&self, m: usize, n: usize) -> usize {
-        if self.shares(m, n) {
+    pub(crate) fn partials(&self) -> usize {
+        if self.shares {
             self.pairs * 2 * WARPS * 32 * self.tile_n / 2
         } else {
             0
@@ -139,16 +187,17 @@ pub(crate) const FOOTPRINT: Footprint =
 
 /// For out (m×n) over k alone, where blocks have nothing to tell each other by.
 pub(crate) fn frozen([m, n, k]: [usize; 3], pairs: usize) -> Schedule {
-    fastest(TILES_N.map(|tile_n| Model::new([m, n, k, 0], tile_n, pairs).product())).1
+    let sizes = Sizes::of_layer([m, n, k, 0]);
+    fastest(TILES_N.map(|tile_n| Model::new(&sizes, tile_n, pairs).product())).1
 }
 
 /// For H (m×n) over k with S (m×r) to be made.
-pub(crate) fn forward(sizes: [usize; 4], pairs: usize) -> Schedule {
+pub(crate) fn forward(sizes: &Sizes, pairs: usize) -> Schedule {
     fastest(forward_candidates(sizes, pairs)).1
 }
 
 /// For dX (m×n) over k with dS (m×r) to be made.
-pub(crate) fn input_grad(sizes: [usize; 4], pairs: usize) -> Schedule {
+pub(crate) fn input_grad(sizes: &Sizes, pairs: usize) -> Schedule {
     let mut best = fastest(input_grad_candidates(sizes, pairs, 0));
     for streamers in streamers(pairs).skip(1) {
         // The more pairs make dA and dB, the longer the others take for dX, whatever the schedule.
@@ -162,8 +211,8 @@ pub(crate) fn input_grad(sizes: [usize; 4], pairs: usize) -> Schedule {
 }
 
 /// The ways to make S and H, with the time they take.
-fn forward_candidates(sizes: [usize; 4], pairs: usize) -> impl Iterator<Item = (f64, Schedule)> {
-    let slices: &[usize] = match sizes[3] {
+fn forward_candidates(sizes: &Sizes, pairs: usize) -> impl Iterator<Item = (f64, Schedule)> + '_ {
+    let slices: &[usize] = match sizes.rank() {
         17..=64 => &[16, 64],
         _ => &[16],
     };
@@ -180,11 +229,11 @@ fn streamers(pairs: usize) -> impl Iterator<Item = usize> {
 
 /// The ways to make dS, dX, dA and dB, with the time they take.
 fn input_grad_candidates(
-    sizes: [usize; 4],
+    sizes: &Sizes,
     pairs: usize,
     streamers: usize,
-) -> impl Iterator<Item = (f64, Schedule)> {
-    let slices: &[usize] = match sizes[3] {
+) -> impl Iterator<Item = (f64, Schedule)> + '_ {
+    let slices: &[usize] = match sizes.rank() {
         ..=16 => &[16],
         17..=64 => &[16, 64],
         _ => &[],
@@ -208,11 +257,11 @@ fn input_grad_candidates(
         .map(move |(us, s)| (grads(us, &s), Schedule { streamers, ..s }))
 }
 
-fn candidates(
-    sizes: [usize; 4],
+fn candidates<'a>(
+    sizes: &'a Sizes,
     slices: &'static [usize],
     pairs: usize,
-) -> impl Iterator<Item = (f64, Schedule)> {
+) -> impl Iterator<Item = (f64, Schedule)> + 'a {
     TILES_N.into_iter().flat_map(move |tile_n| {
         let model = Model::new(sizes, tile_n, pairs);
         let within = slices.iter().flat_map(move |&slice| model.within(slice));

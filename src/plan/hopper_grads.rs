@@ -1,5 +1,6 @@
 //! How `kernels/hopper_grads.cu` is launched, and how long its items take beside dX.
 
+use super::hopper::Sizes;
 use super::Footprint;
 
 /// What a block takes: 224 KiB, and what aligning to 1024 bytes may take.
@@ -46,11 +47,11 @@ pub(crate) struct Schedule {
 }
 
 impl Schedule {
-    /// For T, k, d and r, on so many multiprocessors, two at least.
-    pub(crate) fn new([t, k, d, r]: [usize; 4], makes: Makes, sms: usize) -> Self {
-        let ranks = r.div_ceil(rank_tile(r));
-        let tiles = t.div_ceil(TILE_ROWS) * ranks;
-        let items = (k.div_ceil(ITEM_COLS) + d.div_ceil(ITEM_COLS)) * ranks;
+    /// For the sizes of dX, on so many multiprocessors, two at least.
+    pub(crate) fn new(sizes: &Sizes, makes: Makes, sms: usize) -> Self {
+        let r = sizes.rank();
+        let tiles = sizes.m.div_ceil(TILE_ROWS) * r.div_ceil(rank_tile(r));
+        let items = items_of_db(sizes, ITEM_COLS) + items_of_da(sizes, ITEM_COLS);
         match makes {
             Makes::Ds => Schedule { projectors: tiles.min(sms), blocks: tiles.min(sms) },
             Makes::DaDb => Schedule { projectors: 0, blocks: items.min(sms) },
@@ -66,12 +67,26 @@ impl Schedule {
     }
 }
 
+/// The items of all layers' dB, of so many columns of dH, and as many of S as a tile has.
+fn items_of_db(sizes: &Sizes, cols: usize) -> usize {
+    let rank_tile = rank_tile(sizes.rank());
+    let layers = sizes.k.iter().zip(&sizes.r);
+    layers.map(|(d, r)| d.div_ceil(cols) * r.div_ceil(rank_tile)).sum()
+}
+
+/// The items of dA, of so many columns of X.
+fn items_of_da(sizes: &Sizes, cols: usize) -> usize {
+    let r = sizes.rank();
+    sizes.n[0].div_ceil(cols) * r.div_ceil(rank_tile(r))
+}
+
 /// How long a launch for dA and dB takes, in µs.
-pub(crate) fn alone_us([t, k, d, _]: [usize; 4]) -> f64 {
+pub(crate) fn alone_us(sizes: &Sizes) -> f64 {
     /// The launch, and bytes of dH and X that are read a µs.
     const LAUNCH: f64 = 9.0;
     const BYTES: f64 = 2.6e6;
-    LAUNCH + (t * (k + d) * 2) as f64 / BYTES
+    let d = sizes.k.iter().sum::<usize>();
+    LAUNCH + (sizes.m * (sizes.n[0] + d) * 2) as f64 / BYTES
 }
 
 /// The columns of an item beside dX, and how long it takes, in µs.
@@ -88,10 +103,10 @@ fn item_beside(t: usize, r: usize) -> (usize, f64) {
 }
 
 /// How long so many pairs of blocks take for dB and then dA beside dX, in µs, if dS is there after `ds_us`.
-pub(crate) fn beside_us([t, k, d, r]: [usize; 4], pairs: usize, ds_us: f64) -> f64 {
-    let (cols, item_us) = item_beside(t, r);
-    let items = |n: usize| n.div_ceil(cols) * r.div_ceil(rank_tile(r));
-    let (blocks, of_db, all) = (2 * pairs, items(d), items(d) + items(k));
+pub(crate) fn beside_us(sizes: &Sizes, pairs: usize, ds_us: f64) -> f64 {
+    let (cols, item_us) = item_beside(sizes.m, sizes.rank());
+    let (blocks, of_db) = (2 * pairs, items_of_db(sizes, cols));
+    let all = of_db + items_of_da(sizes, cols);
     let of_block = |block: usize| {
         let count = |items: usize| (items + blocks - 1 - block) / blocks;
         let (db, da) = (count(of_db), count(all) - count(of_db));
@@ -117,7 +132,8 @@ mod tests {
                 .into_iter()
                 .flat_map(|makes| [2, 4, 132].map(|sms| (makes, sms)))
             {
-                let Schedule { projectors, blocks } = Schedule::new(sizes, makes, sms);
+                let Schedule { projectors, blocks } =
+                    Schedule::new(&Sizes::of_layer(sizes), makes, sms);
                 let context = format!("{sizes:?}, {makes:?} on {sms}: {projectors} of {blocks}");
                 assert!(blocks <= sms, "{context}");
                 assert_eq!(projectors > 0, makes != Makes::DaDb, "{context}");
@@ -146,7 +162,7 @@ mod tests {
                     *end = end.max(ready) + item_us;
                 }
                 let slowest = ends.into_iter().fold(0.0, f64::max);
-                let got = beside_us([t, k, d, r], pairs, ds_us);
+                let got = beside_us(&Sizes::of_layer([t, k, d, r]), pairs, ds_us);
                 let context = format!("T={t} k={k} d={d} r={r}, {pairs} pairs: {got} {slowest}");
                 assert!((got - slowest).abs() <= 1e-9 * slowest, "{context}");
             }

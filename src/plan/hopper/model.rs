@@ -1,13 +1,13 @@
 //! How long a schedule takes.
 
-use super::{Projection, Schedule, GROUP, PAIR_M};
+use super::{Projection, Schedule, Sizes, GROUP, PAIR_M};
 use crate::plan::hopper_grads;
 
 /// How long a launch takes, in µs: a model of an H100 with settled clocks, whose constants were
 /// fitted to whole runs. Those that are shared by all candidates matter little.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Model {
-    sizes: [usize; 4],
+    sizes: Sizes,
     tile_n: usize,
     /// Pairs of blocks that run at once.
     pairs: usize,
@@ -39,15 +39,14 @@ impl Model {
     const LAUNCH: f64 = 9.0;
     const PROJECT_BYTES: f64 = 2.9e6;
 
-    pub(super) fn new(sizes: [usize; 4], tile_n: usize, pairs: usize) -> Self {
-        let [m, n, k, _] = sizes;
-        let (rows, cols) = (m.div_ceil(PAIR_M), n.div_ceil(tile_n));
-        Model { sizes, tile_n, pairs, rows, cols, steps: k.div_ceil(64) as f64 }
+    pub(super) fn new(sizes: &Sizes, tile_n: usize, pairs: usize) -> Self {
+        let (rows, cols) = (sizes.m.div_ceil(PAIR_M), sizes.tile_cols(tile_n));
+        Model { sizes: *sizes, tile_n, pairs, rows, cols, steps: sizes.steps() as f64 }
     }
 
     /// A tile, with S given.
     pub(super) fn tile(&self) -> f64 {
-        let steps = self.steps + self.sizes[3].div_ceil(16) as f64 / 4.0;
+        let steps = self.steps + self.sizes.tile_rank().div_ceil(16) as f64 / 4.0;
         steps * (Self::STEP + Self::STEP_COLUMN * self.tile_n as f64) + Self::TILE_END
     }
 
@@ -62,7 +61,8 @@ impl Model {
         let pairs = whole.min(self.pairs);
         let &Model { tile_n, .. } = self;
         let projection = Projection::Before;
-        let schedule = Schedule { tile_n, projection, whole, pairs, streamers: 0 };
+        let (shares, streamers) = (false, 0);
+        let schedule = Schedule { tile_n, projection, whole, pairs, shares, streamers };
         (whole.div_ceil(self.pairs) as f64 * self.tile(), schedule)
     }
 
@@ -89,7 +89,7 @@ impl Model {
         let possible = possible && ((tiles - whole) as f64 * self.steps) < (1 << 24) as f64;
         let share = Self::SHARE + Self::SHARE_STEP * self.steps;
         let shared_us = tiles as f64 / pairs as f64 * self.tile() + share;
-        let shared = possible.then_some((shared_us, Schedule { whole, ..schedule }));
+        let shared = possible.then_some((shared_us, Schedule { whole, shares: true, ..schedule }));
         [(us, schedule)]
             .into_iter()
             .chain(shared)
@@ -97,14 +97,13 @@ impl Model {
     }
 
     pub(super) fn before(self) -> impl Iterator<Item = (f64, Schedule)> {
-        let [m, _, k, _] = self.sizes;
-        let projection = (m * k * 2) as f64 / Self::PROJECT_BYTES + Self::LAUNCH;
+        let projection = self.sizes.lhs_bytes() as f64 / Self::PROJECT_BYTES + Self::LAUNCH;
         self.products(Projection::Before).map(move |(us, schedule)| (us + projection, schedule))
     }
 
     /// With S from other pairs, ahead of these.
     pub(super) fn beside(self, projectors: usize) -> (f64, Schedule) {
-        let [_, _, k, r] = self.sizes;
+        let (k, r) = (self.sizes.k[0], self.sizes.rank());
         let (us, schedule) = self.product();
         let rank_tile = hopper_grads::rank_tile(r);
         let passes = r.div_ceil(rank_tile) as f64;
@@ -121,7 +120,7 @@ impl Model {
 
     /// With slices of so many columns.
     pub(super) fn within(self, slice: usize) -> impl Iterator<Item = (f64, Schedule)> {
-        let slices = self.sizes[3].div_ceil(slice);
+        let slices = self.sizes.rank().div_ceil(slice);
         let (least, most) = match slices {
             // Enough for all pairs to start with a tile that needs nobody else's slice, or nearly.
             1 => {

@@ -21,15 +21,15 @@ struct Tile {
 }
 
 /// The kernel's `Tiles`, of every pair of blocks.
-fn tiles(schedule: &Schedule, [m, n, k, r]: [usize; 4]) -> Vec<Vec<Tile>> {
-    let (rows, cols) = (m.div_ceil(PAIR_M), n.div_ceil(schedule.tile_n));
+fn tiles(schedule: &Schedule, sizes: &Sizes) -> Vec<Vec<Tile>> {
+    let (rows, cols) = (sizes.m.div_ceil(PAIR_M), sizes.tile_cols(schedule.tile_n));
     let (slice_cols, makers) = match schedule.projection {
         Projection::Before | Projection::Beside { .. } => (0, 0),
         Projection::Within { slice_cols, makers, .. } => (slice_cols, makers),
     };
-    let slices = schedule.slices(r);
+    let slices = schedule.slices(sizes.rank());
     let all_slices = rows * slice_cols;
-    let (first, steps) = (0, k.div_ceil(64));
+    let (first, steps) = (0, sizes.steps());
     let made = Tile {
         row: 0,
         col: 0,
@@ -53,7 +53,7 @@ fn tiles(schedule: &Schedule, [m, n, k, r]: [usize; 4]) -> Vec<Vec<Tile>> {
         let (row, col) = (group0 + in_group % group_rows, slice_cols + in_group / group_rows);
         Tile { row, col, waits: slice_cols > 0, ..made }
     };
-    let (pairs, steps, whole) = (schedule.pairs, k.div_ceil(64), schedule.whole);
+    let (pairs, whole) = (schedule.pairs, schedule.whole);
     let shared = (rows * cols - whole) * steps;
     let (span, longer) = (shared / pairs, shared % pairs);
     let of_pair = |pair: usize| {
@@ -89,15 +89,25 @@ fn tiles(schedule: &Schedule, [m, n, k, r]: [usize; 4]) -> Vec<Vec<Tile>> {
     (0..pairs).map(of_pair).collect()
 }
 
-/// Shapes small enough to go through all their tiles.
-fn cases() -> impl Iterator<Item = ([usize; 4], usize)> {
+/// Shapes small enough to go through all their tiles: of one layer, and of up to four, as the forward and
+/// the input gradient have them.
+fn cases() -> impl Iterator<Item = (Sizes, usize)> {
     let small = shapes().filter(|&[t, _, d, _]| t.div_ceil(256) * d.div_ceil(128) < 4000);
-    let sizes = small.step_by(7).map(|[t, k, d, r]| [t, d, k, r]);
+    let sizes = small.step_by(7).enumerate().flat_map(|(i, [m, k, n, r])| {
+        let layers = i % MAX_LAYERS + 1;
+        let several = |size: usize| {
+            let of = |layer| if layer < layers { size / (layer + 1) + 1 } else { 0 };
+            [0, 1, 2, 3].map(of)
+        };
+        let one = Sizes::of_layer([m, n, k, r]);
+        let forward = Sizes { n: several(n), r: several(r), ..one };
+        [one, forward, Sizes { k: several(k), r: several(r), ..one }]
+    });
     sizes.flat_map(|sizes| [1, 2, 3, 10, 66].map(|pairs| (sizes, pairs)))
 }
 
 /// All that a model chooses from.
-fn schedules(sizes: [usize; 4], pairs: usize) -> impl Iterator<Item = Schedule> {
+fn schedules(sizes: &Sizes, pairs: usize) -> impl Iterator<Item = Schedule> + '_ {
     let forward = forward_candidates(sizes, pairs);
     let input_grad = streamers(pairs).flat_map(move |n| input_grad_candidates(sizes, pairs, n));
     forward.chain(input_grad).map(|(_, schedule)| schedule)
@@ -106,16 +116,17 @@ fn schedules(sizes: [usize; 4], pairs: usize) -> impl Iterator<Item = Schedule> 
 #[test]
 fn every_step_once_and_every_slice_told_once() {
     for (sizes, pairs) in cases() {
-        for schedule in schedules(sizes, pairs) {
+        for schedule in schedules(&sizes, pairs) {
             let context = format!("{sizes:?} on {pairs}: {schedule:?}");
-            let [m, n, k, r] = sizes;
-            let mut tiles = tiles(&schedule, sizes).concat();
+            let mut tiles = tiles(&schedule, &sizes).concat();
             let within = matches!(schedule.projection, Projection::Within { .. });
-            let (rows, wanted) = (m.div_ceil(PAIR_M), if within { schedule.slices(r) } else { 0 });
+            let rows = sizes.m.div_ceil(PAIR_M);
+            let wanted = if within { schedule.slices(sizes.rank()) } else { 0 };
             let told = tiles.iter().filter(|tile| tile.col < wanted);
             assert!(told.clone().all(|tile| tile.slice == Some(tile.col)), "{context}");
             assert_eq!(told.count(), rows * wanted, "{context}");
-            let (cols, steps) = (n.div_ceil(schedule.tile_n), k.div_ceil(64));
+            let (cols, steps) = (sizes.tile_cols(schedule.tile_n), sizes.steps());
+            assert_eq!(schedule.shares, schedule.whole < rows * cols, "{context}");
             // Every tile is made by one that has all of its steps, or by two that have the first
             // and the last; who makes a slice has all.
             tiles.sort_unstable_by_key(|tile| (tile.row, tile.col, tile.first));
@@ -137,8 +148,8 @@ fn every_step_once_and_every_slice_told_once() {
             assert_eq!(tiles.next(), None, "{context}");
             assert!(schedule.pairs >= 1, "{context}");
             assert!(schedule.blocks() <= 2 * pairs, "{context}");
-            assert_eq!(schedule.flags(m, n) > 0, schedule.waits(m, n));
-            assert!(within <= schedule.waits(m, n));
+            assert_eq!(schedule.flags(sizes.m) > 0, schedule.waits());
+            assert!(within <= schedule.waits());
         }
     }
 }
@@ -149,10 +160,10 @@ fn every_step_once_and_every_slice_told_once() {
 fn what_a_pair_leaves_the_one_before_finishes() {
     let mut checked = 0;
     for (sizes, pairs) in cases() {
-        for schedule in schedules(sizes, pairs) {
+        for schedule in schedules(&sizes, pairs) {
             let context = format!("{sizes:?} on {pairs}: {schedule:?}");
             let mut wanted = None;
-            for of_pair in tiles(&schedule, sizes) {
+            for of_pair in tiles(&schedule, &sizes) {
                 let mut left = of_pair.iter().filter(|tile| tile.leaves);
                 assert_eq!(left.next().map(|tile| (tile.row, tile.col)), wanted, "{context}");
                 assert_eq!(left.next(), None, "{context}");
@@ -172,7 +183,7 @@ fn what_a_pair_leaves_the_one_before_finishes() {
 #[test]
 fn the_model_finds_the_fastest() {
     let chosen = |m, n, k, r| {
-        let Schedule { tile_n, projection, .. } = forward([m, n, k, r], 66);
+        let Schedule { tile_n, projection, .. } = forward(&Sizes::of_layer([m, n, k, r]), 66);
         (tile_n, projection)
     };
     let within = |slice, slice_cols, makers| Projection::Within { slice, slice_cols, makers };
@@ -191,7 +202,7 @@ fn the_model_finds_the_fastest() {
     assert_eq!(chosen(8191, 2112, 7168, 8), (176, within(16, 2, 66)));
     // T, k, d and r; the columns of a slice, and the pairs that make dA and dB.
     let chosen = |t, k, d, r| {
-        let schedule = input_grad([t, k, d, r], 66);
+        let schedule = input_grad(&Sizes::of_layer([t, k, d, r]), 66);
         (schedule.slice(), schedule.streamers)
     };
     assert_eq!(chosen(8192, 4096, 4096, 16), (16, 2));
@@ -201,29 +212,34 @@ fn the_model_finds_the_fastest() {
     assert_eq!(chosen(8192, 4096, 1024, 64), (64, 8));
     assert_eq!(chosen(8192, 4096, 14336, 16), (16, 2));
     assert_eq!(chosen(8192, 8192, 8192, 64), (16, 2));
-    assert!(!forward([2048, 4096, 4096, 16], 66).shares(2048, 4096));
-    assert!(forward([8192, 4096, 4096, 16], 66).shares(8192, 4096));
-    assert!(forward([8192, 14336, 4096, 64], 66).shares(8192, 14336));
-    assert!(input_grad([8192, 8192, 8192, 16], 66).shares(8192, 8192));
+    let forward = |sizes| forward(&Sizes::of_layer(sizes), 66);
+    let input_grad = |sizes| input_grad(&Sizes::of_layer(sizes), 66);
+    assert!(!forward([2048, 4096, 4096, 16]).shares);
+    assert!(forward([8192, 4096, 4096, 16]).shares);
+    assert!(forward([8192, 14336, 4096, 64]).shares);
+    assert!(input_grad([8192, 8192, 8192, 16]).shares);
     // tests/gpu_exact.rs counts on these.
-    assert!([16, 72].iter().all(|&r| forward([4095, 2304, 3072, r], 66).shares(4095, 2304)));
-    assert!(input_grad([4095, 3072, 2304, 16], 66).shares(4095, 3072));
-    assert_eq!(input_grad([8191, 2112, 7168, 8], 66).tile_n, 176);
-    assert_eq!(input_grad([8192, 4096, 4096, 16], 66).tile_n, 256);
+    assert!([16, 72].iter().all(|&r| forward([4095, 2304, 3072, r]).shares));
+    assert!(input_grad([4095, 3072, 2304, 16]).shares);
+    assert_eq!(input_grad([8191, 2112, 7168, 8]).tile_n, 176);
+    assert_eq!(input_grad([8192, 4096, 4096, 16]).tile_n, 256);
 }
 
 /// What of the kernel a launch comes to: its tile with its slices, whether they are several, whether a
 /// pair makes some more than once, whether tiles are shared, and how gradients are made, if at all.
-fn comes_to(schedule: &Schedule, [m, n, _, r]: [usize; 4]) -> Vec<String> {
+fn comes_to(schedule: &Schedule, sizes: &Sizes) -> Vec<String> {
+    let r = sizes.rank();
     let slice = schedule.slice();
     let again = match schedule.projection {
         Projection::Before | Projection::Beside { .. } => false,
-        Projection::Within { slice_cols, makers, .. } => m.div_ceil(PAIR_M) * slice_cols > makers,
+        Projection::Within { slice_cols, makers, .. } => {
+            sizes.m.div_ceil(PAIR_M) * slice_cols > makers
+        }
     };
     let several = if slice > 0 && schedule.slices(r) > 1 { " several" } else { "" };
     let kernel = format!("{} with {slice}{several}", schedule.tile_n);
     let again = again.then(|| format!("{slice}{several} again"));
-    let shared = schedule.shares(m, n).then(|| format!("{slice} and shared"));
+    let shared = schedule.shares.then(|| format!("{slice} and shared"));
     let rank_tile = hopper_grads::rank_tile(r);
     let s = (schedule.projectors() > 0).then(|| format!("S of {rank_tile} beside"));
     let grads = match schedule.streamers {
@@ -238,12 +254,12 @@ fn everything_is_sanitized() {
     let cases: [([usize; 4], usize); 14] = include!("../../../tests/common/hopper_shapes.in");
     let mut seen = [HashSet::new(), HashSet::new()];
     for ([t, d, k, r], sms) in cases {
-        let (of_h, of_dx) = ([t, d, k, r], [t, k, d, r]);
+        let [of_h, of_dx] = [[t, d, k, r], [t, k, d, r]].map(Sizes::of_layer);
         // Fewer tokens go another way in the forward.
         if t > hopper_decode::MOST_TOKENS {
-            seen[0].extend(comes_to(&forward(of_h, sms / 2), of_h));
+            seen[0].extend(comes_to(&forward(&of_h, sms / 2), &of_h));
         }
-        seen[1].extend(comes_to(&input_grad(of_dx, sms / 2), of_dx));
+        seen[1].extend(comes_to(&input_grad(&of_dx, sms / 2), &of_dx));
     }
     let kernels = |slices| TILES_N.map(|tile_n| format!("{tile_n} with {slices}"));
     let mut wanted = ["0", "16", "16 several", "64"].map(kernels).concat();
@@ -265,8 +281,8 @@ fn everything_is_sanitized() {
 #[test]
 fn the_fastest_input_grad_is_found() {
     for (sizes, pairs) in cases() {
-        let all = streamers(pairs).flat_map(|n| input_grad_candidates(sizes, pairs, n));
-        assert_eq!(input_grad(sizes, pairs), fastest(all).1, "{sizes:?} on {pairs}");
+        let all = streamers(pairs).flat_map(|n| input_grad_candidates(&sizes, pairs, n));
+        assert_eq!(input_grad(&sizes, pairs), fastest(all).1, "{sizes:?} on {pairs}");
     }
 }
 
@@ -277,9 +293,9 @@ fn nobody_waits_forever() {
     let is_within = |schedule: &Schedule| matches!(schedule.projection, Projection::Within { .. });
     let mut checked = 0;
     for (sizes, pairs) in cases() {
-        for schedule in schedules(sizes, pairs).filter(is_within) {
-            let (tiles, wanted) = (tiles(&schedule, sizes), schedule.slices(sizes[3]));
-            let mut made = vec![0; sizes[0].div_ceil(PAIR_M)];
+        for schedule in schedules(&sizes, pairs).filter(is_within) {
+            let (tiles, wanted) = (tiles(&schedule, &sizes), schedule.slices(sizes.rank()));
+            let mut made = vec![0; sizes.m.div_ceil(PAIR_M)];
             // The tile of a pair, and whether it has told its slice or left its part.
             let mut at = vec![0; tiles.len()];
             let mut told = vec![false; tiles.len()];

@@ -4,6 +4,10 @@
 pub(crate) mod hopper;
 pub(crate) mod hopper_decode;
 pub(crate) mod hopper_grads;
+mod shared;
+
+pub(crate) use shared::check_count;
+pub use shared::{SharedProblem, MAX_PROJECTIONS};
 
 use crate::{DType, Error, Result, Shape};
 
@@ -33,21 +37,30 @@ impl Problem {
     /// [`Error::Rank`] unless `1 <= r <= 256`; [`Error::Shape`] if a dimension is zero;
     /// [`Error::TooLarge`] if one does not fit in 31 bits less a tile.
     pub fn new(t: usize, k: usize, d: usize, r: usize, dtype: DType) -> Result<Self> {
-        if r == 0 || r > MAX_RANK {
-            return Err(Error::Rank { r });
-        }
-        for (argument, dims) in [("x", [t, k]), ("w0", [d, k])] {
-            if dims.contains(&0) {
-                let expected = "at least one row and one column".to_string();
-                return Err(Error::Shape { argument, expected, got: Shape::new(&dims)? });
-            }
-            // Kernels index rows and columns by i32 and round them up to whole tiles.
-            if dims.iter().any(|&dim| dim > i32::MAX as usize - 1024) {
-                return Err(Error::TooLarge { what: format!("{argument} of shape {dims:?}") });
-            }
-        }
+        check_rank(r)?;
+        check_dims("x", [t, k])?;
+        check_dims("w0", [d, k])?;
         Ok(Problem { t, k, d, r, dtype })
     }
+}
+
+fn check_rank(r: usize) -> Result<()> {
+    if r == 0 || r > MAX_RANK {
+        return Err(Error::Rank { r });
+    }
+    Ok(())
+}
+
+fn check_dims(argument: &'static str, dims: [usize; 2]) -> Result<()> {
+    if dims.contains(&0) {
+        let expected = "at least one row and one column".to_string();
+        return Err(Error::Shape { argument, expected, got: Shape::new(&dims)? });
+    }
+    // Kernels index rows and columns by i32 and round them up to whole tiles.
+    if dims.iter().any(|&dim| dim > i32::MAX as usize - 1024) {
+        return Err(Error::TooLarge { what: format!("{argument} of shape {dims:?}") });
+    }
+    Ok(())
 }
 
 /// What plans need to know of a CUDA device.
@@ -114,7 +127,7 @@ pub struct Plan {
 /// The plan of a forward pass; `profile` is `None` on the CPU.
 pub fn forward(problem: &Problem, profile: Option<&DeviceProfile>) -> Plan {
     let &Problem { t, k, d, r, .. } = problem;
-    let scratch = projection_elements(problem);
+    let scratch = projection_elements(&(*problem).into());
     if let Some(decode) = decode(problem, r, profile) {
         let (path, flags) = (Path::HopperDecode, hopper_decode::FLAGS);
         return Plan { path, scratch, flags, hopper: None, decode: Some(decode) };
@@ -127,6 +140,14 @@ pub fn forward(problem: &Problem, profile: Option<&DeviceProfile>) -> Plan {
         _ => scratch + hopper.map_or(0, |schedule| schedule.partials(t, d)),
     };
     Plan { path, scratch, flags, hopper, decode: None }
+}
+
+/// The plan of a forward pass of projections that share their input; `profile` is `None` on the CPU.
+pub fn forward_shared(problem: &SharedProblem, profile: Option<&DeviceProfile>) -> Plan {
+    match problem.alone() {
+        Some(problem) => forward(&problem, profile),
+        None => generic(profile, projection_elements(problem)),
+    }
 }
 
 /// The plan of the frozen layer alone; `profile` is `None` on the CPU. The rank of the problem does
@@ -147,10 +168,28 @@ pub fn backward(problem: &Problem, profile: Option<&DeviceProfile>) -> Plan {
     let (path, hopper) = path(problem, r, profile, |pairs| hopper::input_grad([t, k, d, r], pairs));
     let scratch = match path {
         Path::Reference => 0,
-        _ => BackwardWorkspace::new(problem, hopper.as_ref()).elements(),
+        _ => BackwardWorkspace::new(&(*problem).into(), hopper.as_ref()).elements(),
     };
     let flags = hopper.map_or(0, |schedule| schedule.flags(t, k).max(hopper_grads::flags(t)));
     Plan { path, scratch, flags, hopper, decode: None }
+}
+
+/// The plan of a backward pass of projections that share their input, with dX or without; `profile` is
+/// `None` on the CPU.
+pub fn backward_shared(problem: &SharedProblem, profile: Option<&DeviceProfile>) -> Plan {
+    match problem.alone() {
+        Some(problem) => backward(&problem, profile),
+        None => generic(profile, BackwardWorkspace::new(problem, None).elements()),
+    }
+}
+
+/// The plan of a call that no other path than [`Path::Mma`] serves on a CUDA device.
+fn generic(profile: Option<&DeviceProfile>, scratch: usize) -> Plan {
+    let (path, scratch) = match profile {
+        None => (Path::Reference, 0),
+        Some(_) => (Path::Mma, scratch),
+    };
+    Plan { path, scratch, flags: 0, hopper: None, decode: None }
 }
 
 /// The path of a product of this rank, and its schedule on so many pairs of multiprocessors.
@@ -185,29 +224,29 @@ fn is_aligned(problem: &Problem, r: usize) -> bool {
     [problem.k, problem.d, r].iter().all(|cols| cols % 8 == 0)
 }
 
-/// Where S or dS, T×r in the element type of the problem, ends in a scratch that it begins: in f32
+/// Where S or dS, T×R in the element type of the problem, ends in a scratch that it begins: in f32
 /// elements, whole lines of 128 bytes, so that what follows starts aligned.
-pub(crate) fn projection_elements(problem: &Problem) -> usize {
-    let &Problem { t, r, dtype, .. } = problem;
-    (t * r * dtype.bytes()).div_ceil(128) * 32
+pub(crate) fn projection_elements(problem: &SharedProblem) -> usize {
+    (problem.t * problem.rank() * problem.dtype.bytes()).div_ceil(128) * 32
 }
 
 /// Where the CUDA paths keep what they need between launches, in f32 elements from the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct BackwardWorkspace {
-    /// dS, T×r in the element type of the problem, at offset 0; this is where it ends.
+    /// dS, T×R in the element type of the problem, at offset 0; this is where it ends.
     ds_end: usize,
-    /// The partial sums of dX's product, of dA, then of dB, each used before the next are written.
+    /// The partial sums of dX's product, of dA, then of every dB, each used before the next are written.
     partials: usize,
 }
 
 impl BackwardWorkspace {
-    pub(crate) fn new(problem: &Problem, hopper: Option<&hopper::Schedule>) -> Self {
-        let &Problem { t, k, d, r, .. } = problem;
+    pub(crate) fn new(problem: &SharedProblem, hopper: Option<&hopper::Schedule>) -> Self {
+        let &SharedProblem { t, k, .. } = problem;
         let ds_end = projection_elements(problem);
-        let grad = [k, d].map(|n| GradSplit::new(t, r, n).partials());
         let product = hopper.map_or(0, |schedule| schedule.partials(t, k));
-        BackwardWorkspace { ds_end, partials: product.max(grad[0]).max(grad[1]) }
+        let da = GradSplit::new(t, problem.rank(), k).partials();
+        let db = problem.projections().iter().map(|&(d, r)| GradSplit::new(t, r, d).partials());
+        BackwardWorkspace { ds_end, partials: db.fold(product.max(da), usize::max) }
     }
 
     pub(crate) fn partials_offset(&self) -> usize {
@@ -414,7 +453,7 @@ pub(crate) mod tests {
     fn scratch_holds_ds_and_any_partial_sums() {
         for problem in problems() {
             let Problem { t, k, d, r, dtype } = problem;
-            let workspace = BackwardWorkspace::new(&problem, None);
+            let workspace = BackwardWorkspace::new(&problem.into(), None);
             let context = format!("{problem:?}: {workspace:?}");
             let (offset, elements) = (workspace.partials_offset(), workspace.elements());
             assert!(t * r * dtype.bytes() <= 4 * offset, "dS runs into the sums: {context}");
@@ -425,7 +464,7 @@ pub(crate) mod tests {
                 assert!(offset + split.partials() <= elements, "{context}");
             }
             let schedule = hopper::input_grad([t, k, d, r], 66);
-            let with_shared = BackwardWorkspace::new(&problem, Some(&schedule)).elements();
+            let with_shared = BackwardWorkspace::new(&problem.into(), Some(&schedule)).elements();
             assert_eq!(with_shared, elements.max(offset + schedule.partials(t, k)), "{context}");
             // No more than that, a line apart.
             let most = GradSplit::new(t, r, k).partials().max(GradSplit::new(t, r, d).partials());
@@ -443,7 +482,7 @@ pub(crate) mod tests {
             DeviceProfile { name, compute_capability, sms: 132, pairs: 66, hopper }
         });
         for problem in problems() {
-            let scratch = BackwardWorkspace::new(&problem, None).elements();
+            let scratch = BackwardWorkspace::new(&problem.into(), None).elements();
             let s = (problem.t * problem.r * 2).div_ceil(128) * 32;
             let generic = Plan { path: Path::Mma, scratch, flags: 0, hopper: None, decode: None };
             assert_eq!(backward(&problem, Some(&mma)), generic);
@@ -453,7 +492,7 @@ pub(crate) mod tests {
             let aligned = k % 8 == 0 && d % 8 == 0 && r % 8 == 0;
             let path = if aligned { Path::Hopper } else { Path::Mma };
             let hopper = aligned.then(|| hopper::input_grad([t, k, d, r], 66));
-            let scratch = BackwardWorkspace::new(&problem, hopper.as_ref()).elements();
+            let scratch = BackwardWorkspace::new(&problem.into(), hopper.as_ref()).elements();
             let flags = hopper.map_or(0, |schedule| schedule.flags(t, k).max(1 + t.div_ceil(128)));
             let plan = Plan { path, scratch, flags, hopper, decode: None };
             assert_eq!(backward(&problem, Some(&on_hopper)), plan);

@@ -5,7 +5,7 @@ use super::kernels::{Kernel, LinearKernels};
 use super::memory::{self, Resolved};
 use super::params::{GradParams, LinearParams, MergeParams, Operand, ProjectParams, ReduceParams};
 use super::{driver, Cuda};
-use crate::ops::{Accumulation, BackwardOutputs, Weights};
+use crate::ops::{Accumulation, Call, SharedBackwardOutputs};
 use crate::plan::hopper::{Projection, Schedule};
 use crate::plan::hopper_decode;
 use crate::plan::{self, rank_tile, BackwardWorkspace, GradSplit, Plan, Problem};
@@ -136,24 +136,28 @@ impl Linear {
     }
 }
 
+fn alone(call: &Call<'_>) -> Result<Problem> {
+    let reason = "there are none yet for projections that share their input";
+    call.problem.alone().ok_or(Error::KernelsNotBuilt { reason })
+}
+
 impl Cuda {
-    #[allow(clippy::too_many_arguments)] // the operands of the formula
     pub(crate) fn forward(
         &self,
-        problem: &Problem,
+        call: &Call<'_>,
         plan: &Plan,
-        weights: &Weights<'_>,
         x: &TensorView<'_>,
-        h: &mut TensorViewMut<'_>,
+        h: &mut [TensorViewMut<'_>],
         s: Option<&mut TensorViewMut<'_>>,
         workspace: &mut Workspace,
     ) -> Result<()> {
-        let &Problem { t, k, d, r, dtype } = problem;
+        let Problem { t, k, d, r, dtype } = alone(call)?;
+        let (problem, weights, h) = (&call.problem, &call.layers[0], &mut h[0]);
         let (mut scratch, mut flags) = workspace.views();
         let mut buffers = Buffers::new(self.stream());
-        let w0 = Operand::new(buffers.read("w0", &weights.w0), k, dtype);
-        let a = Operand::new(buffers.read("a", &weights.a), k, dtype);
-        let b = Operand::new(buffers.read("b", &weights.b), r, dtype);
+        let w0 = Operand::new(buffers.read("w0", weights.w0), k, dtype);
+        let a = Operand::new(buffers.read("a", call.a), k, dtype);
+        let b = Operand::new(buffers.read("b", weights.b), r, dtype);
         let x = Operand::new(buffers.read("x", x), k, dtype);
         let h = Operand::new(buffers.write("h", h), d, dtype);
         let s = s.map(|s| buffers.write("s", s));
@@ -205,33 +209,34 @@ impl Cuda {
     #[allow(clippy::too_many_arguments)] // the operands of the formulas
     pub(crate) fn backward(
         &self,
-        problem: &Problem,
+        call: &Call<'_>,
         plan: &Plan,
-        weights: &Weights<'_>,
-        dh: &TensorView<'_>,
+        dh: &[TensorView<'_>],
         x: &TensorView<'_>,
         s: &TensorView<'_>,
-        out: &mut BackwardOutputs<'_>,
+        out: &mut SharedBackwardOutputs<'_, '_>,
         workspace: &mut Workspace,
     ) -> Result<()> {
-        let &Problem { t, k, d, r, dtype } = problem;
+        let problem = alone(call)?;
+        let (weights, dh) = (&call.layers[0], &dh[0]);
+        let Problem { t, k, d, r, dtype } = problem;
         let (mut scratch, mut flags) = workspace.views();
         let mut buffers = Buffers::new(self.stream());
-        let w0 = Operand::new(buffers.read("w0", &weights.w0), k, dtype);
-        let a = Operand::new(buffers.read("a", &weights.a), k, dtype);
-        let b = Operand::new(buffers.read("b", &weights.b), r, dtype);
+        let w0 = Operand::new(buffers.read("w0", weights.w0), k, dtype);
+        let a = Operand::new(buffers.read("a", call.a), k, dtype);
+        let b = Operand::new(buffers.read("b", weights.b), r, dtype);
         let dh = Operand::new(buffers.read("dh", dh), d, dtype);
         let x = Operand::new(buffers.read("x", x), k, dtype);
         let s = Operand::new(buffers.read("s", s), r, dtype);
         let dx = out.dx.as_mut().map(|dx| Operand::new(buffers.write("dx", dx), k, dtype));
         let da = buffers.write("da", &mut out.da);
-        let db = buffers.write("db", &mut out.db);
+        let db = buffers.write("db", &mut out.db[0]);
         let scratch = buffers.write("scratch of the workspace", &mut scratch);
         let flags = buffers.write("flags of the workspace", &mut flags);
         buffers.check_overlap()?;
 
         let accumulation = out.accumulation;
-        let layout = BackwardWorkspace::new(problem, plan.hopper.as_ref());
+        let layout = BackwardWorkspace::new(&call.problem, plan.hopper.as_ref());
         let ds = Operand::new(scratch, r, dtype);
         let partials = scratch + 4 * layout.partials_offset() as u64;
 
@@ -244,7 +249,7 @@ impl Cuda {
             let handover = Handover { flags, partials };
             let wants_dx = dx.is_some();
             return self
-                .hopper_backward(problem, &product, wants_dx, &gradients, schedule, handover);
+                .hopper_backward(&problem, &product, wants_dx, &gradients, schedule, handover);
         }
         let (which, sizes) = (Linear::InputGrad, [t, k, d, r]);
         self.project(which, dtype, sizes, &product)?;

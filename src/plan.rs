@@ -142,7 +142,8 @@ pub fn forward(problem: &Problem, profile: Option<&DeviceProfile>) -> Plan {
     Plan { path, scratch, flags, hopper, decode: None }
 }
 
-/// The plan of a forward pass of projections that share their input; `profile` is `None` on the CPU.
+/// The plan of a forward pass of projections that share their input; `profile` is `None` on the
+/// CPU.
 pub fn forward_shared(problem: &SharedProblem, profile: Option<&DeviceProfile>) -> Plan {
     match problem.alone() {
         Some(problem) => forward(&problem, profile),
@@ -174,8 +175,8 @@ pub fn backward(problem: &Problem, profile: Option<&DeviceProfile>) -> Plan {
     Plan { path, scratch, flags, hopper, decode: None }
 }
 
-/// The plan of a backward pass of projections that share their input, with dX or without; `profile` is
-/// `None` on the CPU.
+/// The plan of a backward pass of projections that share their input, with dX or without; `profile`
+/// is `None` on the CPU.
 pub fn backward_shared(problem: &SharedProblem, profile: Option<&DeviceProfile>) -> Plan {
     match problem.alone() {
         Some(problem) => backward(&problem, profile),
@@ -235,7 +236,8 @@ pub(crate) fn projection_elements(problem: &SharedProblem) -> usize {
 pub(crate) struct BackwardWorkspace {
     /// dS, T×R in the element type of the problem, at offset 0; this is where it ends.
     ds_end: usize,
-    /// The partial sums of dX's product, of dA, then of every dB, each used before the next are written.
+    /// The partial sums of dX's product, of dA, then of every dB, each used before the next are
+    /// written.
     partials: usize,
 }
 

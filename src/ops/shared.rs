@@ -17,8 +17,8 @@ pub struct Projection<'a> {
     pub scale: f32,
 }
 
-/// The weights of adapted projections of the same x, borrowed: q, k and v of an attention, or gate and up
-/// of a gated MLP.
+/// The weights of adapted projections of the same x, borrowed: q, k and v of an attention, or gate
+/// and up of a gated MLP.
 ///
 /// Each may have a d, an r and a scale of its own. With R the sum of the ranks, A is [R, k]: the
 /// down-projections one below the other, in the order of `projections`.
@@ -55,10 +55,10 @@ pub fn backward_shared_plan(device: &Device, problem: &SharedProblem) -> Plan {
 
 /// S = [s₀ · X A₀ᵀ, s₁ · X A₁ᵀ, ...] and, for every projection i, Hᵢ = X W0ᵢᵀ + Sᵢ Bᵢᵀ.
 ///
-/// x is [..., k]; `h` has one [..., d] for every projection, with the d of that. s is [..., R]: beside each
-/// other, in the order of the projections, what [`forward`](super::forward) makes for each. Keep it for
-/// [`backward_shared`], or leave it out (`None`) where there will be none. `workspace` must have what
-/// [`forward_shared_plan`] asks for.
+/// x is [..., k]; `h` has one [..., d] for every projection, with the d of that. s is [..., R]:
+/// beside each other, in the order of the projections, what [`forward`](super::forward) makes for
+/// each. Keep it for [`backward_shared`], or leave it out (`None`) where there will be none.
+/// `workspace` must have what [`forward_shared_plan`] asks for.
 ///
 /// ```
 /// use lora_kernels::ops::{self, Projection, SharedWeights};
@@ -86,10 +86,9 @@ pub fn backward_shared_plan(device: &Device, problem: &SharedProblem) -> Plan {
 /// # }
 /// ```
 ///
-/// # Errors
-/// As for [`forward`](super::forward), and [`Error::Count`] unless there are 1 to
-/// [`MAX_PROJECTIONS`](crate::MAX_PROJECTIONS) projections and one `h` for each. Arguments in lists are
-/// named as `projections[1].w0` and `h[1]`.
+/// # Errors As for [`forward`](super::forward), and [`Error::Count`] unless there are 1 to
+/// [`MAX_PROJECTIONS`](crate::MAX_PROJECTIONS) projections and one `h` for each. Arguments in lists
+/// are named as `projections[1].w0` and `h[1]`.
 pub fn forward_shared<'a>(
     device: &Device,
     weights: &SharedWeights<'_>,
@@ -106,9 +105,9 @@ pub fn forward_shared<'a>(
 /// dSᵢ = sᵢ · dHᵢ Bᵢ for every projection i, dX = Σᵢ dHᵢ W0ᵢ + dS A, dA = dSᵀ X and dBᵢ = dHᵢᵀ Sᵢ.
 ///
 /// `dh` has one [..., d] for every projection; `s` is the S that [`forward_shared`] made. dX is
-/// summed over all projections before it is rounded, once. The sums over T run in an order that depends on
-/// the shapes alone: the same bits on every run, and those of dA and dB whether dX is asked for or not.
-/// `workspace` must have what [`backward_shared_plan`] asks for.
+/// summed over all projections before it is rounded, once. The sums over T run in an order that
+/// depends on the shapes alone: the same bits on every run, and those of dA and dB whether dX is
+/// asked for or not. `workspace` must have what [`backward_shared_plan`] asks for.
 ///
 /// # Errors
 /// As for [`forward_shared`], with one `dh` and one `db` for every projection.

@@ -6,7 +6,8 @@ use crate::{DType, Error, Result};
 /// The most projections that one call takes.
 pub const MAX_PROJECTIONS: usize = 4;
 
-/// The sizes that decide how a call for projections of the same input is served, in the paper's letters.
+/// The sizes that decide how a call for projections of the same input is served, in the paper's
+/// letters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct SharedProblem {
@@ -31,8 +32,8 @@ pub(crate) struct Part {
 }
 
 impl SharedProblem {
-    /// A problem within the limits of the crate. `projections` are d and r of each, in the order of their
-    /// rows of A.
+    /// A problem within the limits of the crate. `projections` are d and r of each, in the order of
+    /// their rows of A.
     ///
     /// # Errors
     /// [`Error::Count`] unless there are 1 to [`MAX_PROJECTIONS`] of them; for each, as

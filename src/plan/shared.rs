@@ -97,3 +97,95 @@ pub(crate) fn check_count(got: usize) -> Result<()> {
     let expected = format!("1 to {MAX_PROJECTIONS}");
     Err(Error::Count { argument: "projections", expected, got })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::tests::shapes;
+    use crate::plan::{self, BackwardWorkspace, DeviceProfile, GradSplit, Path};
+
+    /// One to four projections of the sizes of neighbouring shapes.
+    fn problems() -> impl Iterator<Item = SharedProblem> {
+        let all: Vec<_> = shapes().collect();
+        (0..all.len() - MAX_PROJECTIONS).map(move |i| {
+            let sizes = &all[i..i + 1 + i % MAX_PROJECTIONS];
+            let of: Vec<_> = sizes.iter().map(|&[_, _, d, r]| (d, r)).collect();
+            SharedProblem::new(all[i][0], all[i][1], &of, DType::Bf16).unwrap()
+        })
+    }
+
+    fn profile(hopper: bool) -> DeviceProfile {
+        let (name, compute_capability) = ("a GPU".to_string(), (9, 0));
+        DeviceProfile { name, compute_capability, sms: 132, pairs: 66, hopper }
+    }
+
+    #[test]
+    fn parts_are_the_columns_of_s() {
+        for problem in problems() {
+            let mut end = 0;
+            for (part, &(d, r)) in problem.parts().zip(problem.projections()) {
+                assert_eq!(part, Part { d, r, start: end }, "{problem:?}");
+                end += r;
+            }
+            assert_eq!(problem.parts().count(), problem.projections().len());
+            assert_eq!(end, problem.rank(), "{problem:?}");
+        }
+    }
+
+    #[test]
+    fn scratch_holds_s_or_ds_and_any_partial_sums() {
+        for problem in problems() {
+            let (t, k, rank) = (problem.t, problem.k, problem.rank());
+            let workspace = BackwardWorkspace::new(&problem, None);
+            let (offset, elements) = (workspace.partials_offset(), workspace.elements());
+            let context = format!("{problem:?}: {workspace:?}");
+            assert!(t * rank * 2 <= 4 * offset, "dS runs into the sums: {context}");
+            assert_eq!(4 * offset % 128, 0, "{context}");
+            let da = GradSplit::new(t, rank, k);
+            let mut all = vec![da];
+            all.extend(problem.parts().map(|part| GradSplit::new(t, part.r, part.d)));
+            for split in all {
+                assert!(offset + split.partials() <= elements, "{context}");
+                assert!(split.splits <= 65_535, "the limit of grid.y: {context}");
+            }
+            if problem.alone().is_none() {
+                let forward = plan::forward_shared(&problem, Some(&profile(false)));
+                let backward = plan::backward_shared(&problem, Some(&profile(false)));
+                assert_eq!((forward.path, backward.path), (Path::Mma, Path::Mma));
+                assert!(t * rank * 2 <= 4 * forward.scratch, "{context}");
+                assert_eq!(backward.scratch, elements, "{context}");
+                assert_eq!((forward.flags, backward.flags), (0, 0));
+            }
+        }
+    }
+
+    #[test]
+    fn one_projection_is_planned_as_the_layer_alone() {
+        let profiles = [None, Some(profile(false)), Some(profile(true))];
+        for [t, k, d, r] in shapes() {
+            let alone = Problem::new(t, k, d, r, DType::F16).unwrap();
+            let shared = SharedProblem::new(t, k, &[(d, r)], DType::F16).unwrap();
+            assert_eq!(shared, alone.into());
+            assert_eq!(shared.alone(), Some(alone));
+            for profile in profiles.iter().map(Option::as_ref) {
+                let [forward, of_shared] =
+                    [plan::forward(&alone, profile), plan::forward_shared(&shared, profile)];
+                assert_eq!(forward, of_shared, "{alone:?}");
+                let [backward, of_shared] =
+                    [plan::backward(&alone, profile), plan::backward_shared(&shared, profile)];
+                assert_eq!(backward, of_shared, "{alone:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_cpu_needs_no_workspace() {
+        for problem in problems() {
+            for plan in
+                [plan::forward_shared(&problem, None), plan::backward_shared(&problem, None)]
+            {
+                assert_eq!((plan.path, plan.scratch, plan.flags), (Path::Reference, 0, 0));
+            }
+        }
+    }
+}

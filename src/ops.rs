@@ -10,6 +10,9 @@
 //! gradients dA [r, k] and dB [d, r] are f32. Any T, d, k >= 1 and any rank in `1..=256` will do;
 //! rows of 16-byte multiples are fastest.
 //!
+//! Up to four projections of the same x, such as q, k and v, are served by one call of
+//! [`forward_shared`] and one of [`backward_shared`].
+//!
 //! ```
 //! use lora_kernels::ops::{self, Weights};
 //! use lora_kernels::{DType, Device, Problem, Tensor, Workspace};
@@ -118,9 +121,11 @@ pub fn backward_plan(device: &Device, problem: &Problem) -> Plan {
 /// path serves.
 ///
 /// # Errors
-/// [`Error::Shape`], [`Error::DType`], [`Error::Device`], [`Error::Rank`], [`Error::NotFinite`],
-/// [`Error::Workspace`] or [`Error::Overlap`] before anything is enqueued; [`Error::Driver`] if
-/// a launch is refused.
+/// [`Error::Shape`](crate::Error::Shape), [`DType`](crate::Error::DType),
+/// [`Device`](crate::Error::Device), [`Rank`](crate::Error::Rank),
+/// [`NotFinite`](crate::Error::NotFinite), [`Workspace`](crate::Error::Workspace) or
+/// [`Overlap`](crate::Error::Overlap) before anything is enqueued;
+/// [`Driver`](crate::Error::Driver) if a launch is refused.
 pub fn forward<'a>(
     device: &Device,
     weights: &Weights<'_>,

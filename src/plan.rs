@@ -7,7 +7,7 @@ pub(crate) mod hopper_grads;
 mod shared;
 
 pub(crate) use shared::check_count;
-pub use shared::{SharedProblem, MAX_PROJECTIONS};
+pub use shared::{backward_shared, forward_shared, SharedProblem, MAX_PROJECTIONS};
 
 use crate::{DType, Error, Result, Shape};
 
@@ -142,15 +142,6 @@ pub fn forward(problem: &Problem, profile: Option<&DeviceProfile>) -> Plan {
     Plan { path, scratch, flags, hopper, decode: None }
 }
 
-/// The plan of a forward pass of projections that share their input; `profile` is `None` on the
-/// CPU.
-pub fn forward_shared(problem: &SharedProblem, profile: Option<&DeviceProfile>) -> Plan {
-    match problem.alone() {
-        Some(problem) => forward(&problem, profile),
-        None => generic(profile, projection_elements(problem)),
-    }
-}
-
 /// The plan of the frozen layer alone; `profile` is `None` on the CPU. The rank of the problem does
 /// not matter.
 pub fn frozen(problem: &Problem, profile: Option<&DeviceProfile>) -> Plan {
@@ -173,24 +164,6 @@ pub fn backward(problem: &Problem, profile: Option<&DeviceProfile>) -> Plan {
     };
     let flags = hopper.map_or(0, |schedule| schedule.flags(t, k).max(hopper_grads::flags(t)));
     Plan { path, scratch, flags, hopper, decode: None }
-}
-
-/// The plan of a backward pass of projections that share their input, with dX or without; `profile`
-/// is `None` on the CPU.
-pub fn backward_shared(problem: &SharedProblem, profile: Option<&DeviceProfile>) -> Plan {
-    match problem.alone() {
-        Some(problem) => backward(&problem, profile),
-        None => generic(profile, BackwardWorkspace::new(problem, None).elements()),
-    }
-}
-
-/// The plan of a call that no other path than [`Path::Mma`] serves on a CUDA device.
-fn generic(profile: Option<&DeviceProfile>, scratch: usize) -> Plan {
-    let (path, scratch) = match profile {
-        None => (Path::Reference, 0),
-        Some(_) => (Path::Mma, scratch),
-    };
-    Plan { path, scratch, flags: 0, hopper: None, decode: None }
 }
 
 /// The path of a product of this rank, and its schedule on so many pairs of multiprocessors.

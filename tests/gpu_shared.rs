@@ -11,8 +11,8 @@ use lora_kernels::cudarc::driver::DevicePtr;
 use lora_kernels::ops::{self, Projection, SharedBackwardOutputs, SharedWeights};
 use lora_kernels::{Accumulation, DType, Error, Result, Tensor, TensorViewMut, Workspace};
 
-/// One to four projections with sizes around the borders of tiles, of steps along an inner dimension
-/// and of splits of T (see tests/gpu_exact.rs), alike and unlike each other.
+/// One to four projections with sizes around the borders of tiles, of steps along an inner
+/// dimension and of splits of T (see tests/gpu_exact.rs), alike and unlike each other.
 const EDGES: &[SharedSizes] = &[
     SharedSizes::new(1, 1, &[(1, 1)]),
     SharedSizes::new(1, 8, &[(1, 3), (40, 8)]),
@@ -97,8 +97,8 @@ fn layers_f16() {
     matches_reference::<f16>(LAYERS);
 }
 
-/// The bounds are those of tests/gpu_accuracy.rs, for each projection by itself, and for dX, in whose
-/// sum each is one more term of the same size.
+/// The bounds are those of tests/gpu_accuracy.rs, for each projection by itself, and for dX, in
+/// whose sum each is one more term of the same size.
 fn is_accurate<E: DeviceElement>(sizes: SharedSizes) {
     let inputs = SharedInputs::<E>::reals(sizes, 5);
     let want = shared_on_cpu(&inputs.widened());

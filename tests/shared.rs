@@ -1,5 +1,5 @@
-//! Projections that share their input, on the CPU reference: against each of them alone, recomputed,
-//! and by central differences.
+//! Projections that share their input, on the CPU reference: against each of them alone,
+//! recomputed, and by central differences.
 
 mod common;
 
@@ -81,9 +81,9 @@ fn dx_is_summed_before_it_is_rounded() {
     }
 }
 
-/// The gradients of the loss L = Σᵢ Gᵢ ∘ Hᵢ, whose dHᵢ are Gᵢ. L is linear in every entry of A, Bᵢ and
-/// x, so that a central difference of any step is the derivative, and on these integers nothing is
-/// rounded on the way.
+/// The gradients of the loss L = Σᵢ Gᵢ ∘ Hᵢ, whose dHᵢ are Gᵢ. L is linear in every entry of A, Bᵢ
+/// and x, so that a central difference of any step is the derivative, and on these integers nothing
+/// is rounded on the way.
 #[test]
 fn gradients_are_central_differences() {
     for sizes in SIZES {

@@ -1,6 +1,7 @@
-//! The sizes of projections that share their input.
+//! Projections that share their input: their sizes and plans.
 
-use super::{check_dims, check_rank, Problem};
+use super::{backward, check_dims, check_rank, forward, projection_elements};
+use super::{BackwardWorkspace, DeviceProfile, Path, Plan, Problem};
 use crate::{DType, Error, Result};
 
 /// The most projections that one call takes.
@@ -89,6 +90,33 @@ impl From<Problem> for SharedProblem {
     }
 }
 
+/// The plan of a forward pass of projections that share their input; `profile` is `None` on the
+/// CPU.
+pub fn forward_shared(problem: &SharedProblem, profile: Option<&DeviceProfile>) -> Plan {
+    match problem.alone() {
+        Some(problem) => forward(&problem, profile),
+        None => generic(profile, projection_elements(problem)),
+    }
+}
+
+/// The plan of a backward pass of projections that share their input, with dX or without; `profile`
+/// is `None` on the CPU.
+pub fn backward_shared(problem: &SharedProblem, profile: Option<&DeviceProfile>) -> Plan {
+    match problem.alone() {
+        Some(problem) => backward(&problem, profile),
+        None => generic(profile, BackwardWorkspace::new(problem, None).elements()),
+    }
+}
+
+/// The plan of a call that no other path than [`Path::Mma`] serves on a CUDA device.
+fn generic(profile: Option<&DeviceProfile>, scratch: usize) -> Plan {
+    let (path, scratch) = match profile {
+        None => (Path::Reference, 0),
+        Some(_) => (Path::Mma, scratch),
+    };
+    Plan { path, scratch, flags: 0, hopper: None, decode: None }
+}
+
 /// Refuses what is no number of projections.
 pub(crate) fn check_count(got: usize) -> Result<()> {
     if (1..=MAX_PROJECTIONS).contains(&got) {
@@ -102,7 +130,7 @@ pub(crate) fn check_count(got: usize) -> Result<()> {
 mod tests {
     use super::*;
     use crate::plan::tests::shapes;
-    use crate::plan::{self, BackwardWorkspace, DeviceProfile, GradSplit, Path};
+    use crate::plan::{self, GradSplit};
 
     /// One to four projections of the sizes of neighbouring shapes.
     fn problems() -> impl Iterator<Item = SharedProblem> {

@@ -261,8 +261,9 @@ impl<E: DeviceElement> SharedBuffers<E> {
         ops::backward_shared(device, &weights, &dh, x(), s(), out, workspace)
     }
 
-    /// What the passes made. Checks on the way that they left alone what is not theirs, that H is the same
-    /// where S is not asked for, and that `Add` gave the bits of an overwrite and an addition.
+    /// What the passes made. Checks on the way that they left alone what is not theirs, that H is
+    /// the same where S is not asked for, and that `Add` gave the bits of an overwrite and an
+    /// addition.
     pub fn outputs(&self) -> SharedOutputs<E> {
         let inputs = &self.inputs;
         let mut unchanged =
@@ -340,8 +341,8 @@ pub fn shared_on_cpu<E: DeviceElement>(inputs: &SharedInputs<E>) -> SharedOutput
     buffers.outputs()
 }
 
-/// Runs both passes twice in fresh buffers on a CUDA device, and fails unless both runs made the same
-/// bits.
+/// Runs both passes twice in fresh buffers on a CUDA device, and fails unless both runs made the
+/// same bits.
 pub fn shared_on_cuda<E: DeviceElement>(
     place: &Place,
     inputs: &SharedInputs<E>,

@@ -3,6 +3,9 @@
 //   dA  (r×k) = dSᵀ X     L dS (T×r), Y X  (T×k)
 //   dBᵀ (r×d) = Sᵀ dH     L S  (T×r), Y dH (T×d)
 //
+// Where projections share X, dA is that of all at once, with the sum of their ranks as r, and each
+// has its dB, of its own columns of S.
+//
 // Bound by reading Y, which every column tile reads once. A sum over all T rows would leave too few
 // blocks, so T is cut into splits whose partial sums reduce.cu adds in order: no float
 // atomics, and the same bits on every run.
@@ -33,11 +36,11 @@ __device__ __forceinline__ void grad(const GradParams& p) {
     const int m0 = blockIdx.x % rank_tiles * kRank, n0 = blockIdx.x / rank_tiles * kTileN;
     const int split = blockIdx.y, t0 = split * p.rows_per_split;
 
-    Segment rows{p.lhs, p.rhs, p.r, p.n, min(p.rows_per_split, p.t - t0)};
-    rows.lhs.data = element<E>(p.lhs, t0, 0);
-    rows.rhs.data = element<E>(p.rhs, t0, 0);
+    Segment rows[] = {{p.lhs, p.rhs, min(p.rows_per_split, p.t - t0)}};
+    rows[0].lhs.data = element<E>(p.lhs, t0, 0);
+    rows[0].rhs.data = element<E>(p.rhs, t0, 0);
     Product product;
-    product.run(shared, rows, {}, m0, n0);
+    product.run(shared, rows, 1, p.r, p.n, m0, n0);
 
     Operand out = p.partials;
     out.data = element<float>(out, split * p.r, 0);

@@ -51,6 +51,7 @@ struct HopperDecodeParams {
     void *h, *s_out;
     uint32_t* flags;  // how many have seen all of S, and how many blocks have made their part of it
     int t, k, d, r;
+    int s_cols;      // elements from one row of S to the next: S may be columns of a matrix
     float scale;
     int x_rows;      // t, or where the blocks of a pair load half of x each, half of it, a multiple of 8
     int split;       // the blocks of a pair share rows of W0 and have half of k each
@@ -302,13 +303,14 @@ __device__ __forceinline__ void multiply(const HopperDecodeParams& p, const Work
             const int finishers = alternates ? 128 : 256;
             finishers == 128 ? named_barrier<128>(2) : named_barrier<256>(1);
             const int cols = work.makes_s ? p.r : p.d, rows = min(work.rows, cols - row0);
+            const int out_cols = work.makes_s ? p.s_cols : p.d;
             const int eights = rows / 8, tokens = min(p.t, mine_end * 8) - mine * 8;
             // Elements have 16 bits.
             auto* out = static_cast<uint16_t*>(work.makes_s ? p.s_out : p.h) + row0;
             for (int i = alternates ? thread : group * 128 + thread; i < eights * tokens; i += finishers) {
                 const int token = i / eights, row = i % eights * 8;
                 const uint4 v = load_shared(out_at + token * out_pitch + row * 2);
-                *reinterpret_cast<uint4*>(out + (int64_t)(mine * 8 + token) * cols + row) = v;
+                *reinterpret_cast<uint4*>(out + (int64_t)(mine * 8 + token) * out_cols + row) = v;
             }
             if (work.makes_s) {
                 named_barrier<128>(2);

@@ -1,29 +1,31 @@
-// The base product with the adapter's as a longer inner dimension:
+// The base product with the adapter's as a longer inner dimension, a sum over a list of segments:
 //
-//   forward      H  = X W0ᵀ + S Bᵀ     lhs X (T×k),  rhs W0 (d×k),  extension S (T×r), B (d×r)
-//   input grad   dX = dH W0 + dS A     lhs dH (T×d), rhs W0 (d×k),  extension dS (T×r), A (r×k)
+//   forward      H  = X W0ᵀ + S Bᵀ         X (T×k), W0 (d×k)        S (T×r), B (d×r)
+//   input grad   dX = Σᵢ dHᵢ W0ᵢ + dS A    dHᵢ (T×dᵢ), W0ᵢ (dᵢ×k)    dS (T×R), A (R×k)
 //
-// out[m, n] = Σk lhs[m, k] rhs[n, k] + Σr lhs_ext[m, r] rhs_ext[n, r], accumulated in f32 and
-// rounded once. In the forward both rhs lie K-major in memory, in the input gradient MN-major; that
-// is the whole difference. With r = 0 it is the frozen layer.
+// with i over the projections that share X, at most four, and R the sum of their ranks.
+// out[m, n] = Σ lhs[m, k] rhs[n, k] over the segments, one after the other, and the k of each,
+// accumulated in f32 and rounded once. In the forward every rhs lies K-major in memory, in the
+// input gradient MN-major; that is the whole difference. X and W0 alone are the frozen layer.
 //
 // Grid: one block a tile of 128×256, 1-D. Block: 8 warps, 2 along m × 4 along n, 64×64 each.
 // Shared memory: 4 stages of (128 + 256)×32 elements, 96 KiB, so one block fits on every GPU from
-// 8.0 on. Reads lhs, rhs and the extension; writes out, every element once. Needs nothing
-// initialised.
+// 8.0 on. Reads the segments; writes out, every element once. Needs nothing initialised.
 //
-//   k steps   |------------- base, ⌈k/32⌉ -------------|- extension, ⌈r/32⌉ -|
+//   k steps   |------------- X, W0: ⌈k/32⌉ -------------|- S, B: ⌈r/32⌉ -|
 //
 // Tiles are taken in groups of 16 rows, column by column, so that the blocks that run at the same
 // time share about as many rows of lhs as of rhs in the L2.
 #include "tile.cuh"
 
 // Mirrored by cuda::params::LinearParams in Rust.
+constexpr int kSegments = 5;
 struct LinearParams {
-    Operand lhs, rhs, lhs_ext, rhs_ext, out;
-    int m, n, k, r;
+    Segment segments[kSegments];
+    Operand out;
+    int m, n, count;
 };
-static_assert(sizeof(LinearParams) == 96);
+static_assert(sizeof(LinearParams) == 232);
 
 constexpr int kTileM = 128, kTileN = 256, kTileK = 32, kStages = 4, kGroup = 16;
 
@@ -39,8 +41,7 @@ __device__ __forceinline__ void linear(const LinearParams& p) {
     const int n0 = in_group / group_rows * kTileN;
 
     Product product;
-    product.run(shared, {p.lhs, p.rhs, p.m, p.n, p.k}, {p.lhs_ext, p.rhs_ext, p.m, p.n, p.r}, m0,
-                n0);
+    product.run(shared, p.segments, p.count, p.m, p.n, m0, n0);
     product.for_each_chunk(shared, [&](int row, int col, const float(&v)[8]) {
         store_chunk<E>(p.out, m0 + row, n0 + col, p.m, p.n, v);
     });

@@ -29,7 +29,8 @@ __device__ __forceinline__ void merge(const MergeParams& p) {
     const int d0 = blockIdx.x / tiles_k * kTileD, k0 = blockIdx.x % tiles_k * kTileK;
 
     Product product;
-    product.run(shared, {p.b, p.a, p.d, p.k, p.r}, {}, d0, k0);
+    const Segment whole[] = {{p.b, p.a, p.r}};
+    product.run(shared, whole, 1, p.d, p.k, d0, k0);
     product.for_each_chunk(shared, [&](int row, int col, const float(&update)[8]) {
         if (d0 + row >= p.d) return;
         float w[8];

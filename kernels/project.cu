@@ -3,6 +3,10 @@
 //   forward    S  = s · X Aᵀ     lhs X (T×k),   rhs A (r×k), K-major
 //   backward   dS = s · dH B     lhs dH (T×d),  rhs B (d×r), MN-major
 //
+// Where projections share X, S is that of all in one launch: A is theirs one below the other, r the
+// sum of their ranks, and the columns of each have a scale of their own. Their dS take a launch
+// each, into columns of one matrix.
+//
 // Bound by reading lhs, so every byte of it is read once from memory: a block takes 32 rows whole,
 // and its four warps along k split each step of 128 columns. Accumulated in f32, the four partial
 // sums added in a fixed order, scaled, and rounded once.
@@ -14,14 +18,23 @@
 #include "tile.cuh"
 
 // Mirrored by cuda::params::ProjectParams in Rust.
+constexpr int kScales = 4;
 struct ProjectParams {
     Operand lhs, rhs, out;
     int m, r, k;
-    float scale;
+    int ends[kScales];  // the column before which each scale ends; beyond r for those not used
+    float scales[kScales];
 };
-static_assert(sizeof(ProjectParams) == 64);
+static_assert(sizeof(ProjectParams) == 96);
 
 constexpr int kTileM = 32, kTileK = 128, kStages = 4;
+
+__device__ __forceinline__ float scale_of(const ProjectParams& p, int col) {
+    float scale = p.scales[0];
+#pragma unroll
+    for (int i = 1; i < kScales; i++) scale = col < p.ends[i - 1] ? scale : p.scales[i];
+    return scale;
+}
 
 template <typename E, int kRank, Major kRhs>
 __device__ __forceinline__ void project(const ProjectParams& p) {
@@ -31,12 +44,13 @@ __device__ __forceinline__ void project(const ProjectParams& p) {
     const int m0 = blockIdx.x / rank_tiles * kTileM, n0 = blockIdx.x % rank_tiles * kRank;
 
     Product product;
-    product.run(shared, {p.lhs, p.rhs, p.m, p.r, p.k}, {}, m0, n0);
+    const Segment whole[] = {{p.lhs, p.rhs, p.k}};
+    product.run(shared, whole, 1, p.m, p.r, m0, n0);
     product.reduce_warps_k(shared);
     if (Product::warp_k() > 0) return;
     product.for_each_chunk(shared, [&](int row, int col, float(&v)[8]) {
 #pragma unroll
-        for (int i = 0; i < 8; i++) v[i] *= p.scale;
+        for (int i = 0; i < 8; i++) v[i] *= scale_of(p, n0 + col + i);
         store_chunk<E>(p.out, m0 + row, n0 + col, p.m, p.r, v);
     });
 }

@@ -3,7 +3,7 @@
 //   Operand       a matrix in global memory, and whether its rows allow 16-byte accesses
 //   Major         which of an operand's two indices is contiguous in memory
 //   Segment       a stretch of the inner dimension: an lhs, an rhs, and how long they are
-//   TileProduct   acc += lhs · rhsᵀ for one block's tile, over one segment or two
+//   TileProduct   acc += lhs · rhsᵀ for one block's tile, over a list of segments
 //
 // Indices follow one convention: a tile of the product has m rows and n columns and sums over k.
 // An operand is "K-major" if k is contiguous (x in x·W0ᵀ), and "MN-major" if m or n is.
@@ -31,11 +31,13 @@ static_assert(sizeof(Operand) == 16);
 
 enum class Major { K, MN };
 
+// Mirrored by cuda::params::Segment in Rust.
 struct Segment {
     Operand lhs;  // m×k
     Operand rhs;  // n×k
-    int m, n, k;
+    int k;
 };
+static_assert(sizeof(Segment) == 40);
 
 // ---------------------------------------------------------------------------------------------
 // Instructions
@@ -272,24 +274,26 @@ struct TileProduct {
     static __device__ __forceinline__ int warp_n() { return warp() / kWarpsM % kWarpsN; }
     static __device__ __forceinline__ int warp_k() { return warp() / (kWarpsM * kWarpsN); }
 
-    // The whole sum for the tile at (m0, n0): over `base`, then over `extension` if its k is not
-    // zero, in one pipeline. Afterwards shared memory is free.
-    __device__ __forceinline__ void run(unsigned char* shared, const Segment& base,
-                                        const Segment& extension, int m0, int n0) {
+    // The whole sum for the tile at (m0, n0) of an output of m×n: over `count` segments, one after
+    // the other in one pipeline. Afterwards shared memory is free.
+    template <int kMost>
+    __device__ __forceinline__ void run(unsigned char* shared, const Segment (&segments)[kMost],
+                                        int count, int m, int n, int m0, int n0) {
         const uint32_t stages = shared_address(shared);
-        const int base_steps = (base.k + kK - 1) / kK;
-        const int steps = base_steps + (extension.k + kK - 1) / kK;
-        auto load = [&](uint32_t stage, int step) {
-            const bool in_base = step < base_steps;
-            const int k0 = (in_base ? step : step - base_steps) * kK;
-            if (in_base) {
-                Lhs::template load<kThreads>(stage, base.lhs, base.m, base.k, m0, k0);
-                Rhs::template load<kThreads>(stage + Lhs::kBytes, base.rhs, base.n, base.k, n0, k0);
-            } else if (step < steps) {
-                const Segment& s = extension;
-                Lhs::template load<kThreads>(stage, s.lhs, s.m, s.k, m0, k0);
-                Rhs::template load<kThreads>(stage + Lhs::kBytes, s.rhs, s.n, s.k, n0, k0);
-            }
+        // What is loaded next: the segment, and from where on along its k.
+        int at = 0, k0 = 0;
+        // A segment that is alone is not indexed by a variable, so that it can stay in registers.
+        auto segment = [&]() -> const Segment& { return segments[kMost > 1 ? at : 0]; };
+        auto end_segment = [&] {
+            if (k0 >= segment().k) at++, k0 = 0;
+        };
+        auto load = [&](uint32_t stage) {
+            if (at == count) return;
+            const Segment& s = segment();
+            Lhs::template load<kThreads>(stage, s.lhs, m, s.k, m0, k0);
+            Rhs::template load<kThreads>(stage + Lhs::kBytes, s.rhs, n, s.k, n0, k0);
+            k0 += kK;
+            end_segment();
         };
 
         const int warp_k0 = warp_k() * kK16 * 16;
@@ -345,26 +349,33 @@ struct TileProduct {
 #pragma unroll
                 for (int c = 0; c < 4; c++) acc[i][j][c] = 0.f;
         for (int ahead = 0; ahead < kStages - 1; ahead++) {
-            load(stages + ahead * kStageBytes, ahead);
+            load(stages + ahead * kStageBytes);
             cp_async_commit();
         }
         cp_async_wait<kStages - 2>();
         __syncthreads();
         fragments(read, 0);
 
-        int ahead = kStages - 1;
-        const bool inside = m0 + kM <= base.m && n0 + kN <= base.n;
-        if (inside && base.lhs.vectors && base.rhs.vectors) {
-            typename Lhs::template Stream<kThreads> lhs(base.lhs, m0, ahead * kK);
-            typename Rhs::template Stream<kThreads> rhs(base.rhs, n0, ahead * kK);
-            for (; ahead < base.k / kK; ahead++) {
-                step([&] {
-                    lhs.load(fill, base.lhs);
-                    rhs.load(fill + Lhs::kBytes, base.rhs);
-                });
+        int steps = 0;
+        for (int i = 0; i < count; i++) steps += (segments[i].k + kK - 1) / kK;
+        const bool inside = m0 + kM <= m && n0 + kN <= n;
+        // What is left to load is fewer steps than are left to multiply, so that after the loop
+        // without checks there is always one more.
+        for (; steps > 0; steps--) {
+            if (inside && at < count && segment().lhs.vectors && segment().rhs.vectors) {
+                const Segment& s = segment();
+                typename Lhs::template Stream<kThreads> lhs(s.lhs, m0, k0);
+                typename Rhs::template Stream<kThreads> rhs(s.rhs, n0, k0);
+                for (; k0 + kK <= s.k; k0 += kK, steps--) {
+                    step([&] {
+                        lhs.load(fill, s.lhs);
+                        rhs.load(fill + Lhs::kBytes, s.rhs);
+                    });
+                }
+                end_segment();
             }
+            step([&] { load(fill); });
         }
-        for (; ahead < steps + kStages - 1; ahead++) step([&] { load(fill, ahead); });
         cp_async_wait<0>();
         __syncthreads();
     }

@@ -53,6 +53,15 @@ pub enum Error {
         /// How many elements were given.
         got: usize,
     },
+    /// A list of arguments does not hold as many as the call asks for.
+    Count {
+        /// The list.
+        argument: &'static str,
+        /// How many it must hold, in words and numbers.
+        expected: String,
+        /// How many it holds.
+        got: usize,
+    },
     /// A tensor has an element type this call cannot take.
     DType {
         /// The argument, in the paper's letters.
@@ -187,6 +196,9 @@ impl fmt::Display for Error {
             }
             Error::Length { shape, got } => {
                 write!(f, "shape {shape} holds {} elements, but {got} were given", shape.elements())
+            }
+            Error::Count { argument, expected, got } => {
+                write!(f, "{argument} is a list of {got}, expected {expected}")
             }
             Error::DType { argument, expected, got } => {
                 write!(f, "{argument} holds {got}, expected {expected}")

@@ -87,7 +87,7 @@ pub use error::{Error, Result};
 pub use half;
 pub use linear::{Forward, Gradients, LoraLinear};
 pub use ops::{Accumulation, InputGradient};
-pub use plan::{Path, Problem};
+pub use plan::{Path, Problem, SharedProblem, MAX_PROJECTIONS};
 pub use shape::{IntoShape, Shape};
 pub use tensor::{Tensor, TensorView, TensorViewMut};
 pub use workspace::Workspace;

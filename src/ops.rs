@@ -10,6 +10,9 @@
 //! gradients dA [r, k] and dB [d, r] are f32. Any T, d, k >= 1 and any rank in `1..=256` will do;
 //! rows of 16-byte multiples are fastest.
 //!
+//! Up to four projections of the same x, such as q, k and v, are served by one call of
+//! [`forward_shared`] and one of [`backward_shared`].
+//!
 //! ```
 //! use lora_kernels::ops::{self, Weights};
 //! use lora_kernels::{DType, Device, Problem, Tensor, Workspace};
@@ -31,10 +34,22 @@
 //! # }
 //! ```
 
-use crate::cuda::Place;
+mod call;
+mod check;
+mod shared;
+
+pub(crate) use call::{Call, Layer};
+pub(crate) use check::check_finite;
+pub use shared::{
+    backward_shared, backward_shared_plan, forward_shared, forward_shared_plan, Projection,
+    SharedBackwardOutputs, SharedWeights,
+};
+
 use crate::device::Backend;
 use crate::plan::{self, Plan, Problem};
-use crate::{reference, DType, Device, Error, Result, Shape, TensorView, TensorViewMut, Workspace};
+use crate::{reference, DType, Device, Result, Shape, TensorView, TensorViewMut, Workspace};
+use check::{check_activations, check_dtype, check_input, check_output};
+use std::slice;
 
 /// The weights of an adapted layer, borrowed.
 #[derive(Debug)]
@@ -106,9 +121,11 @@ pub fn backward_plan(device: &Device, problem: &Problem) -> Plan {
 /// path serves.
 ///
 /// # Errors
-/// [`Error::Shape`], [`Error::DType`], [`Error::Device`], [`Error::Rank`], [`Error::NotFinite`],
-/// [`Error::Workspace`] or [`Error::Overlap`] before anything is enqueued; [`Error::Driver`] if
-/// a launch is refused.
+/// [`Error::Shape`](crate::Error::Shape), [`DType`](crate::Error::DType),
+/// [`Device`](crate::Error::Device), [`Rank`](crate::Error::Rank),
+/// [`NotFinite`](crate::Error::NotFinite), [`Workspace`](crate::Error::Workspace) or
+/// [`Overlap`](crate::Error::Overlap) before anything is enqueued;
+/// [`Driver`](crate::Error::Driver) if a launch is refused.
 pub fn forward<'a>(
     device: &Device,
     weights: &Weights<'_>,
@@ -117,21 +134,8 @@ pub fn forward<'a>(
     s: impl Into<Option<TensorViewMut<'a>>>,
     workspace: &mut Workspace,
 ) -> Result<()> {
-    let problem = weights.problem(device, &x)?;
-    let mut s = s.into();
-    check_output(device, "h", &h, [problem.t, problem.d], problem.dtype)?;
-    if let Some(s) = &s {
-        check_output(device, "s", s, [problem.t, problem.r], problem.dtype)?;
-    }
-    let plan = forward_plan(device, &problem);
-    check_workspace(device, workspace, &plan)?;
-    match &device.backend {
-        Backend::Cpu => reference::forward(weights, &x, &mut h, s.as_mut()),
-        Backend::Cuda(cuda) => {
-            cuda.forward(&problem, &plan, weights, &x, &mut h, s.as_mut(), workspace)?
-        }
-    }
-    Ok(())
+    let call = weights.call(device, &x)?;
+    call.forward(device, &x, slice::from_mut(&mut h), s.into(), workspace)
 }
 
 /// H = X W0ᵀ: the layer with its adapter switched off.
@@ -175,27 +179,13 @@ pub fn backward(
     dh: TensorView<'_>,
     x: TensorView<'_>,
     s: TensorView<'_>,
-    mut out: BackwardOutputs<'_>,
+    out: BackwardOutputs<'_>,
     workspace: &mut Workspace,
 ) -> Result<()> {
-    let problem = weights.problem(device, &x)?;
-    let Problem { t, k, d, r, dtype } = problem;
-    check_rows(device, "dh", &dh, [t, d], dtype)?;
-    check_rows(device, "s", &s, [t, r], dtype)?;
-    if let Some(dx) = &out.dx {
-        check_output(device, "dx", dx, [t, k], dtype)?;
-    }
-    check_output(device, "da", &out.da, [r, k], DType::F32)?;
-    check_output(device, "db", &out.db, [d, r], DType::F32)?;
-    let plan = backward_plan(device, &problem);
-    check_workspace(device, workspace, &plan)?;
-    match &device.backend {
-        Backend::Cpu => reference::backward(weights, &dh, &x, &s, &mut out),
-        Backend::Cuda(cuda) => {
-            cuda.backward(&problem, &plan, weights, &dh, &x, &s, &mut out, workspace)?
-        }
-    }
-    Ok(())
+    let call = weights.call(device, &x)?;
+    let BackwardOutputs { dx, da, mut db, accumulation } = out;
+    let out = SharedBackwardOutputs { dx, da, db: slice::from_mut(&mut db), accumulation };
+    call.backward(device, slice::from_ref(&dh), &x, &s, out, workspace)
 }
 
 /// out = W0 + s · B A, computed in f32 (CPU: f64) and rounded once to the element type of W0.
@@ -240,17 +230,16 @@ pub fn merge_in_place(
 }
 
 impl Weights<'_> {
-    /// The problem these weights and x make together, with everything about them checked.
-    fn problem(&self, device: &Device, x: &TensorView<'_>) -> Result<Problem> {
+    /// The call that these weights and x make, with everything about them checked.
+    fn call(&self, device: &Device, x: &TensorView<'_>) -> Result<Call<'_>> {
         let dtype = check_activations(device, "x", x)?;
         let (t, k) = (x.shape.rows(), x.shape.cols());
         let (d, r) = (self.w0.shape.rows(), self.a.shape.rows());
         let problem = Problem::new(t, k, d, r, dtype)?;
-        check_input(device, "w0", &self.w0, [d, k], dtype)?;
+        let layer = Layer::alone(self);
         check_input(device, "a", &self.a, [r, k], dtype)?;
-        check_input(device, "b", &self.b, [d, r], dtype)?;
-        check_finite("scale", self.scale)?;
-        Ok(problem)
+        layer.check(device, [d, k, r], dtype)?;
+        Ok(Call { problem: problem.into(), a: &self.a, layers: vec![layer] })
     }
 }
 
@@ -270,109 +259,4 @@ fn check_merge(
     check_input(device, "b", b, [d, r], dtype)?;
     check_finite("scale", scale)?;
     Ok(problem)
-}
-
-/// The element type of the activations decides that of everything else.
-fn check_activations(device: &Device, argument: &'static str, x: &TensorView<'_>) -> Result<DType> {
-    check_dtype(device, argument, x.dtype)?;
-    check_device(device, argument, x.region.place())?;
-    Ok(x.dtype)
-}
-
-fn check_dtype(device: &Device, argument: &'static str, dtype: DType) -> Result<()> {
-    if device.is_cuda() && dtype == DType::F32 {
-        let expected = "bf16 or f16 (f32 runs on the CPU device only)";
-        return Err(Error::DType { argument, expected, got: dtype });
-    }
-    Ok(())
-}
-
-/// An input that must be a matrix of just this shape.
-fn check_input(
-    device: &Device,
-    argument: &'static str,
-    view: &TensorView<'_>,
-    matrix: [usize; 2],
-    dtype: DType,
-) -> Result<()> {
-    if view.shape.dims() != matrix {
-        return Err(Error::Shape { argument, expected: format!("{matrix:?}"), got: view.shape });
-    }
-    check_rows(device, argument, view, matrix, dtype)
-}
-
-/// An input whose leading dimensions count as rows.
-fn check_rows(
-    device: &Device,
-    argument: &'static str,
-    view: &TensorView<'_>,
-    matrix: [usize; 2],
-    dtype: DType,
-) -> Result<()> {
-    check_matrix(argument, view.shape, matrix, view.dtype, dtype)?;
-    check_device(device, argument, view.region.place())
-}
-
-fn check_output(
-    device: &Device,
-    argument: &'static str,
-    view: &TensorViewMut<'_>,
-    matrix: [usize; 2],
-    dtype: DType,
-) -> Result<()> {
-    check_matrix(argument, view.shape, matrix, view.dtype, dtype)?;
-    check_device(device, argument, view.region.place())
-}
-
-fn check_workspace(device: &Device, workspace: &Workspace, plan: &Plan) -> Result<()> {
-    workspace.check(plan)?;
-    check_dtype_of("workspace.scratch", workspace.scratch.dtype(), DType::F32)?;
-    for tensor in [&workspace.scratch, workspace.flags()] {
-        check_device(device, "workspace", tensor.view().region.place())?;
-    }
-    Ok(())
-}
-
-fn check_matrix(
-    argument: &'static str,
-    shape: Shape,
-    [rows, cols]: [usize; 2],
-    got: DType,
-    dtype: DType,
-) -> Result<()> {
-    if (shape.rows(), shape.cols()) != (rows, cols) {
-        let expected = format!("{rows} rows of {cols}");
-        return Err(Error::Shape { argument, expected, got: shape });
-    }
-    check_dtype_of(argument, got, dtype)
-}
-
-fn check_dtype_of(argument: &'static str, got: DType, dtype: DType) -> Result<()> {
-    if got != dtype {
-        let expected = match dtype {
-            DType::Bf16 => "bf16, as x",
-            DType::F16 => "f16, as x",
-            DType::F32 => "f32",
-        };
-        return Err(Error::DType { argument, expected, got });
-    }
-    Ok(())
-}
-
-fn check_device(device: &Device, argument: &'static str, place: Place<'_>) -> Result<()> {
-    if place.is_usable_on(device.stream()) {
-        return Ok(());
-    }
-    let both_cuda = device.is_cuda() && !matches!(place, Place::Host);
-    let by = if both_cuda { ", by another CudaContext" } else { "" };
-    let (expected, got) = (device.to_string(), format!("{place}{by}"));
-    Err(Error::Device { argument, expected, got })
-}
-
-pub(crate) fn check_finite(argument: &'static str, value: f32) -> Result<()> {
-    if value.is_finite() {
-        Ok(())
-    } else {
-        Err(Error::NotFinite { argument, value })
-    }
 }

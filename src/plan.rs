@@ -4,6 +4,10 @@
 pub(crate) mod hopper;
 pub(crate) mod hopper_decode;
 pub(crate) mod hopper_grads;
+mod shared;
+
+pub(crate) use shared::check_count;
+pub use shared::{backward_shared, forward_shared, SharedProblem, MAX_PROJECTIONS};
 
 use crate::{DType, Error, Result, Shape};
 
@@ -33,21 +37,30 @@ impl Problem {
     /// [`Error::Rank`] unless `1 <= r <= 256`; [`Error::Shape`] if a dimension is zero;
     /// [`Error::TooLarge`] if one does not fit in 31 bits less a tile.
     pub fn new(t: usize, k: usize, d: usize, r: usize, dtype: DType) -> Result<Self> {
-        if r == 0 || r > MAX_RANK {
-            return Err(Error::Rank { r });
-        }
-        for (argument, dims) in [("x", [t, k]), ("w0", [d, k])] {
-            if dims.contains(&0) {
-                let expected = "at least one row and one column".to_string();
-                return Err(Error::Shape { argument, expected, got: Shape::new(&dims)? });
-            }
-            // Kernels index rows and columns by i32 and round them up to whole tiles.
-            if dims.iter().any(|&dim| dim > i32::MAX as usize - 1024) {
-                return Err(Error::TooLarge { what: format!("{argument} of shape {dims:?}") });
-            }
-        }
+        check_rank(r)?;
+        check_dims("x", [t, k])?;
+        check_dims("w0", [d, k])?;
         Ok(Problem { t, k, d, r, dtype })
     }
+}
+
+fn check_rank(r: usize) -> Result<()> {
+    if r == 0 || r > MAX_RANK {
+        return Err(Error::Rank { r });
+    }
+    Ok(())
+}
+
+fn check_dims(argument: &'static str, dims: [usize; 2]) -> Result<()> {
+    if dims.contains(&0) {
+        let expected = "at least one row and one column".to_string();
+        return Err(Error::Shape { argument, expected, got: Shape::new(&dims)? });
+    }
+    // Kernels index rows and columns by i32 and round them up to whole tiles.
+    if dims.iter().any(|&dim| dim > i32::MAX as usize - 1024) {
+        return Err(Error::TooLarge { what: format!("{argument} of shape {dims:?}") });
+    }
+    Ok(())
 }
 
 /// What plans need to know of a CUDA device.
@@ -108,108 +121,74 @@ pub struct Plan {
     /// How [`Path::Hopper`] runs the product with W0, if it does.
     pub(crate) hopper: Option<hopper::Schedule>,
     /// How [`Path::HopperDecode`] does, if it does.
-    pub(crate) decode: Option<hopper_decode::Schedule>,
+    pub(crate) decode: Option<hopper_decode::Schedules>,
+}
+
+impl Plan {
+    /// On the CPU.
+    const REFERENCE: Plan =
+        Plan { path: Path::Reference, scratch: 0, flags: 0, hopper: None, decode: None };
+
+    /// By kernels for every GPU.
+    fn mma(scratch: usize) -> Plan {
+        Plan { path: Path::Mma, scratch, ..Plan::REFERENCE }
+    }
+
+    /// By a schedule with the flags and the scratch that it takes.
+    fn on_hopper(schedule: hopper::Schedule, flags: usize, scratch: usize) -> Plan {
+        Plan { path: Path::Hopper, scratch, flags, hopper: Some(schedule), decode: None }
+    }
 }
 
 /// The plan of a forward pass; `profile` is `None` on the CPU.
 pub fn forward(problem: &Problem, profile: Option<&DeviceProfile>) -> Plan {
-    let &Problem { t, k, d, r, .. } = problem;
-    let scratch = projection_elements(problem);
-    if let Some(decode) = decode(problem, r, profile) {
-        let (path, flags) = (Path::HopperDecode, hopper_decode::FLAGS);
-        return Plan { path, scratch, flags, hopper: None, decode: Some(decode) };
-    }
-    let sizes = hopper::Sizes::of_layer([t, d, k, r]);
-    let schedule = |pairs| hopper::forward(&sizes, pairs);
-    let (path, hopper) = path(problem, r, profile, schedule);
-    let flags = hopper.map_or(0, |schedule| schedule.flags(t));
-    let scratch = match path {
-        Path::Reference => 0,
-        _ => scratch + hopper.map_or(0, |schedule| schedule.partials()),
-    };
-    Plan { path, scratch, flags, hopper, decode: None }
+    forward_shared(&(*problem).into(), profile)
 }
 
 /// The plan of the frozen layer alone; `profile` is `None` on the CPU. The rank of the problem does
 /// not matter.
 pub fn frozen(problem: &Problem, profile: Option<&DeviceProfile>) -> Plan {
     let &Problem { t, k, d, .. } = problem;
-    if let Some(decode) = decode(problem, 0, profile) {
-        let path = Path::HopperDecode;
-        return Plan { path, scratch: 0, flags: 0, hopper: None, decode: Some(decode) };
+    let Some(profile) = profile else { return Plan::REFERENCE };
+    let alone = Problem { r: 0, ..*problem }.into();
+    match shared::pairs(&alone, profile) {
+        None => Plan::mma(0),
+        Some(pairs) if t <= hopper_decode::MOST_TOKENS => {
+            Plan { flags: 0, ..shared::decode(&alone, pairs, 0) }
+        }
+        Some(pairs) => Plan::on_hopper(hopper::frozen([t, d, k], pairs), 0, 0),
     }
-    let (path, hopper) = path(problem, 0, profile, |pairs| hopper::frozen([t, d, k], pairs));
-    Plan { path, scratch: 0, flags: 0, hopper, decode: None }
 }
 
 /// The plan of a backward pass, with dX or without; `profile` is `None` on the CPU.
 pub fn backward(problem: &Problem, profile: Option<&DeviceProfile>) -> Plan {
-    let &Problem { t, k, d, r, .. } = problem;
-    let sizes = hopper::Sizes::of_layer([t, k, d, r]);
-    let (path, hopper) = path(problem, r, profile, |pairs| hopper::input_grad(&sizes, pairs));
-    let scratch = match path {
-        Path::Reference => 0,
-        _ => BackwardWorkspace::new(problem, hopper.as_ref()).elements(),
-    };
-    let flags = hopper.map_or(0, |schedule| schedule.flags(t).max(hopper_grads::flags(t)));
-    Plan { path, scratch, flags, hopper, decode: None }
+    backward_shared(&(*problem).into(), profile)
 }
 
-/// The path of a product of this rank, and its schedule on so many pairs of multiprocessors.
-fn path(
-    problem: &Problem,
-    r: usize,
-    profile: Option<&DeviceProfile>,
-    schedule: impl Fn(usize) -> hopper::Schedule,
-) -> (Path, Option<hopper::Schedule>) {
-    let Some(profile) = profile else { return (Path::Reference, None) };
-    if profile.hopper && is_aligned(problem, r) {
-        (Path::Hopper, Some(schedule(profile.pairs)))
-    } else {
-        (Path::Mma, None)
-    }
-}
-
-/// The schedule of a forward pass of this rank by [`Path::HopperDecode`], if that serves it.
-fn decode(
-    problem: &Problem,
-    r: usize,
-    profile: Option<&DeviceProfile>,
-) -> Option<hopper_decode::Schedule> {
-    let &Problem { t, k, d, .. } = problem;
-    let profile = profile.filter(|profile| profile.hopper && is_aligned(problem, r))?;
-    (t <= hopper_decode::MOST_TOKENS)
-        .then(|| hopper_decode::Schedule::new([t, d, k, r], profile.pairs))
-}
-
-/// Whether rows start at multiples of 16 bytes, in buffers that do.
-fn is_aligned(problem: &Problem, r: usize) -> bool {
-    [problem.k, problem.d, r].iter().all(|cols| cols % 8 == 0)
-}
-
-/// Where S or dS, T×r in the element type of the problem, ends in a scratch that it begins: in f32
+/// Where S or dS, T×R in the element type of the problem, ends in a scratch that it begins: in f32
 /// elements, whole lines of 128 bytes, so that what follows starts aligned.
-pub(crate) fn projection_elements(problem: &Problem) -> usize {
-    let &Problem { t, r, dtype, .. } = problem;
-    (t * r * dtype.bytes()).div_ceil(128) * 32
+pub(crate) fn projection_elements(problem: &SharedProblem) -> usize {
+    (problem.t * problem.rank() * problem.dtype.bytes()).div_ceil(128) * 32
 }
 
 /// Where the CUDA paths keep what they need between launches, in f32 elements from the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct BackwardWorkspace {
-    /// dS, T×r in the element type of the problem, at offset 0; this is where it ends.
+    /// dS, T×R in the element type of the problem, at offset 0; this is where it ends.
     ds_end: usize,
-    /// The partial sums of dX's product, of dA, then of dB, each used before the next are written.
+    /// The partial sums of dX's product, of dA, then of every dB, each used before the next are
+    /// written.
     partials: usize,
 }
 
 impl BackwardWorkspace {
-    pub(crate) fn new(problem: &Problem, hopper: Option<&hopper::Schedule>) -> Self {
-        let &Problem { t, k, d, r, .. } = problem;
+    pub(crate) fn new(problem: &SharedProblem, hopper: Option<&hopper::Schedule>) -> Self {
+        let &SharedProblem { t, k, .. } = problem;
         let ds_end = projection_elements(problem);
-        let grad = [k, d].map(|n| GradSplit::new(t, r, n).partials());
         let product = hopper.map_or(0, |schedule| schedule.partials());
-        BackwardWorkspace { ds_end, partials: product.max(grad[0]).max(grad[1]) }
+        let da = GradSplit::new(t, problem.rank(), k).partials();
+        let db = problem.projections().iter().map(|&(d, r)| GradSplit::new(t, r, d).partials());
+        BackwardWorkspace { ds_end, partials: db.fold(product.max(da), usize::max) }
     }
 
     pub(crate) fn partials_offset(&self) -> usize {
@@ -416,7 +395,7 @@ pub(crate) mod tests {
     fn scratch_holds_ds_and_any_partial_sums() {
         for problem in problems() {
             let Problem { t, k, d, r, dtype } = problem;
-            let workspace = BackwardWorkspace::new(&problem, None);
+            let workspace = BackwardWorkspace::new(&problem.into(), None);
             let context = format!("{problem:?}: {workspace:?}");
             let (offset, elements) = (workspace.partials_offset(), workspace.elements());
             assert!(t * r * dtype.bytes() <= 4 * offset, "dS runs into the sums: {context}");
@@ -427,7 +406,7 @@ pub(crate) mod tests {
                 assert!(offset + split.partials() <= elements, "{context}");
             }
             let schedule = hopper::input_grad(&hopper::Sizes::of_layer([t, k, d, r]), 66);
-            let with_shared = BackwardWorkspace::new(&problem, Some(&schedule)).elements();
+            let with_shared = BackwardWorkspace::new(&problem.into(), Some(&schedule)).elements();
             assert_eq!(with_shared, elements.max(offset + schedule.partials()), "{context}");
             // No more than that, a line apart.
             let most = GradSplit::new(t, r, k).partials().max(GradSplit::new(t, r, d).partials());
@@ -445,7 +424,7 @@ pub(crate) mod tests {
             DeviceProfile { name, compute_capability, sms: 132, pairs: 66, hopper }
         });
         for problem in problems() {
-            let scratch = BackwardWorkspace::new(&problem, None).elements();
+            let scratch = BackwardWorkspace::new(&problem.into(), None).elements();
             let s = (problem.t * problem.r * 2).div_ceil(128) * 32;
             let generic = Plan { path: Path::Mma, scratch, flags: 0, hopper: None, decode: None };
             assert_eq!(backward(&problem, Some(&mma)), generic);
@@ -456,12 +435,13 @@ pub(crate) mod tests {
             let path = if aligned { Path::Hopper } else { Path::Mma };
             let [of_h, of_dx] = [[t, d, k, r], [t, k, d, r]].map(hopper::Sizes::of_layer);
             let hopper = aligned.then(|| hopper::input_grad(&of_dx, 66));
-            let scratch = BackwardWorkspace::new(&problem, hopper.as_ref()).elements();
+            let scratch = BackwardWorkspace::new(&problem.into(), hopper.as_ref()).elements();
             let flags = hopper.map_or(0, |schedule| schedule.flags(t).max(1 + t.div_ceil(128)));
             let plan = Plan { path, scratch, flags, hopper, decode: None };
             assert_eq!(backward(&problem, Some(&on_hopper)), plan);
             let few = aligned && t <= 128;
-            let decode = few.then(|| hopper_decode::Schedule::new([t, d, k, r], 66));
+            let decode = few
+                .then(|| [Some(hopper_decode::Schedule::new([t, d, k, r], 66)), None, None, None]);
             let hopper = (aligned && !few).then(|| hopper::forward(&of_h, 66));
             let flags = hopper.map_or(0, |schedule| schedule.flags(t));
             let scratch = s + hopper.map_or(0, |schedule| schedule.partials());

@@ -2,7 +2,7 @@
 //!
 //! It is the oracle of every other path, so it is written to be read.
 
-use crate::ops::Accumulation;
+use crate::ops::{Accumulation, Call, SharedBackwardOutputs};
 use crate::{DType, Element, TensorView, TensorViewMut};
 use half::{bf16, f16};
 
@@ -63,6 +63,22 @@ impl Matrix {
         Matrix { rows: self.cols, cols: self.rows, values }
     }
 
+    /// So many columns from `start` on.
+    fn columns(&self, start: usize, cols: usize) -> Self {
+        let rows = self.values.chunks(self.cols);
+        let values = rows.flat_map(|row| &row[start..start + cols]).copied().collect();
+        Matrix { rows: self.rows, cols, values }
+    }
+
+    /// Matrices of as many rows each, beside each other.
+    fn beside(all: &[Matrix]) -> Self {
+        let (rows, cols) = (all[0].rows, all.iter().map(|one| one.cols).sum());
+        let row = |row: usize| {
+            all.iter().flat_map(move |one| &one.values[row * one.cols..(row + 1) * one.cols])
+        };
+        Matrix { rows, cols, values: (0..rows).flat_map(row).copied().collect() }
+    }
+
     /// self · other. Rows are shared out over the cores; each sum runs over k in order.
     fn times(&self, other: &Matrix) -> Self {
         assert_eq!(self.cols, other.rows);
@@ -109,49 +125,60 @@ pub(crate) fn frozen(w0: &TensorView<'_>, x: &TensorView<'_>, h: &mut TensorView
     Matrix::load(x).times(&Matrix::load(w0).transpose()).store(h);
 }
 
-/// S = s · X Aᵀ, H = X W0ᵀ + S Bᵀ.
+/// Sᵢ = sᵢ · X Aᵢᵀ, Hᵢ = X W0ᵢᵀ + Sᵢ Bᵢᵀ, for every projection of the call.
 pub(crate) fn forward(
-    weights: &crate::ops::Weights<'_>,
+    call: &Call<'_>,
     x: &TensorView<'_>,
-    h: &mut TensorViewMut<'_>,
+    h: &mut [TensorViewMut<'_>],
     s: Option<&mut TensorViewMut<'_>>,
 ) {
-    let (w0, a, b) = (&weights.w0, &weights.a, &weights.b);
     let x = Matrix::load(x);
-    let s_exact = x.times(&Matrix::load(a).transpose()).scaled(weights.scale.into());
-    let low_rank = s_exact.times(&Matrix::load(b).transpose());
-    x.times(&Matrix::load(w0).transpose()).plus(&low_rank).store(h);
+    let x_a = x.times(&Matrix::load(call.a).transpose());
+    let mut s_exact = Vec::new();
+    for ((part, layer), h) in call.problem.parts().zip(&call.layers).zip(h) {
+        let s = x_a.columns(part.start, part.r).scaled(layer.scale.into());
+        let low_rank = s.times(&Matrix::load(layer.b).transpose());
+        x.times(&Matrix::load(layer.w0).transpose()).plus(&low_rank).store(h);
+        s_exact.push(s);
+    }
     if let Some(s) = s {
-        s_exact.store(s);
+        Matrix::beside(&s_exact).store(s);
     }
 }
 
-/// dS = s · dH B, dX = dH W0 + dS A, dA = dSᵀ X, dB = dHᵀ S.
+/// dSᵢ = sᵢ · dHᵢ Bᵢ, dX = Σᵢ dHᵢ W0ᵢ + dS A, dA = dSᵀ X, dBᵢ = dHᵢᵀ Sᵢ.
 pub(crate) fn backward(
-    weights: &crate::ops::Weights<'_>,
-    dh: &TensorView<'_>,
+    call: &Call<'_>,
+    dh: &[TensorView<'_>],
     x: &TensorView<'_>,
     s: &TensorView<'_>,
-    out: &mut crate::ops::BackwardOutputs<'_>,
+    out: &mut SharedBackwardOutputs<'_, '_>,
 ) {
-    let dh = Matrix::load(dh);
-    let ds = dh.times(&Matrix::load(&weights.b)).scaled(weights.scale.into());
-    if let Some(dx) = &mut out.dx {
-        let low_rank = ds.times(&Matrix::load(&weights.a));
-        dh.times(&Matrix::load(&weights.w0)).plus(&low_rank).store(dx);
-    }
-    let da = ds.transpose().times(&Matrix::load(x));
-    let db = dh.transpose().times(&Matrix::load(s));
-    match out.accumulation {
-        Accumulation::Overwrite => {
-            da.store(&mut out.da);
-            db.store(&mut out.db);
+    let accumulation = out.accumulation;
+    let write = |gradient: Matrix, out: &mut TensorViewMut<'_>| match accumulation {
+        Accumulation::Overwrite => gradient.store(out),
+        Accumulation::Add => gradient.add_to(out),
+    };
+    let s = Matrix::load(s);
+    let (mut ds, mut base) = (Vec::new(), None);
+    let parts = call.problem.parts().zip(&call.layers);
+    for (((part, layer), dh), db) in parts.zip(dh).zip(out.db.iter_mut()) {
+        let dh = Matrix::load(dh);
+        ds.push(dh.times(&Matrix::load(layer.b)).scaled(layer.scale.into()));
+        if out.dx.is_some() {
+            let product = dh.times(&Matrix::load(layer.w0));
+            base = Some(match base {
+                Some(sum) => product.plus(&sum),
+                None => product,
+            });
         }
-        Accumulation::Add => {
-            da.add_to(&mut out.da);
-            db.add_to(&mut out.db);
-        }
+        write(dh.transpose().times(&s.columns(part.start, part.r)), db);
     }
+    let ds = Matrix::beside(&ds);
+    if let (Some(base), Some(dx)) = (base, &mut out.dx) {
+        base.plus(&ds.times(&Matrix::load(call.a))).store(dx);
+    }
+    write(ds.transpose().times(&Matrix::load(x)), &mut out.da);
 }
 
 /// W0 + s · B A, with W0 given as the output or beside it.

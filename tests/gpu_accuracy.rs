@@ -6,18 +6,9 @@
 
 mod common;
 
-use common::{check_samples, on_cpu, on_cuda, relative_error, unit_roundoff, DeviceElement};
-use common::{cuda_paths, Expect, Inputs, Outputs, Place, Placement, Sizes};
+use common::{check_samples, f32_sums, on_cpu, on_cuda, relative_error, unit_roundoff};
+use common::{cuda_paths, DeviceElement, Expect, Inputs, Outputs, Place, Placement, Sizes};
 use half::{bf16, f16};
-
-/// The largest norm-wise error of a sum over `t` tokens, of nothing but f32 additions. Tensor
-/// cores truncate by up to 2⁻²³ of the partial sum, and all in the same direction; this allows
-/// for one truncation every 4 products, twice as many as an mma of the older GPUs makes. Chains of
-/// tensor core additions go over 2048 tokens at most where T is that long and the layer small, as
-/// here, and what they come to is added with rounding, which costs next to nothing.
-fn f32_sums(t: usize) -> f64 {
-    (t.min(2048) as f64 / 4.0 + 2.0) * 2f64.powi(-23)
-}
 
 /// Rounding to n bits moves no entry by more than the unit roundoff u of its value, and their
 /// norm by about 0.4 u. So u itself leaves room for the rounding of S under h, and of dS under

@@ -5,10 +5,10 @@
 
 mod common;
 
-use common::{Buffers, Inputs, Place, Placement, Sizes};
+use common::{Buffers, Inputs, Place, Placement, SharedBuffers, SharedInputs, SharedSizes, Sizes};
 use half::bf16;
 use lora_kernels::cudarc::driver::{sys, CudaContext};
-use lora_kernels::Device;
+use lora_kernels::{Device, Result};
 
 #[test]
 #[ignore = "needs a CUDA GPU"]
@@ -16,6 +16,10 @@ fn replays_give_the_bits_of_direct_calls() {
     let small = Sizes::new(1100, 264, 136, 16);
     replays(100, small, |device| device);
     replays(100, small, |device| device.generic());
+    let shared = SharedSizes::new(1100, 264, &[(136, 16), (264, 8), (72, 24)]);
+    let inputs = |seed| SharedInputs::reals(shared, seed);
+    replays_of::<SharedBuffers<bf16>>(20, inputs, |device| device);
+    replays_of::<SharedBuffers<bf16>>(20, inputs, |device| device.generic());
     // Launches that fill the GPU, of which those of the frozen layer overlap.
     replays(20, Sizes::new(2305, 520, 2056, 16), |device| device);
     // Shared tiles of H, with and without slices of S, and of dX. They are among the shapes of
@@ -25,7 +29,69 @@ fn replays_give_the_bits_of_direct_calls() {
     replays(20, Sizes::new(65, 520, 2056, 256), |device| device.with_sms(4));
 }
 
+/// Buffers, and operations on them.
+trait Operations {
+    type Inputs;
+    fn new(place: &Place, inputs: &Self::Inputs) -> Self;
+    fn load(&mut self, inputs: &Self::Inputs);
+    fn enqueue(&mut self) -> Result<()>;
+    /// Fails unless both have made the same bits. Returns some of them.
+    fn compare(&self, direct: &Self, context: &str) -> Vec<bf16>;
+}
+
+impl Operations for Buffers<bf16> {
+    type Inputs = Inputs<bf16>;
+
+    fn new(place: &Place, inputs: &Self::Inputs) -> Self {
+        Buffers::new(place, inputs)
+    }
+
+    fn load(&mut self, inputs: &Self::Inputs) {
+        self.load(inputs);
+    }
+
+    fn enqueue(&mut self) -> Result<()> {
+        self.enqueue()
+    }
+
+    fn compare(&self, direct: &Self, context: &str) -> Vec<bf16> {
+        let outputs = self.outputs();
+        outputs.assert_same_bits(&direct.outputs(), context);
+        outputs.h
+    }
+}
+
+impl Operations for SharedBuffers<bf16> {
+    type Inputs = SharedInputs<bf16>;
+
+    fn new(place: &Place, inputs: &Self::Inputs) -> Self {
+        SharedBuffers::new(place, inputs)
+    }
+
+    fn load(&mut self, inputs: &Self::Inputs) {
+        self.load(inputs);
+    }
+
+    fn enqueue(&mut self) -> Result<()> {
+        self.enqueue()
+    }
+
+    fn compare(&self, direct: &Self, context: &str) -> Vec<bf16> {
+        let outputs = self.outputs();
+        outputs.assert_same_bits(&direct.outputs(), context);
+        outputs.h.concat()
+    }
+}
+
 fn replays(times: u64, sizes: Sizes, path: impl Fn(Device) -> Device) {
+    replays_of::<Buffers<bf16>>(times, |seed| Inputs::reals(sizes, seed), path);
+}
+
+fn replays_of<B: Operations>(
+    times: u64,
+    inputs: impl Fn(u64) -> B::Inputs,
+    path: impl Fn(Device) -> Device,
+) {
     let context = CudaContext::new(0).expect("a CUDA GPU");
     // SAFETY: one stream alone uses the memory of this test. Its events would be waited for
     // inside the capture, which they are no part of.
@@ -34,9 +100,8 @@ fn replays(times: u64, sizes: Sizes, path: impl Fn(Device) -> Device) {
     let device = path(Device::from_stream(stream.clone()).expect("a device"));
     let place = Place { device: device.clone(), placement: Placement::Aligned };
 
-    let inputs = |replay: u64| Inputs::<bf16>::reals(sizes, replay);
-    let mut captured = Buffers::new(&place, &inputs(0));
-    let mut direct = Buffers::new(&place, &inputs(0));
+    let mut captured = B::new(&place, &inputs(0));
+    let mut direct = B::new(&place, &inputs(0));
     device.synchronize().expect("both loaded");
 
     let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
@@ -53,9 +118,8 @@ fn replays(times: u64, sizes: Sizes, path: impl Fn(Device) -> Device) {
         graph.launch().expect("a replay");
         direct.load(&inputs);
         direct.enqueue().expect("direct calls");
-        let outputs = captured.outputs();
-        outputs.assert_same_bits(&direct.outputs(), &format!("replay {replay}"));
-        assert!(last.replace(outputs.h.clone()) != Some(outputs.h), "new inputs, new outputs");
+        let h = captured.compare(&direct, &format!("replay {replay}"));
+        assert!(last.replace(h.clone()) != Some(h), "new inputs, new outputs");
     }
     assert_eq!(context.check_err(), Ok(()), "an error nobody was told of");
 }

@@ -12,7 +12,8 @@
 
 mod common;
 
-use common::{cuda_paths, on_cpu, Buffers, DeviceElement, Inputs, Place, Placement, Sizes};
+use common::{cuda_paths, on_cpu, shared_on_cpu, Buffers, DeviceElement, Inputs, Place, Placement};
+use common::{SharedBuffers, SharedInputs, SharedSizes, Sizes};
 use half::{bf16, f16};
 use lora_kernels::Device;
 
@@ -26,12 +27,26 @@ const FEW_TOKENS: [([usize; 4], usize); 15] = include!("common/hopper_decode_sha
 const GENERIC: [Sizes; 3] =
     [Sizes::new(1100, 648, 264, 72), Sizes::new(1100, 648, 520, 16), Sizes::new(1057, 259, 645, 9)];
 
+/// The same of projections that share their input.
+const GENERIC_SHARED: [SharedSizes; 2] = [
+    SharedSizes::new(1100, 264, &[(648, 72), (136, 16), (264, 8)]),
+    SharedSizes::new(1057, 645, &[(259, 9), (65, 70), (33, 3), (40, 8)]),
+];
+
 fn check<E: DeviceElement>(sizes: Sizes, device: &Device, placement: Placement) {
     let inputs = Inputs::<E>::integers(sizes, 11);
     let context = format!("{sizes}, {device:?}, {placement:?}");
     let mut buffers = Buffers::new(&Place { device: device.clone(), placement }, &inputs);
     buffers.enqueue().expect("every operation enqueued");
     buffers.outputs().assert_same_values(&on_cpu(&inputs), &context);
+}
+
+fn check_shared<E: DeviceElement>(sizes: SharedSizes, device: &Device, placement: Placement) {
+    let inputs = SharedInputs::<E>::integers(sizes, 11);
+    let context = format!("{sizes}, {device:?}, {placement:?}");
+    let mut buffers = SharedBuffers::new(&Place { device: device.clone(), placement }, &inputs);
+    buffers.enqueue().expect("both passes enqueued");
+    buffers.outputs().assert_same_values(&shared_on_cpu(&inputs), &context);
 }
 
 fn on_hopper<E: DeviceElement>(shapes: &[([usize; 4], usize)]) {
@@ -46,6 +61,10 @@ fn on_every_gpu<E: DeviceElement>() {
     for sizes in GENERIC {
         check::<E>(sizes, &generic, Placement::Aligned);
         check::<E>(sizes, &generic, Placement::Odd);
+    }
+    for sizes in GENERIC_SHARED {
+        check_shared::<E>(sizes, &generic, Placement::Aligned);
+        check_shared::<E>(sizes, &generic, Placement::Odd);
     }
 }
 

@@ -1,11 +1,12 @@
 //! The launches of kernels/hopper_linear.cu and kernels/hopper_grads.cu.
 
-use super::launch::{LaunchMode, Linear};
+use super::launch::{Gradients, LaunchMode, Layer, Layers, Linear};
 use super::params::Operand;
 use super::tensor_map::TensorMap;
 use super::Cuda;
-use crate::plan::hopper::{Projection, Schedule, Sizes, GROUP, MAX_LAYERS, STEP_K};
+use crate::plan::hopper::{Projection, Schedule, Sizes, GROUP, STEP_K};
 use crate::plan::hopper_grads::{self, rank_tile, Makes};
+use crate::plan::MAX_PROJECTIONS;
 use crate::{DType, Result};
 use cudarc::driver::{sys, DeviceRepr};
 
@@ -13,10 +14,10 @@ use cudarc::driver::{sys, DeviceRepr};
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Parts {
-    start: [i32; MAX_LAYERS],
-    rank_start: [i32; MAX_LAYERS],
-    rank: [i32; MAX_LAYERS],
-    scale: [f32; MAX_LAYERS],
+    start: [i32; MAX_PROJECTIONS],
+    rank_start: [i32; MAX_PROJECTIONS],
+    rank: [i32; MAX_PROJECTIONS],
+    scale: [f32; MAX_PROJECTIONS],
 }
 
 /// As in kernels/hopper_tiles.cuh.
@@ -49,7 +50,7 @@ struct ForwardParams {
     lhs: TensorMap,
     down: TensorMap,
     lhs_ext: TensorMap,
-    of: [ForwardLayer; MAX_LAYERS],
+    of: [ForwardLayer; MAX_PROJECTIONS],
 }
 
 #[repr(C)]
@@ -67,7 +68,7 @@ struct InputGradParams {
     lhs_ext: TensorMap,
     rhs_ext: TensorMap,
     out: OutBoxes,
-    of: [InputGradLayer; MAX_LAYERS],
+    of: [InputGradLayer; MAX_PROJECTIONS],
     grads: HopperGradsParams,
 }
 
@@ -83,16 +84,16 @@ struct InputGradLayer {
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct HopperGradsParams {
-    dh: [TensorMap; MAX_LAYERS],
-    b: [TensorMap; MAX_LAYERS],
+    dh: [TensorMap; MAX_PROJECTIONS],
+    b: [TensorMap; MAX_PROJECTIONS],
     x: TensorMap,
     s: TensorMap,
     ds: TensorMap,
     ds_out: sys::CUdeviceptr,
     flags: sys::CUdeviceptr,
-    db: [sys::CUdeviceptr; MAX_LAYERS],
+    db: [sys::CUdeviceptr; MAX_PROJECTIONS],
     da: sys::CUdeviceptr,
-    d: [i32; MAX_LAYERS],
+    d: [i32; MAX_PROJECTIONS],
     t: i32,
     k: i32,
     r: i32,
@@ -131,53 +132,18 @@ impl Handover {
     pub(super) const NONE: Handover = Handover { flags: 0, partials: 0 };
 }
 
-/// Layers that share X, four at most, and what a launch works on: of the forward, or the input gradient.
-#[derive(Clone, Copy)]
-pub(super) struct Layers<'a> {
-    pub(super) dtype: DType,
-    pub(super) t: usize,
-    pub(super) k: usize,
-    /// X or dX, T×k.
-    pub(super) x: Operand,
-    /// The layers' A, one below the other, r×k with the sum of their ranks as r. Not used if that is 0.
-    pub(super) a: Operand,
-    /// S or dS, T×r.
-    pub(super) s: Operand,
-    pub(super) of: &'a [Layer],
-}
-
-#[derive(Clone, Copy)]
-pub(super) struct Layer {
-    pub(super) d: usize,
-    pub(super) r: usize,
-    /// W0, d×k.
-    pub(super) w0: Operand,
-    /// B, d×r.
-    pub(super) b: Operand,
-    /// H or dH, T×d.
-    pub(super) h: Operand,
-    pub(super) scale: f32,
-}
-
 impl Layers<'_> {
-    fn rank(&self) -> usize {
-        self.of.iter().map(|layer| layer.r).sum()
-    }
-
     /// The sizes of dX.
     fn input_grad(&self) -> Sizes {
-        let mut sizes = Sizes { n: [self.k, 0, 0, 0], ..Sizes::of_layer([self.t, 0, 0, 0]) };
-        for (i, layer) in self.of.iter().enumerate() {
-            (sizes.k[i], sizes.r[i]) = (layer.d, layer.r);
-        }
-        sizes
+        let of_each = self.of.iter().map(|layer| (layer.d, layer.r));
+        Sizes::of_input_grad(self.t, self.k, of_each)
     }
 
     /// Where layers begin, if the outputs of each are counted in so many at a time, and where the last ends.
     fn parts(&self, unit: usize) -> (Parts, i32) {
-        let (start, rank_start) = ([i32::MAX; MAX_LAYERS], [i32::MAX; MAX_LAYERS]);
+        let (start, rank_start) = ([i32::MAX; MAX_PROJECTIONS], [i32::MAX; MAX_PROJECTIONS]);
         let mut parts =
-            Parts { start, rank_start, rank: [0; MAX_LAYERS], scale: [0.0; MAX_LAYERS] };
+            Parts { start, rank_start, rank: [0; MAX_PROJECTIONS], scale: [0.0; MAX_PROJECTIONS] };
         let (mut outputs, mut end, mut ranks) = (0, 0, 0);
         for (i, layer) in self.of.iter().enumerate() {
             (parts.start[i], parts.rank_start[i]) = (outputs, ranks);
@@ -190,8 +156,12 @@ impl Layers<'_> {
     }
 
     /// What a descriptor is made of, for every layer.
-    fn each<T: Copy>(&self, none: T, of: impl Fn(&Layer) -> Result<T>) -> Result<[T; MAX_LAYERS]> {
-        let mut all = [none; MAX_LAYERS];
+    fn each<T: Copy>(
+        &self,
+        none: T,
+        of: impl Fn(&Layer) -> Result<T>,
+    ) -> Result<[T; MAX_PROJECTIONS]> {
+        let mut all = [none; MAX_PROJECTIONS];
         for (one, layer) in all.iter_mut().zip(self.of) {
             *one = of(layer)?;
         }
@@ -200,25 +170,13 @@ impl Layers<'_> {
 
     /// Boxes of a matrix of so many rows and columns.
     fn boxes(&self, of: Operand, size: [usize; 2], box_size: [u32; 2]) -> Result<TensorMap> {
-        TensorMap::new(of.data, size, self.dtype, box_size)
+        TensorMap::new(of, size, self.dtype, box_size)
     }
 
     fn out_boxes(&self, of: Operand, cols: usize) -> Result<OutBoxes> {
         let boxes = |box_cols| self.boxes(of, [self.t, cols], [64, box_cols]);
         Ok([boxes(64)?, boxes(32)?, boxes(16)?])
     }
-}
-
-/// What the adapters' gradients are made of, and where they go.
-#[derive(Clone, Copy)]
-pub(super) struct Gradients {
-    pub(super) x: Operand,
-    pub(super) s: Operand,
-    pub(super) da: sys::CUdeviceptr,
-    /// Of every layer.
-    pub(super) db: [sys::CUdeviceptr; MAX_LAYERS],
-    /// Added to what is there.
-    pub(super) accumulate: bool,
 }
 
 impl Cuda {
@@ -275,7 +233,7 @@ impl Cuda {
         let r = layers.rank();
         let (parts, outputs) = layers.parts(STEP_K);
         let rank_cols = rank_tile(r).min(64) as u32;
-        let mut d = [0; MAX_LAYERS];
+        let mut d = [0; MAX_PROJECTIONS];
         for (d, layer) in d.iter_mut().zip(layers.of) {
             *d = layer.d as i32;
         }

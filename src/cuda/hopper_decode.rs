@@ -1,11 +1,11 @@
 //! The launches of kernels/hopper_decode.cu.
 
-use super::launch::{LaunchMode, Product};
+use super::launch::{LaunchMode, Layer, Layers};
 use super::params::Operand;
 use super::tensor_map::TensorMap;
 use super::Cuda;
-use crate::plan::hopper_decode::Schedule;
-use crate::{DType, Result};
+use crate::plan::hopper_decode::{Schedule, Schedules};
+use crate::Result;
 use cudarc::driver::{sys, DeviceRepr};
 
 /// As in kernels/hopper_decode.cu.
@@ -23,6 +23,7 @@ struct HopperDecodeParams {
     k: i32,
     d: i32,
     r: i32,
+    s_cols: i32,
     scale: f32,
     x_rows: i32,
     split: i32,
@@ -42,20 +43,37 @@ const _: () = assert!(size_of::<HopperDecodeParams>() == 768);
 unsafe impl DeviceRepr for HopperDecodeParams {}
 
 impl Cuda {
-    /// S and H of aligned operands, or H alone if r = 0.
+    /// S and H of aligned operands, or H alone where r = 0, one layer after the other. Few tokens take no
+    /// time to read again.
     pub(super) fn hopper_decode(
         &self,
-        dtype: DType,
-        [t, d, k, r]: [usize; 4],
-        product: &Product,
+        layers: &Layers<'_>,
+        schedules: &Schedules,
+        flags: sys::CUdeviceptr,
+    ) -> Result<()> {
+        let mut a = layers.a;
+        for ((layer, s), schedule) in layers.with_columns().zip(schedules.iter().flatten()) {
+            self.hopper_decode_layer(layers, layer, [a, s], schedule, flags)?;
+            a.data += (layer.r * layers.k * layers.dtype.bytes()) as u64;
+        }
+        Ok(())
+    }
+
+    /// The same of one layer, given its A and its columns of S.
+    fn hopper_decode_layer(
+        &self,
+        layers: &Layers<'_>,
+        layer: &Layer,
+        [a, s]: [Operand; 2],
         schedule: &Schedule,
         flags: sys::CUdeviceptr,
     ) -> Result<()> {
         let &Schedule { tile_t, split, rows, rounds, stages, ahead, .. } = schedule;
         let &Schedule { down_pairs, down_rows, down_stages, .. } = schedule;
-        let &Product { lhs: x, rhs: w0, down: a, lhs_ext: s, rhs_ext: b, out: h, scale } = product;
-        let boxes = |operand: Operand, [rows, cols]: [usize; 2], box_rows: usize| {
-            TensorMap::new(operand.data, [rows, cols], dtype, [box_rows as u32, 64])
+        let &Layers { dtype, t, k, x, .. } = layers;
+        let &Layer { d, r, w0, b, h, scale } = layer;
+        let boxes = |operand: Operand, size: [usize; 2], box_rows: usize| {
+            TensorMap::new(operand, size, dtype, [box_rows as u32, 64])
         };
         let x_rows = schedule.x_rows(t);
         let x = boxes(x, [t, k], x_rows)?;
@@ -81,6 +99,7 @@ impl Cuda {
             k,
             d,
             r,
+            s_cols: s.ld,
             scale,
             x_rows: x_rows as i32,
             split: split.into(),

@@ -1,80 +1,16 @@
 //! The operations as sequences of launches.
 
-use super::hopper::{Gradients, Handover, Layer, Layers};
+use super::buffers::Buffers;
+use super::hopper::Handover;
 use super::kernels::{Kernel, LinearKernels};
-use super::memory::{self, Resolved};
-use super::params::{GradParams, LinearParams, MergeParams, Operand, ProjectParams, ReduceParams};
+use super::params::{MergeParams, Operand};
 use super::{driver, Cuda};
-use crate::ops::{Accumulation, BackwardOutputs, Weights};
+use crate::ops::{Accumulation, Call, SharedBackwardOutputs};
 use crate::plan::hopper::{Projection, Schedule};
-use crate::plan::hopper_decode;
-use crate::plan::{self, rank_tile, BackwardWorkspace, GradSplit, Plan, Problem};
-use crate::{DType, Error, Result, TensorView, TensorViewMut, Workspace};
-use cudarc::driver::{sys, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg, SyncOnDrop};
+use crate::plan::{self, hopper_decode, BackwardWorkspace, Plan, Problem, MAX_PROJECTIONS};
+use crate::{DType, Result, TensorView, TensorViewMut, Workspace};
+use cudarc::driver::{sys, DeviceRepr, LaunchConfig, PushKernelArg};
 use std::ptr;
-
-/// The buffers of a call: their addresses, checked for overlap, and cudarc's records of their use,
-/// which are taken when this is dropped, after the launches.
-struct Buffers<'a> {
-    stream: &'a CudaStream,
-    ranges: Vec<Range>,
-    records: Vec<SyncOnDrop<'a>>,
-}
-
-struct Range {
-    argument: &'static str,
-    start: sys::CUdeviceptr,
-    bytes: u64,
-    written: bool,
-}
-
-impl<'a> Buffers<'a> {
-    fn new(stream: &'a CudaStream) -> Self {
-        Buffers { stream, ranges: Vec::new(), records: Vec::new() }
-    }
-
-    fn read(&mut self, argument: &'static str, view: &'a TensorView<'_>) -> sys::CUdeviceptr {
-        let bytes = memory::bytes(view.shape, view.dtype);
-        self.add(argument, view.region.resolve(self.stream), bytes, false)
-    }
-
-    fn write(
-        &mut self,
-        argument: &'static str,
-        view: &'a mut TensorViewMut<'_>,
-    ) -> sys::CUdeviceptr {
-        let bytes = memory::bytes(view.shape, view.dtype);
-        self.add(argument, view.region.resolve(self.stream), bytes, true)
-    }
-
-    fn add(
-        &mut self,
-        argument: &'static str,
-        (start, record): Resolved<'a>,
-        bytes: u64,
-        written: bool,
-    ) -> sys::CUdeviceptr {
-        self.ranges.push(Range { argument, start, bytes, written });
-        self.records.extend(record);
-        start
-    }
-
-    /// Refuses outputs that share memory with anything else.
-    fn check_overlap(&self) -> Result<()> {
-        for (i, a) in self.ranges.iter().enumerate() {
-            for b in &self.ranges[i + 1..] {
-                let apart = a.start + a.bytes <= b.start || b.start + b.bytes <= a.start;
-                if apart || !(a.written || b.written) {
-                    continue;
-                }
-                let (output, other) = if b.written { (b, a) } else { (a, b) };
-                let (output, other) = (output.argument, other.argument);
-                return Err(Error::Overlap { output, other });
-            }
-        }
-        Ok(())
-    }
-}
 
 /// How a launch stands to others.
 #[derive(Clone, Copy)]
@@ -93,40 +29,6 @@ pub(super) enum Linear {
     InputGrad,
 }
 
-/// A product with W0 and the adapter's beside it:
-///
-/// ```text
-/// lhs_ext (m×r) = scale · lhs (m×k) downᵀ       out (m×n) = lhs rhsᵀ + lhs_ext rhs_extᵀ
-/// ```
-#[derive(Clone, Copy)]
-pub(super) struct Product {
-    pub(super) lhs: Operand,
-    pub(super) rhs: Operand,
-    pub(super) down: Operand,
-    pub(super) lhs_ext: Operand,
-    pub(super) rhs_ext: Operand,
-    pub(super) out: Operand,
-    pub(super) scale: f32,
-}
-
-impl Product {
-    /// How the Hopper kernel serves it, if that is the plan and all rows start at multiples of 16 bytes.
-    fn schedule<'a>(&self, plan: &'a Plan) -> Option<&'a Schedule> {
-        plan.hopper.as_ref().filter(|_| self.is_aligned())
-    }
-
-    /// The same of the kernel for few tokens.
-    fn decode_schedule<'a>(&self, plan: &'a Plan) -> Option<&'a hopper_decode::Schedule> {
-        plan.decode.as_ref().filter(|_| self.is_aligned())
-    }
-
-    fn is_aligned(&self) -> bool {
-        let Product { lhs, rhs, down, lhs_ext, rhs_ext, out, .. } = self;
-        let mut operands = [lhs, rhs, down, lhs_ext, rhs_ext, out].into_iter();
-        operands.all(|operand| operand.vectors == 1)
-    }
-}
-
 impl Linear {
     pub(super) fn of(self, kernels: &LinearKernels) -> &Kernel {
         match self {
@@ -136,45 +38,103 @@ impl Linear {
     }
 }
 
+/// Layers that share X, and what a pass works on: the forward, or the backward up to dX.
+#[derive(Clone, Copy)]
+pub(super) struct Layers<'a> {
+    pub(super) dtype: DType,
+    pub(super) t: usize,
+    pub(super) k: usize,
+    /// X or dX, T×k.
+    pub(super) x: Operand,
+    /// The layers' A, one below the other, R×k with the sum of their ranks as R.
+    pub(super) a: Operand,
+    /// S or dS, T×R.
+    pub(super) s: Operand,
+    pub(super) of: &'a [Layer],
+}
+
+/// What each has for itself. Without an adapter, r = 0.
+#[derive(Clone, Copy)]
+pub(super) struct Layer {
+    pub(super) d: usize,
+    pub(super) r: usize,
+    /// W0, d×k.
+    pub(super) w0: Operand,
+    /// B, d×r.
+    pub(super) b: Operand,
+    /// H or dH, T×d.
+    pub(super) h: Operand,
+    pub(super) scale: f32,
+}
+
+impl Layers<'_> {
+    /// R.
+    pub(super) fn rank(&self) -> usize {
+        self.of.iter().map(|layer| layer.r).sum()
+    }
+
+    /// How the Hopper kernel serves it, if that is the plan and all rows start at multiples of 16 bytes.
+    fn schedule<'a>(&self, plan: &'a Plan) -> Option<&'a Schedule> {
+        plan.hopper.as_ref().filter(|_| self.is_aligned())
+    }
+
+    /// The same of the kernel for few tokens, for every layer.
+    fn decode_schedules<'a>(&self, plan: &'a Plan) -> Option<&'a hopper_decode::Schedules> {
+        plan.decode.as_ref().filter(|_| self.is_aligned())
+    }
+
+    fn is_aligned(&self) -> bool {
+        let of_all = [self.x, self.a, self.s].into_iter();
+        let of_each = self.of.iter().flat_map(|layer| [layer.w0, layer.b, layer.h]);
+        of_all.chain(of_each).all(|operand| operand.vectors == 1)
+    }
+}
+
+/// What the gradients of A and B are made of, and where they go.
+#[derive(Clone, Copy)]
+pub(super) struct Gradients {
+    pub(super) x: Operand,
+    pub(super) s: Operand,
+    pub(super) da: sys::CUdeviceptr,
+    /// Of every layer.
+    pub(super) db: [sys::CUdeviceptr; MAX_PROJECTIONS],
+    /// Added to what is there.
+    pub(super) accumulate: bool,
+}
+
 impl Cuda {
-    #[allow(clippy::too_many_arguments)] // the operands of the formula
     pub(crate) fn forward(
         &self,
-        problem: &Problem,
+        call: &Call<'_>,
         plan: &Plan,
-        weights: &Weights<'_>,
         x: &TensorView<'_>,
-        h: &mut TensorViewMut<'_>,
+        h: &mut [TensorViewMut<'_>],
         s: Option<&mut TensorViewMut<'_>>,
         workspace: &mut Workspace,
     ) -> Result<()> {
-        let &Problem { t, k, d, r, dtype } = problem;
+        let problem = &call.problem;
+        let (t, k, dtype) = (problem.t, problem.k, problem.dtype);
         let (mut scratch, mut flags) = workspace.views();
         let mut buffers = Buffers::new(self.stream());
-        let w0 = Operand::new(buffers.read("w0", &weights.w0), k, dtype);
-        let a = Operand::new(buffers.read("a", &weights.a), k, dtype);
-        let b = Operand::new(buffers.read("b", &weights.b), r, dtype);
+        let a = Operand::new(buffers.read("a", call.a), k, dtype);
         let x = Operand::new(buffers.read("x", x), k, dtype);
-        let h = Operand::new(buffers.write("h", h), d, dtype);
+        let mut of = Vec::new();
+        for ((layer, part), h) in call.layers.iter().zip(problem.parts()).zip(h) {
+            let (d, r, scale, names) = (part.d, part.r, layer.scale, layer.names);
+            let w0 = Operand::new(buffers.read(names.w0, layer.w0), k, dtype);
+            let b = Operand::new(buffers.read(names.b, layer.b), r, dtype);
+            let h = Operand::new(buffers.write(names.h, h), d, dtype);
+            of.push(Layer { d, r, w0, b, h, scale });
+        }
         let s = s.map(|s| buffers.write("s", s));
         let flags = buffers.write("flags of the workspace", &mut flags);
         let scratch = buffers.write("scratch of the workspace", &mut scratch);
         buffers.check_overlap()?;
-        let s = Operand::new(s.unwrap_or(scratch), r, dtype);
-        let partials = scratch + 4 * plan::projection_elements(problem) as u64;
-        let handover = Handover { flags, partials };
 
-        let (lhs, rhs, out, scale) = (x, w0, h, weights.scale);
-        let product = Product { lhs, rhs, down: a, lhs_ext: s, rhs_ext: b, out, scale };
-        let (which, sizes) = (Linear::Forward, [t, d, k, r]);
-        if let Some(schedule) = product.decode_schedule(plan) {
-            return self.hopper_decode(dtype, sizes, &product, schedule, flags);
-        }
-        let schedule = product.schedule(plan);
-        if schedule.is_none_or(|schedule| schedule.projection == Projection::Before) {
-            self.project(which, dtype, sizes, &product)?;
-        }
-        self.linear(which, plan, dtype, sizes, &product, handover)
+        let s = Operand::new(s.unwrap_or(scratch), problem.rank(), dtype);
+        let partials = scratch + 4 * plan::projection_elements(problem) as u64;
+        let layers = Layers { dtype, t, k, x, a, s, of: &of };
+        self.products(&layers, plan, Handover { flags, partials })
     }
 
     pub(crate) fn frozen(
@@ -192,73 +152,75 @@ impl Cuda {
         let h = Operand::new(buffers.write("h", h), d, dtype);
         buffers.check_overlap()?;
 
-        let (none, scale) = (Operand::NONE, 1.0);
-        let (down, lhs_ext, rhs_ext) = (none, none, none);
-        let product = Product { lhs: x, rhs: w0, down, lhs_ext, rhs_ext, out: h, scale };
-        if let Some(schedule) = product.decode_schedule(plan) {
-            let no_flags = Handover::NONE.flags;
-            return self.hopper_decode(dtype, [t, d, k, 0], &product, schedule, no_flags);
+        let none = Operand::NONE;
+        let of = [Layer { d, r: 0, w0, b: none, h, scale: 1.0 }];
+        let layers = Layers { dtype, t, k, x, a: none, s: none, of: &of };
+        self.products(&layers, plan, Handover::NONE)
+    }
+
+    /// S, unless all r = 0, and H of every layer.
+    fn products(&self, layers: &Layers<'_>, plan: &Plan, handover: Handover) -> Result<()> {
+        if let Some(schedules) = layers.decode_schedules(plan) {
+            return self.hopper_decode(layers, schedules, handover.flags);
         }
-        self.linear(Linear::Forward, plan, dtype, [t, d, k, 0], &product, Handover::NONE)
+        if let Some(schedule) = layers.schedule(plan) {
+            if schedule.projection == Projection::Before {
+                self.mma_project(layers)?;
+            }
+            return self.hopper_forward(layers, schedule, handover);
+        }
+        self.mma_project(layers)?;
+        self.mma_forward(layers)
     }
 
     #[allow(clippy::too_many_arguments)] // the operands of the formulas
     pub(crate) fn backward(
         &self,
-        problem: &Problem,
+        call: &Call<'_>,
         plan: &Plan,
-        weights: &Weights<'_>,
-        dh: &TensorView<'_>,
+        dh: &[TensorView<'_>],
         x: &TensorView<'_>,
         s: &TensorView<'_>,
-        out: &mut BackwardOutputs<'_>,
+        out: &mut SharedBackwardOutputs<'_, '_>,
         workspace: &mut Workspace,
     ) -> Result<()> {
-        let &Problem { t, k, d, r, dtype } = problem;
+        let problem = &call.problem;
+        let (t, k, rank, dtype) = (problem.t, problem.k, problem.rank(), problem.dtype);
         let (mut scratch, mut flags) = workspace.views();
         let mut buffers = Buffers::new(self.stream());
-        let w0 = Operand::new(buffers.read("w0", &weights.w0), k, dtype);
-        let a = Operand::new(buffers.read("a", &weights.a), k, dtype);
-        let b = Operand::new(buffers.read("b", &weights.b), r, dtype);
-        let dh = Operand::new(buffers.read("dh", dh), d, dtype);
+        let a = Operand::new(buffers.read("a", call.a), k, dtype);
         let x = Operand::new(buffers.read("x", x), k, dtype);
-        let s = Operand::new(buffers.read("s", s), r, dtype);
+        let s = Operand::new(buffers.read("s", s), rank, dtype);
         let dx = out.dx.as_mut().map(|dx| Operand::new(buffers.write("dx", dx), k, dtype));
         let da = buffers.write("da", &mut out.da);
-        let db = buffers.write("db", &mut out.db);
+        let (mut of, mut db) = (Vec::new(), [0; MAX_PROJECTIONS]);
+        let of_each = call.layers.iter().zip(problem.parts()).zip(dh);
+        for (((layer, part), dh), (db, out)) in of_each.zip(db.iter_mut().zip(out.db.iter_mut())) {
+            let (d, r, scale, names) = (part.d, part.r, layer.scale, layer.names);
+            let w0 = Operand::new(buffers.read(names.w0, layer.w0), k, dtype);
+            let b = Operand::new(buffers.read(names.b, layer.b), r, dtype);
+            let h = Operand::new(buffers.read(names.dh, dh), d, dtype);
+            *db = buffers.write(names.db, out);
+            of.push(Layer { d, r, w0, b, h, scale });
+        }
         let scratch = buffers.write("scratch of the workspace", &mut scratch);
         let flags = buffers.write("flags of the workspace", &mut flags);
         buffers.check_overlap()?;
 
-        let accumulation = out.accumulation;
+        let ds = Operand::new(scratch, rank, dtype);
         let layout = BackwardWorkspace::new(problem, plan.hopper.as_ref());
-        let ds = Operand::new(scratch, r, dtype);
         let partials = scratch + 4 * layout.partials_offset() as u64;
-
-        let (out, scale) = (dx.unwrap_or(Operand::NONE), weights.scale);
-        let product = Product { lhs: dh, rhs: w0, down: b, lhs_ext: ds, rhs_ext: a, out, scale };
-        let accumulate = accumulation == Accumulation::Add;
-        let aligned = x.vectors == 1 && s.vectors == 1 && (da | db).is_multiple_of(16);
-        if let Some(schedule) = product.schedule(plan).filter(|_| aligned) {
-            let gradients = Gradients { x, s, da, db: [db, 0, 0, 0], accumulate };
+        let out_x = dx.unwrap_or(Operand::NONE);
+        let layers = Layers { dtype, t, k, x: out_x, a, s: ds, of: &of };
+        let accumulate = out.accumulation == Accumulation::Add;
+        let gradients = Gradients { x, s, da, db, accumulate };
+        let all = db.iter().fold(da, |all, db| all | db);
+        let aligned = x.vectors == 1 && s.vectors == 1 && all.is_multiple_of(16);
+        if let Some(schedule) = layers.schedule(plan).filter(|_| aligned) {
             let handover = Handover { flags, partials };
-            let of = [Layer { d, r, w0, b, h: dh, scale }];
-            let layers = Layers { dtype, t, k, x: out, a, s: ds, of: &of };
             return self.hopper_backward(&layers, dx.is_some(), &gradients, schedule, handover);
         }
-        let (which, sizes) = (Linear::InputGrad, [t, k, d, r]);
-        self.project(which, dtype, sizes, &product)?;
-        if dx.is_some() {
-            self.mma_linear(which, dtype, sizes, &product)?;
-        }
-        let accumulate = accumulate.into();
-        for (lhs, rhs, n, out, transpose) in [(ds, x, k, da, 0), (s, dh, d, db, 1)] {
-            let split = GradSplit::new(t, r, n);
-            self.grad(dtype, t, &split, [lhs, rhs], partials)?;
-            let (splits, r, n) = (split.splits as i32, r as i32, n as i32);
-            self.reduce(ReduceParams { partials, out, splits, r, n, transpose, accumulate })?;
-        }
-        Ok(())
+        self.mma_backward(&layers, dx.is_some(), &gradients, partials)
     }
 
     /// out = W + scale · B A, where W is out itself if `w0` is `None`.
@@ -284,91 +246,6 @@ impl Cuda {
         let params = MergeParams { w: w0.unwrap_or(out), b, a, out, d, k, r, scale };
         let blocks = plan::merge_blocks(problem);
         self.launch(&self.kernels.of(dtype).merge, [blocks, 1], &params)
-    }
-
-    /// The second half of a product, with lhs_ext given, or all of it by a schedule that makes lhs_ext.
-    fn linear(
-        &self,
-        which: Linear,
-        plan: &Plan,
-        dtype: DType,
-        sizes: [usize; 4],
-        product: &Product,
-        handover: Handover,
-    ) -> Result<()> {
-        match product.schedule(plan) {
-            Some(schedule) => {
-                let [t, d, k, r] = sizes;
-                let &Product { lhs: x, rhs: w0, down: a, lhs_ext: s, rhs_ext: b, out: h, scale } =
-                    product;
-                let of = [Layer { d, r, w0, b, h, scale }];
-                let layers = Layers { dtype, t, k, x, a, s, of: &of };
-                self.hopper_forward(&layers, schedule, handover)
-            }
-            None => self.mma_linear(which, dtype, sizes, product),
-        }
-    }
-
-    /// The second half of a product.
-    fn mma_linear(
-        &self,
-        which: Linear,
-        dtype: DType,
-        sizes: [usize; 4],
-        product: &Product,
-    ) -> Result<()> {
-        let kernels = self.kernels.of(dtype);
-        let blocks = plan::linear_blocks(sizes[0], sizes[1]);
-        let [m, n, k, r] = sizes.map(|size| size as i32);
-        let &Product { lhs, rhs, lhs_ext, rhs_ext, out, .. } = product;
-        let params = LinearParams { lhs, rhs, lhs_ext, rhs_ext, out, m, n, k, r };
-        self.launch(which.of(&kernels.linear), [blocks, 1], &params)
-    }
-
-    /// The first half of a product: lhs_ext.
-    fn project(
-        &self,
-        which: Linear,
-        dtype: DType,
-        [m, _, k, r]: [usize; 4],
-        product: &Product,
-    ) -> Result<()> {
-        let kernels = self.kernels.of(dtype);
-        let kernels = match which {
-            Linear::Forward => &kernels.project_s,
-            Linear::InputGrad => &kernels.project_ds,
-        };
-        let blocks = plan::project_blocks(m, r);
-        let kernel = kernels.get(rank_tile(r));
-        let &Product { lhs, down: rhs, lhs_ext: out, scale, .. } = product;
-        let (m, r, k) = (m as i32, r as i32, k as i32);
-        self.launch(kernel, [blocks, 1], &ProjectParams { lhs, rhs, out, m, r, k, scale })
-    }
-
-    fn grad(
-        &self,
-        dtype: DType,
-        t: usize,
-        split: &GradSplit,
-        [lhs, rhs]: [Operand; 2],
-        partials: sys::CUdeviceptr,
-    ) -> Result<()> {
-        let kernel = self.kernels.of(dtype).grad.get(rank_tile(split.r));
-        let params = GradParams {
-            lhs,
-            rhs,
-            partials: Operand::new(partials, split.n, DType::F32),
-            t: t as i32,
-            r: split.r as i32,
-            n: split.n as i32,
-            rows_per_split: split.rows_per_split as i32,
-        };
-        self.launch(kernel, [split.rank_tiles * split.column_tiles, split.splits], &params)
-    }
-
-    fn reduce(&self, params: ReduceParams) -> Result<()> {
-        let blocks = [params.n as usize, params.r as usize].map(|extent| extent.div_ceil(32));
-        self.launch(&self.kernels.reduce, blocks, &params)
     }
 
     pub(super) fn launch<P: DeviceRepr>(

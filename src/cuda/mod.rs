@@ -1,11 +1,13 @@
 //! The CUDA side: the driver, memory and launches. All unsafe code of the crate is in here.
 
+mod buffers;
 mod driver;
 mod hopper;
 mod hopper_decode;
 mod kernels;
 mod launch;
 mod memory;
+mod mma;
 mod params;
 mod tensor_map;
 

@@ -1,5 +1,6 @@
 //! The parameters of the kernels, laid out as the kernels take them.
 
+use crate::plan::MAX_PROJECTIONS;
 use crate::DType;
 use cudarc::driver::{sys, DeviceRepr};
 
@@ -19,22 +20,41 @@ impl Operand {
         Operand { data, ld: cols as i32, vectors: vectors.into() }
     }
 
+    /// The same rows from a column on.
+    pub(super) fn columns_from(&self, col: usize, dtype: DType) -> Self {
+        Operand::new(self.data + (col * dtype.bytes()) as u64, self.ld as usize, dtype)
+    }
+
     /// The operand of a stretch of the sum that has no length.
     pub(super) const NONE: Operand = Operand { data: 0, ld: 0, vectors: 1 };
+}
+
+/// A stretch of the inner dimension, as `Segment` in kernels/tile.cuh.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct Segment {
+    lhs: Operand,
+    rhs: Operand,
+    k: i32,
+}
+
+impl Segment {
+    pub(super) fn new(lhs: Operand, rhs: Operand, k: usize) -> Self {
+        Segment { lhs, rhs, k: k as i32 }
+    }
+
+    pub(super) const NONE: Segment = Segment { lhs: Operand::NONE, rhs: Operand::NONE, k: 0 };
 }
 
 /// As in kernels/linear.cu.
 #[repr(C)]
 pub(super) struct LinearParams {
-    pub(super) lhs: Operand,
-    pub(super) rhs: Operand,
-    pub(super) lhs_ext: Operand,
-    pub(super) rhs_ext: Operand,
+    /// The first `count` are used: a product with each W0, and the adapters'.
+    pub(super) segments: [Segment; MAX_PROJECTIONS + 1],
     pub(super) out: Operand,
     pub(super) m: i32,
     pub(super) n: i32,
-    pub(super) k: i32,
-    pub(super) r: i32,
+    pub(super) count: i32,
 }
 
 /// As in kernels/project.cu.
@@ -46,7 +66,8 @@ pub(super) struct ProjectParams {
     pub(super) m: i32,
     pub(super) r: i32,
     pub(super) k: i32,
-    pub(super) scale: f32,
+    pub(super) ends: [i32; MAX_PROJECTIONS],
+    pub(super) scales: [f32; MAX_PROJECTIONS],
 }
 
 /// As in kernels/grad.cu.
@@ -89,8 +110,9 @@ pub(super) struct MergeParams {
 // The same sizes are asserted in the kernels.
 const _: () = {
     assert!(size_of::<Operand>() == 16);
-    assert!(size_of::<LinearParams>() == 96);
-    assert!(size_of::<ProjectParams>() == 64);
+    assert!(size_of::<Segment>() == 40);
+    assert!(size_of::<LinearParams>() == 232);
+    assert!(size_of::<ProjectParams>() == 96);
     assert!(size_of::<GradParams>() == 64);
     assert!(size_of::<ReduceParams>() == 40);
     assert!(size_of::<MergeParams>() == 80);

@@ -1,6 +1,7 @@
 //! Descriptors of matrices for the tensor memory accelerator.
 
 use super::driver;
+use super::params::Operand;
 use crate::{DType, Result};
 use cudarc::driver::sys;
 use std::ptr;
@@ -19,11 +20,10 @@ impl TensorMap {
     /// Of a matrix that is never read.
     pub(super) const NONE: TensorMap = TensorMap { opaque: [0; 16] };
 
-    /// Boxes of a dense rows×cols matrix of bf16 or f16, swizzled in shared memory over as many bytes
-    /// as their columns take, of which there are 16, 32 or 64. `address` and the rows' bytes must be
-    /// multiples of 16.
+    /// Boxes of a rows×cols matrix of bf16 or f16, swizzled in shared memory over as many bytes as their
+    /// columns take, of which there are 16, 32 or 64. All rows must start at multiples of 16 bytes.
     pub(super) fn new(
-        address: sys::CUdeviceptr,
+        of: Operand,
         [rows, cols]: [usize; 2],
         dtype: DType,
         [box_rows, box_cols]: [u32; 2],
@@ -36,7 +36,7 @@ impl TensorMap {
         };
         let mut map = Aligned(sys::CUtensorMap { opaque: [0; 16] });
         let sizes = [cols as u64, rows as u64];
-        let row_bytes = [(cols * dtype.bytes()) as u64];
+        let row_bytes = [(of.ld as usize * dtype.bytes()) as u64];
         let (box_sizes, steps) = ([box_cols, box_rows], [1, 1]);
         let swizzle = match box_cols {
             16 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_32B,
@@ -50,7 +50,7 @@ impl TensorMap {
                 ptr::from_mut(&mut map.0),
                 element,
                 2,
-                address as *mut _,
+                of.data as *mut _,
                 sizes.as_ptr(),
                 row_bytes.as_ptr(),
                 box_sizes.as_ptr(),

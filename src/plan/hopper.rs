@@ -4,20 +4,17 @@ mod model;
 #[cfg(test)]
 mod tests;
 
-use super::{hopper_grads, Footprint};
+use super::{hopper_grads, Footprint, MAX_PROJECTIONS};
 use model::Model;
-
-/// The layers that may share X in a launch.
-pub(crate) const MAX_LAYERS: usize = 4;
 
 /// A product: out (m×n) over k, with S or dS (m×r). If several layers share X, n is of each of them in the
 /// forward, k in the input gradient, and r in both; of those that there are not, it is 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Sizes {
     pub(crate) m: usize,
-    pub(crate) n: [usize; MAX_LAYERS],
-    pub(crate) k: [usize; MAX_LAYERS],
-    pub(crate) r: [usize; MAX_LAYERS],
+    pub(crate) n: [usize; MAX_PROJECTIONS],
+    pub(crate) k: [usize; MAX_PROJECTIONS],
+    pub(crate) r: [usize; MAX_PROJECTIONS],
 }
 
 impl Sizes {
@@ -25,6 +22,28 @@ impl Sizes {
     pub(crate) fn of_layer([m, n, k, r]: [usize; 4]) -> Self {
         let one = |size| [size, 0, 0, 0];
         Sizes { m, n: one(n), k: one(k), r: one(r) }
+    }
+
+    /// Of every H, for layers of so many outputs and ranks.
+    pub(crate) fn of_forward(
+        t: usize,
+        k: usize,
+        layers: impl Iterator<Item = (usize, usize)>,
+    ) -> Self {
+        let mut sizes = Sizes::of_layer([t, 0, k, 0]);
+        layers.enumerate().for_each(|(i, (d, r))| (sizes.n[i], sizes.r[i]) = (d, r));
+        sizes
+    }
+
+    /// The same of dX.
+    pub(crate) fn of_input_grad(
+        t: usize,
+        k: usize,
+        layers: impl Iterator<Item = (usize, usize)>,
+    ) -> Self {
+        let mut sizes = Sizes::of_layer([t, k, 0, 0]);
+        layers.enumerate().for_each(|(i, (d, r))| (sizes.k[i], sizes.r[i]) = (d, r));
+        sizes
     }
 
     /// Columns of S, of all layers.

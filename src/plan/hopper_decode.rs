@@ -1,6 +1,6 @@
 //! How `kernels/hopper_decode.cu` is launched: which rows of W0 and A its blocks read.
 
-use super::Footprint;
+use super::{Footprint, MAX_PROJECTIONS};
 
 /// The most tokens that it serves.
 pub(crate) const MOST_TOKENS: usize = 128;
@@ -59,6 +59,9 @@ pub(crate) struct Schedule {
     pub(crate) down_rows: usize,
     pub(crate) down_stages: usize,
 }
+
+/// Launches for layers that share X, one after the other.
+pub(crate) type Schedules = [Option<Schedule>; MAX_PROJECTIONS];
 
 impl Schedule {
     /// For H (T×d) over k, with S (T×r) unless r is 0, on so many pairs of multiprocessors.

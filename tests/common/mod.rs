@@ -8,10 +8,13 @@ mod oracle;
 #[cfg(feature = "peft")]
 pub mod peft;
 mod run;
+mod shared;
 
 pub use inputs::{Inputs, Rng, Sizes};
-pub use oracle::{check_samples, unit_roundoff, Expect};
+pub use oracle::{check_samples, f32_sums, unit_roundoff, Expect};
 pub use run::{on_cpu, Buffer, Buffers, DeviceElement, Outputs, Place, Placement};
+pub use shared::{columns, shared_on_cpu, shared_on_cuda};
+pub use shared::{Of, SharedBuffers, SharedInputs, SharedOutputs, SharedSizes};
 
 use lora_kernels::{Device, Element};
 use std::sync::OnceLock;

@@ -28,6 +28,16 @@ pub fn unit_roundoff(dtype: DType) -> f64 {
     }
 }
 
+/// The largest norm-wise error of a sum over `t` tokens, of nothing but f32 additions. Tensor cores
+/// truncate by up to 2⁻²³ of the partial sum, and all in the same direction; this allows for one
+/// truncation every 4 products, twice as many as an mma of the older GPUs makes. Chains of tensor
+/// core additions go over 2048 tokens at most where T is that long and the layer small, as in
+/// tests/gpu_accuracy.rs, and what they come to is added with rounding, which costs next to
+/// nothing.
+pub fn f32_sums(t: usize) -> f64 {
+    (t.min(2048) as f64 / 4.0 + 2.0) * 2f64.powi(-23)
+}
+
 /// How far rounding `value` to an element type moves it at most.
 fn rounding(dtype: DType, value: f64) -> f64 {
     // Half the distance of f16's subnormals; those of the other types are out of reach.

@@ -44,10 +44,10 @@ pub struct Place {
 
 /// Elements of guard band on either side of a device buffer: with 8 more in front, a multiple
 /// of 16 bytes but of no larger power of two.
-const BAND: usize = 64;
+pub(super) const BAND: usize = 64;
 
 /// A NaN that no arithmetic makes: a band that is written changes, one that is read spoils sums.
-fn guard<E: Element>() -> E {
+pub(super) fn guard<E: Element>() -> E {
     let mut value = E::zeroed();
     let bytes = bytemuck::bytes_of_mut(&mut value);
     bytes.fill(0xa5);
@@ -56,7 +56,7 @@ fn guard<E: Element>() -> E {
 }
 
 /// Another NaN: what an output holds before it is written.
-fn poison<E: Element>() -> E {
+pub(super) fn poison<E: Element>() -> E {
     let mut value = E::zeroed();
     bytemuck::bytes_of_mut(&mut value).fill(0xff);
     value
@@ -91,7 +91,7 @@ impl<E: DeviceElement> Buffer<E> {
         Buffer { name, shape, memory }
     }
 
-    fn elements(&self) -> usize {
+    pub(super) fn elements(&self) -> usize {
         self.shape[0] * self.shape[1]
     }
 
@@ -165,7 +165,7 @@ impl<E: DeviceElement> Buffer<E> {
 }
 
 /// What `da_added` and `db_added` hold before a gradient is added.
-fn base_gradient(elements: usize) -> Vec<f32> {
+pub(super) fn base_gradient(elements: usize) -> Vec<f32> {
     (0..elements).map(|i| 0.1 * (i % 7) as f32).collect()
 }
 

@@ -94,7 +94,7 @@ fn tiles(schedule: &Schedule, sizes: &Sizes) -> Vec<Vec<Tile>> {
 fn cases() -> impl Iterator<Item = (Sizes, usize)> {
     let small = shapes().filter(|&[t, _, d, _]| t.div_ceil(256) * d.div_ceil(128) < 4000);
     let sizes = small.step_by(7).enumerate().flat_map(|(i, [m, k, n, r])| {
-        let layers = i % MAX_LAYERS + 1;
+        let layers = i % MAX_PROJECTIONS + 1;
         let several = |size: usize| {
             let of = |layer| if layer < layers { size / (layer + 1) + 1 } else { 0 };
             [0, 1, 2, 3].map(of)

@@ -71,8 +71,8 @@
 // ---------------------------------------------------------------------------------------------
 // The roles of a block
 
-template <int kN, bool kMnMajor, int kSlice>
-__device__ __forceinline__ void load(const HopperLinearParams<kMnMajor>& p, uint32_t base) {
+template <int kN, bool kMnMajor, int kSlice, bool kShared>
+__device__ __forceinline__ void load(const HopperLinearParams<kMnMajor, kShared>& p, uint32_t base) {
     using T = Tiling<kN, kMnMajor, kSlice>;
     const int rank = cluster_rank();
     Ring<T::kStages> ring;
@@ -80,10 +80,10 @@ __device__ __forceinline__ void load(const HopperLinearParams<kMnMajor>& p, uint
     auto fill = [&](auto of_ext, const Tile<kN>& tile, int k0) {
         constexpr bool kExt = decltype(of_ext)::value;
         // Whose columns of the output, or whose stretch of k; and where it is in that layer's matrices.
-        const int part = kMnMajor ? (kExt ? 0 : p.parts.of(k0)) : p.parts.of(tile.n0);
-        const int start = kMnMajor && kExt ? 0 : p.parts.start[part];
+        const int part = kMnMajor ? (kExt ? 0 : p.part(k0)) : p.part(tile.n0);
+        const int start = kMnMajor && kExt ? 0 : p.start(part);
         const int n0 = tile.n0 - (kMnMajor ? 0 : start), k_of_part = k0 - (kMnMajor ? start : 0);
-        const int rank_start = kMnMajor && kExt ? 0 : p.parts.rank_start[part];
+        const int rank_start = kMnMajor && kExt ? 0 : p.rank_start(part);
         const TensorMap& rhs = kExt ? p.rhs_ext(part) : p.rhs(part);
         // A tile that makes all of lhs_ext has it in registers.
         const bool has_lhs = !(kExt && kSlice > 0 && tile.is_alone(p));
@@ -147,6 +147,7 @@ __device__ __forceinline__ void load(const HopperLinearParams<kMnMajor>& p, uint
             tile_phase ^= 1;
         }
         const int r = tile.ranks(p, kMnMajor);
+#pragma unroll 1
         for (int r0 = 0; r0 < r; r0 += kTileK) fill(std::true_type{}, tile, r0);
     }
 }
@@ -229,8 +230,8 @@ __device__ __forceinline__ void stream(const HopperGradsParams& p, uint32_t base
 }
 
 // The work of a block that makes rows of lhs_ext and nothing else.
-template <typename E, int kRank>
-__device__ __forceinline__ void project(const HopperLinearParams<false>& p, uint32_t base) {
+template <typename E, int kRank, bool kShared>
+__device__ __forceinline__ void project(const HopperLinearParams<false, kShared>& p, uint32_t base) {
     const Projection s = {&p.of_lhs, &p.of_down, p.parts, p.s,  p.flags + 1, p.m, p.k, p.r,
                           (int)blockIdx.x, 2 * p.projectors};
     if (threadIdx.x == 0) {
@@ -253,15 +254,16 @@ __device__ __forceinline__ void project(const HopperLinearParams<false>& p, uint
 }
 
 // Whether this block works on tiles.
-template <bool kMnMajor, int kSlice>
-__device__ __forceinline__ bool works_on_tiles(const HopperLinearParams<kMnMajor>& p) {
+template <bool kMnMajor, int kSlice, bool kShared>
+__device__ __forceinline__ bool works_on_tiles(const HopperLinearParams<kMnMajor, kShared>& p) {
     if (kMnMajor) return blockIdx.x < gridDim.x - 2 * p.streamers;
     return kSlice > 0 || (int)blockIdx.x >= 2 * p.projectors;
 }
 
 // The work of one that does not.
-template <typename E, bool kMnMajor, int kSlice>
-__device__ __forceinline__ void work_beside(const HopperLinearParams<kMnMajor>& p, uint32_t base) {
+template <typename E, bool kMnMajor, int kSlice, bool kShared>
+__device__ __forceinline__ void work_beside(const HopperLinearParams<kMnMajor, kShared>& p,
+                                            uint32_t base) {
     if constexpr (kMnMajor) {
         const int streamers = 2 * p.streamers, streamer = blockIdx.x - (gridDim.x - streamers);
         if (kSlice == 0) {
@@ -282,8 +284,8 @@ __device__ __forceinline__ void work_beside(const HopperLinearParams<kMnMajor>& 
     }
 }
 
-template <typename E, int kN, bool kMnMajor, int kSlice>
-__device__ __forceinline__ void hopper_linear(const HopperLinearParams<kMnMajor>& p) {
+template <typename E, int kN, bool kMnMajor, int kSlice, bool kShared>
+__device__ __forceinline__ void hopper_linear(const HopperLinearParams<kMnMajor, kShared>& p) {
     const uint32_t base = shared_base();
     if (threadIdx.x == 0) {
         for (int stage = 0; stage < kMaxStages; stage++) {
@@ -325,18 +327,22 @@ __device__ __forceinline__ void hopper_linear(const HopperLinearParams<kMnMajor>
     cluster_sync();
 }
 
-#define HOPPER_LINEAR_KERNEL(name, E, n, mn_major, slice)                               \
+// For a layer alone, or for several that share X.
+#define HOPPER_LINEAR_KERNEL(name, E, n, mn_major, slice, shared)                       \
     extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1)      \
-        name(const __grid_constant__ HopperLinearParams<mn_major> params) {             \
+        name(const __grid_constant__ HopperLinearParams<mn_major, shared> params) {     \
         hopper_linear<E, n, mn_major, slice>(params);                                   \
     }
-#define HOPPER_LINEAR_KERNELS(n, type, E)                                                       \
-    HOPPER_LINEAR_KERNEL(hopper_linear_forward_n##n##_##type, E, n, false, 0)                   \
-    HOPPER_LINEAR_KERNEL(hopper_linear_forward_slice16_n##n##_##type, E, n, false, 16)          \
-    HOPPER_LINEAR_KERNEL(hopper_linear_forward_slice64_n##n##_##type, E, n, false, 64)          \
-    HOPPER_LINEAR_KERNEL(hopper_linear_input_grad_n##n##_##type, E, n, true, 0)                 \
-    HOPPER_LINEAR_KERNEL(hopper_linear_input_grad_slice16_n##n##_##type, E, n, true, 16)        \
-    HOPPER_LINEAR_KERNEL(hopper_linear_input_grad_slice64_n##n##_##type, E, n, true, 64)
+#define HOPPER_LINEAR_KERNELS_OF(layers, n, type, E, shared)                                    \
+    HOPPER_LINEAR_KERNEL(layers##_forward_n##n##_##type, E, n, false, 0, shared)                \
+    HOPPER_LINEAR_KERNEL(layers##_forward_slice16_n##n##_##type, E, n, false, 16, shared)       \
+    HOPPER_LINEAR_KERNEL(layers##_forward_slice64_n##n##_##type, E, n, false, 64, shared)       \
+    HOPPER_LINEAR_KERNEL(layers##_input_grad_n##n##_##type, E, n, true, 0, shared)              \
+    HOPPER_LINEAR_KERNEL(layers##_input_grad_slice16_n##n##_##type, E, n, true, 16, shared)     \
+    HOPPER_LINEAR_KERNEL(layers##_input_grad_slice64_n##n##_##type, E, n, true, 64, shared)
+#define HOPPER_LINEAR_KERNELS(n, type, E)                              \
+    HOPPER_LINEAR_KERNELS_OF(hopper_linear, n, type, E, false)         \
+    HOPPER_LINEAR_KERNELS_OF(hopper_linear_shared, n, type, E, true)
 
 HOPPER_LINEAR_KERNELS(128, bf16, __nv_bfloat16)
 HOPPER_LINEAR_KERNELS(176, bf16, __nv_bfloat16)

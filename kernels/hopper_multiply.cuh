@@ -12,8 +12,8 @@ struct Rounded {
 };
 
 // Stores a part of it by way of the warpgroup's boxes in shared memory.
-template <int kN, bool kMnMajor, typename T>
-__device__ __forceinline__ void store_part(const HopperLinearParams<kMnMajor>& p,
+template <int kN, typename T, bool kMnMajor, bool kShared>
+__device__ __forceinline__ void store_part(const HopperLinearParams<kMnMajor, kShared>& p,
                                            const Rounded<kN>& rounded, uint32_t base, int part) {
     const int thread = threadIdx.x % 128, warp = thread / 32, lane = thread % 32;
     const int barrier = threadIdx.x / 128;  // 0 is __syncthreads, and not a multiplier's
@@ -47,8 +47,8 @@ __device__ __forceinline__ void store_part(const HopperLinearParams<kMnMajor>& p
     fence_shared_before_tma();
     named_barrier<128>(barrier);
     if (thread == 0) {
-        const int layer = kMnMajor ? 0 : p.parts.of(rounded.col);
-        const int col = rounded.col - (kMnMajor ? 0 : p.parts.start[layer]) + part_col;
+        const int layer = kMnMajor ? 0 : p.part(rounded.col);
+        const int col = rounded.col - (kMnMajor ? 0 : p.start(layer)) + part_col;
         const OutBoxes& out = p.out(layer);
         if constexpr (T::kWideBoxes) {
             tma_store(out.by_64, rounded.row, col, to);
@@ -78,8 +78,9 @@ __device__ __forceinline__ void store_slice(const HopperProduct& p, const uint32
     }
 }
 
-template <typename E, int kN, bool kMnMajor, int kSlice>
-__device__ __forceinline__ void multiply(const HopperLinearParams<kMnMajor>& p, uint32_t base) {
+template <typename E, int kN, bool kMnMajor, int kSlice, bool kShared>
+__device__ __forceinline__ void multiply(const HopperLinearParams<kMnMajor, kShared>& p,
+                                         uint32_t base) {
     using T = Tiling<kN, kMnMajor, kSlice>;
     constexpr int kLhsStep = 32 / 16, kRhsStep = (kMnMajor ? 2048 : 32) / 16;
     const int half = threadIdx.x / 128 - 1, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
@@ -93,7 +94,7 @@ __device__ __forceinline__ void multiply(const HopperLinearParams<kMnMajor>& p, 
     auto store_next = [&] {
 #pragma unroll
         for (int i = 0; i < T::kParts; i++)
-            if (part == i) store_part<kN, kMnMajor, T>(p, rounded, base, i);
+            if (part == i) store_part<kN, T>(p, rounded, base, i);
         part++;
     };
     Tiles<kN, (kSlice > 0)> tiles(p);
@@ -179,7 +180,7 @@ __device__ __forceinline__ void multiply(const HopperLinearParams<kMnMajor>& p, 
 #pragma unroll
             for (int i = 0; i < kSlice / 4; i++) {
                 const float* v = kApart ? &acc_apart[2 * i] : &acc[T::kRhsCols / 2 + 2 * i];
-                const float scale = p.parts.scale_of(tile.slice(p) * kSlice + i / 2 * 8);
+                const float scale = p.scale_of(tile.slice(p) * kSlice + i / 2 * 8);
                 slice[i / 4][i % 4] = pack<E>(v[0] * scale, v[1] * scale);
             }
             if (tile.tells(p)) {

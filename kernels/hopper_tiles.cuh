@@ -27,12 +27,28 @@ struct OutBoxes {
     TensorMap by_64, by_32, by_16;
 };
 
-// Mirrored by cuda::hopper::HopperLinearParams in Rust. What is of a layer has it as its index.
-template <bool kMnMajor>
+// Where a layer is among those that share X.
+// NOTES: nothing to be looked for in kernels of one layer: the loader would take 1 to 2 % longer.
+template <bool kShared>
+struct HopperLayers : HopperProduct {
+    __device__ __forceinline__ int part(int at) const { return kShared ? parts.of(at) : 0; }
+    __device__ __forceinline__ int start(int part) const { return kShared ? parts.start[part] : 0; }
+    __device__ __forceinline__ int rank_start(int part) const {
+        return kShared ? parts.rank_start[part] : 0;
+    }
+    __device__ __forceinline__ int rank(int part) const { return kShared ? parts.rank[part] : r; }
+    __device__ __forceinline__ float scale_of(int rank_col) const {
+        return kShared ? parts.scale_of(rank_col) : parts.scale[0];
+    }
+};
+
+// Mirrored by cuda::hopper in Rust, as ForwardParams and InputGradParams. What is of a layer has it as its
+// index.
+template <bool kMnMajor, bool kShared>
 struct HopperLinearParams;
 
-template <>
-struct HopperLinearParams<false> : HopperProduct {
+template <bool kShared>
+struct HopperLinearParams<false, kShared> : HopperLayers<kShared> {
     TensorMap of_lhs, of_down, lhs_ext;
     struct {
         TensorMap rhs, rhs_ext;
@@ -45,10 +61,10 @@ struct HopperLinearParams<false> : HopperProduct {
     __device__ __forceinline__ const TensorMap& rhs_ext(int part) const { return of[part].rhs_ext; }
     __device__ __forceinline__ const OutBoxes& out(int part) const { return of[part].out; }
 };
-static_assert(sizeof(HopperLinearParams<false>) == 3136);
+static_assert(sizeof(HopperLinearParams<false, true>) == 3136);
 
-template <>
-struct HopperLinearParams<true> : HopperProduct {
+template <bool kShared>
+struct HopperLinearParams<true, kShared> : HopperLayers<kShared> {
     TensorMap lhs_ext, of_rhs_ext;
     OutBoxes of_out;
     struct {
@@ -62,7 +78,7 @@ struct HopperLinearParams<true> : HopperProduct {
     __device__ __forceinline__ const TensorMap& rhs_ext(int) const { return of_rhs_ext; }
     __device__ __forceinline__ const OutBoxes& out(int) const { return of_out; }
 };
-static_assert(sizeof(HopperLinearParams<true>) == 3968);
+static_assert(sizeof(HopperLinearParams<true, true>) == 3968);
 
 constexpr int kTileM = 128, kTileK = 64, kMultiplyingWarps = 8;
 
@@ -86,8 +102,9 @@ struct Tile {
     }
 
     // Columns of lhs_ext that are multiplied with rhs_ext at its end: of one layer, or of all.
-    __device__ __forceinline__ int ranks(const HopperProduct& p, bool of_all) const {
-        return of_all || is_alone(p) ? p.r : p.parts.rank[p.parts.of(n0)];
+    template <bool kShared>
+    __device__ __forceinline__ int ranks(const HopperLayers<kShared>& p, bool of_all) const {
+        return of_all || is_alone(p) ? p.r : p.rank(p.part(n0));
     }
 
     // So many steps along k from the first on; after the last of all comes step 0.

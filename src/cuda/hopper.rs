@@ -7,7 +7,7 @@ use super::Cuda;
 use crate::plan::hopper::{Projection, Schedule, Sizes, GROUP, STEP_K};
 use crate::plan::hopper_grads::{self, rank_tile, Makes};
 use crate::plan::MAX_PROJECTIONS;
-use crate::{DType, Result};
+use crate::Result;
 use cudarc::driver::{sys, DeviceRepr};
 
 /// As in kernels/hopper_parts.cuh.
@@ -216,7 +216,7 @@ impl Cuda {
                 Ok(ForwardLayer { rhs, rhs_ext, out: layers.out_boxes(h, d)? })
             })?,
         };
-        self.hopper_product(Linear::Forward, layers.dtype, schedule, &params)
+        self.hopper_product(Linear::Forward, layers, schedule, &params)
     }
 
     /// dX if `wants_dx`, and dA and dB. dS is made here.
@@ -311,7 +311,7 @@ impl Cuda {
             })?,
             grads,
         };
-        self.hopper_product(Linear::InputGrad, layers.dtype, schedule, &params)
+        self.hopper_product(Linear::InputGrad, layers, schedule, &params)
     }
 
     /// A launch of kernels/hopper_grads.cu.
@@ -368,13 +368,14 @@ impl Cuda {
     fn hopper_product<P: DeviceRepr>(
         &self,
         which: Linear,
-        dtype: DType,
+        layers: &Layers<'_>,
         schedule: &Schedule,
         params: &P,
     ) -> Result<()> {
         let (tile_n, slice, blocks) = (schedule.tile_n, schedule.slice(), schedule.blocks());
-        let mut all = self.kernels.of(dtype).hopper_linear.iter();
-        let kernels = all.find(|kernels| (kernels.tile_n, kernels.slice) == (tile_n, slice));
+        let wanted = (tile_n, slice, layers.of.len() > 1);
+        let mut all = self.kernels.of(layers.dtype).hopper_linear.iter();
+        let kernels = all.find(|of| (of.tile_n, of.slice, of.shared) == wanted);
         let kernel = which.of(&kernels.expect("there is a kernel for every schedule").linear);
         let cooperative = schedule.is_cooperative();
         // Where there is room beside this launch, early blocks of the next would take it from others, and

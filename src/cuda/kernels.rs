@@ -58,6 +58,8 @@ pub(super) struct LinearKernels {
 pub(super) struct HopperKernels {
     pub(super) tile_n: usize,
     pub(super) slice: usize,
+    /// For several layers that share X, or for one.
+    pub(super) shared: bool,
     pub(super) linear: LinearKernels,
 }
 
@@ -165,14 +167,15 @@ impl ElementKernels {
         let one = |file: &str, name: &str, footprint| {
             kernel(modules, file, &format!("{name}_{element}"), footprint)
         };
-        let hopper_linear = |(tile_n, slice): (usize, usize)| {
+        let hopper_linear = |(tile_n, slice): (usize, usize), shared: bool| {
             let one = |product| {
+                let shared = if shared { "_shared" } else { "" };
                 let slice = if slice > 0 { format!("_slice{slice}") } else { String::new() };
-                let name = format!("hopper_linear_{product}{slice}_n{tile_n}");
+                let name = format!("hopper_linear{shared}_{product}{slice}_n{tile_n}");
                 one("hopper_linear", &name, plan::hopper::FOOTPRINT)
             };
             let linear = LinearKernels { forward: one("forward")?, input_grad: one("input_grad")? };
-            Ok(HopperKernels { tile_n, slice, linear })
+            Ok(HopperKernels { tile_n, slice, shared, linear })
         };
         let hopper_decode = |tile_t: usize| {
             let name = format!("hopper_decode_n{tile_t}");
@@ -197,7 +200,8 @@ impl ElementKernels {
                     let slices = || iter::once(0).chain(plan::hopper::SLICES);
                     let of_tile = |n| slices().map(move |slice| (n, slice));
                     let all = plan::hopper::TILES_N.into_iter().flat_map(of_tile);
-                    all.map(hopper_linear).collect::<Result<_>>()?
+                    let both = all.flat_map(|of| [(of, false), (of, true)]);
+                    both.map(|(of, shared)| hopper_linear(of, shared)).collect::<Result<_>>()?
                 }
                 false => Vec::new(),
             },

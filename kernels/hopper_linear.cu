@@ -16,6 +16,9 @@
 // be several, one of 64 is the only one. Or, in the forward, the first pairs of blocks make all of
 // lhs_ext and nothing else, ahead of the others, who wait for it at the end of their tiles.
 //
+// The kernels called shared do all this for up to four layers that share X, with tiles or steps of one
+// layer each: hopper_parts.cuh.
+//
 // In the backward, the last pairs of blocks may make dA and dB meanwhile, as those of hopper_grads.cu do.
 //
 // All rows must start at multiples of 16 bytes, which is what TMA takes; what a box has beyond the edge

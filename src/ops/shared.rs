@@ -86,7 +86,12 @@ pub fn backward_shared_plan(device: &Device, problem: &SharedProblem) -> Plan {
 /// # }
 /// ```
 ///
-/// # Errors As for [`forward`](super::forward), and [`Error::Count`] unless there are 1 to
+/// On [`Path::Hopper`](crate::plan::Path::Hopper) a product may meet columns of S that are another
+/// projection's, with zeros on the other side: where those are not finite, h is NaN. The same goes
+/// for dh in [`backward_shared`].
+///
+/// # Errors
+/// As for [`forward`](super::forward), and [`Error::Count`] unless there are 1 to
 /// [`MAX_PROJECTIONS`](crate::MAX_PROJECTIONS) projections and one `h` for each. Arguments in lists
 /// are named as `projections[1].w0` and `h[1]`.
 pub fn forward_shared<'a>(

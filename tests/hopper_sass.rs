@@ -47,7 +47,7 @@ fn main_loops<'a>(code: &'a [(usize, &'a str)]) -> Vec<&'a [(usize, &'a str)]> {
 
 #[test]
 fn nothing_fences_the_main_loops() {
-    let fatbins = [("hopper_linear", 36), ("hopper_grads", 6), ("hopper_decode", 10)]
+    let fatbins = [("hopper_linear", 72), ("hopper_grads", 6), ("hopper_decode", 10)]
         .map(|(name, kernels)| (Path::new(env!("OUT_DIR")).join(name), kernels));
     for (fatbin, wanted) in fatbins {
         let fatbin = fatbin.with_extension("fatbin");

@@ -16,8 +16,8 @@
 //
 // An item is one such tile and 128 columns of Y over all of T, and belongs to one block, so there are no
 // float atomics, no partial sums in memory, and the same bits whatever the grid, and in hopper_linear.cu.
-// dB's items come first, layer by layer, then dA's. The first blocks, as many as are called projectors, make 128 rows of
-// dS each at a time, and the others make items, in turns.
+// dB's items come first, layer by layer, then dA's. The first blocks, as many as are called projectors,
+// make 128 rows of dS each at a time, and the others make items, in turns.
 //
 // All rows must start at multiples of 16 bytes, which is what TMA takes. What a box has beyond the edge of
 // its matrix is read as zeros: rows of Y and L that add nothing, and columns whose products nobody

@@ -139,7 +139,8 @@ impl Layers<'_> {
         Sizes::of_input_grad(self.t, self.k, of_each)
     }
 
-    /// Where layers begin, if the outputs of each are counted in so many at a time, and where the last ends.
+    /// Where layers begin, if the outputs of each are counted in so many at a time, and where the last
+    /// one ends.
     fn parts(&self, unit: usize) -> (Parts, i32) {
         let (start, rank_start) = ([i32::MAX; MAX_PROJECTIONS], [i32::MAX; MAX_PROJECTIONS]);
         let mut parts =

@@ -109,7 +109,7 @@ pub(crate) struct Schedule {
     pub(crate) whole: usize,
     /// The pairs of blocks that work on tiles.
     pub(crate) pairs: usize,
-    /// Whether there are others than those.
+    /// Whether tiles are left that are shared.
     pub(crate) shares: bool,
     /// Pairs of blocks that make dA and dB meanwhile, only with dX.
     pub(crate) streamers: usize,

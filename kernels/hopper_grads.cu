@@ -15,7 +15,7 @@
 // time, so that some of it is found in the L2.
 //
 // An item is one such tile and 128 columns of Y over all of T, and belongs to one block, so there are no
-// float atomics, no partial sums in memory, and the same bits whatever the grid, and in hopper_linear.cu.
+// float atomics, no partial sums in memory, and the same bits whatever the grid, and in hopper_linear.cuh.
 // dB's items come first, layer by layer, then dA's. The first blocks, as many as are called projectors,
 // make 128 rows of dS each at a time, and the others make items, in turns.
 //

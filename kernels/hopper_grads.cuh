@@ -1,5 +1,5 @@
 // What a block of hopper_grads.cu does for dA and dB, as roles of its warpgroups; the contract is there.
-// Some blocks of hopper_linear.cu do the same beside those that make dX.
+// Some blocks of hopper_linear.cuh do the same beside those that make dX.
 #pragma once
 
 #include "hopper_project.cuh"

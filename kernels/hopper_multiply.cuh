@@ -1,4 +1,4 @@
-// What the two multiplying warpgroups of a block of hopper_linear.cu do: its schedule and what its barriers
+// What the two multiplying warpgroups of a block of hopper_linear.cuh do: its schedule and what its barriers
 // mean are there.
 #pragma once
 

@@ -1,4 +1,4 @@
-// Which tiles of kernels/hopper_linear.cu a pair of blocks works on, and in which order. Its loaders,
+// Which tiles of kernels/hopper_linear.cuh a pair of blocks works on, and in which order. Its loaders,
 // scouts and multipliers all go through them by themselves. src/plan/hopper.rs chooses the order, and
 // its tests go through a copy of it.
 #pragma once

@@ -1,4 +1,4 @@
-// Where a block of hopper_linear.cu that works on tiles has everything in shared memory.
+// Where a block of hopper_linear.cuh that works on tiles has everything in shared memory.
 #pragma once
 
 #include "hopper_tiles.cuh"

@@ -1,4 +1,4 @@
-//! The launches of kernels/hopper_linear.cu and kernels/hopper_grads.cu.
+//! The launches of kernels/hopper_linear.cuh and kernels/hopper_grads.cu.
 
 use super::launch::{Gradients, LaunchMode, Layer, Layers, Linear};
 use super::params::Operand;
@@ -365,7 +365,7 @@ impl Cuda {
         }
     }
 
-    /// A launch of kernels/hopper_linear.cu.
+    /// A launch of kernels/hopper_linear.cuh.
     fn hopper_product<P: DeviceRepr>(
         &self,
         which: Linear,

@@ -169,10 +169,9 @@ impl ElementKernels {
         };
         let hopper_linear = |(tile_n, slice): (usize, usize), shared: bool| {
             let one = |product| {
-                let shared = if shared { "_shared" } else { "" };
+                let file = if shared { "hopper_linear_shared" } else { "hopper_linear" };
                 let slice = if slice > 0 { format!("_slice{slice}") } else { String::new() };
-                let name = format!("hopper_linear{shared}_{product}{slice}_n{tile_n}");
-                one("hopper_linear", &name, plan::hopper::FOOTPRINT)
+                one(file, &format!("{file}_{product}{slice}_n{tile_n}"), plan::hopper::FOOTPRINT)
             };
             let linear = LinearKernels { forward: one("forward")?, input_grad: one("input_grad")? };
             Ok(HopperKernels { tile_n, slice, shared, linear })

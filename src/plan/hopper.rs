@@ -1,4 +1,4 @@
-//! How `kernels/hopper_linear.cu` is launched: its tile, where S comes from, and in which order.
+//! How `kernels/hopper_linear.cuh` is launched: its tile, where S comes from, and in which order.
 
 mod model;
 #[cfg(test)]

@@ -58,10 +58,12 @@ __device__ __forceinline__ void wgmma_wait() {
     REGISTERS(72, 73, 74, 75, 76, 77, 78, 79) ", " \
     REGISTERS(80, 81, 82, 83, 84, 85, 86, 87)
 #define REGISTERS_96 REGISTERS_88 ", " REGISTERS(88, 89, 90, 91, 92, 93, 94, 95)
-#define REGISTERS_128                                        \
+#define REGISTERS_112                                        \
     REGISTERS_96 ", "                                        \
     REGISTERS(96, 97, 98, 99, 100, 101, 102, 103) ", "     \
-    REGISTERS(104, 105, 106, 107, 108, 109, 110, 111) ", " \
+    REGISTERS(104, 105, 106, 107, 108, 109, 110, 111)
+#define REGISTERS_128                                        \
+    REGISTERS_112 ", "                                       \
     REGISTERS(112, 113, 114, 115, 116, 117, 118, 119) ", " \
     REGISTERS(120, 121, 122, 123, 124, 125, 126, 127)
 #define OPERANDS_8(i)                                                                         \
@@ -75,6 +77,7 @@ __device__ __forceinline__ void wgmma_wait() {
 #define OPERANDS_72(i) OPERANDS_64(i), OPERANDS_8(i + 64)
 #define OPERANDS_88(i) OPERANDS_72(i), OPERANDS_8(i + 72), OPERANDS_8(i + 80)
 #define OPERANDS_96(i) OPERANDS_64(i), OPERANDS_32(i + 64)
+#define OPERANDS_112(i) OPERANDS_96(i), OPERANDS_16(i + 96)
 #define OPERANDS_128(i) OPERANDS_64(i), OPERANDS_64(i + 64)
 
 // The operands behind the accumulators have the numbers a to e.
@@ -118,6 +121,8 @@ __device__ __forceinline__ void wgmma_wait() {
 #define WGMMA_OF_COLS(type)                                    \
     if constexpr (kCols == 256) {                              \
         WGMMA(type, 256, 128, 128, 129, 130, 131, 132);        \
+    } else if constexpr (kCols == 224) {                       \
+        WGMMA(type, 224, 112, 112, 113, 114, 115, 116);        \
     } else if constexpr (kCols == 192) {                       \
         WGMMA(type, 192, 96, 96, 97, 98, 99, 100);             \
     } else if constexpr (kCols == 176) {                       \

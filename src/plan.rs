@@ -1,11 +1,14 @@
 //! Which kernel serves a call, and how it is cut into tiles: pure functions of the problem and
 //! the device.
 
+mod apart;
 pub(crate) mod hopper;
 pub(crate) mod hopper_decode;
 pub(crate) mod hopper_grads;
+pub(crate) mod hopper_short;
 mod shared;
 
+pub(crate) use apart::{Alone, Apart};
 pub(crate) use shared::check_count;
 pub use shared::{backward_shared, forward_shared, SharedProblem, MAX_PROJECTIONS};
 
@@ -87,9 +90,13 @@ pub enum Path {
     Reference,
     /// `mma.sync` kernels for compute capability 8.0 and newer, any shape and alignment.
     Mma,
-    /// The forward pass for up to 128 tokens, by wgmma and TMA: bound by reading W0. Where it is there, and
-    /// which buffers it takes, is as for [`Path::Hopper`].
+    /// The forward pass for up to 64 tokens, and up to 128 for some layers, by wgmma and TMA: bound by
+    /// reading W0. Where it is there, and which buffers it takes, is as for [`Path::Hopper`].
     HopperDecode,
+    /// The forward pass for more tokens, up to 1024 or as many as make no more tiles than there are
+    /// multiprocessors, by wgmma and TMA. Where it is there, and which buffers it takes, is as for
+    /// [`Path::Hopper`].
+    HopperShort,
     /// The products with W0, and the gradients of A and B, by wgmma and TMA; the rest as [`Path::Mma`].
     /// For compute capability 9.0, and for k, d and r that are multiples of 8, so that rows start at
     /// multiples of 16 bytes. Where a buffer of a call does not, which a plan cannot know, `Mma` serves
@@ -103,6 +110,7 @@ impl std::fmt::Display for Path {
             Path::Reference => "reference",
             Path::Mma => "mma",
             Path::HopperDecode => "hopper-decode",
+            Path::HopperShort => "hopper-short",
             Path::Hopper => "hopper",
         })
     }
@@ -120,14 +128,14 @@ pub struct Plan {
     pub flags: usize,
     /// How [`Path::Hopper`] runs the product with W0, if it does.
     pub(crate) hopper: Option<hopper::Schedule>,
-    /// How [`Path::HopperDecode`] does, if it does.
-    pub(crate) decode: Option<hopper_decode::Schedules>,
+    /// How [`Path::HopperDecode`] or [`Path::HopperShort`] does, if one does.
+    pub(crate) apart: Option<Apart>,
 }
 
 impl Plan {
     /// On the CPU.
     const REFERENCE: Plan =
-        Plan { path: Path::Reference, scratch: 0, flags: 0, hopper: None, decode: None };
+        Plan { path: Path::Reference, scratch: 0, flags: 0, hopper: None, apart: None };
 
     /// By kernels for every GPU.
     fn mma(scratch: usize) -> Plan {
@@ -136,7 +144,7 @@ impl Plan {
 
     /// By a schedule with the flags and the scratch that it takes.
     fn on_hopper(schedule: hopper::Schedule, flags: usize, scratch: usize) -> Plan {
-        Plan { path: Path::Hopper, scratch, flags, hopper: Some(schedule), decode: None }
+        Plan { path: Path::Hopper, scratch, flags, hopper: Some(schedule), apart: None }
     }
 }
 
@@ -151,12 +159,10 @@ pub fn frozen(problem: &Problem, profile: Option<&DeviceProfile>) -> Plan {
     let &Problem { t, k, d, .. } = problem;
     let Some(profile) = profile else { return Plan::REFERENCE };
     let alone = Problem { r: 0, ..*problem }.into();
-    match shared::pairs(&alone, profile) {
-        None => Plan::mma(0),
-        Some(pairs) if t <= hopper_decode::MOST_TOKENS => {
-            Plan { flags: 0, ..shared::decode(&alone, pairs, 0) }
-        }
-        Some(pairs) => Plan::on_hopper(hopper::frozen([t, d, k], pairs), 0, 0),
+    let Some(pairs) = shared::pairs(&alone, profile) else { return Plan::mma(0) };
+    match apart::plan(&alone, pairs, 0) {
+        Some(plan) => Plan { flags: 0, ..plan },
+        None => Plan::on_hopper(hopper::frozen([t, d, k], pairs), 0, 0),
     }
 }
 
@@ -426,7 +432,7 @@ pub(crate) mod tests {
         for problem in problems() {
             let scratch = BackwardWorkspace::new(&problem.into(), None).elements();
             let s = (problem.t * problem.r * 2).div_ceil(128) * 32;
-            let generic = Plan { path: Path::Mma, scratch, flags: 0, hopper: None, decode: None };
+            let generic = Plan { path: Path::Mma, scratch, flags: 0, hopper: None, apart: None };
             assert_eq!(backward(&problem, Some(&mma)), generic);
             assert_eq!(forward(&problem, Some(&mma)), Plan { scratch: s, ..generic });
             assert_eq!(frozen(&problem, Some(&mma)), Plan { scratch: 0, ..generic });
@@ -437,19 +443,22 @@ pub(crate) mod tests {
             let hopper = aligned.then(|| hopper::input_grad(&of_dx, 66));
             let scratch = BackwardWorkspace::new(&problem.into(), hopper.as_ref()).elements();
             let flags = hopper.map_or(0, |schedule| schedule.flags(t).max(1 + t.div_ceil(128)));
-            let plan = Plan { path, scratch, flags, hopper, decode: None };
+            let plan = Plan { path, scratch, flags, hopper, apart: None };
             assert_eq!(backward(&problem, Some(&on_hopper)), plan);
-            let few = aligned && t <= 128;
-            let decode = few
-                .then(|| [Some(hopper_decode::Schedule::new([t, d, k, r], 66)), None, None, None]);
-            let hopper = (aligned && !few).then(|| hopper::forward(&of_h, 66));
+            let alone = Alone::new([t, d, k, r], 66).filter(|_| aligned);
+            let hopper = (aligned && alone.is_none()).then(|| hopper::forward(&of_h, 66));
             let flags = hopper.map_or(0, |schedule| schedule.flags(t));
             let scratch = s + hopper.map_or(0, |schedule| schedule.partials());
-            let (path, flags) = if few { (Path::HopperDecode, 2) } else { (path, flags) };
-            let plan = Plan { path, scratch, flags, hopper, decode };
+            let (path, flags) = match alone {
+                None => (path, flags),
+                Some(Alone::Decode(_)) => (Path::HopperDecode, 2),
+                Some(Alone::Short(schedule)) => (Path::HopperShort, schedule.flags(t)),
+            };
+            let apart = alone.map(|alone| [Some(alone), None, None, None]);
+            let plan = Plan { path, scratch, flags, hopper, apart };
             assert_eq!(forward(&problem, Some(&on_hopper)), plan);
             let reference =
-                Plan { path: Path::Reference, scratch: 0, flags: 0, hopper: None, decode: None };
+                Plan { path: Path::Reference, scratch: 0, flags: 0, hopper: None, apart: None };
             assert_eq!(backward(&problem, None), reference);
             assert_eq!(forward(&problem, None), reference);
         }

@@ -18,10 +18,18 @@ use half::{bf16, f16};
 use lora_kernels::Device;
 
 /// For the kernels of Hopper: T, d, k and r, on so many multiprocessors.
-const HOPPER: [([usize; 4], usize); 14] = include!("common/hopper_shapes.in");
+const HOPPER: [([usize; 4], usize); 18] = include!("common/hopper_shapes.in");
 
 /// The same for few tokens.
-const FEW_TOKENS: [([usize; 4], usize); 15] = include!("common/hopper_decode_shapes.in");
+const FEW_TOKENS: [([usize; 4], usize); 14] = include!("common/hopper_decode_shapes.in");
+
+/// And for short batches.
+const SHORT: [([usize; 4], usize); 10] = include!("common/hopper_short_shapes.in");
+
+/// For the kernels of Hopper for projections that share their input: T, k, d and r of every projection, on
+/// so many multiprocessors.
+const HOPPER_SHARED: [(usize, usize, &[(usize, usize)], usize); 21] =
+    include!("common/hopper_shared_shapes.in");
 
 /// For those of every GPU.
 const GENERIC: [Sizes; 3] =
@@ -53,6 +61,14 @@ fn on_hopper<E: DeviceElement>(shapes: &[([usize; 4], usize)]) {
     let [best, _] = cuda_paths();
     for &([t, d, k, r], sms) in shapes {
         check::<E>(Sizes::new(t, k, d, r), &best.with_sms(sms), Placement::Aligned);
+    }
+}
+
+fn shared_on_hopper<E: DeviceElement>() {
+    let [best, _] = cuda_paths();
+    for (t, k, layers, sms) in HOPPER_SHARED {
+        let sizes = SharedSizes::new(t, k, layers);
+        check_shared::<E>(sizes, &best.with_sms(sms), Placement::Aligned);
     }
 }
 
@@ -102,4 +118,28 @@ fn few_tokens_bf16() {
 #[ignore = "needs a CUDA GPU"]
 fn few_tokens_f16() {
     on_hopper::<f16>(&FEW_TOKENS);
+}
+
+#[test]
+#[ignore = "needs a CUDA GPU"]
+fn short_bf16() {
+    on_hopper::<bf16>(&SHORT);
+}
+
+#[test]
+#[ignore = "needs a CUDA GPU"]
+fn short_f16() {
+    on_hopper::<f16>(&SHORT);
+}
+
+#[test]
+#[ignore = "needs a CUDA GPU"]
+fn hopper_shared_bf16() {
+    shared_on_hopper::<bf16>();
+}
+
+#[test]
+#[ignore = "needs a CUDA GPU"]
+fn hopper_shared_f16() {
+    shared_on_hopper::<f16>();
 }

@@ -4,7 +4,7 @@ use super::launch::{LaunchMode, Layer, Layers};
 use super::params::Operand;
 use super::tensor_map::TensorMap;
 use super::Cuda;
-use crate::plan::hopper_decode::{Schedule, Schedules};
+use crate::plan::hopper_decode::Schedule;
 use crate::Result;
 use cudarc::driver::{sys, DeviceRepr};
 
@@ -43,24 +43,8 @@ const _: () = assert!(size_of::<HopperDecodeParams>() == 768);
 unsafe impl DeviceRepr for HopperDecodeParams {}
 
 impl Cuda {
-    /// S and H of aligned operands, or H alone where r = 0, one layer after the other. Few tokens take no
-    /// time to read again.
+    /// S and H of a layer with aligned operands, or H alone where r = 0, given its A and its columns of S.
     pub(super) fn hopper_decode(
-        &self,
-        layers: &Layers<'_>,
-        schedules: &Schedules,
-        flags: sys::CUdeviceptr,
-    ) -> Result<()> {
-        let mut a = layers.a;
-        for ((layer, s), schedule) in layers.with_columns().zip(schedules.iter().flatten()) {
-            self.hopper_decode_layer(layers, layer, [a, s], schedule, flags)?;
-            a.data += (layer.r * layers.k * layers.dtype.bytes()) as u64;
-        }
-        Ok(())
-    }
-
-    /// The same of one layer, given its A and its columns of S.
-    fn hopper_decode_layer(
         &self,
         layers: &Layers<'_>,
         layer: &Layer,

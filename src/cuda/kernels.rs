@@ -70,6 +70,8 @@ pub(super) struct ElementKernels {
     pub(super) hopper_linear: Vec<HopperKernels>,
     /// The same for few tokens, by tile of them.
     pub(super) hopper_decode: Vec<(usize, Kernel)>,
+    /// The same for short batches, by tile of H.
+    pub(super) hopper_short: Vec<([usize; 2], Kernel)>,
     /// The same for gradients, by tile of the rank.
     pub(super) hopper_grads: Vec<(usize, Kernel)>,
     pub(super) project_s: ByRank,
@@ -180,6 +182,10 @@ impl ElementKernels {
             let name = format!("hopper_decode_n{tile_t}");
             Ok((tile_t, one("hopper_decode", &name, plan::hopper_decode::FOOTPRINT)?))
         };
+        let hopper_short = |[tile_m, tile_n]: [usize; 2]| {
+            let name = format!("hopper_short_m{tile_m}_n{tile_n}");
+            Ok(([tile_m, tile_n], one("hopper_short", &name, plan::hopper_short::FOOTPRINT)?))
+        };
         let hopper_grads = |rank_tile: usize| {
             let name = format!("hopper_grads_r{rank_tile}");
             Ok((rank_tile, one("hopper_grads", &name, plan::hopper_grads::FOOTPRINT)?))
@@ -208,6 +214,14 @@ impl ElementKernels {
                 true => {
                     let tiles = plan::hopper_decode::TILES_T.into_iter();
                     tiles.map(hopper_decode).collect::<Result<_>>()?
+                }
+                false => Vec::new(),
+            },
+            hopper_short: match modules.contains_key("hopper_short") {
+                true => {
+                    let of_m = |m| plan::hopper_short::TILES_N.map(|n| [m, n]);
+                    let tiles = plan::hopper_short::TILES_M.into_iter().flat_map(of_m);
+                    tiles.map(hopper_short).collect::<Result<_>>()?
                 }
                 false => Vec::new(),
             },

@@ -7,7 +7,7 @@ use super::params::{MergeParams, Operand};
 use super::{driver, Cuda};
 use crate::ops::{Accumulation, Call, SharedBackwardOutputs};
 use crate::plan::hopper::{Projection, Schedule};
-use crate::plan::{self, hopper_decode, BackwardWorkspace, Plan, Problem, MAX_PROJECTIONS};
+use crate::plan::{self, Alone, Apart, BackwardWorkspace, Plan, Problem, MAX_PROJECTIONS};
 use crate::{DType, Result, TensorView, TensorViewMut, Workspace};
 use cudarc::driver::{sys, DeviceRepr, LaunchConfig, PushKernelArg};
 use std::ptr;
@@ -78,9 +78,9 @@ impl Layers<'_> {
         plan.hopper.as_ref().filter(|_| self.is_aligned())
     }
 
-    /// The same of the kernel for few tokens, for every layer.
-    fn decode_schedules<'a>(&self, plan: &'a Plan) -> Option<&'a hopper_decode::Schedules> {
-        plan.decode.as_ref().filter(|_| self.is_aligned())
+    /// The same of the kernels for few tokens, for every layer.
+    fn apart<'a>(&self, plan: &'a Plan) -> Option<&'a Apart> {
+        plan.apart.as_ref().filter(|_| self.is_aligned())
     }
 
     fn is_aligned(&self) -> bool {
@@ -160,8 +160,8 @@ impl Cuda {
 
     /// S, unless all r = 0, and H of every layer.
     fn products(&self, layers: &Layers<'_>, plan: &Plan, handover: Handover) -> Result<()> {
-        if let Some(schedules) = layers.decode_schedules(plan) {
-            return self.hopper_decode(layers, schedules, handover.flags);
+        if let Some(apart) = layers.apart(plan) {
+            return self.products_apart(layers, apart, handover.flags);
         }
         if let Some(schedule) = layers.schedule(plan) {
             if schedule.projection == Projection::Before {
@@ -171,6 +171,28 @@ impl Cuda {
         }
         self.mma_project(layers)?;
         self.mma_forward(layers)
+    }
+
+    /// The same of aligned operands, one layer after the other. Few tokens take little time to read again.
+    fn products_apart(
+        &self,
+        layers: &Layers<'_>,
+        apart: &Apart,
+        flags: sys::CUdeviceptr,
+    ) -> Result<()> {
+        let mut a = layers.a;
+        for ((layer, s), alone) in layers.with_columns().zip(apart.iter().flatten()) {
+            match alone {
+                Alone::Decode(schedule) => {
+                    self.hopper_decode(layers, layer, [a, s], schedule, flags)?;
+                }
+                Alone::Short(schedule) => {
+                    self.hopper_short(layers, layer, [a, s], schedule, flags)?;
+                }
+            }
+            a.data += (layer.r * layers.k * layers.dtype.bytes()) as u64;
+        }
+        Ok(())
     }
 
     #[allow(clippy::too_many_arguments)] // the operands of the formulas

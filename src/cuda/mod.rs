@@ -4,6 +4,7 @@ mod buffers;
 mod driver;
 mod hopper;
 mod hopper_decode;
+mod hopper_short;
 mod kernels;
 mod launch;
 mod memory;

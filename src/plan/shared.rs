@@ -1,7 +1,7 @@
 //! Projections that share their input: their sizes and plans.
 
 use super::hopper::Sizes;
-use super::{check_dims, check_rank, hopper, hopper_decode, hopper_grads, projection_elements};
+use super::{apart, check_dims, check_rank, hopper, hopper_grads, projection_elements};
 use super::{BackwardWorkspace, DeviceProfile, Path, Plan, Problem};
 use crate::{DType, Error, Result};
 
@@ -88,8 +88,8 @@ pub fn forward_shared(problem: &SharedProblem, profile: Option<&DeviceProfile>) 
     let Some(profile) = profile else { return Plan::REFERENCE };
     let scratch = projection_elements(problem);
     let Some(pairs) = pairs(problem, profile) else { return Plan::mma(scratch) };
-    if problem.t <= hopper_decode::MOST_TOKENS {
-        return decode(problem, pairs, scratch);
+    if let Some(plan) = apart::plan(problem, pairs, scratch) {
+        return plan;
     }
     let layers = problem.projections().iter().copied();
     let schedule = hopper::forward(&Sizes::of_forward(problem.t, problem.k, layers), pairs);
@@ -119,16 +119,6 @@ pub(super) fn pairs(problem: &SharedProblem, profile: &DeviceProfile) -> Option<
     let outputs = problem.projections().iter().map(|&(d, _)| d).sum::<usize>();
     let possible = cols.all(|cols| cols % 8 == 0) && outputs <= i32::MAX as usize - PADDING;
     (profile.hopper && possible).then_some(profile.pairs)
-}
-
-/// The plan of a forward pass for few tokens on so many pairs.
-pub(super) fn decode(problem: &SharedProblem, pairs: usize, scratch: usize) -> Plan {
-    let mut schedules = [None; MAX_PROJECTIONS];
-    for (schedule, &(d, r)) in schedules.iter_mut().zip(problem.projections()) {
-        *schedule = Some(hopper_decode::Schedule::new([problem.t, d, problem.k, r], pairs));
-    }
-    let (path, flags, decode) = (Path::HopperDecode, hopper_decode::FLAGS, Some(schedules));
-    Plan { path, scratch, flags, hopper: None, decode }
 }
 
 /// Refuses what is no number of projections.
@@ -208,7 +198,9 @@ mod tests {
             plans.map(|plan| plan(&problem, Some(&hopper)).path)
         };
         assert_eq!(paths(129, &[(40, 8), (24, 16)]), [Path::Hopper; 2]);
-        assert_eq!(paths(128, &[(40, 8), (24, 16)]), [Path::HopperDecode, Path::Hopper]);
+        assert_eq!(paths(128, &[(40, 8), (24, 16)]), [Path::HopperShort, Path::Hopper]);
+        assert_eq!(paths(128, &[(40, 8), (28_672, 16)]), [Path::HopperDecode, Path::Hopper]);
+        assert_eq!(paths(64, &[(40, 8), (24, 16)]), [Path::HopperDecode, Path::Hopper]);
         assert_eq!(paths(129, &[(40, 8), (20, 16)]), [Path::Mma; 2]);
         assert_eq!(paths(129, &[(40, 8), (24, 4)]), [Path::Mma; 2]);
         let most = (i32::MAX as usize - 1024) / 8 * 8;

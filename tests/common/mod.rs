@@ -16,7 +16,7 @@ pub use run::{on_cpu, Buffer, Buffers, DeviceElement, Outputs, Place, Placement}
 pub use shared::{columns, shared_on_cpu, shared_on_cuda};
 pub use shared::{Of, SharedBuffers, SharedInputs, SharedOutputs, SharedSizes};
 
-use lora_kernels::{Device, Element};
+use lora_kernels::{ops, Device, Element, Path};
 use std::sync::OnceLock;
 
 /// The first CUDA device and its default stream, for the whole process: were every test to make
@@ -49,6 +49,27 @@ pub fn on_cuda<E: DeviceElement>(place: &Place, inputs: &Inputs<E>) -> Outputs<E
     let context = format!("{}, {:?}, a second run", inputs.sizes, place.device);
     outputs.assert_same_bits(&run(), &context);
     outputs
+}
+
+/// Fails unless tokens have the same H, S and frozen H, bit for bit, in smaller batches than this one, all of
+/// which go the same way.
+pub fn check_tokens(device: &Device, sizes: Sizes, smaller: &[usize], path: Path) {
+    let run = |inputs: &Inputs<half::bf16>| {
+        let on_hopper = device.profile().is_some_and(|profile| profile.hopper);
+        let got = ops::forward_plan(device, &inputs.problem()).path;
+        assert!(got == path || !on_hopper, "{} goes by {got}", inputs.sizes);
+        on_cuda(&Place { device: device.clone(), placement: Placement::Aligned }, inputs)
+    };
+    let all = Inputs::reals(sizes, 9);
+    let want = run(&all);
+    for &t in smaller {
+        let inputs = all.first_tokens(t);
+        let Outputs { h, s, frozen, .. } = run(&inputs);
+        let context = |output: &str| format!("{output} of {} of {sizes}", inputs.sizes);
+        assert_same_bits(&context("h"), &h, &want.h[..h.len()]);
+        assert_same_bits(&context("s"), &s, &want.s[..s.len()]);
+        assert_same_bits(&context("frozen"), &frozen, &want.frozen[..frozen.len()]);
+    }
 }
 
 /// Fails unless both hold the same bits.

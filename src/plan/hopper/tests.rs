@@ -1,8 +1,8 @@
 //! Every schedule that can be chosen, walked through as the kernel does.
 
 use super::*;
-use crate::plan::hopper_decode;
 use crate::plan::tests::shapes;
+use crate::plan::{hopper_decode, Alone};
 use std::collections::HashSet;
 
 /// A pair of tiles: its row and column, the slice that it makes, and whether it waits for others'.
@@ -249,18 +249,38 @@ fn comes_to(schedule: &Schedule, sizes: &Sizes) -> Vec<String> {
     [Some(kernel), again, shared, s, Some(grads)].into_iter().flatten().collect()
 }
 
+/// The shapes that compute-sanitizer runs on come to every kernel and every way of its blocks, of a layer
+/// alone and of several that share X.
 #[test]
 fn everything_is_sanitized() {
-    let cases: [([usize; 4], usize); 14] = include!("../../../tests/common/hopper_shapes.in");
+    let alone: [([usize; 4], usize); 18] = include!("../../../tests/common/hopper_shapes.in");
     let mut seen = [HashSet::new(), HashSet::new()];
-    for ([t, d, k, r], sms) in cases {
+    for ([t, d, k, r], sms) in alone {
         let [of_h, of_dx] = [[t, d, k, r], [t, k, d, r]].map(Sizes::of_layer);
         // Fewer tokens go another way in the forward.
-        if t > hopper_decode::MOST_TOKENS {
+        if Alone::new([t, d, k, r], sms / 2).is_none() {
             seen[0].extend(comes_to(&forward(&of_h, sms / 2), &of_h));
         }
         seen[1].extend(comes_to(&input_grad(&of_dx, sms / 2), &of_dx));
     }
+    assert_all_seen(&seen);
+
+    type Shared = (usize, usize, &'static [(usize, usize)], usize);
+    let shared: [Shared; 21] = include!("../../../tests/common/hopper_shared_shapes.in");
+    let mut seen = [HashSet::new(), HashSet::new()];
+    for (t, k, layers, sms) in shared {
+        assert!(t > hopper_decode::MOST_TOKENS && layers.len() > 1);
+        let layers = || layers.iter().copied();
+        let of_h = Sizes::of_forward(t, k, layers());
+        let of_dx = Sizes::of_input_grad(t, k, layers());
+        seen[0].extend(comes_to(&forward(&of_h, sms / 2), &of_h));
+        seen[1].extend(comes_to(&input_grad(&of_dx, sms / 2), &of_dx));
+    }
+    assert_all_seen(&seen);
+}
+
+/// That forwards and input gradients have come to all that there is.
+fn assert_all_seen(seen: &[HashSet<String>; 2]) {
     let kernels = |slices| TILES_N.map(|tile_n| format!("{tile_n} with {slices}"));
     let mut wanted = ["0", "16", "16 several", "64"].map(kernels).concat();
     let others = ["16 again", "16 several again", "64 again"];

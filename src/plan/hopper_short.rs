@@ -1,0 +1,183 @@
+//! How `kernels/hopper_short.cu` is launched: its tiles, and who makes S.
+
+use super::Footprint;
+
+/// The most tokens that it serves.
+pub(crate) const MOST_TOKENS: usize = 1024;
+
+/// The rows of X and columns of H in a tile that the kernel is there for.
+pub(crate) const TILES_M: [usize; 2] = [64, 128];
+pub(crate) const TILES_N: [usize; 4] = [32, 64, 128, 224];
+
+/// What a block takes: 224 KiB, its barriers, and what aligning to 1024 bytes may take.
+pub(crate) const FOOTPRINT: Footprint =
+    Footprint { threads: [384, 1], shared_bytes: (224 << 10) + 512 + 1024 };
+
+/// A launch. A pair of blocks makes two tiles of H, of the same columns, or tiles of S.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Schedule {
+    /// Rows of X in a tile, one of [`TILES_M`].
+    pub(crate) tile_m: usize,
+    /// Columns of H in a tile, one of [`TILES_N`].
+    pub(crate) tile_n: usize,
+    /// Pairs of blocks that make H.
+    pub(crate) pairs: usize,
+    /// Pairs of blocks that make S.
+    pub(crate) down_pairs: usize,
+}
+
+impl Schedule {
+    /// For H (T×d) over any k, with S (T×r) unless r is 0, on so many pairs of multiprocessors. `None`
+    /// where tiles are more than can be made at once, or S would come late.
+    pub(crate) fn new([t, d, r]: [usize; 3], pairs: usize) -> Option<Self> {
+        if t > MOST_TOKENS {
+            return None;
+        }
+        let tile_m = if t <= 2 * TILES_M[0] { TILES_M[0] } else { TILES_M[1] };
+        let rank_tile = rank_tile(r);
+        let s_tiles = t.div_ceil(tile_m) * r.div_ceil(rank_tile);
+        // The narrowest tiles are on most multiprocessors.
+        TILES_N.into_iter().find_map(|tile_n| {
+            let of_h = t.div_ceil(2 * tile_m) * d.div_ceil(tile_n);
+            let down_pairs = pairs.checked_sub(of_h)?.min(s_tiles);
+            let schedule = Schedule { tile_m, tile_n, pairs: of_h, down_pairs };
+            // All blocks read about as fast. Those that make S have half of k each.
+            let in_time = |down_pairs| {
+                s_tiles.div_ceil(down_pairs) * (tile_m + rank_tile) <= 2 * (tile_m + tile_n)
+            };
+            (r == 0 || down_pairs > 0 && in_time(down_pairs)).then_some(schedule)
+        })
+    }
+
+    /// Words by which blocks tell each other of S.
+    pub(crate) fn flags(&self, t: usize) -> usize {
+        match self.down_pairs {
+            0 => 0,
+            _ => 1 + t.div_ceil(self.tile_m),
+        }
+    }
+
+    /// The grid.
+    pub(crate) fn blocks(&self) -> usize {
+        2 * (self.down_pairs + self.pairs)
+    }
+}
+
+/// The columns of a tile of S.
+pub(crate) fn rank_tile(r: usize) -> usize {
+    if r <= 16 {
+        16
+    } else {
+        64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::tests::shapes;
+    use crate::plan::Alone;
+    use std::collections::HashSet;
+
+    fn schedules() -> impl Iterator<Item = ([usize; 3], usize, Schedule)> {
+        let sizes = shapes().flat_map(|[t, d, _, r]| {
+            let t = (t - 1) % MOST_TOKENS + 1;
+            [1, 2, 8, 66]
+                .into_iter()
+                .flat_map(move |pairs| [([t, d, r], pairs), ([t, d, 0], pairs)])
+        });
+        sizes.filter_map(|(sizes, pairs)| Some((sizes, pairs, Schedule::new(sizes, pairs)?)))
+    }
+
+    /// The tiles of the kernel, of every block that makes H.
+    #[test]
+    fn every_tile_of_h_is_made_once() {
+        let mut checked = 0;
+        for ([t, d, r], pairs, schedule) in schedules() {
+            let context = format!("T={t} d={d} r={r} on {pairs}: {schedule:?}");
+            let Schedule { tile_m, tile_n, pairs: of_h, .. } = schedule;
+            let rows = t.div_ceil(2 * tile_m);
+            let mut tiles: Vec<_> = (0..2 * of_h)
+                .map(|block| {
+                    let (tile, rank) = (block / 2, block % 2);
+                    ((2 * (tile % rows) + rank) * tile_m, tile / rows * tile_n)
+                })
+                .collect();
+            tiles.sort_unstable();
+            let of_row = |m0| (0..d).step_by(tile_n).map(move |n0| (m0, n0));
+            let wanted: Vec<_> = (0..2 * rows * tile_m).step_by(tile_m).flat_map(of_row).collect();
+            assert_eq!(tiles, wanted, "{context}");
+            assert!(2 * rows * tile_m >= t, "rows left over: {context}");
+            assert!(schedule.blocks() <= 2 * pairs, "more than run at once: {context}");
+            assert!(TILES_M.contains(&tile_m) && TILES_N.contains(&tile_n), "{context}");
+            checked += 1;
+        }
+        assert!(checked > 5000, "{checked}");
+    }
+
+    #[test]
+    fn somebody_makes_s_and_there_are_flags_for_it() {
+        for ([t, d, r], pairs, schedule) in schedules() {
+            let context = format!("T={t} d={d} r={r} on {pairs}: {schedule:?}");
+            assert_eq!(schedule.down_pairs > 0, r > 0, "{context}");
+            // The last block without rows does not look at its flag.
+            let flags = if r > 0 { 1 + t.div_ceil(schedule.tile_m) } else { 0 };
+            assert_eq!(schedule.flags(t), flags, "{context}");
+            let s_tiles = t.div_ceil(schedule.tile_m) * r.div_ceil(rank_tile(r));
+            assert!(schedule.down_pairs <= s_tiles, "pairs with nothing to do: {context}");
+        }
+    }
+
+    /// The shapes that compute-sanitizer runs on come to every kernel and every way of its blocks.
+    #[test]
+    fn everything_is_sanitized() {
+        let shapes: [([usize; 4], usize); 10] =
+            include!("../../tests/common/hopper_short_shapes.in");
+        let (mut tiles, mut kinds) = (HashSet::new(), HashSet::new());
+        for ([t, d, k, r], sms) in shapes {
+            let Some(Alone::Short(schedule)) = Alone::new([t, d, k, r], sms / 2) else {
+                panic!("T={t} d={d} k={k} r={r} on {sms} goes another way");
+            };
+            let Schedule { tile_m, tile_n, down_pairs, .. } = schedule;
+            tiles.insert((tile_m, tile_n));
+            let (rank_tile, rows) = (rank_tile(r), t.div_ceil(tile_m));
+            let one_by_one = rows * r.div_ceil(rank_tile) > down_pairs;
+            let of_s = [
+                ("S", true),
+                ("tiles of S one after another", one_by_one),
+                ("several tiles of S in a row", r > rank_tile),
+            ];
+            kinds.extend(of_s.into_iter().filter(|of| of.1).map(|of| (tile_m, rank_tile, of.0)));
+            let of_h = [
+                ("a block without rows", rows % 2 == 1),
+                ("part of a tile", d % tile_n > 0),
+                ("several rows of tiles", rows > 2),
+                ("no steps for the second that makes S", k <= 64),
+                ("stages again and again", k > 16 * 64),
+            ];
+            kinds.extend(of_h.into_iter().filter(|of| of.1).map(|of| (tile_m, 0, of.0)));
+        }
+        assert_eq!(tiles.len(), TILES_M.len() * TILES_N.len(), "{tiles:?}");
+        // Tiles of 64 rows are never more than two, and of 16 ranks none is beside another.
+        assert_eq!(kinds.len(), 2 * (2 + 3) + 3 + 5, "{kinds:?}");
+    }
+
+    /// What was measured to be best on an H100.
+    #[test]
+    fn known_layers_are_on_most_multiprocessors() {
+        let of = |t, d, r| {
+            let schedule = Schedule::new([t, d, r], 66);
+            schedule.map(|s| (s.tile_m, s.tile_n, s.pairs, s.down_pairs))
+        };
+        assert_eq!(of(128, 4096, 16), Some((64, 64, 64, 2)));
+        assert_eq!(of(128, 14336, 64), Some((64, 224, 64, 2)));
+        assert_eq!(of(256, 4096, 64), Some((128, 64, 64, 2)));
+        assert_eq!(of(256, 8192, 16), Some((128, 128, 64, 2)));
+        assert_eq!(of(512, 4096, 64), Some((128, 128, 64, 2)));
+        assert_eq!(of(512, 8192, 16), None);
+        assert_eq!(of(1024, 1024, 0), Some((128, 64, 64, 0)));
+        // S of so many rows or ranks takes more pairs.
+        assert_eq!(of(1024, 1024, 16), Some((128, 128, 32, 8)));
+        assert_eq!(of(256, 4096, 256), Some((128, 128, 32, 8)));
+    }
+}

@@ -4,6 +4,7 @@ use crate::cuda::{Allocation, Region, RegionMut};
 use crate::device::Backend;
 use crate::{DType, Device, Element, Error, IntoShape, Result, Shape};
 use half::{bf16, f16};
+use std::ops::Range;
 
 /// A dense row-major tensor that owns its memory: a device buffer, or a `Vec` on the CPU device.
 ///
@@ -316,6 +317,21 @@ impl<'a> TensorView<'a> {
         check_length(shape, values.len())?;
         let region = Region::Host(bytemuck::cast_slice(values));
         Ok(TensorView { shape, dtype: E::DTYPE, region })
+    }
+
+    /// Some of its rows, as a matrix: of the stacked A of several projections, the A of one.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if it does not have them all.
+    pub fn rows(self, rows: Range<usize>) -> Result<Self> {
+        if rows.start > rows.end || rows.end > self.shape.rows() {
+            let expected = format!("one with rows {rows:?}");
+            return Err(Error::Shape { argument: "tensor", expected, got: self.shape });
+        }
+        let shape = Shape::new(&[rows.len(), self.shape.cols()])?;
+        let bytes = self.shape.cols() * self.dtype.bytes();
+        let region = self.region.part(rows.start * bytes..rows.end * bytes);
+        Ok(TensorView { shape, dtype: self.dtype, region })
     }
 
     /// The shape.

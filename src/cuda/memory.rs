@@ -8,6 +8,7 @@ use cudarc::driver::{
     DeviceSlice, SyncOnDrop,
 };
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Bytes on a device, allocated and freed in the order of a stream.
@@ -146,7 +147,19 @@ pub(crate) struct RawRegion {
 /// launch that uses the address.
 pub(super) type Resolved<'a> = (sys::CUdeviceptr, Option<SyncOnDrop<'a>>);
 
-impl Region<'_> {
+impl<'a> Region<'a> {
+    /// So many of its bytes, all of which are there.
+    pub(crate) fn part(&self, bytes: Range<usize>) -> Region<'a> {
+        match self {
+            Region::Host(all) => Region::Host(&all[bytes]),
+            Region::Cuda(view) => Region::Cuda(view.slice(bytes)),
+            Region::Raw(RawRegion { address, context }) => {
+                let (address, context) = (address + bytes.start as u64, context.clone());
+                Region::Raw(RawRegion { address, context })
+            }
+        }
+    }
+
     pub(crate) fn place(&self) -> Place<'_> {
         match self {
             Region::Host(_) => Place::Host,

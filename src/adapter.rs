@@ -136,6 +136,11 @@ impl Adapter {
         &self.b
     }
 
+    /// B alone, for whoever has A elsewhere.
+    pub(crate) fn into_b(self) -> Tensor {
+        self.b
+    }
+
     /// A and B, for an optimiser to update in place.
     pub fn tensors_mut(&mut self) -> (&mut Tensor, &mut Tensor) {
         (&mut self.a, &mut self.b)

@@ -44,11 +44,7 @@ impl Allocation {
         self.slice.stream().clone()
     }
 
-    pub(crate) fn place(&self) -> Place<'_> {
-        Place::Stream(self.slice.stream())
-    }
-
-    /// Both allocations and the slices are of the same length, or empty.
+    /// The slice is as long as the allocation, or empty.
     pub(crate) fn copy_from_host(&mut self, bytes: &[u8]) -> Result<()> {
         if bytes.is_empty() {
             return Ok(());
@@ -57,6 +53,7 @@ impl Allocation {
         copied.map_err(driver::during("cuMemcpyHtoDAsync"))
     }
 
+    /// As [`Allocation::copy_from_host`].
     pub(crate) fn copy_to_host(&self, bytes: &mut [u8]) -> Result<()> {
         if bytes.is_empty() {
             return Ok(());
@@ -67,8 +64,11 @@ impl Allocation {
         stream.synchronize().map_err(driver::during("cuStreamSynchronize"))
     }
 
-    pub(crate) fn copy_from(&mut self, other: &Allocation) -> Result<()> {
-        let copied = self.stream().memcpy_dtod(&other.slice, &mut self.slice);
+    /// Overwrites as many bytes as the source has, from `start` on.
+    pub(crate) fn copy_from(&mut self, start: usize, source: &CudaView<'_, u8>) -> Result<()> {
+        let stream = self.stream();
+        let copied =
+            stream.memcpy_dtod(source, &mut self.slice.slice_mut(start..start + source.len()));
         copied.map_err(driver::during("cuMemcpyDtoDAsync"))
     }
 

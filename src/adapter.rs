@@ -108,6 +108,24 @@ impl Adapter {
         Ok(Adapter { a, b, alpha, scaling })
     }
 
+    /// Refuses a frozen weight, called `argument`, that is not one for this adapter.
+    pub(crate) fn check_weight(&self, argument: &'static str, w0: &Tensor) -> Result<()> {
+        let (d, k) = (self.b.shape().rows(), self.a.shape().cols());
+        if w0.shape().dims() != [d, k] {
+            let expected = format!("{:?}, as the adapter", [d, k]);
+            return Err(Error::Shape { argument, expected, got: w0.shape() });
+        }
+        if w0.dtype() != self.a.dtype() {
+            let expected = "the element type of the adapter";
+            return Err(Error::DType { argument, expected, got: w0.dtype() });
+        }
+        if w0.device().context() != self.a.device().context() {
+            let (expected, got) = (self.a.device().to_string(), w0.device().to_string());
+            return Err(Error::Device { argument, expected, got });
+        }
+        Ok(())
+    }
+
     /// The down-projection A, [r, k].
     pub fn a(&self) -> &Tensor {
         &self.a
@@ -116,6 +134,11 @@ impl Adapter {
     /// The up-projection B, [d, r].
     pub fn b(&self) -> &Tensor {
         &self.b
+    }
+
+    /// B alone, for whoever has A elsewhere.
+    pub(crate) fn into_b(self) -> Tensor {
+        self.b
     }
 
     /// A and B, for an optimiser to update in place.

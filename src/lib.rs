@@ -21,7 +21,9 @@
 //!
 //! There are two levels:
 //!
-//! * [`LoraLinear`] and [`Adapter`] own their tensors and allocate what they return.
+//! * [`LoraLinear`] and [`Adapter`] own their tensors and allocate what they return. So does
+//!   [`SharedLoraLinear`], the layers of one x: q, k and v of an attention, or gate and up of a
+//!   gated MLP.
 //! * [`ops`] takes the caller's buffers, outputs and [`Workspace`], enqueues on the caller's stream,
 //!   and never allocates device memory, synchronises or makes a stream, so that a CUDA graph can
 //!   capture it.
@@ -76,6 +78,7 @@ pub mod plan;
 mod reference;
 mod rng;
 mod shape;
+mod shared_linear;
 mod tensor;
 mod workspace;
 
@@ -89,6 +92,7 @@ pub use linear::{Forward, Gradients, LoraLinear};
 pub use ops::{Accumulation, InputGradient};
 pub use plan::{Path, Problem, SharedProblem, MAX_PROJECTIONS};
 pub use shape::{IntoShape, Shape};
+pub use shared_linear::{SharedForward, SharedGradients, SharedLoraLinear, SharedProjection};
 pub use tensor::{Tensor, TensorView, TensorViewMut};
 pub use workspace::Workspace;
 

@@ -38,19 +38,7 @@ impl LoraLinear {
     /// # Errors
     /// [`Error::Shape`], [`Error::DType`] or [`Error::Device`] if they do not fit together.
     pub fn new(w0: Tensor, adapter: Adapter) -> Result<Self> {
-        let (d, k) = (adapter.b().shape().rows(), adapter.a().shape().cols());
-        if w0.shape().dims() != [d, k] {
-            let expected = format!("{:?}, as the adapter", [d, k]);
-            return Err(Error::Shape { argument: "w0", expected, got: w0.shape() });
-        }
-        if w0.dtype() != adapter.a().dtype() {
-            let expected = "the element type of the adapter";
-            return Err(Error::DType { argument: "w0", expected, got: w0.dtype() });
-        }
-        if w0.device().context() != adapter.a().device().context() {
-            let (expected, got) = (adapter.a().device().to_string(), w0.device().to_string());
-            return Err(Error::Device { argument: "w0", expected, got });
-        }
+        adapter.check_weight("w0", &w0)?;
         Ok(LoraLinear { w0, adapter, merged: false })
     }
 
@@ -96,7 +84,7 @@ impl LoraLinear {
     /// [`Error::Shape`], [`Error::DType`] or [`Error::Device`] if x does not fit the layer;
     /// [`Error::Merged`] if the adapter is merged; [`Error::OutOfMemory`]; [`Error::Driver`].
     pub fn forward(&self, x: &Tensor) -> Result<Forward> {
-        let mut s = self.output(x, self.adapter.rank())?;
+        let mut s = output(&self.w0, x, self.adapter.rank())?;
         let h = self.run(x, Some(s.view_mut()))?;
         Ok(Forward { h, s })
     }
@@ -116,7 +104,7 @@ impl LoraLinear {
     /// As for [`LoraLinear::forward`].
     pub fn forward_frozen(&self, x: &Tensor) -> Result<Tensor> {
         self.problem(x)?;
-        let mut h = self.output(x, self.w0.shape().rows())?;
+        let mut h = output(&self.w0, x, self.w0.shape().rows())?;
         ops::frozen(self.device(), &self.w0.view(), x.view(), h.view_mut())?;
         Ok(h)
     }
@@ -135,12 +123,12 @@ impl LoraLinear {
         accumulation: Accumulation,
         input_gradient: InputGradient,
     ) -> Result<Option<Tensor>> {
-        self.check_merged(false)?;
+        check_merged(self.merged, false)?;
         let device = self.device();
         let plan = ops::backward_plan(device, &self.problem(x)?);
         let mut dx = match input_gradient {
             InputGradient::Skip => None,
-            InputGradient::Compute => Some(self.output(x, self.w0.shape().cols())?),
+            InputGradient::Compute => Some(output(&self.w0, x, self.w0.shape().cols())?),
         };
         let mut workspace = Workspace::new(device, &[plan])?;
         let outputs = BackwardOutputs {
@@ -168,7 +156,7 @@ impl LoraLinear {
     /// # Errors
     /// [`Error::Merged`] if the adapter is merged; [`Error::OutOfMemory`]; [`Error::Driver`].
     pub fn merged(&self) -> Result<Tensor> {
-        self.check_merged(false)?;
+        check_merged(self.merged, false)?;
         let mut out = Tensor::for_output(self.device(), self.w0.shape(), self.w0.dtype())?;
         ops::merge(self.device(), &self.weights(), out.view_mut())?;
         Ok(out)
@@ -179,7 +167,7 @@ impl LoraLinear {
     /// # Errors
     /// [`Error::Merged`] if it was added before; [`Error::Driver`].
     pub fn merge(&mut self) -> Result<()> {
-        self.check_merged(false)?;
+        check_merged(self.merged, false)?;
         self.add_update(self.adapter.scale())?;
         self.merged = true;
         Ok(())
@@ -191,7 +179,7 @@ impl LoraLinear {
     /// # Errors
     /// [`Error::Merged`] if it is not merged; [`Error::Driver`].
     pub fn unmerge(&mut self) -> Result<()> {
-        self.check_merged(true)?;
+        check_merged(self.merged, true)?;
         self.add_update(-self.adapter.scale())?;
         self.merged = false;
         Ok(())
@@ -199,10 +187,10 @@ impl LoraLinear {
 
     /// h, and S where it is asked for.
     fn run(&self, x: &Tensor, s: Option<TensorViewMut<'_>>) -> Result<Tensor> {
-        self.check_merged(false)?;
+        check_merged(self.merged, false)?;
         let (device, weights) = (self.device(), self.weights());
         let plan = ops::forward_plan(device, &self.problem(x)?);
-        let mut h = self.output(x, self.w0.shape().rows())?;
+        let mut h = output(&self.w0, x, self.w0.shape().rows())?;
         let mut workspace = Workspace::new(device, &[plan])?;
         ops::forward(device, &weights, x.view(), h.view_mut(), s, &mut workspace)?;
         Ok(h)
@@ -214,24 +202,32 @@ impl LoraLinear {
         ops::merge_in_place(&device, self.w0.view_mut(), &a, &b, scale)
     }
 
-    fn check_merged(&self, expected: bool) -> Result<()> {
-        if self.merged == expected {
-            Ok(())
-        } else {
-            Err(Error::Merged { merged: self.merged })
-        }
-    }
-
     fn problem(&self, x: &Tensor) -> Result<Problem> {
         let (d, k) = (self.w0.shape().rows(), self.w0.shape().cols());
-        if x.shape().cols() != k {
-            let expected = format!("[..., {k}]");
-            return Err(Error::Shape { argument: "x", expected, got: x.shape() });
-        }
+        check_input(x, k)?;
         Problem::new(x.shape().rows(), k, d, self.adapter.rank(), x.dtype())
     }
+}
 
-    fn output(&self, x: &Tensor, cols: usize) -> Result<Tensor> {
-        Tensor::for_output(self.device(), x.shape().with_cols(cols)?, self.w0.dtype())
+/// Refuses a layer that is merged, or one that is not.
+pub(crate) fn check_merged(merged: bool, expected: bool) -> Result<()> {
+    if merged == expected {
+        Ok(())
+    } else {
+        Err(Error::Merged { merged })
     }
+}
+
+/// Refuses an x that is not [..., k].
+pub(crate) fn check_input(x: &Tensor, k: usize) -> Result<()> {
+    if x.shape().cols() == k {
+        return Ok(());
+    }
+    let expected = format!("[..., {k}]");
+    Err(Error::Shape { argument: "x", expected, got: x.shape() })
+}
+
+/// A tensor for an output with the rows of x, and the element type and device of a weight.
+pub(crate) fn output(w0: &Tensor, x: &Tensor, cols: usize) -> Result<Tensor> {
+    Tensor::for_output(w0.device(), x.shape().with_cols(cols)?, w0.dtype())
 }

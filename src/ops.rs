@@ -38,8 +38,8 @@ mod call;
 mod check;
 mod shared;
 
-pub(crate) use call::{Call, Layer};
-pub(crate) use check::check_finite;
+pub(crate) use call::{Call, Layer, SHARED as NAMES_OF_PROJECTIONS};
+pub(crate) use check::{check_device, check_finite};
 pub use shared::{
     backward_shared, backward_shared_plan, forward_shared, forward_shared_plan, Projection,
     SharedBackwardOutputs, SharedWeights,

@@ -2,8 +2,10 @@
 
 use crate::cuda::{Allocation, Region, RegionMut};
 use crate::device::Backend;
+use crate::ops::check_device;
 use crate::{DType, Device, Element, Error, IntoShape, Result, Shape};
 use half::{bf16, f16};
+use std::ops::Range;
 
 /// A dense row-major tensor that owns its memory: a device buffer, or a `Vec` on the CPU device.
 ///
@@ -98,6 +100,24 @@ impl Tensor {
             }
         };
         Ok(Tensor { shape, device: device.clone(), storage })
+    }
+
+    /// The rows of views of tensors, one below the other, of the columns and the element type of the
+    /// first. Errors call each of them `argument`.
+    pub(crate) fn stacked(
+        device: &Device,
+        argument: &'static str,
+        parts: &[TensorView<'_>],
+    ) -> Result<Self> {
+        let (cols, dtype) = (parts[0].shape.cols(), parts[0].dtype);
+        let rows = parts.iter().map(|part| part.shape.rows()).sum();
+        let mut stacked = Tensor::for_output(device, Shape::new(&[rows, cols])?, dtype)?;
+        let mut start = 0;
+        for part in parts {
+            stacked.copy_part(start, argument, part)?;
+            start += part.shape.elements() * dtype.bytes();
+        }
+        Ok(stacked)
     }
 
     /// A tensor with the given values, row-major.
@@ -204,24 +224,7 @@ impl Tensor {
             let expected = "the element type of the destination";
             return Err(Error::DType { argument: "source", expected, got: source.dtype() });
         }
-        match (&mut self.storage, &source.storage) {
-            (Storage::Host(to), Storage::Host(from)) => {
-                to.bytes_mut().copy_from_slice(from.bytes())
-            }
-            (Storage::Cuda { allocation: to, .. }, Storage::Cuda { allocation: from, .. })
-                if from.place().is_usable_on(self.device.stream()) =>
-            {
-                to.copy_from(from)?
-            }
-            _ => {
-                return Err(Error::Device {
-                    argument: "source",
-                    expected: self.device.to_string(),
-                    got: source.device.to_string(),
-                })
-            }
-        }
-        Ok(())
+        self.copy_part(0, "source", &source.view())
     }
 
     /// A copy on the same device.
@@ -281,6 +284,26 @@ impl Tensor {
         TensorViewMut { shape, dtype, region }
     }
 
+    /// Overwrites the bytes from `start` on with those of a view of a tensor, which fits there.
+    fn copy_part(
+        &mut self,
+        start: usize,
+        argument: &'static str,
+        source: &TensorView<'_>,
+    ) -> Result<()> {
+        check_device(&self.device, argument, source.region.place())?;
+        match (&mut self.storage, &source.region) {
+            (Storage::Host(to), Region::Host(from)) => {
+                to.bytes_mut()[start..start + from.len()].copy_from_slice(from)
+            }
+            (Storage::Cuda { allocation, .. }, Region::Cuda(from)) => {
+                allocation.copy_from(start, from)?
+            }
+            _ => unreachable!("checked to be on the same device, and no tensor is a raw address"),
+        }
+        Ok(())
+    }
+
     fn check_element<E: Element>(&self) -> Result<()> {
         if self.dtype() == E::DTYPE {
             return Ok(());
@@ -316,6 +339,21 @@ impl<'a> TensorView<'a> {
         check_length(shape, values.len())?;
         let region = Region::Host(bytemuck::cast_slice(values));
         Ok(TensorView { shape, dtype: E::DTYPE, region })
+    }
+
+    /// Some of its rows, as a matrix: of the stacked A of several projections, the A of one.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if it does not have them all.
+    pub fn rows(self, rows: Range<usize>) -> Result<Self> {
+        if rows.start > rows.end || rows.end > self.shape.rows() {
+            let expected = format!("one with rows {rows:?}");
+            return Err(Error::Shape { argument: "tensor", expected, got: self.shape });
+        }
+        let shape = Shape::new(&[rows.len(), self.shape.cols()])?;
+        let bytes = self.shape.cols() * self.dtype.bytes();
+        let region = self.region.part(rows.start * bytes..rows.end * bytes);
+        Ok(TensorView { shape, dtype: self.dtype, region })
     }
 
     /// The shape.

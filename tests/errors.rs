@@ -401,6 +401,7 @@ fn types_are_send_and_sync() {
     assert_send_sync::<TensorViewMut<'_>>();
     assert_send_sync::<Adapter>();
     assert_send_sync::<LoraLinear>();
+    assert_send_sync::<lora_kernels::SharedLoraLinear>();
     assert_send_sync::<Gradients>();
     assert_send_sync::<Error>();
 }

@@ -120,6 +120,29 @@ fn borrowed_slices_and_raw_addresses() -> Result<()> {
     Ok(())
 }
 
+/// The h of some rows of x are those rows of h, wherever x is.
+#[test]
+#[ignore = "needs a CUDA GPU"]
+fn rows_of_views() -> Result<()> {
+    let Owned { device, inputs, x, w0, h: want } = owned()?;
+    let Sizes { t, k, d, .. } = SIZES;
+    let stream = device.stream().expect("a CUDA device");
+    let slice = stream.clone_htod(&inputs.x).expect("x");
+    let address = slice.device_ptr(stream).0;
+    for rows in [0..t, 3..20, t - 1..t] {
+        // SAFETY: `slice` outlives the work, which the copy back waits for.
+        let raw = unsafe { TensorView::from_raw(&device, address, [t, k], DType::Bf16)? };
+        for view in [x.view(), TensorView::from_cuda(slice.as_view(), [t, k])?, raw] {
+            let part = view.rows(rows.clone())?;
+            let mut h = Tensor::zeros(&device, [rows.len(), d], DType::Bf16)?;
+            ops::frozen(&device, &w0.view(), part, h.view_mut())?;
+            let want = &want[rows.start * d..rows.end * d];
+            assert_same_bits(&format!("h of {rows:?}"), &h.to_vec::<bf16>()?, want);
+        }
+    }
+    Ok(())
+}
+
 #[test]
 #[ignore = "needs a CUDA GPU"]
 fn misaligned_addresses_are_refused() {

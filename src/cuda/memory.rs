@@ -8,6 +8,7 @@ use cudarc::driver::{
     DeviceSlice, SyncOnDrop,
 };
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Bytes on a device, allocated and freed in the order of a stream.
@@ -43,11 +44,7 @@ impl Allocation {
         self.slice.stream().clone()
     }
 
-    pub(crate) fn place(&self) -> Place<'_> {
-        Place::Stream(self.slice.stream())
-    }
-
-    /// Both allocations and the slices are of the same length, or empty.
+    /// The slice is as long as the allocation, or empty.
     pub(crate) fn copy_from_host(&mut self, bytes: &[u8]) -> Result<()> {
         if bytes.is_empty() {
             return Ok(());
@@ -56,6 +53,7 @@ impl Allocation {
         copied.map_err(driver::during("cuMemcpyHtoDAsync"))
     }
 
+    /// As [`Allocation::copy_from_host`].
     pub(crate) fn copy_to_host(&self, bytes: &mut [u8]) -> Result<()> {
         if bytes.is_empty() {
             return Ok(());
@@ -66,8 +64,11 @@ impl Allocation {
         stream.synchronize().map_err(driver::during("cuStreamSynchronize"))
     }
 
-    pub(crate) fn copy_from(&mut self, other: &Allocation) -> Result<()> {
-        let copied = self.stream().memcpy_dtod(&other.slice, &mut self.slice);
+    /// Overwrites as many bytes as the source has, from `start` on.
+    pub(crate) fn copy_from(&mut self, start: usize, source: &CudaView<'_, u8>) -> Result<()> {
+        let stream = self.stream();
+        let copied =
+            stream.memcpy_dtod(source, &mut self.slice.slice_mut(start..start + source.len()));
         copied.map_err(driver::during("cuMemcpyDtoDAsync"))
     }
 
@@ -146,7 +147,19 @@ pub(crate) struct RawRegion {
 /// launch that uses the address.
 pub(super) type Resolved<'a> = (sys::CUdeviceptr, Option<SyncOnDrop<'a>>);
 
-impl Region<'_> {
+impl<'a> Region<'a> {
+    /// So many of its bytes, all of which are there.
+    pub(crate) fn part(&self, bytes: Range<usize>) -> Region<'a> {
+        match self {
+            Region::Host(all) => Region::Host(&all[bytes]),
+            Region::Cuda(view) => Region::Cuda(view.slice(bytes)),
+            Region::Raw(RawRegion { address, context }) => {
+                let (address, context) = (address + bytes.start as u64, context.clone());
+                Region::Raw(RawRegion { address, context })
+            }
+        }
+    }
+
     pub(crate) fn place(&self) -> Place<'_> {
         match self {
             Region::Host(_) => Place::Host,

@@ -50,7 +50,8 @@ macro_rules! names_of {
     };
 }
 
-const SHARED: [Names; MAX_PROJECTIONS] = [names_of!(0), names_of!(1), names_of!(2), names_of!(3)];
+pub(crate) const SHARED: [Names; MAX_PROJECTIONS] =
+    [names_of!(0), names_of!(1), names_of!(2), names_of!(3)];
 
 impl<'a> Layer<'a> {
     pub(super) fn alone(weights: &'a Weights<'_>) -> Self {

@@ -69,6 +69,87 @@
 //! # }
 //! ```
 //!
+//! # Modules that share their input
+//!
+//! q, k and v of an attention, or gate and up of an MLP, go into one
+//! [`SharedLoraLinear`](crate::SharedLoraLinear), and are saved each by itself again:
+//!
+//! ```
+//! use lora_kernels::peft::{self, TensorFile};
+//! use lora_kernels::{Accumulation, DType, Device, InputGradient, SharedLoraLinear, Tensor};
+//!
+//! # fn example(device: &Device, dir: &std::path::Path) -> lora_kernels::Result<Vec<u8>> {
+//! #     let config = lora_kernels::AdapterConfig { rank: 2, ..Default::default() };
+//! #     let adapter = |d| {
+//! #         lora_kernels::Adapter::for_weight(device, [d, 8], DType::F32, &config)
+//! #     };
+//! #     let names = ["q_proj", "k_proj", "v_proj"].map(|name| format!("model.layers.0.{name}"));
+//! #     let adapters = [adapter(4)?, adapter(2)?, adapter(2)?];
+//! #     let named = names.iter().map(String::as_str).zip(&adapters);
+//! #     peft::save(dir, &peft::Config::default(), named)?;
+//! #     let header = br#"{"model.layers.0.q_proj.weight":
+//! #             {"dtype":"F32","shape":[4,8],"data_offsets":[0,128]},
+//! #         "model.layers.0.k_proj.weight":
+//! #             {"dtype":"F32","shape":[2,8],"data_offsets":[128,192]},
+//! #         "model.layers.0.v_proj.weight":
+//! #             {"dtype":"F32","shape":[2,8],"data_offsets":[192,256]}}"#;
+//! #     Ok([&(header.len() as u64).to_le_bytes()[..], header, &[0; 256]].concat())
+//! # }
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let tempdir = tempfile::tempdir()?;
+//! # let (dir, out) = (tempdir.path().join("adapter"), tempdir.path().join("trained"));
+//! # let (device, dtype) = (Device::cpu(), DType::F32);
+//! # let base = tempdir.path().join("model.safetensors");
+//! # std::fs::write(&base, example(&device, &dir)?)?;
+//! // Load: q, k and v of a block, each with the weight that it is for.
+//! let mut loaded = peft::load(&dir, &device, Some(dtype))?;
+//! let mut base = TensorFile::open(&base)?;
+//! let modules = ["q_proj", "k_proj", "v_proj"].map(|name| format!("model.layers.0.{name}"));
+//! let mut projections = Vec::new();
+//! for module in &modules {
+//!     let w0 = base.tensor(&format!("{module}.weight"), &device, Some(dtype))?;
+//!     let adapter = loaded.adapters.remove(module).ok_or("no such adapter")?;
+//!     projections.push((w0, adapter));
+//! }
+//! let mut layer = SharedLoraLinear::new(projections)?;
+//!
+//! // Run: an h [T, d] of each, of the same x [T, k].
+//! let k = layer.a().shape().cols();
+//! let x = Tensor::from_f32(&device, &vec![0.5; 3 * k], [3, k], dtype)?;
+//! let out_of_layer = layer.forward(&x)?;
+//!
+//! // Train: one step of gradient descent, with a dh [T, d] of each, and one dX [T, k].
+//! let [q, k, v] = &out_of_layer.h[..] else { unreachable!("three projections") };
+//! let dh = |h: &Tensor| {
+//!     Tensor::from_f32(&device, &vec![0.1; h.shape().elements()], h.shape(), dtype)
+//! };
+//! let dh = [&dh(q)?, &dh(k)?, &dh(v)?];
+//! let mut gradients = layer.zero_gradients()?;
+//! let (set, compute) = (Accumulation::Overwrite, InputGradient::Compute);
+//! let dx = layer.backward(&dh, &x, &out_of_layer.s, &mut gradients, set, compute)?;
+//! # assert_eq!(dx.ok_or("no dX")?.shape(), x.shape());
+//! let (a, b) = layer.tensors_mut();
+//! let gradients = [&gradients.a].into_iter().chain(&gradients.b);
+//! for (weight, gradient) in [a].into_iter().chain(b).zip(gradients) {
+//!     let (old, gradient) = (weight.to_f32_vec()?, gradient.to_vec::<f32>()?);
+//!     let new: Vec<f32> = old.iter().zip(&gradient).map(|(w, g)| w - 0.01 * g).collect();
+//!     weight.copy_from_f32(&new)?;
+//! }
+//!
+//! // Save, with the configuration that was loaded.
+//! let adapters = layer.adapters()?;
+//! peft::save(&out, &loaded.config, modules.iter().map(String::as_str).zip(&adapters))?;
+//! # let again = peft::load(&out, &device, None)?.adapters;
+//! # for (module, adapter) in modules.iter().zip(&adapters) {
+//! #     let (a, b) = (again[module].a().to_vec::<f32>()?, again[module].b().to_vec::<f32>()?);
+//! #     assert_eq!(a, adapter.a().to_vec::<f32>()?);
+//! #     assert_eq!(b, adapter.b().to_vec::<f32>()?);
+//! #     assert!(b.iter().all(|&b| b != 0.0));
+//! # }
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # What is supported
 //!
 //! What PEFT 0.21 makes of a directory, as far as this says:

@@ -2,7 +2,7 @@
 
 use super::hopper::Sizes;
 use super::{apart, check_dims, check_rank, hopper, hopper_grads, projection_elements};
-use super::{BackwardWorkspace, DeviceProfile, Path, Plan, Problem};
+use super::{BackwardWorkspace, DeviceProfile, Plan, Problem};
 use crate::{DType, Error, Result};
 
 /// The most projections that one call takes.
@@ -109,7 +109,7 @@ pub fn backward_shared(problem: &SharedProblem, profile: Option<&DeviceProfile>)
     Plan::on_hopper(schedule, flags, BackwardWorkspace::new(problem, Some(&schedule)).elements())
 }
 
-/// The pairs of multiprocessors for [`Path::Hopper`], if that is there and rows start at multiples of 16
+/// The pairs of multiprocessors for [`Path::Hopper`](crate::Path::Hopper), if that is there and rows start at multiples of 16
 /// bytes, in buffers that do.
 pub(super) fn pairs(problem: &SharedProblem, profile: &DeviceProfile) -> Option<usize> {
     /// What the outputs of all projections are rounded up by, at most.
@@ -135,6 +135,7 @@ mod tests {
     use super::*;
     use crate::plan::tests::shapes;
     use crate::plan::{self, GradSplit};
+    use crate::Path;
 
     /// One to four projections of the sizes of neighbouring shapes.
     fn problems() -> impl Iterator<Item = SharedProblem> {

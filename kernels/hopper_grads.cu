@@ -67,6 +67,9 @@ __device__ __forceinline__ void hopper_grads(const HopperGradsParams& p) {
         fence_mbarrier_init();
     }
     __syncthreads();
+    // Until here, this may run beside the end of the kernel before.
+    wait_for_kernel_before();
+    let_next_kernel_start();
     const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
     if (warp < 4) {
         give_registers<40>();

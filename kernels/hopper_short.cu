@@ -1,53 +1,58 @@
 // archs: 90a
 //
-// The forward pass for short batches, whose tiles are no more than there are multiprocessors, each of
-// them made from end to end by one block: project.cu's product and linear.cu's in one launch.
+// hopper_linear.cuh's products for short batches, whose tiles are no more than there are multiprocessors,
+// each of them made from end to end by one block:
 //
-//   S (T×r) = s·X Aᵀ               rounded once
-//   H (T×d) = X W0ᵀ + S Bᵀ         rounded once
+//   forward      S = s·X Aᵀ,  H = X W0ᵀ + S Bᵀ     lhs X,  rhs W0, down A, extension S, B
+//   input grad   dS = s·dH B, dX = dH W0 + dS A    lhs dH, rhs W0, down B, extension dS, A
 //
-// accumulated in f32. With r = 0 it is the frozen layer.
+//   lhs_ext[m, r] = scale · Σk lhs[m, k] down[r, k]                             rounded once
+//   out[m, n]     = Σk lhs[m, k] rhs[n, k] + Σr lhs_ext[m, r] rhs_ext[n, r]     rounded once
+//
+// all accumulated in f32. rhs, down and rhs_ext lie K-major in the forward, MN-major in the input
+// gradient. With r = 0 it is the frozen layer, and without blocks for tiles of out, lhs_ext alone.
 //
 // What limits such a launch is how many bytes are on their way to a multiprocessor, so that stages take
 // nearly all of shared memory, and the output has its place there only when they are done. The sums that
-// make an element of H go along k from 0 on, and then along r, whatever T is: a token's H has the same
-// bits in any batch that this kernel serves. So has its S, in two halves along k.
+// make an element of out go along k from 0 on, and then along r, whatever m is: a token's H has the same
+// bits in any batch that this kernel serves. So has its S, which is summed up in two halves of k.
 //
 // All rows must start at multiples of 16 bytes, which is what TMA takes; what a box has beyond the edge
 // of its matrix is read as zeros and not written.
 //
-// Grid: pairs of blocks (clusters). The first ones make S, and each of the others two tiles of kM×kN of
-// H, of the same columns and of rows one below the other. They share W0 and B, of which each loads one
-// half into both. Of a pair that makes S, a block goes along half of k, and the first adds up both.
+// Grid: pairs of blocks (clusters). The first ones make lhs_ext, and each of the others two tiles of
+// kM×kN of out, of the same columns and of rows one below the other. They share rhs and rhs_ext, of which
+// each loads one half into both. Of a pair that makes lhs_ext, a block goes along half of k, and the first
+// adds up both.
 // Block: three warpgroups. Of the first, one thread loads; of the other two, kM / 64 multiply, 64 rows
 // each.
-// Shared memory: stages of kM×64 elements of X and kN×64 of W0, or 16×64 or 64×64 of A; where they end
-// matters to nobody but the output.
-// Reads X, W0, A, B, S; writes S and H, every element once. `flags` must be zeros, and are again when
-// the launch is done.
+// Shared memory: stages of kM×64 elements of lhs and kN×64 of rhs, or 16×64 or 64×64 of down.
+// Reads lhs, rhs, down and rhs_ext; writes lhs_ext and out, every element once. `flags` must be zeros, and
+// are again when the launch is done, if there are tiles of out.
 //
-//   loader        |wait for the kernel before|fill 0|fill 1| ... |wait for S|fill S, B|
+//   loader        |wait for the kernel before|fill 0|fill 1| ... |wait for lhs_ext|fill lhs_ext, rhs_ext|
 //   multipliers                              |4 k16 of stage 0|4 k16 of 1| ... |S·Bᵀ|round, store
 //
 // full[stage] completes when all its bytes have come, from the loads of both blocks. empty[stage]
 // completes when the multiplying warps that read what this block loads are done with the stage.
 //
-// Who waits for whom: within a pair, for each other. Those that make H, for those that make S of their
-// rows. They do not wait for anybody else, and are the first blocks of the grid, so that they are started
-// first, however many run at once. The last to have seen all that it needs clears the flags.
+// Who waits for whom: within a pair, for each other. Those that make out, for those that make lhs_ext of
+// their rows. They do not wait for anybody else, and are the first blocks of the grid, so that they are
+// started first, however many run at once. The last to have seen all that it needs clears the flags.
 #include "hopper_wgmma.cuh"
 
 // Mirrored by cuda::hopper_short::HopperShortParams in Rust.
 struct HopperShortParams {
-    TensorMap x, s;   // in boxes of 64 columns and kM rows
-    TensorMap w0, b;  // and kN / 2 rows
-    TensorMap a;      // and as many rows as a tile of S has columns, 16 or 64
-    void *h, *s_out;
-    uint32_t* flags;  // how many have seen their S, then for every kM rows, how many tiles of it are there
-    int t, k, d, r;
-    int s_cols;       // elements from one row of S to the next: S may be columns of a matrix
+    TensorMap lhs, lhs_ext;  // in boxes of 64 columns and kM rows
+    TensorMap rhs, rhs_ext;  // and of kN / 2 rows; MN-major, of 64 columns and 32 rows
+    TensorMap down;          // and of as many rows as a tile of lhs_ext has columns; MN-major, of 64×64
+    void *out, *s;           // s is where lhs_ext is written
+    uint32_t* flags;  // how many have seen theirs, then for every kM rows, how many tiles of lhs_ext are there
+    int m, n, k, r;
+    int s_cols;       // elements from one row of lhs_ext to the next: it may be columns of a matrix
     float scale;
-    int down_pairs;   // the pairs that make S; 0 if r is
+    int down_pairs;   // the pairs that make lhs_ext; 0 if r is
+    int tells;        // whether there are others, to be told of it
 };
 static_assert(sizeof(HopperShortParams) == 704);
 
@@ -65,10 +70,11 @@ __device__ __forceinline__ uint32_t empty(uint32_t base, int stage) {
 __device__ __forceinline__ uint32_t received(uint32_t base) { return full(base, 2 * kMaxStages); }
 __device__ __forceinline__ uint32_t taken(uint32_t base) { return received(base) + 8; }
 
-// Stages of kM rows of X and kCols rows of a weight, in what `kApart` bytes leave of shared memory.
+// Stages of kM rows of lhs, and kCols of what it is multiplied with, in what kApart bytes leave of shared
+// memory.
 template <int kM, int kCols, int kApart>
 struct Stages {
-    static constexpr int kXBytes = kM * kStep * 2, kBytes = kXBytes + kCols * kStep * 2;
+    static constexpr int kLhsBytes = kM * kStep * 2, kBytes = kLhsBytes + kCols * kStep * 2;
     static constexpr int kFit = (kBarriersAt - kApart) / kBytes;
     static constexpr int kCount = kFit < kMaxStages ? kFit : kMaxStages;
 };
@@ -76,27 +82,33 @@ struct Stages {
 template <int kM, int kN>
 using TileStages = Stages<kM, kN, 0>;
 
-// The sums that a pair's second block hands over: 16 bytes of every thread at a time.
-template <int kM, int kRank>
+// The sums that a pair's second block hands over: 16 bytes of every thread at a time. What lies MN-major comes
+// in boxes of 64 columns.
+template <int kM, int kRank, bool kMnMajor>
 struct Handover {
     static constexpr int kChunks = kRank / 8, kChunkBytes = kM / 64 * 128 * 16;
-    using Stages = ::Stages<kM, kRank, kChunks * kChunkBytes>;
+    using Stages = ::Stages<kM, kMnMajor ? 64 : kRank, kChunks * kChunkBytes>;
     static constexpr int kAt = kBarriersAt - kChunks * kChunkBytes;
 };
 
-// ---------------------------------------------------------------------------------------------
-// S
+// From one 16 along k to the next, in a descriptor.
+constexpr int kLhsStep = 32 / 16;
+template <bool kMnMajor>
+constexpr int kRhsStep = (kMnMajor ? 2048 : 32) / 16;
 
-// The tiles of S of a pair, kM×kRank: every so many-th, those of the same rows one after the other.
+// ---------------------------------------------------------------------------------------------
+// lhs_ext
+
+// The tiles of lhs_ext of a pair, kM×kRank: every so many-th, those of the same rows one after the other.
 template <int kM, int kRank>
-struct STiles {
+struct ExtTiles {
     int index, ranks, count;
     int first, steps;  // along k, of this block
 
-    __device__ __forceinline__ explicit STiles(const HopperShortParams& p) {
+    __device__ __forceinline__ explicit ExtTiles(const HopperShortParams& p) {
         index = blockIdx.x / 2;
         ranks = (p.r + kRank - 1) / kRank;
-        count = (p.t + kM - 1) / kM * ranks;
+        count = (p.m + kM - 1) / kM * ranks;
         const int all = (p.k + kStep - 1) / kStep, half = (all + 1) / 2;
         first = cluster_rank() == 0 ? 0 : half;
         steps = cluster_rank() == 0 ? half : all - half;
@@ -108,28 +120,32 @@ struct STiles {
 };
 
 // By one thread, which is_elected().
-template <int kM, int kRank>
-__device__ __forceinline__ void load_for_s(const HopperShortParams& p, uint32_t base) {
-    using Stages = typename Handover<kM, kRank>::Stages;
+template <int kM, int kRank, bool kMnMajor>
+__device__ __forceinline__ void load_for_ext(const HopperShortParams& p, uint32_t base) {
+    using Stages = typename Handover<kM, kRank, kMnMajor>::Stages;
     Ring<Stages::kCount> ring;
-    for (STiles<kM, kRank> tiles(p); !tiles.done(); tiles.advance(p)) {
+    for (ExtTiles<kM, kRank> tiles(p); !tiles.done(); tiles.advance(p)) {
         for (int i = 0; i < tiles.steps; i++) {
             const int k0 = (tiles.first + i) * kStep;
             const uint32_t to = base + ring.stage * Stages::kBytes, barrier = full(base, ring.stage);
             // A stage that was never filled counts as released.
             mbarrier_wait(empty(base, ring.stage), ring.phase ^ 1);
             mbarrier_arrive_expect(barrier, Stages::kBytes);
-            tma_load(to, p.x, tiles.row0(), k0, barrier);
-            tma_load(to + Stages::kXBytes, p.a, tiles.rank0(), k0, barrier);
+            tma_load(to, p.lhs, tiles.row0(), k0, barrier);
+            if constexpr (kMnMajor) {
+                tma_load(to + Stages::kLhsBytes, p.down, k0, tiles.rank0(), barrier);
+            } else {
+                tma_load(to + Stages::kLhsBytes, p.down, tiles.rank0(), k0, barrier);
+            }
             ring.advance();
         }
     }
 }
 
 // By the multiplying warpgroups.
-template <typename E, int kM, int kRank>
-__device__ __forceinline__ void make_s(const HopperShortParams& p, uint32_t base) {
-    using Over = Handover<kM, kRank>;
+template <typename E, int kM, int kRank, bool kMnMajor>
+__device__ __forceinline__ void make_ext(const HopperShortParams& p, uint32_t base) {
+    using Over = Handover<kM, kRank, kMnMajor>;
     using Stages = typename Over::Stages;
     const int group = __shfl_sync(~0u, threadIdx.x / 128, 0) - 1;
     const int thread = threadIdx.x - 128, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
@@ -142,18 +158,19 @@ __device__ __forceinline__ void make_s(const HopperShortParams& p, uint32_t base
     };
     Ring<Stages::kCount> ring;
     uint32_t tile_phase = 0;
-    for (STiles<kM, kRank> tiles(p); !tiles.done(); tiles.advance(p)) {
+    for (ExtTiles<kM, kRank> tiles(p); !tiles.done(); tiles.advance(p)) {
         float acc[kRank / 2] = {};
         int previous = -1;
         for (int i = 0; i < tiles.steps; i++) {
             mbarrier_wait(full(base, ring.stage), ring.phase);
             const uint32_t stage = base + ring.stage * Stages::kBytes;
             const uint64_t lhs = wgmma_descriptor(stage + group * 64 * kStep * 2, false);
-            const uint64_t rhs = wgmma_descriptor(stage + Stages::kXBytes, false);
+            const uint64_t down = wgmma_descriptor(stage + Stages::kLhsBytes, kMnMajor);
             wgmma_fence();
 #pragma unroll
             for (int k16 = 0; k16 < kStep / 16; k16++)
-                wgmma<E, kRank, 0, false, false>(acc, lhs + k16 * 2, rhs + k16 * 2, 1);
+                wgmma<E, kRank, 0, false, kMnMajor>(acc, lhs + k16 * kLhsStep,
+                                                    down + k16 * kRhsStep<kMnMajor>, 1);
             wgmma_commit();
             wgmma_wait<1>();
             if (previous >= 0) release(previous);
@@ -180,9 +197,9 @@ __device__ __forceinline__ void make_s(const HopperShortParams& p, uint32_t base
 #pragma unroll
                 for (int half = 0; half < 2; half++) {
                     const int row = row0 + half * 8, col = rank0 + i * 8;
-                    if (row >= p.t || col >= p.r) continue;
+                    if (row >= p.m || col >= p.r) continue;
                     // Elements have 16 bits.
-                    auto* to = static_cast<uint16_t*>(p.s_out) + (int64_t)row * p.s_cols + col;
+                    auto* to = static_cast<uint16_t*>(p.s) + (int64_t)row * p.s_cols + col;
                     *reinterpret_cast<uint32_t*>(to) =
                         pack<E>(v[2 * half] * p.scale, v[2 * half + 1] * p.scale);
                 }
@@ -191,57 +208,65 @@ __device__ __forceinline__ void make_s(const HopperShortParams& p, uint32_t base
             if (lane == 0) mbarrier_arrive_remote(taken(base), 1);
             // All rows of the tile.
             named_barrier<kM / 64 * 128>(1);
-            if (thread == 0) flag_add_release(&p.flags[1 + tiles.row0() / kM]);
+            if (p.tells && thread == 0) flag_add_release(&p.flags[1 + tiles.row0() / kM]);
         }
         tile_phase ^= 1;
     }
 }
 
 // ---------------------------------------------------------------------------------------------
-// H
+// out
 
 // By one thread, which is_elected().
-template <int kM, int kN>
+template <int kM, int kN, bool kMnMajor>
 __device__ __forceinline__ void load(const HopperShortParams& p, uint32_t base, int m0, int n0) {
     using Stages = TileStages<kM, kN>;
     const int rank = (int)cluster_rank();
     Ring<Stages::kCount> ring;
-    // The weights of the next stage, half of them; returns where X goes.
-    auto fill = [&](const TensorMap& weight, int col) {
-        const uint32_t to = base + ring.stage * Stages::kBytes, half = kN / 2 * kStep * 2;
+    // The next stage's part of rhs or rhs_ext, half of it; returns where that of lhs goes.
+    auto fill = [&](const TensorMap& rhs, int k0) {
+        const uint32_t to = base + ring.stage * Stages::kBytes, barrier = full(base, ring.stage);
+        const uint32_t to_rhs = to + Stages::kLhsBytes;
         // A stage that was never filled counts as released.
         mbarrier_wait(empty(base, ring.stage), ring.phase ^ 1);
-        mbarrier_arrive_expect(full(base, ring.stage), Stages::kBytes);
-        tma_load_pair(to + Stages::kXBytes + rank * half, weight, n0 + rank * (kN / 2), col,
-                      full(base, ring.stage));
+        mbarrier_arrive_expect(barrier, Stages::kBytes);
+        if constexpr (kMnMajor) {
+#pragma unroll
+            for (int i = 0; i < kN / 64; i++)
+                tma_load_pair(to_rhs + i * 8192 + rank * 4096, rhs, k0 + rank * (kStep / 2), n0 + i * 64,
+                              barrier);
+        } else {
+            const int half = kN / 2;
+            tma_load_pair(to_rhs + rank * half * kStep * 2, rhs, n0 + rank * half, k0, barrier);
+        }
         return to;
     };
     for (int k0 = 0; k0 < p.k; k0 += kStep) {
-        const uint32_t to = fill(p.w0, k0);
-        tma_load(to, p.x, m0, k0, full(base, ring.stage));
+        const uint32_t to = fill(p.rhs, k0);
+        tma_load(to, p.lhs, m0, k0, full(base, ring.stage));
         ring.advance();
     }
     if (p.r == 0) return;
     const uint32_t* flag = &p.flags[1 + m0 / kM];
-    const uint32_t tiles = (p.r + 63) / 64;  // of S, if they are of 16 columns, one
+    const uint32_t tiles = (p.r + 63) / 64;  // of lhs_ext; if they are of 16 columns, it is one
     for (int r0 = 0; r0 < p.r; r0 += kStep) {
-        const uint32_t to = fill(p.b, r0);
+        const uint32_t to = fill(p.rhs_ext, r0);
         if (r0 == 0) {
             // A block may have no rows.
-            while (m0 < p.t && flag_load_acquire(flag) < tiles) {
+            while (m0 < p.m && flag_load_acquire(flag) < tiles) {
             }
             fence_global_before_tma();
         }
-        tma_load(to, p.s, m0, r0, full(base, ring.stage));
+        tma_load(to, p.lhs_ext, m0, r0, full(base, ring.stage));
         ring.advance();
     }
     const uint32_t last = gridDim.x - 2 * p.down_pairs - 1;
     if (count_round(&p.flags[0], last) == last)
-        for (int i = 0; i * kM < p.t; i++) p.flags[1 + i] = 0;
+        for (int i = 0; i * kM < p.m; i++) p.flags[1 + i] = 0;
 }
 
 // By the multiplying warpgroups.
-template <typename E, int kM, int kN>
+template <typename E, int kM, int kN, bool kMnMajor>
 __device__ __forceinline__ void multiply(const HopperShortParams& p, uint32_t base, int m0, int n0) {
     using Stages = TileStages<kM, kN>;
     constexpr int kPitch = kN * 2 + 16;  // with which no two rows of the output are in one bank
@@ -259,7 +284,7 @@ __device__ __forceinline__ void multiply(const HopperShortParams& p, uint32_t ba
         mbarrier_wait(full(base, ring.stage), ring.phase);
         const uint32_t stage = base + ring.stage * Stages::kBytes;
         issue(wgmma_descriptor(stage + group * 64 * kStep * 2, false),
-              wgmma_descriptor(stage + Stages::kXBytes, false));
+              wgmma_descriptor(stage + Stages::kLhsBytes, kMnMajor));
         wgmma_wait<1>();
         if (previous >= 0) release(previous);
         previous = ring.stage;
@@ -270,7 +295,8 @@ __device__ __forceinline__ void multiply(const HopperShortParams& p, uint32_t ba
             wgmma_fence();
 #pragma unroll
             for (int k16 = 0; k16 < kStep / 16; k16++) {
-                wgmma<E, kN, 0, false, false>(acc, lhs + k16 * 2, rhs + k16 * 2, accumulate);
+                wgmma<E, kN, 0, false, kMnMajor>(acc, lhs + k16 * kLhsStep,
+                                                 rhs + k16 * kRhsStep<kMnMajor>, accumulate);
                 accumulate = 1;
             }
             wgmma_commit();
@@ -280,7 +306,8 @@ __device__ __forceinline__ void multiply(const HopperShortParams& p, uint32_t ba
             // One by one, since branches between wgmmas would serialise them.
             for (int k16 = 0; k16 < min((p.r - r0 + 15) / 16, kStep / 16); k16++) {
                 wgmma_fence();
-                wgmma<E, kN, 0, false, false>(acc, lhs + k16 * 2, rhs + k16 * 2, 1);
+                wgmma<E, kN, 0, false, kMnMajor>(acc, lhs + k16 * kLhsStep,
+                                                 rhs + k16 * kRhsStep<kMnMajor>, 1);
                 wgmma_commit();
             }
         });
@@ -299,29 +326,29 @@ __device__ __forceinline__ void multiply(const HopperShortParams& p, uint32_t ba
                     pack<E>(v[6], v[7]));
     }
     __syncwarp();
-    const int row0 = m0 + first_row, rows = min(16, p.t - row0), eights = min(kN, p.d - n0) / 8;
+    const int row0 = m0 + first_row, rows = min(16, p.m - row0), eights = min(kN, p.n - n0) / 8;
     // Elements have 16 bits.
-    auto* out = static_cast<uint16_t*>(p.h) + (int64_t)row0 * p.d + n0;
+    auto* out = static_cast<uint16_t*>(p.out) + (int64_t)row0 * p.n + n0;
     for (int i = lane; i < rows * eights; i += 32) {
         const int row = i / eights, col = i % eights * 8;
         const uint4 v = load_shared(out_at + row * kPitch + col * 2);
-        *reinterpret_cast<uint4*>(out + (int64_t)row * p.d + col) = v;
+        *reinterpret_cast<uint4*>(out + (int64_t)row * p.n + col) = v;
     }
 }
 
 // ---------------------------------------------------------------------------------------------
 
-template <typename E, int kM, int kN>
+template <typename E, int kM, int kN, bool kMnMajor>
 __device__ __forceinline__ void hopper_short(const HopperShortParams& p) {
     const uint32_t base = shared_base();
-    const int pair = blockIdx.x / 2, tile = pair - p.down_pairs;
-    const bool makes_s = tile < 0;
+    const int tile = (int)blockIdx.x / 2 - p.down_pairs;
+    const bool makes_ext = tile < 0;
     if (threadIdx.x == 0) {
-        prefetch_map(p.x);
-        prefetch_map(makes_s ? p.a : p.w0);
+        prefetch_map(p.lhs);
+        prefetch_map(makes_ext ? p.down : p.rhs);
         for (int stage = 0; stage < kMaxStages; stage++) {
             mbarrier_init(full(base, stage), 1);
-            mbarrier_init(empty(base, stage), (makes_s ? 1 : 2) * kM / 16);
+            mbarrier_init(empty(base, stage), (makes_ext ? 1 : 2) * kM / 16);
         }
         mbarrier_init(received(base), 1);
         mbarrier_init(taken(base), kM / 16);
@@ -331,30 +358,30 @@ __device__ __forceinline__ void hopper_short(const HopperShortParams& p) {
     // Until here, this may run beside the end of the kernel before.
     wait_for_kernel_before();
     let_next_kernel_start();
-    // Pairs that need the same columns of W0 follow one another.
-    const int rows = (p.t + 2 * kM - 1) / (2 * kM);
+    // Pairs that need the same of rhs follow one another.
+    const int rows = (p.m + 2 * kM - 1) / (2 * kM);
     const int m0 = (2 * (tile % rows) + (int)cluster_rank()) * kM, n0 = tile / rows * kN;
     const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
     if (warp < 4) {
         give_registers<40>();
         if (warp == 0 && is_elected()) {
-            if (!makes_s) {
-                load<kM, kN>(p, base, m0, n0);
+            if (!makes_ext) {
+                load<kM, kN, kMnMajor>(p, base, m0, n0);
             } else if (p.r <= 16) {
-                load_for_s<kM, 16>(p, base);
+                load_for_ext<kM, 16, kMnMajor>(p, base);
             } else {
-                load_for_s<kM, 64>(p, base);
+                load_for_ext<kM, 64, kMnMajor>(p, base);
             }
         }
     } else {
         take_registers<232>();
         if (warp < 4 + kM / 16) {
-            if (!makes_s) {
-                multiply<E, kM, kN>(p, base, m0, n0);
+            if (!makes_ext) {
+                multiply<E, kM, kN, kMnMajor>(p, base, m0, n0);
             } else if (p.r <= 16) {
-                make_s<E, kM, 16>(p, base);
+                make_ext<E, kM, 16, kMnMajor>(p, base);
             } else {
-                make_s<E, kM, 64>(p, base);
+                make_ext<E, kM, 64, kMnMajor>(p, base);
             }
         }
     }
@@ -363,20 +390,23 @@ __device__ __forceinline__ void hopper_short(const HopperShortParams& p) {
     cluster_sync();
 }
 
-#define HOPPER_SHORT_KERNEL(m, n, type, E)                                                        \
+#define HOPPER_SHORT_KERNEL(product, m, n, mn_major, type, E)                                     \
     extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1)                \
-        hopper_short_m##m##_n##n##_##type(const __grid_constant__ HopperShortParams params) {     \
-        hopper_short<E, m, n>(params);                                                            \
+        hopper_short_##product##_m##m##_n##n##_##type(                                            \
+            const __grid_constant__ HopperShortParams params) {                                   \
+        hopper_short<E, m, n, mn_major>(params);                                                  \
     }
-#define HOPPER_SHORT_KERNELS(type, E)      \
-    HOPPER_SHORT_KERNEL(64, 32, type, E)   \
-    HOPPER_SHORT_KERNEL(64, 64, type, E)   \
-    HOPPER_SHORT_KERNEL(64, 128, type, E)  \
-    HOPPER_SHORT_KERNEL(64, 224, type, E)  \
-    HOPPER_SHORT_KERNEL(128, 32, type, E)  \
-    HOPPER_SHORT_KERNEL(128, 64, type, E)  \
-    HOPPER_SHORT_KERNEL(128, 128, type, E) \
-    HOPPER_SHORT_KERNEL(128, 224, type, E)
+#define HOPPER_SHORT_KERNELS_OF_ROWS(m, type, E)               \
+    HOPPER_SHORT_KERNEL(forward, m, 32, false, type, E)        \
+    HOPPER_SHORT_KERNEL(forward, m, 64, false, type, E)        \
+    HOPPER_SHORT_KERNEL(forward, m, 128, false, type, E)       \
+    HOPPER_SHORT_KERNEL(forward, m, 224, false, type, E)       \
+    HOPPER_SHORT_KERNEL(input_grad, m, 64, true, type, E)      \
+    HOPPER_SHORT_KERNEL(input_grad, m, 128, true, type, E)     \
+    HOPPER_SHORT_KERNEL(input_grad, m, 256, true, type, E)
+#define HOPPER_SHORT_KERNELS(type, E)         \
+    HOPPER_SHORT_KERNELS_OF_ROWS(64, type, E) \
+    HOPPER_SHORT_KERNELS_OF_ROWS(128, type, E)
 
 HOPPER_SHORT_KERNELS(bf16, __nv_bfloat16)
 HOPPER_SHORT_KERNELS(f16, __half)

@@ -440,10 +440,17 @@ pub(crate) mod tests {
             let aligned = k % 8 == 0 && d % 8 == 0 && r % 8 == 0;
             let path = if aligned { Path::Hopper } else { Path::Mma };
             let [of_h, of_dx] = [[t, d, k, r], [t, k, d, r]].map(hopper::Sizes::of_layer);
-            let hopper = aligned.then(|| hopper::input_grad(&of_dx, 66));
+            let short = hopper_short::Schedule::input_grad([t, k, r], 66).filter(|_| aligned);
+            let hopper = (aligned && short.is_none()).then(|| hopper::input_grad(&of_dx, 66));
             let scratch = BackwardWorkspace::new(&problem.into(), hopper.as_ref()).elements();
             let flags = hopper.map_or(0, |schedule| schedule.flags(t).max(1 + t.div_ceil(128)));
             let plan = Plan { path, scratch, flags, hopper, apart: None };
+            let plan = short.map_or(plan, |schedule| Plan {
+                path: Path::HopperShort,
+                flags: schedule.flags(t),
+                apart: Some([Some(Alone::Short(schedule)), None, None, None]),
+                ..plan
+            });
             assert_eq!(backward(&problem, Some(&on_hopper)), plan);
             let alone = Alone::new([t, d, k, r], 66).filter(|_| aligned);
             let hopper = (aligned && alone.is_none()).then(|| hopper::forward(&of_h, 66));

@@ -52,7 +52,7 @@ fn nothing_fences_the_main_loops() {
         ("hopper_linear_shared", 36),
         ("hopper_grads", 6),
         ("hopper_decode", 10),
-        ("hopper_short", 16),
+        ("hopper_short", 28),
     ]
     .map(|(name, kernels)| (Path::new(env!("OUT_DIR")).join(name), kernels));
     for (fatbin, wanted) in fatbins {

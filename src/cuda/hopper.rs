@@ -174,6 +174,40 @@ impl Layers<'_> {
         TensorMap::new(of, size, self.dtype, box_size)
     }
 
+    /// What dA and dB of these layers take, and dS, if others need not be waited for.
+    fn grads(&self, gradients: &Gradients, flags: sys::CUdeviceptr) -> Result<HopperGradsParams> {
+        let &Layers { t, k, s: ds, .. } = self;
+        let &Gradients { x, s, da, db, accumulate } = gradients;
+        let r = self.rank();
+        let (parts, outputs) = self.parts(STEP_K);
+        let rank_cols = rank_tile(r).min(64) as u32;
+        let mut d = [0; MAX_PROJECTIONS];
+        for (d, layer) in d.iter_mut().zip(self.of) {
+            *d = layer.d as i32;
+        }
+        let none = TensorMap::NONE;
+        Ok(HopperGradsParams {
+            dh: self.each(none, |layer| self.boxes(layer.h, [t, layer.d], [64, 64]))?,
+            b: self.each(none, |layer| self.boxes(layer.b, [layer.d, layer.r], [64, 64]))?,
+            x: self.boxes(x, [t, k], [64, 64])?,
+            s: self.boxes(s, [t, r], [64, rank_cols])?,
+            ds: self.boxes(ds, [t, r], [64, rank_cols])?,
+            ds_out: ds.data,
+            flags,
+            db,
+            da,
+            d,
+            t: t as i32,
+            k: k as i32,
+            r: r as i32,
+            outputs,
+            projectors: 0,
+            ds_parts: 0,
+            accumulate: accumulate.into(),
+            parts,
+        })
+    }
+
     fn out_boxes(&self, of: Operand, cols: usize) -> Result<OutBoxes> {
         let boxes = |box_cols| self.boxes(of, [self.t, cols], [64, box_cols]);
         Ok([boxes(64)?, boxes(32)?, boxes(16)?])
@@ -229,36 +263,8 @@ impl Cuda {
         schedule: &Schedule,
         handover: Handover,
     ) -> Result<()> {
-        let &Layers { t, k, s: ds, .. } = layers;
-        let &Gradients { x, s, da, db, accumulate } = gradients;
         let r = layers.rank();
-        let (parts, outputs) = layers.parts(STEP_K);
-        let rank_cols = rank_tile(r).min(64) as u32;
-        let mut d = [0; MAX_PROJECTIONS];
-        for (d, layer) in d.iter_mut().zip(layers.of) {
-            *d = layer.d as i32;
-        }
-        let none = TensorMap::NONE;
-        let grads = HopperGradsParams {
-            dh: layers.each(none, |layer| layers.boxes(layer.h, [t, layer.d], [64, 64]))?,
-            b: layers.each(none, |layer| layers.boxes(layer.b, [layer.d, layer.r], [64, 64]))?,
-            x: layers.boxes(x, [t, k], [64, 64])?,
-            s: layers.boxes(s, [t, r], [64, rank_cols])?,
-            ds: layers.boxes(ds, [t, r], [64, rank_cols])?,
-            ds_out: ds.data,
-            flags: handover.flags,
-            db,
-            da,
-            d,
-            t: t as i32,
-            k: k as i32,
-            r: r as i32,
-            outputs,
-            projectors: 0,
-            ds_parts: 0,
-            accumulate: accumulate.into(),
-            parts,
-        };
+        let grads = layers.grads(gradients, handover.flags)?;
         if !wants_dx {
             let ds_parts = r.div_ceil(rank_tile(r)) as i32;
             let grads = HopperGradsParams { ds_parts, ..grads };
@@ -274,6 +280,11 @@ impl Cuda {
             self.hopper_grads(layers, Makes::DaDb, grads)?;
         }
         Ok(())
+    }
+
+    /// dA and dB, with dS from a launch before, the last one in the stream.
+    pub(super) fn hopper_da_db(&self, layers: &Layers<'_>, gradients: &Gradients) -> Result<()> {
+        self.hopper_grads(layers, Makes::DaDb, layers.grads(gradients, 0)?)
     }
 
     /// dX, and dS unless it comes before, with the gradients that some blocks make meanwhile.
@@ -328,7 +339,8 @@ impl Cuda {
         let kernel = kernels.find(|(tile, _)| *tile == rank_tile(layers.rank()));
         let (_, kernel) = kernel.expect("there is a kernel for every tile of the rank");
         let params = HopperGradsParams { projectors: schedule.projectors as i32, ..params };
-        let mode = LaunchMode { overlap: false, cooperative: makes == Makes::All };
+        let (cooperative, after) = (makes == Makes::All, makes == Makes::DaDb);
+        let mode = LaunchMode { overlap: self.kernels.overlap && after, cooperative };
         self.launch_with(kernel, schedule.blocks, &params, mode)
     }
 

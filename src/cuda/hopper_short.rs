@@ -1,31 +1,33 @@
 //! The launches of kernels/hopper_short.cu.
 
-use super::launch::{LaunchMode, Layer, Layers};
+use super::kernels::HopperShort;
+use super::launch::{Gradients, LaunchMode, Layer, Layers, Linear};
 use super::params::Operand;
 use super::tensor_map::TensorMap;
 use super::Cuda;
 use crate::plan::hopper_short::{rank_tile, Schedule};
-use crate::Result;
+use crate::{DType, Result};
 use cudarc::driver::{sys, DeviceRepr};
 
 /// As in kernels/hopper_short.cu.
 #[repr(C)]
 struct HopperShortParams {
-    x: TensorMap,
-    s: TensorMap,
-    w0: TensorMap,
-    b: TensorMap,
-    a: TensorMap,
-    h: sys::CUdeviceptr,
-    s_out: sys::CUdeviceptr,
+    lhs: TensorMap,
+    lhs_ext: TensorMap,
+    rhs: TensorMap,
+    rhs_ext: TensorMap,
+    down: TensorMap,
+    out: sys::CUdeviceptr,
+    s: sys::CUdeviceptr,
     flags: sys::CUdeviceptr,
-    t: i32,
+    m: i32,
+    n: i32,
     k: i32,
-    d: i32,
     r: i32,
     s_cols: i32,
     scale: f32,
     down_pairs: i32,
+    tells: i32,
 }
 
 // The same size is asserted in the kernel.
@@ -33,6 +35,20 @@ const _: () = assert!(size_of::<HopperShortParams>() == 704);
 
 // SAFETY: plain integers, floats, descriptors and device addresses, laid out as C lays them out.
 unsafe impl DeviceRepr for HopperShortParams {}
+
+/// A product as kernels/hopper_short.cu names its operands: out (m×n) over k, with lhs_ext (m×r).
+struct Product {
+    dtype: DType,
+    linear: Linear,
+    sizes: [usize; 4],
+    lhs: Operand,
+    rhs: Operand,
+    down: Operand,
+    lhs_ext: Operand,
+    rhs_ext: Operand,
+    out: Operand,
+    scale: f32,
+}
 
 impl Cuda {
     /// S and H of a layer with aligned operands, or H alone where r = 0, given its A and its columns of S.
@@ -44,41 +60,103 @@ impl Cuda {
         schedule: &Schedule,
         flags: sys::CUdeviceptr,
     ) -> Result<()> {
-        let &Schedule { tile_m, tile_n, down_pairs, .. } = schedule;
-        let &Layers { dtype, t, k, x, .. } = layers;
-        let &Layer { d, r, w0, b, h, scale } = layer;
+        let product = Product {
+            dtype: layers.dtype,
+            linear: Linear::Forward,
+            sizes: [layers.t, layer.d, layers.k, layer.r],
+            lhs: layers.x,
+            rhs: layer.w0,
+            down: a,
+            lhs_ext: s,
+            rhs_ext: layer.b,
+            out: layer.h,
+            scale: layer.scale,
+        };
+        self.hopper_short_product(&product, schedule, flags)
+    }
+
+    /// dX if `wants_dx`, and dA and dB, of a layer with aligned operands. dS is made here.
+    pub(super) fn hopper_short_backward(
+        &self,
+        layers: &Layers<'_>,
+        wants_dx: bool,
+        gradients: &Gradients,
+        schedule: &Schedule,
+        flags: sys::CUdeviceptr,
+    ) -> Result<()> {
+        let layer = &layers.of[0];
+        let schedule = match wants_dx {
+            true => *schedule,
+            false => schedule.without_out([layers.t, layer.r], self.profile().pairs),
+        };
+        let product = Product {
+            dtype: layers.dtype,
+            linear: Linear::InputGrad,
+            sizes: [layers.t, layers.k, layer.d, layer.r],
+            lhs: layer.h,
+            rhs: layer.w0,
+            down: layer.b,
+            lhs_ext: layers.s,
+            rhs_ext: layers.a,
+            out: layers.x,
+            scale: layer.scale,
+        };
+        self.hopper_short_product(&product, &schedule, flags)?;
+        self.hopper_da_db(layers, gradients)
+    }
+
+    fn hopper_short_product(
+        &self,
+        product: &Product,
+        schedule: &Schedule,
+        flags: sys::CUdeviceptr,
+    ) -> Result<()> {
+        let &Schedule { tile_m, tile_n, pairs, down_pairs } = schedule;
+        let &Product { dtype, linear, sizes: [m, n, k, r], .. } = product;
+        let &Product { lhs, rhs, down, lhs_ext, rhs_ext, out, scale, .. } = product;
         let boxes = |operand: Operand, size: [usize; 2], box_rows: usize| {
             TensorMap::new(operand, size, dtype, [box_rows as u32, 64])
         };
-        let x = boxes(x, [t, k], tile_m)?;
-        // A pair's two blocks load half of the rows of W0 and B each.
-        let w0 = boxes(w0, [d, k], tile_n / 2)?;
-        let (mut s_boxes, mut a_boxes, mut b_boxes) = (x, w0, w0); // never read if r = 0
-        if r > 0 {
-            s_boxes = boxes(s, [t, r], tile_m)?;
-            a_boxes = boxes(a, [r, k], rank_tile(r))?;
-            b_boxes = boxes(b, [d, r], tile_n / 2)?;
+        // Matrices as they lie, and of what a pair's blocks share, half for each.
+        let (mn_major, rhs_rows, down_rows) = match linear {
+            Linear::Forward => (false, tile_n / 2, rank_tile(r)),
+            Linear::InputGrad => (true, 32, 64),
+        };
+        let size = |n, k| if mn_major { [k, n] } else { [n, k] };
+        let lhs = boxes(lhs, [m, k], tile_m)?;
+        // Never read if there are no tiles of out, or r = 0.
+        let (mut rhs_boxes, mut lhs_ext_boxes, mut rhs_ext_boxes, mut down_boxes) =
+            (lhs, lhs, lhs, lhs);
+        if pairs > 0 {
+            rhs_boxes = boxes(rhs, size(n, k), rhs_rows)?;
         }
-        let [t, k, d, r] = [t, k, d, r].map(|size| size as i32);
+        if r > 0 {
+            lhs_ext_boxes = boxes(lhs_ext, [m, r], tile_m)?;
+            rhs_ext_boxes = boxes(rhs_ext, size(n, r), rhs_rows)?;
+            down_boxes = boxes(down, size(r, k), down_rows)?;
+        }
+        let [m, n, k, r] = [m, n, k, r].map(|size| size as i32);
         let params = HopperShortParams {
-            x,
-            s: s_boxes,
-            w0,
-            b: b_boxes,
-            a: a_boxes,
-            h: h.data,
-            s_out: s.data,
+            lhs,
+            lhs_ext: lhs_ext_boxes,
+            rhs: rhs_boxes,
+            rhs_ext: rhs_ext_boxes,
+            down: down_boxes,
+            out: out.data,
+            s: lhs_ext.data,
             flags,
-            t,
+            m,
+            n,
             k,
-            d,
             r,
-            s_cols: s.ld,
+            s_cols: lhs_ext.ld,
             scale,
             down_pairs: down_pairs as i32,
+            tells: (pairs > 0).into(),
         };
+        let wanted = HopperShort { linear, tile_m, tile_n };
         let mut kernels = self.kernels.of(dtype).hopper_short.iter();
-        let kernel = kernels.find(|(tile, _)| *tile == [tile_m, tile_n]);
+        let kernel = kernels.find(|(of, _)| *of == wanted);
         let (_, kernel) = kernel.expect("there is a kernel for every tile");
         // Its first blocks wait for nobody, so that it need not be cooperative, which takes longer.
         let mode = LaunchMode { overlap: self.kernels.overlap, cooperative: false };

@@ -1,6 +1,7 @@
 //! The kernels of a context: embedded machine code, loaded once.
 
 use super::driver;
+use super::launch::Linear;
 use crate::plan::{self, grad_kernel, linear_kernel, merge_kernel, project_kernel, Footprint};
 use crate::{DType, Error, Result};
 use cudarc::driver::{sys, CudaContext, CudaFunction, CudaModule, CudaStream, LaunchConfig};
@@ -63,6 +64,27 @@ pub(super) struct HopperKernels {
     pub(super) linear: LinearKernels,
 }
 
+/// A form of the product for short batches, in tiles of so many rows and columns.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct HopperShort {
+    pub(super) linear: Linear,
+    pub(super) tile_m: usize,
+    pub(super) tile_n: usize,
+}
+
+impl HopperShort {
+    /// All that there are.
+    fn all() -> impl Iterator<Item = HopperShort> {
+        use plan::hopper_short::{FORWARD_TILES_N, INPUT_GRAD_TILES_N, TILES_M};
+        let forward = FORWARD_TILES_N.map(|tile_n| (Linear::Forward, tile_n));
+        let input_grad = INPUT_GRAD_TILES_N.map(|tile_n| (Linear::InputGrad, tile_n));
+        let both = forward.into_iter().chain(input_grad);
+        both.flat_map(|(linear, tile_n)| {
+            TILES_M.map(|tile_m| HopperShort { linear, tile_m, tile_n })
+        })
+    }
+}
+
 /// The kernels of one element type.
 pub(super) struct ElementKernels {
     pub(super) linear: LinearKernels,
@@ -70,8 +92,8 @@ pub(super) struct ElementKernels {
     pub(super) hopper_linear: Vec<HopperKernels>,
     /// The same for few tokens, by tile of them.
     pub(super) hopper_decode: Vec<(usize, Kernel)>,
-    /// The same for short batches, by tile of H.
-    pub(super) hopper_short: Vec<([usize; 2], Kernel)>,
+    /// The same for short batches.
+    pub(super) hopper_short: Vec<(HopperShort, Kernel)>,
     /// The same for gradients, by tile of the rank.
     pub(super) hopper_grads: Vec<(usize, Kernel)>,
     pub(super) project_s: ByRank,
@@ -182,9 +204,13 @@ impl ElementKernels {
             let name = format!("hopper_decode_n{tile_t}");
             Ok((tile_t, one("hopper_decode", &name, plan::hopper_decode::FOOTPRINT)?))
         };
-        let hopper_short = |[tile_m, tile_n]: [usize; 2]| {
-            let name = format!("hopper_short_m{tile_m}_n{tile_n}");
-            Ok(([tile_m, tile_n], one("hopper_short", &name, plan::hopper_short::FOOTPRINT)?))
+        let hopper_short = |of: HopperShort| {
+            let product = match of.linear {
+                Linear::Forward => "forward",
+                Linear::InputGrad => "input_grad",
+            };
+            let name = format!("hopper_short_{product}_m{}_n{}", of.tile_m, of.tile_n);
+            Ok((of, one("hopper_short", &name, plan::hopper_short::FOOTPRINT)?))
         };
         let hopper_grads = |rank_tile: usize| {
             let name = format!("hopper_grads_r{rank_tile}");
@@ -218,11 +244,7 @@ impl ElementKernels {
                 false => Vec::new(),
             },
             hopper_short: match modules.contains_key("hopper_short") {
-                true => {
-                    let of_m = |m| plan::hopper_short::TILES_N.map(|n| [m, n]);
-                    let tiles = plan::hopper_short::TILES_M.into_iter().flat_map(of_m);
-                    tiles.map(hopper_short).collect::<Result<_>>()?
-                }
+                true => HopperShort::all().map(hopper_short).collect::<Result<_>>()?,
                 false => Vec::new(),
             },
             hopper_grads: match modules.contains_key("hopper_grads") {

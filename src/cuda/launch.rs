@@ -23,7 +23,7 @@ pub(super) struct LaunchMode {
 }
 
 /// Which of the base product's two forms a launch runs.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Linear {
     Forward,
     InputGrad,
@@ -241,6 +241,9 @@ impl Cuda {
         if let Some(schedule) = layers.schedule(plan).filter(|_| aligned) {
             let handover = Handover { flags, partials };
             return self.hopper_backward(&layers, dx.is_some(), &gradients, schedule, handover);
+        }
+        if let Some([Some(Alone::Short(schedule)), ..]) = layers.apart(plan).filter(|_| aligned) {
+            return self.hopper_short_backward(&layers, dx.is_some(), &gradients, schedule, flags);
         }
         self.mma_backward(&layers, dx.is_some(), &gradients, partials)
     }

@@ -1,6 +1,7 @@
-//! Forward passes for few tokens, of one layer a launch.
+//! Passes for few tokens, of one layer a launch.
 
-use super::{hopper_decode, hopper_short, Path, Plan, SharedProblem, MAX_PROJECTIONS};
+use super::MAX_PROJECTIONS;
+use super::{hopper_decode, hopper_short, BackwardWorkspace, Path, Plan, SharedProblem};
 
 /// A launch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,7 +22,7 @@ impl Alone {
     /// For H (T×d) over k, with S (T×r) unless r is 0, on so many pairs of multiprocessors; `None` for
     /// many tokens.
     pub(crate) fn new([t, d, k, r]: [usize; 4], pairs: usize) -> Option<Self> {
-        let short = || hopper_short::Schedule::new([t, d, r], pairs).map(Alone::Short);
+        let short = || hopper_short::Schedule::forward([t, d, r], pairs).map(Alone::Short);
         let decode = || Alone::Decode(hopper_decode::Schedule::new([t, d, k, r], pairs));
         match short().filter(|_| t > DECODE_TOKENS) {
             Some(short) => Some(short),
@@ -55,4 +56,14 @@ pub(super) fn plan(problem: &SharedProblem, pairs: usize, scratch: usize) -> Opt
     };
     let flags = all().map(|alone| alone.flags(t)).fold(0, usize::max);
     Some(Plan { path, scratch, flags, hopper: None, apart: Some(apart) })
+}
+
+/// The plan of a backward pass for few tokens, if it is one of a layer alone.
+pub(super) fn backward_plan(problem: &SharedProblem, pairs: usize) -> Option<Plan> {
+    let &[(_, r)] = problem.projections() else { return None };
+    let schedule = hopper_short::Schedule::input_grad([problem.t, problem.k, r], pairs)?;
+    let apart = Some([Some(Alone::Short(schedule)), None, None, None]);
+    let (path, flags) = (Path::HopperShort, schedule.flags(problem.t));
+    let scratch = BackwardWorkspace::new(problem, None).elements();
+    Some(Plan { path, scratch, flags, hopper: None, apart })
 }

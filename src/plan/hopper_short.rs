@@ -5,48 +5,66 @@ use super::Footprint;
 /// The most tokens that it serves.
 pub(crate) const MOST_TOKENS: usize = 1024;
 
-/// The rows of X and columns of H in a tile that the kernel is there for.
+/// The rows of a tile that the kernel is there for.
 pub(crate) const TILES_M: [usize; 2] = [64, 128];
-pub(crate) const TILES_N: [usize; 4] = [32, 64, 128, 224];
+
+/// Its columns: of H, and of dX.
+pub(crate) const FORWARD_TILES_N: [usize; 4] = [32, 64, 128, 224];
+pub(crate) const INPUT_GRAD_TILES_N: [usize; 3] = [64, 128, 256];
 
 /// What a block takes: 224 KiB, its barriers, and what aligning to 1024 bytes may take.
 pub(crate) const FOOTPRINT: Footprint =
     Footprint { threads: [384, 1], shared_bytes: (224 << 10) + 512 + 1024 };
 
-/// A launch. A pair of blocks makes two tiles of H, of the same columns, or tiles of S.
+/// A launch. A pair of blocks makes two tiles of H or dX, of the same columns, or tiles of S or dS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Schedule {
-    /// Rows of X in a tile, one of [`TILES_M`].
+    /// Rows of a tile, one of [`TILES_M`].
     pub(crate) tile_m: usize,
-    /// Columns of H in a tile, one of [`TILES_N`].
+    /// Columns of a tile of H or dX.
     pub(crate) tile_n: usize,
-    /// Pairs of blocks that make H.
+    /// Pairs of blocks that make H or dX.
     pub(crate) pairs: usize,
-    /// Pairs of blocks that make S.
+    /// Pairs of blocks that make S or dS.
     pub(crate) down_pairs: usize,
 }
 
 impl Schedule {
     /// For H (T×d) over any k, with S (T×r) unless r is 0, on so many pairs of multiprocessors. `None`
     /// where tiles are more than can be made at once, or S would come late.
-    pub(crate) fn new([t, d, r]: [usize; 3], pairs: usize) -> Option<Self> {
-        if t > MOST_TOKENS {
+    pub(crate) fn forward([t, d, r]: [usize; 3], pairs: usize) -> Option<Self> {
+        Schedule::of_tiles([t, d, r], pairs, &FORWARD_TILES_N)
+    }
+
+    /// The same for dX (T×k) and dS.
+    pub(crate) fn input_grad([t, k, r]: [usize; 3], pairs: usize) -> Option<Self> {
+        Schedule::of_tiles([t, k, r], pairs, &INPUT_GRAD_TILES_N)
+    }
+
+    fn of_tiles([m, n, r]: [usize; 3], pairs: usize, tiles_n: &[usize]) -> Option<Self> {
+        if m > MOST_TOKENS {
             return None;
         }
-        let tile_m = if t <= 2 * TILES_M[0] { TILES_M[0] } else { TILES_M[1] };
+        let tile_m = if m <= 2 * TILES_M[0] { TILES_M[0] } else { TILES_M[1] };
         let rank_tile = rank_tile(r);
-        let s_tiles = t.div_ceil(tile_m) * r.div_ceil(rank_tile);
+        let ext_tiles = m.div_ceil(tile_m) * r.div_ceil(rank_tile);
         // The narrowest tiles are on most multiprocessors.
-        TILES_N.into_iter().find_map(|tile_n| {
-            let of_h = t.div_ceil(2 * tile_m) * d.div_ceil(tile_n);
-            let down_pairs = pairs.checked_sub(of_h)?.min(s_tiles);
-            let schedule = Schedule { tile_m, tile_n, pairs: of_h, down_pairs };
+        tiles_n.iter().find_map(|&tile_n| {
+            let of_out = m.div_ceil(2 * tile_m) * n.div_ceil(tile_n);
+            let down_pairs = pairs.checked_sub(of_out)?.min(ext_tiles);
+            let schedule = Schedule { tile_m, tile_n, pairs: of_out, down_pairs };
             // All blocks read about as fast. Those that make S have half of k each.
             let in_time = |down_pairs| {
-                s_tiles.div_ceil(down_pairs) * (tile_m + rank_tile) <= 2 * (tile_m + tile_n)
+                ext_tiles.div_ceil(down_pairs) * (tile_m + rank_tile) <= 2 * (tile_m + tile_n)
             };
             (r == 0 || down_pairs > 0 && in_time(down_pairs)).then_some(schedule)
         })
+    }
+
+    /// For the same S or dS (T×r) alone.
+    pub(crate) fn without_out(&self, [t, r]: [usize; 2], pairs: usize) -> Self {
+        let down_pairs = (t.div_ceil(self.tile_m) * r.div_ceil(rank_tile(r))).min(pairs);
+        Schedule { pairs: 0, down_pairs, ..*self }
     }
 
     /// Words by which blocks tell each other of S.
@@ -79,37 +97,46 @@ mod tests {
     use crate::plan::Alone;
     use std::collections::HashSet;
 
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+    enum Linear {
+        Forward,
+        InputGrad,
+    }
+
+    /// T, d or k, and r, on so many pairs.
     fn schedules() -> impl Iterator<Item = ([usize; 3], usize, Schedule)> {
-        let sizes = shapes().flat_map(|[t, d, _, r]| {
+        let sizes = shapes().flat_map(|[t, n, _, r]| {
             let t = (t - 1) % MOST_TOKENS + 1;
             [1, 2, 8, 66]
                 .into_iter()
-                .flat_map(move |pairs| [([t, d, r], pairs), ([t, d, 0], pairs)])
+                .flat_map(move |pairs| [([t, n, r], pairs), ([t, n, 0], pairs)])
         });
-        sizes.filter_map(|(sizes, pairs)| Some((sizes, pairs, Schedule::new(sizes, pairs)?)))
+        sizes.flat_map(|(sizes, pairs)| {
+            let both = [Schedule::forward(sizes, pairs), Schedule::input_grad(sizes, pairs)];
+            both.into_iter().flatten().map(move |schedule| (sizes, pairs, schedule))
+        })
     }
 
-    /// The tiles of the kernel, of every block that makes H.
+    /// The tiles of the kernel, of every block that makes H or dX.
     #[test]
-    fn every_tile_of_h_is_made_once() {
+    fn every_tile_is_made_once() {
         let mut checked = 0;
-        for ([t, d, r], pairs, schedule) in schedules() {
-            let context = format!("T={t} d={d} r={r} on {pairs}: {schedule:?}");
-            let Schedule { tile_m, tile_n, pairs: of_h, .. } = schedule;
+        for ([t, n, r], pairs, schedule) in schedules() {
+            let context = format!("T={t} n={n} r={r} on {pairs}: {schedule:?}");
+            let Schedule { tile_m, tile_n, pairs: of_out, .. } = schedule;
             let rows = t.div_ceil(2 * tile_m);
-            let mut tiles: Vec<_> = (0..2 * of_h)
+            let mut tiles: Vec<_> = (0..2 * of_out)
                 .map(|block| {
                     let (tile, rank) = (block / 2, block % 2);
                     ((2 * (tile % rows) + rank) * tile_m, tile / rows * tile_n)
                 })
                 .collect();
             tiles.sort_unstable();
-            let of_row = |m0| (0..d).step_by(tile_n).map(move |n0| (m0, n0));
+            let of_row = |m0| (0..n).step_by(tile_n).map(move |n0| (m0, n0));
             let wanted: Vec<_> = (0..2 * rows * tile_m).step_by(tile_m).flat_map(of_row).collect();
             assert_eq!(tiles, wanted, "{context}");
             assert!(2 * rows * tile_m >= t, "rows left over: {context}");
             assert!(schedule.blocks() <= 2 * pairs, "more than run at once: {context}");
-            assert!(TILES_M.contains(&tile_m) && TILES_N.contains(&tile_n), "{context}");
             checked += 1;
         }
         assert!(checked > 5000, "{checked}");
@@ -117,8 +144,8 @@ mod tests {
 
     #[test]
     fn somebody_makes_s_and_there_are_flags_for_it() {
-        for ([t, d, r], pairs, schedule) in schedules() {
-            let context = format!("T={t} d={d} r={r} on {pairs}: {schedule:?}");
+        for ([t, n, r], pairs, schedule) in schedules() {
+            let context = format!("T={t} n={n} r={r} on {pairs}: {schedule:?}");
             assert_eq!(schedule.down_pairs > 0, r > 0, "{context}");
             // The last block without rows does not look at its flag.
             let flags = if r > 0 { 1 + t.div_ceil(schedule.tile_m) } else { 0 };
@@ -135,38 +162,45 @@ mod tests {
             include!("../../tests/common/hopper_short_shapes.in");
         let (mut tiles, mut kinds) = (HashSet::new(), HashSet::new());
         for ([t, d, k, r], sms) in shapes {
-            let Some(Alone::Short(schedule)) = Alone::new([t, d, k, r], sms / 2) else {
-                panic!("T={t} d={d} k={k} r={r} on {sms} goes another way");
+            let forward = match Alone::new([t, d, k, r], sms / 2) {
+                Some(Alone::Short(schedule)) => Some((Linear::Forward, schedule, d, k)),
+                _ => None,
             };
-            let Schedule { tile_m, tile_n, down_pairs, .. } = schedule;
-            tiles.insert((tile_m, tile_n));
-            let (rank_tile, rows) = (rank_tile(r), t.div_ceil(tile_m));
-            let one_by_one = rows * r.div_ceil(rank_tile) > down_pairs;
-            let of_s = [
-                ("S", true),
-                ("tiles of S one after another", one_by_one),
-                ("several tiles of S in a row", r > rank_tile),
-            ];
-            kinds.extend(of_s.into_iter().filter(|of| of.1).map(|of| (tile_m, rank_tile, of.0)));
-            let of_h = [
-                ("a block without rows", rows % 2 == 1),
-                ("part of a tile", d % tile_n > 0),
-                ("several rows of tiles", rows > 2),
-                ("no steps for the second that makes S", k <= 64),
-                ("stages again and again", k > 16 * 64),
-            ];
-            kinds.extend(of_h.into_iter().filter(|of| of.1).map(|of| (tile_m, 0, of.0)));
+            let input_grad = Schedule::input_grad([t, k, r], sms / 2);
+            let input_grad = input_grad.map(|schedule| (Linear::InputGrad, schedule, k, d));
+            for (linear, schedule, n, inner) in forward.into_iter().chain(input_grad) {
+                let Schedule { tile_m, tile_n, down_pairs, .. } = schedule;
+                tiles.insert((linear, tile_m, tile_n));
+                let (rank_tile, rows) = (rank_tile(r), t.div_ceil(tile_m));
+                let one_by_one = rows * r.div_ceil(rank_tile) > down_pairs;
+                let of_s = [
+                    ("S", true),
+                    ("tiles of S one after another", one_by_one),
+                    ("several tiles of S in a row", r > rank_tile),
+                ];
+                let of_s = of_s.map(|(kind, is)| (rank_tile, kind, is));
+                let of_out = [
+                    ("a block without rows", rows % 2 == 1),
+                    ("part of a tile", n % tile_n > 0),
+                    ("several rows of tiles", rows > 2),
+                    ("no steps for the second that makes S", inner <= 64),
+                    ("stages again and again", inner > 16 * 64),
+                ];
+                let all = of_s.into_iter().chain(of_out.map(|(kind, is)| (0, kind, is)));
+                kinds.extend(all.filter(|kind| kind.2).map(|kind| (linear, tile_m, kind)));
+            }
         }
-        assert_eq!(tiles.len(), TILES_M.len() * TILES_N.len(), "{tiles:?}");
-        // Tiles of 64 rows are never more than two, and of 16 ranks none is beside another.
-        assert_eq!(kinds.len(), 2 * (2 + 3) + 3 + 5, "{kinds:?}");
+        assert_eq!(tiles.len(), TILES_M.len() * (FORWARD_TILES_N.len() + INPUT_GRAD_TILES_N.len()));
+        // Tiles of 64 rows are never more than two, and in the forward never one; and of 16 ranks none
+        // is beside another.
+        assert_eq!(kinds.len(), 4 * (2 + 3 + 5) - 3, "{kinds:?}");
     }
 
     /// What was measured to be best on an H100.
     #[test]
     fn known_layers_are_on_most_multiprocessors() {
         let of = |t, d, r| {
-            let schedule = Schedule::new([t, d, r], 66);
+            let schedule = Schedule::forward([t, d, r], 66);
             schedule.map(|s| (s.tile_m, s.tile_n, s.pairs, s.down_pairs))
         };
         assert_eq!(of(128, 4096, 16), Some((64, 64, 64, 2)));

@@ -103,6 +103,9 @@ pub fn backward_shared(problem: &SharedProblem, profile: Option<&DeviceProfile>)
     let Some(pairs) = pairs(problem, profile) else {
         return Plan::mma(BackwardWorkspace::new(problem, None).elements());
     };
+    if let Some(plan) = apart::backward_plan(problem, pairs) {
+        return plan;
+    }
     let layers = problem.projections().iter().copied();
     let schedule = hopper::input_grad(&Sizes::of_input_grad(problem.t, problem.k, layers), pairs);
     let flags = schedule.flags(problem.t).max(hopper_grads::flags(problem.t));

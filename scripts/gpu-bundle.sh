@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Collects what there is to run on a GPU in gpu-bundle/: test, benchmark and example
-# executables and a run.sh. The folder can be copied to a machine that has an NVIDIA driver but
-# neither Rust nor a CUDA toolkit (benchmarks against cuBLASLt need that library there).
+# executables and a run.sh. The folder, or gpu-bundle.tgz, which has the same in a third of the bytes, can
+# be copied to a machine that has an NVIDIA driver but neither Rust nor a CUDA toolkit (benchmarks against
+# cuBLASLt need that library there).
 #
 # usage: scripts/gpu-bundle.sh [NAME...]
 #   NAME   takes only these: `linear` is whatever has this name, `tests/linear` the test;
@@ -11,7 +12,7 @@ shopt -s inherit_errexit
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 bundle=gpu-bundle
-max_mib=60
+max_mib=60 # of the archive
 
 die() { echo "gpu-bundle: $*" >&2; exit 1; }
 command -v python3 >/dev/null || die "python3 was not found"
@@ -112,7 +113,8 @@ echo "run.sh: $passed passed, ${#failed[@]} failed${failed[*]:+: ${failed[*]}}"
 RUN
 chmod +x "$bundle/run.sh"
 
-bytes=$(find "$bundle" -type f -printf '%s\n' | awk '{ sum += $1 } END { print sum }')
 (cd "$bundle" && find . -type f -printf '%10s  %P\n' | sort -k 2)
-echo "$bundle: $((bytes >> 10)) KiB"
+tar -C "$bundle" -czf "$bundle.tgz" .
+bytes=$(stat -c %s "$bundle.tgz")
+echo "$bundle.tgz: $((bytes >> 10)) KiB"
 ((bytes <= max_mib << 20)) || die "more than $max_mib MiB: name what to take, see the usage"

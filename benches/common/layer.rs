@@ -33,18 +33,36 @@ pub struct Layer {
     workspace: RefCell<Workspace>,
 }
 
+/// The standard deviation that makes a product over n of order 1.
+pub fn from(n: usize) -> f64 {
+    (n as f64).powf(-0.5)
+}
+
+/// The sets that are more than twice the L2 cache.
+fn sets(gpu: &Gpu, bytes: usize) -> Result<usize> {
+    let l2 = gpu.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?;
+    Ok(2 * l2 / bytes + 1)
+}
+
+/// So many, of activations.
+pub fn activation_sets(gpu: &Gpu, bytes: usize) -> Result<usize> {
+    Ok(sets(gpu, bytes)?.clamp(2, MAX_SETS))
+}
+
+/// And of weights, where reading them decides the time.
+pub fn weight_sets(gpu: &Gpu, t: usize, bytes: usize) -> Result<usize> {
+    let all = sets(gpu, bytes)?.min(MAX_SETS);
+    Ok(if t <= MEMORY_BOUND_TOKENS { all } else { 1 })
+}
+
 impl Layer {
     /// The layer with all its buffers: enough sets of X and dH to be more than twice the L2
     /// cache, and of W0 too where reading it decides the time. The outputs rotate with X.
     pub fn new(gpu: &Gpu, problem: Problem) -> Result<Self> {
         let Problem { t, k, d, r, dtype, .. } = problem;
-        let l2 = gpu.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?;
-        let sets = |elements: usize| 2 * l2 / (elements * dtype.bytes()) + 1;
-        let activations = sets(t * (k + d)).clamp(2, MAX_SETS);
-        let weights = if t <= MEMORY_BOUND_TOKENS { sets(k * d).min(MAX_SETS) } else { 1 };
+        let activations = activation_sets(gpu, t * (k + d) * dtype.bytes())?;
+        let weights = weight_sets(gpu, t, k * d * dtype.bytes())?;
 
-        // Standard deviations that make the base product and the update both of order 1.
-        let from = |n: usize| (n as f64).powf(-0.5);
         let gaussian =
             |shape, std, seed: usize| Matrix::gaussian(gpu, shape, dtype, std, seed as u64);
         let empty = |shape, dtype| Matrix::new(gpu, shape, dtype);

@@ -135,6 +135,16 @@ impl Matrix {
         Ok(unsafe { sys::cuMemcpy2DAsync_v2(&copy, self.stream().cu_stream()) }.result()?)
     }
 
+    /// Fills the matrix with rows of another, from `first` on.
+    pub fn copy_rows(&self, source: &Matrix, first: usize) -> Result<()> {
+        assert_eq!((self.cols, self.dtype), (source.cols, source.dtype));
+        assert!(first + self.rows <= source.rows);
+        let from = source.address + (first * source.cols * source.dtype.bytes()) as u64;
+        let stream = self.stream().cu_stream();
+        // SAFETY: both matrices hold the ranges named, as asserted, and they are not the same.
+        Ok(unsafe { result::memcpy_dtod_async(self.address, from, self.bytes(), stream) }?)
+    }
+
     /// The first 64 rows and the last 64, on the host. Waits for the device.
     pub fn sample(&self) -> Result<Vec<f32>> {
         match self.dtype {

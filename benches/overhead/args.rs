@@ -10,7 +10,7 @@ pub struct Options {
     pub dtype: DType,
     pub rounds: usize,
     pub json: Option<PathBuf>,
-    /// One round on one small layer, to see that the benchmark works.
+    /// One round on small layers, to see that the benchmark works.
     pub only_test: bool,
 }
 
@@ -22,7 +22,7 @@ pub enum Parsed {
 pub fn usage() -> String {
     format!(
         "usage: cargo bench --bench overhead -- [OPTION...]\n  \
-         --shapes SET       {} or TxKxDxR,... (default: quick)\n  \
+         --shapes SET       {} or TxKxDxR,... (default: quick), or TxKxD+DxR\n  \
          --dtype bf16|f16   default: bf16\n  \
          --rounds N         rounds that count (default: 15)\n  \
          --json FILE        also write the results there, after every shape",
@@ -31,7 +31,7 @@ pub fn usage() -> String {
 }
 
 /// `cargo bench` adds `--bench`. Without it this is `cargo test`, whose arguments are meant for
-/// test harnesses: they are ignored, and the benchmark only tests itself, on one small layer.
+/// test harnesses: they are ignored, and the benchmark only tests itself, on small layers.
 pub fn parse(args: impl Iterator<Item = String>) -> Result<Parsed, String> {
     let mut args: Vec<String> = args.collect();
     let mut options = Options {
@@ -45,7 +45,7 @@ pub fn parse(args: impl Iterator<Item = String>) -> Result<Parsed, String> {
         return Ok(Parsed::Help);
     }
     if !args.iter().any(|arg| arg == "--bench") {
-        let shapes = vec![shapes::SMALL];
+        let shapes = shapes::parse(shapes::SMALL)?;
         return Ok(Parsed::Run(Options { shapes, rounds: 1, only_test: true, ..options }));
     }
     args.retain(|arg| arg != "--bench");

@@ -9,25 +9,37 @@ use lora_kernels::InputGradient;
 /// bf16 operands and results leave two right answers about 3e-3 apart.
 const TOLERANCE: f64 = 2e-2;
 
-/// Runs everything once over the first buffers and compares the results. Returns the largest
-/// difference, relative in norm.
-pub fn agreement(layer: &Layer, peers: &Peers<'_>) -> Result<f64> {
-    let (h, dx, da, db) = (layer.h.at(0), layer.dx.at(0), &layer.da, &layer.db);
-    let mut largest: f64 = 0.0;
-    let mut compare = |names: [&str; 2], ours: &[Vec<f32>], theirs: &[Vec<f32>]| {
+/// The largest difference so far, relative in norm.
+#[derive(Default)]
+pub struct Agreement(pub f64);
+
+impl Agreement {
+    /// Refuses results that differ by more than two right answers do.
+    pub fn compare(
+        &mut self,
+        [this, other]: [&str; 2],
+        ours: &[Vec<f32>],
+        theirs: &[Vec<f32>],
+    ) -> Result<()> {
         for (ours, theirs) in ours.iter().zip(theirs) {
             let difference = relative_difference(ours, theirs);
             // False for NaN too.
             let agree = difference <= TOLERANCE;
             if !agree {
-                let [this, other] = names;
-                let message = format!("{this} and {other} differ by {difference:.1e}");
-                return Err(Box::<dyn std::error::Error>::from(message));
+                return Err(format!("{this} and {other} differ by {difference:.1e}").into());
             }
-            largest = largest.max(difference);
+            self.0 = self.0.max(difference);
         }
         Ok(())
-    };
+    }
+}
+
+/// Runs everything once over the first buffers and compares the results. Returns the largest
+/// difference, relative in norm.
+pub fn agreement(layer: &Layer, peers: &Peers<'_>) -> Result<f64> {
+    let (h, dx, da, db) = (layer.h.at(0), layer.dx.at(0), &layer.da, &layer.db);
+    let mut agreement = Agreement::default();
+    let mut compare = |names, ours: &[_], theirs: &[_]| agreement.compare(names, ours, theirs);
 
     if let Some(peer) = &peers.frozen {
         let ours = fresh(&[h], || layer.frozen(0))?;
@@ -49,11 +61,11 @@ pub fn agreement(layer: &Layer, peers: &Peers<'_>) -> Result<f64> {
     }
     let alone = fresh(&[da, db], || layer.backward(0, InputGradient::Skip))?;
     compare(["dA, dB of ours", "ours without dX"], &alone, &ours[1..])?;
-    Ok(largest)
+    Ok(agreement.0)
 }
 
 /// Samples of what `call` makes of outputs that hold nothing but NaNs.
-fn fresh(outputs: &[&Matrix], call: impl FnOnce() -> Result<()>) -> Result<Vec<Vec<f32>>> {
+pub fn fresh(outputs: &[&Matrix], call: impl FnOnce() -> Result<()>) -> Result<Vec<Vec<f32>>> {
     outputs.iter().try_for_each(|output| output.poison())?;
     call()?;
     outputs.iter().map(|output| output.sample()).collect()

@@ -65,10 +65,12 @@ fn library_present() -> bool {
     })
 }
 
-/// A row-major matrix as it enters a product: some of its columns, and transposed or not.
+/// A row-major matrix as it enters a product: some of its rows and columns, and transposed or not.
 #[derive(Clone, Copy)]
 pub struct Operand<'a> {
     matrix: &'a Matrix,
+    first_row: usize,
+    rows: usize,
     first: usize,
     cols: usize,
     transposed: bool,
@@ -76,22 +78,29 @@ pub struct Operand<'a> {
 
 impl<'a> From<&'a Matrix> for Operand<'a> {
     fn from(matrix: &'a Matrix) -> Self {
-        Operand { matrix, first: 0, cols: matrix.cols, transposed: false }
+        let Matrix { rows, cols, .. } = *matrix;
+        Operand { matrix, first_row: 0, rows, first: 0, cols, transposed: false }
     }
 }
 
 impl<'a> Operand<'a> {
     pub fn columns(matrix: &'a Matrix, columns: Range<usize>) -> Self {
         assert!(columns.start < columns.end && columns.end <= matrix.cols);
-        Operand { matrix, first: columns.start, cols: columns.len(), transposed: false }
+        Operand { first: columns.start, cols: columns.len(), ..Operand::from(matrix) }
     }
 
-    pub fn transposed(matrix: &'a Matrix) -> Self {
-        Operand { transposed: true, ..Operand::from(matrix) }
+    pub fn rows(matrix: &'a Matrix, rows: Range<usize>) -> Self {
+        assert!(rows.start < rows.end && rows.end <= matrix.rows);
+        Operand { first_row: rows.start, rows: rows.len(), ..Operand::from(matrix) }
+    }
+
+    pub fn transposed(operand: impl Into<Operand<'a>>) -> Self {
+        Operand { transposed: true, ..operand.into() }
     }
 
     fn address(&self) -> u64 {
-        self.matrix.address() + (self.first * self.matrix.dtype.bytes()) as u64
+        let elements = self.first_row * self.matrix.cols + self.first;
+        self.matrix.address() + (elements * self.matrix.dtype.bytes()) as u64
     }
 
     /// All that a plan knows of it.
@@ -101,7 +110,7 @@ impl<'a> Operand<'a> {
 
     /// Rows and columns as the product sees them.
     fn shape(&self) -> [usize; 2] {
-        let shape = [self.matrix.rows, self.cols];
+        let shape = [self.rows, self.cols];
         if self.transposed {
             [shape[1], shape[0]]
         } else {
@@ -287,7 +296,7 @@ fn layout(operand: &Operand<'_>) -> Result<Layout> {
         DType::F16 => sys::cudaDataType::CUDA_R_16F,
         _ => sys::cudaDataType::CUDA_R_32F,
     };
-    let (rows, cols) = (operand.cols as u64, matrix.rows as u64);
+    let (rows, cols) = (operand.cols as u64, operand.rows as u64);
     Ok(Layout(result::create_matrix_layout(dtype, rows, cols, matrix.cols as i64)?))
 }
 

@@ -19,6 +19,9 @@
 //! | `addmm_backward`    | cuBLASLt: dS, dX, dX += dS A, dA and dB    | the same                |
 //! | `backward_ab`       | ours: dA and dB alone                      | reading X and dH once   |
 //!
+//! Of projections that share their input, everything is one call of ours, and of cuBLASLt one projection
+//! after the other; `forward_apart` is ours so too.
+//!
 //! Each product by cuBLASLt runs the fastest of its first eight heuristic answers. Before a layer
 //! is timed, ours and the peers are compared; if they disagree, the benchmark fails. It ends with
 //! success, and one line that says why, where there is no GPU, no kernels or no cuBLASLt.
@@ -32,6 +35,7 @@ mod environment;
 mod peers;
 mod report;
 mod shapes;
+mod shared;
 mod stream;
 mod timing;
 
@@ -41,10 +45,11 @@ use common::layer::Layer;
 use common::Result;
 use cublaslt::Lt;
 use environment::Environment;
-use lora_kernels::{ops, InputGradient, Problem};
+use lora_kernels::{ops, InputGradient, Problem, SharedProblem};
 use peers::{PeerBuffers, Peers};
 use report::{Report, Row};
 use shapes::Dims;
+use shared::{SharedLayer, SharedPeerBuffers, SharedPeers};
 use std::process::ExitCode;
 use timing::median;
 
@@ -76,7 +81,7 @@ fn run(options: &Options) -> Result<()> {
         return Ok(());
     };
     if options.only_test {
-        println!("overhead: without --bench, one small layer as a test");
+        println!("overhead: without --bench, small layers as a test");
     }
     let environment = Environment::new(&gpu, lt.version())?;
     let stream_tb_s = stream::read_rate(&gpu)?;
@@ -84,12 +89,18 @@ fn run(options: &Options) -> Result<()> {
     let mut report = Report::new(options.json.clone(), environment, stream_tb_s);
     report.save()?;
 
-    for (i, dims) in options.shapes.iter().enumerate() {
-        let Dims { t, k, d, r } = *dims;
-        let problem = Problem::new(t, k, d, r, options.dtype)?;
+    for (i, Dims { t, k, d, r }) in options.shapes.iter().enumerate() {
+        let sizes: Vec<_> = d.iter().map(|&d| (d, *r)).collect();
+        let problem = SharedProblem::new(*t, *k, &sizes, options.dtype)?;
         let sample_clocks = i == 0 || i + 1 == options.shapes.len();
-        measure(&gpu, &lt, problem, options.rounds, sample_clocks, &mut report)
-            .map_err(|error| format!("{}: {error}", report::name(&problem)))?;
+        let measured = match d[..] {
+            [d] => {
+                let problem = Problem::new(*t, *k, d, *r, options.dtype)?;
+                measure(&gpu, &lt, problem, options.rounds, sample_clocks, &mut report)
+            }
+            _ => measure_shared(&gpu, &lt, problem, options.rounds, &mut report),
+        };
+        measured.map_err(|error| format!("{}: {error}", report::name(&problem)))?;
         report.save()?;
     }
     Ok(())
@@ -125,12 +136,51 @@ fn measure(
     let peers = Peers::new(lt, &layer, &buffers)?;
     let difference = check::agreement(&layer, &peers)?;
 
-    let Some(contenders) = contenders(gpu, &layer, &peers, report.stream_tb_s) else {
+    let contenders = contenders(gpu, &layer, &peers, report.stream_tb_s);
+    time(gpu, &problem.into(), contenders, layer.calls(), rounds, difference, report)?;
+
+    if sample_clocks {
+        report.environment.sample_clocks(|| {
+            (0..layer.calls()).try_for_each(|i| layer.forward(i))?;
+            gpu.synchronize()
+        })?;
+    }
+    Ok(())
+}
+
+/// The same of projections that share their input.
+fn measure_shared(
+    gpu: &Gpu,
+    lt: &Lt<'_>,
+    problem: SharedProblem,
+    rounds: usize,
+    report: &mut Report,
+) -> Result<()> {
+    let layer = SharedLayer::new(gpu, problem)?;
+    let buffers = SharedPeerBuffers::new(gpu, &layer)?;
+    (0..layer.calls()).try_for_each(|i| layer.forward(i))?;
+    let peers = SharedPeers::new(lt, &layer, &buffers)?;
+    let difference = shared::agreement(&layer, &peers)?;
+    let contenders = shared_contenders(gpu, &layer, &peers);
+    time(gpu, &problem, contenders, layer.calls(), rounds, difference, report)
+}
+
+/// Times all in turns, the bases first; and reports it, unless there are none.
+fn time(
+    gpu: &Gpu,
+    &problem: &SharedProblem,
+    contenders: Option<Vec<Contender<'_>>>,
+    calls: usize,
+    rounds: usize,
+    difference: f64,
+    report: &mut Report,
+) -> Result<()> {
+    let Some(contenders) = contenders else {
         println!("{}: cuBLASLt has no algorithm for the frozen layer", report::name(&problem));
         return Ok(());
     };
-    let calls: Vec<timing::Call<'_>> = contenders.iter().map(|c| &*c.call).collect();
-    let us = timing::in_turns(gpu, layer.calls(), rounds, &calls)?;
+    let all: Vec<timing::Call<'_>> = contenders.iter().map(|c| &*c.call).collect();
+    let us = timing::in_turns(gpu, calls, rounds, &all)?;
 
     let rows: Vec<Row> = contenders
         .iter()
@@ -153,13 +203,6 @@ fn measure(
         .collect();
     println!("{}", report::line(&rows, difference));
     report.rows.extend(rows.into_iter().filter(|row| !report::is_base(row.op)));
-
-    if sample_clocks {
-        report.environment.sample_clocks(|| {
-            (0..layer.calls()).try_for_each(|i| layer.forward(i))?;
-            gpu.synchronize()
-        })?;
-    }
     Ok(())
 }
 
@@ -177,14 +220,6 @@ fn contenders<'a>(
     let reading = Base::Us((t * (k + d) * dtype.bytes()) as f64 / stream_tb_s / 1e6);
 
     let (frozen, frozen_dx) = (peers.frozen.as_ref()?, peers.frozen_dx.as_ref()?);
-    let ours = |op, base, path: &str, call: Box<dyn Fn(usize) -> Result<()> + 'a>| {
-        Some(Contender { op, base, path: path.to_string(), call })
-    };
-    let peer = |op, base, sequence: Option<&'a peers::Sequence<'a>>| {
-        let sequence = sequence?;
-        let path = "cublaslt".to_string();
-        Some(Contender { op, base, path, call: Box::new(|i| sequence.run(i)) })
-    };
     let backward = |gradient| Box::new(move |i| layer.backward(i, gradient));
     let contenders = [
         peer(report::BASE, h, Some(frozen)),
@@ -198,4 +233,45 @@ fn contenders<'a>(
         ours("backward_ab", reading, &backward_path, backward(InputGradient::Skip)),
     ];
     Some(contenders.into_iter().flatten().collect())
+}
+
+/// The same of projections that share their input.
+fn shared_contenders<'a>(
+    gpu: &Gpu,
+    layer: &'a SharedLayer,
+    peers: &'a SharedPeers<'a>,
+) -> Option<Vec<Contender<'a>>> {
+    let forward_path = ops::forward_shared_plan(&gpu.device, &layer.problem).path.to_string();
+    let backward_path = ops::backward_shared_plan(&gpu.device, &layer.problem).path.to_string();
+    let (h, dx) = (Base::Contender(0), Base::Contender(1));
+    let (frozen, frozen_dx) = (peers.frozen.as_ref()?, peers.frozen_dx.as_ref()?);
+    let contenders = [
+        peer(report::BASE, h, Some(frozen)),
+        peer(report::BASE_DX, dx, Some(frozen_dx)),
+        ours("forward", h, &forward_path, Box::new(|i| layer.forward(i))),
+        ours("forward_apart", h, "one after another", Box::new(|i| layer.forward_apart(i))),
+        peer("addmm_forward", h, peers.addmm_forward.as_ref()),
+        ours("backward", dx, &backward_path, Box::new(|i| layer.backward(i))),
+        peer("addmm_backward", dx, peers.addmm_backward.as_ref()),
+    ];
+    Some(contenders.into_iter().flatten().collect())
+}
+
+fn ours<'a>(
+    op: &'static str,
+    base: Base,
+    path: &str,
+    call: Box<dyn Fn(usize) -> Result<()> + 'a>,
+) -> Option<Contender<'a>> {
+    Some(Contender { op, base, path: path.to_string(), call })
+}
+
+fn peer<'a>(
+    op: &'static str,
+    base: Base,
+    sequence: Option<&'a peers::Sequence<'a>>,
+) -> Option<Contender<'a>> {
+    let sequence = sequence?;
+    let path = "cublaslt".to_string();
+    Some(Contender { op, base, path, call: Box::new(|i| sequence.run(i)) })
 }

@@ -47,7 +47,26 @@ impl PeerBuffers {
 /// Products that make one result, in their order.
 pub struct Sequence<'a>(Vec<Rc<Product<'a>>>);
 
-impl Sequence<'_> {
+/// A product, unless cuBLASLt has no algorithm for it.
+pub type Planned<'a> = Option<Rc<Product<'a>>>;
+
+/// Plans and tunes Out = alpha · L R + beta · Out for so many calls, given [alpha, beta] and L, R and Out of
+/// call `i`.
+pub fn product<'a>(
+    lt: &'a Lt<'a>,
+    calls: usize,
+    scales: [f32; 2],
+    operands: impl Fn(usize) -> [Operand<'a>; 3],
+) -> Result<Planned<'a>> {
+    Ok(Product::tuned(lt, scales, (0..calls).map(operands).collect())?.map(Rc::new))
+}
+
+impl<'a> Sequence<'a> {
+    /// `None` if one of them is missing.
+    pub fn new(products: &[&Planned<'a>]) -> Option<Self> {
+        products.iter().map(|&product| product.clone()).collect::<Option<_>>().map(Sequence)
+    }
+
     pub fn run(&self, i: usize) -> Result<()> {
         self.0.iter().try_for_each(|product| product.run(i))
     }
@@ -73,12 +92,9 @@ impl<'a> Peers<'a> {
     pub fn new(lt: &'a Lt<'a>, layer: &'a Layer, buffers: &'a PeerBuffers) -> Result<Self> {
         let Problem { k, r, .. } = layer.problem;
         let product = |scales, operands: &dyn Fn(usize) -> [Operand<'a>; 3]| {
-            let sets = (0..layer.calls()).map(operands).collect();
-            Ok::<_, Box<dyn std::error::Error>>(Product::tuned(lt, scales, sets)?.map(Rc::new))
+            product(lt, layer.calls(), scales, operands)
         };
-        let sequence = |products: &[&Option<Rc<Product<'a>>>]| {
-            products.iter().map(|&product| product.clone()).collect::<Option<_>>().map(Sequence)
-        };
+        let sequence = Sequence::new;
         let (a, b) = (&layer.a, &layer.b);
         let (x, dh) = (|i| layer.x.at(i), |i| layer.dh.at(i));
         let (w0, h, dx) = (|i| layer.w0.at(i), |i| layer.h.at(i), |i| layer.dx.at(i));

@@ -2,7 +2,7 @@
 
 use crate::common::Result;
 use crate::environment::Environment;
-use lora_kernels::Problem;
+use lora_kernels::SharedProblem;
 use serde_json::json;
 use std::path::PathBuf;
 
@@ -16,7 +16,7 @@ pub fn is_base(op: &str) -> bool {
 
 pub struct Row {
     pub op: &'static str,
-    pub problem: Problem,
+    pub problem: SharedProblem,
     /// The medians over the rounds of the time, of its base, and of their ratio in a round.
     pub us: f64,
     pub base_us: f64,
@@ -60,7 +60,11 @@ impl Report {
         );
         for (i, row) in self.rows.iter().enumerate() {
             let Row { op, problem, us, base_us, ratio, path } = row;
-            let Problem { t, k, d, r, dtype, .. } = problem;
+            let SharedProblem { t, k, dtype, .. } = problem;
+            let (d, r) = match outputs(problem)[..] {
+                [d] => (json!(d), rank(problem)),
+                ref all => (json!(all), rank(problem)),
+            };
             let comma = if i == 0 { "" } else { "," };
             text += &format!(
                 "{comma}\n{{\"op\": \"{op}\", \"dtype\": \"{dtype}\", \"t\": {t}, \"k\": {k}, \
@@ -72,36 +76,52 @@ impl Report {
     }
 }
 
-pub fn name(problem: &Problem) -> String {
-    let Problem { t, k, d, r, dtype, .. } = problem;
-    format!("T={t} k={k} d={d} r={r} {dtype}")
+/// The d of every projection.
+fn outputs(problem: &SharedProblem) -> Vec<usize> {
+    problem.projections().iter().map(|&(d, _)| d).collect()
+}
+
+/// The rank of each, which is the same.
+fn rank(problem: &SharedProblem) -> usize {
+    problem.projections()[0].1
+}
+
+pub fn name(problem: &SharedProblem) -> String {
+    let SharedProblem { t, k, dtype, .. } = problem;
+    let d: Vec<_> = outputs(problem).iter().map(usize::to_string).collect();
+    format!("T={t} k={k} d={} r={} {dtype}", d.join("+"), rank(problem))
 }
 
 /// All about one layer, whose results agree up to `difference`.
 pub fn line(rows: &[Row], difference: f64) -> String {
-    let Problem { t, k, d, .. } = rows[0].problem;
+    let problem = &rows[0].problem;
     let of = |op: &str| rows.iter().find(|row| row.op == op);
-    let ratio = |op: &str| of(op).map_or("none".into(), |row| format!("{:.3}", row.ratio));
     let us = |op: &str| of(op).map_or(f64::NAN, |row| row.us);
-    let tflops = |op: &str| 2.0 * (t * k * d) as f64 / us(op) / 1e6;
+    let flops = 2.0 * (problem.t * problem.k * outputs(problem).iter().sum::<usize>()) as f64;
+    let tflops = |op: &str| flops / us(op) / 1e6;
+    // Those that are there: not all are of projections that share their input.
+    let ratio =
+        |name: &str, op: &str| of(op).map(|row| format!("{name} {:.3}", row.ratio)).into_iter();
+    let timed = |op: &str| {
+        of(op).map(|row| format!("{op} {:.3} = {:.1} µs", row.ratio, row.us)).into_iter()
+    };
+    let forward = timed("forward")
+        .chain(ratio("frozen", "frozen"))
+        .chain(ratio("apart", "forward_apart"))
+        .chain(ratio("addmm", "addmm_forward"))
+        .chain(ratio("augmented", "augmented_forward"));
+    let backward =
+        timed("backward").chain(ratio("addmm", "addmm_backward")).chain(timed("backward_ab"));
+    let [forward, backward] = [forward.collect::<Vec<_>>(), backward.collect()];
     format!(
-        "{} | H {:.1} µs {:.0} TFLOP/s, dX {:.1} µs {:.0} TFLOP/s | forward {} = {:.1} µs, \
-         frozen {}, addmm {}, augmented {} | backward {} = {:.1} µs, addmm {} | dA dB {} = \
-         {:.1} µs | agree to {difference:.0e}",
-        name(&rows[0].problem),
+        "{} | H {:.1} µs {:.0} TFLOP/s, dX {:.1} µs {:.0} TFLOP/s | {} | {} | agree to \
+         {difference:.0e}",
+        name(problem),
         us(BASE),
         tflops(BASE),
         us(BASE_DX),
         tflops(BASE_DX),
-        ratio("forward"),
-        us("forward"),
-        ratio("frozen"),
-        ratio("addmm_forward"),
-        ratio("augmented_forward"),
-        ratio("backward"),
-        us("backward"),
-        ratio("addmm_backward"),
-        ratio("backward_ab"),
-        us("backward_ab"),
+        forward.join(", "),
+        backward.join(", "),
     )
 }

@@ -1,14 +1,17 @@
-//! The layers that are timed: T tokens through a d×k weight, with an adapter of rank r.
+//! The layers that are timed: T tokens through a d×k weight, with an adapter of rank r; or through several
+//! that share their input.
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Dims {
     pub t: usize,
     pub k: usize,
-    pub d: usize,
+    /// One, or one of each projection.
+    pub d: Vec<usize>,
+    /// Of each.
     pub r: usize,
 }
 
-pub const SETS: &str = "quick, train, decode, awkward";
+pub const SETS: &str = "quick, train, decode, awkward, shared";
 
 /// (k, d) of the linear layers of Llama 3 8B, then of 70B.
 const LLAMA: [(usize, usize); 8] = [
@@ -25,37 +28,43 @@ const LLAMA: [(usize, usize); 8] = [
 /// Those of Qwen2.5 7B with the least regular sizes, then DeepSeek-V3's 7168→2112.
 const AWKWARD: [(usize, usize); 4] = [(3584, 512), (3584, 18944), (18944, 3584), (7168, 2112)];
 
-/// A set by its name, or layers by their sizes: `TxKxDxR`, several separated by commas.
+/// q, k and v, then gate and up, of Llama 3 8B: k, and d of each.
+const SHARED: [(usize, &[usize]); 2] = [(4096, &[4096, 1024, 1024]), (4096, &[14336, 14336])];
+
+/// A set by its name, or layers by their sizes: `TxKxDxR`, with `D+D+..` for projections that share their
+/// input; several separated by commas.
 pub fn parse(name: &str) -> Result<Vec<Dims>, String> {
     Ok(match name {
-        "quick" => vec![
-            Dims { t: 8192, k: 4096, d: 4096, r: 16 },
-            Dims { t: 8192, k: 8192, d: 8192, r: 64 },
-            Dims { t: 2048, k: 4096, d: 1024, r: 16 },
-            Dims { t: 8191, k: 3584, d: 512, r: 24 },
-            Dims { t: 16, k: 4096, d: 4096, r: 16 },
-            Dims { t: 1, k: 8192, d: 8192, r: 16 },
-        ],
+        "quick" => {
+            let sizes = "8192x4096x4096x16,8192x8192x8192x64,2048x4096x1024x16,8191x3584x512x24,\
+                         16x4096x4096x16,1x8192x8192x16";
+            parse(sizes)?
+        }
         "train" => product(&[2048, 8192, 16384], &LLAMA, &[16, 64]),
         "decode" => {
             let tokens = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024];
             product(&tokens, &[(4096, 4096), (4096, 14336), (14336, 4096), (8192, 8192)], &[16, 64])
         }
         "awkward" => product(&[8191], &AWKWARD, &[8, 24, 128]),
+        "shared" => {
+            let of = |r| SHARED.map(|(k, d)| Dims { t: 8192, k, d: d.to_vec(), r });
+            [16, 64].into_iter().flat_map(of).collect()
+        }
         sizes => sizes.split(',').map(layer).collect::<Option<_>>().ok_or(format!(
             "`{name}` is neither a set of shapes ({SETS}) nor a list like 8192x4096x1024x16"
         ))?,
     })
 }
 
-/// A layer small enough for a benchmark that only tests itself.
-pub const SMALL: Dims = Dims { t: 300, k: 512, d: 384, r: 16 };
+/// Layers small enough for a benchmark that only tests itself.
+pub const SMALL: &str = "300x512x384x16,300x512x384+128x16";
 
 fn layer(sizes: &str) -> Option<Dims> {
-    let sizes: Vec<usize> =
-        sizes.split('x').map(|size| size.parse().ok()).collect::<Option<_>>()?;
+    let sizes: Vec<&str> = sizes.split('x').collect();
     let [t, k, d, r] = sizes[..] else { return None };
-    Some(Dims { t, k, d, r })
+    let number = |size: &str| size.parse().ok();
+    let d = d.split('+').map(number).collect::<Option<_>>()?;
+    Some(Dims { t: number(t)?, k: number(k)?, d, r: number(r)? })
 }
 
 /// All combinations, the ranks of one weight next to each other.
@@ -63,7 +72,7 @@ fn product(tokens: &[usize], weights: &[(usize, usize)], ranks: &[usize]) -> Vec
     let mut all = Vec::new();
     for &t in tokens {
         for &(k, d) in weights {
-            all.extend(ranks.iter().map(|&r| Dims { t, k, d, r }));
+            all.extend(ranks.iter().map(|&r| Dims { t, k, d: vec![d], r }));
         }
     }
     all

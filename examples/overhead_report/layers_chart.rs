@@ -58,7 +58,7 @@ pub fn chart(results: &Results) -> String {
     let right = "text-anchor=\"end\"";
     text(&mut svg, [LABELS - 12.0, TOP - 8.0], right, "T, k → d, r");
     for (y, Layer { key, .. }) in &rows {
-        let label = format!("{}, {} → {}, {}", key.t, key.k, key.d, key.r);
+        let label = format!("{}, {} → {}, {}", key.t, key.k, key.outputs(), key.r);
         text(&mut svg, [LABELS - 12.0, y + 4.0], right, &label);
     }
     for (i, (name, series)) in PANELS.iter().enumerate() {

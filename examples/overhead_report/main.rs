@@ -6,7 +6,8 @@
 //!
 //! The tables go to standard output, the chart of FILE.json to FILE.svg beside it. Where a file
 //! follows its layers over many numbers of tokens T, as the set `decode` does, the chart has T as
-//! an axis; otherwise it has a row for every layer.
+//! an axis; otherwise it has a row for every layer. Of projections that share their input there is a
+//! table alone.
 
 mod layers_chart;
 mod results;
@@ -36,6 +37,10 @@ fn main() -> ExitCode {
 
 fn report(file: &Path) -> Result<(), Box<dyn Error>> {
     let results = Results::read(&std::fs::read_to_string(file)?)?;
+    if results.share_inputs() {
+        println!("{}\n\n{}", results.conditions(), table::shared(&results));
+        return Ok(());
+    }
     let follow_tokens = results.follow_tokens();
     let table = if follow_tokens { table::tokens(&results) } else { table::layers(&results) };
     println!("{}\n\n{table}", results.conditions());

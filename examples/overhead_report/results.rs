@@ -23,8 +23,16 @@ pub struct Key {
     pub dtype: String,
     pub t: u64,
     pub k: u64,
-    pub d: u64,
+    /// One, or one of each projection that shares the input.
+    pub d: Vec<u64>,
     pub r: u64,
+}
+
+impl Key {
+    /// The d of all, in words.
+    pub fn outputs(&self) -> String {
+        self.d.iter().map(u64::to_string).collect::<Vec<_>>().join(" + ")
+    }
 }
 
 pub struct Measured {
@@ -61,7 +69,11 @@ impl Results {
                 dtype: text("dtype")?.to_string(),
                 t: count("t")?,
                 k: count("k")?,
-                d: count("d")?,
+                d: match &row["d"] {
+                    Value::Array(all) => all.iter().map(Value::as_u64).collect(),
+                    one => one.as_u64().map(|d| vec![d]),
+                }
+                .ok_or("a row has no `d`")?,
                 r: count("r")?,
             };
             let measured = Measured {
@@ -90,6 +102,11 @@ impl Results {
             let tokens = sorted(others.map(|other| other.key.t));
             tokens.len() >= 4 && tokens[tokens.len() - 1] >= 16 * tokens[0]
         })
+    }
+
+    /// Whether its layers are projections that share their input.
+    pub fn share_inputs(&self) -> bool {
+        self.layers.iter().any(|layer| layer.key.d.len() > 1)
     }
 
     /// The element types in the file, which is one unless somebody joined files.
@@ -126,9 +143,14 @@ pub fn sorted(values: impl Iterator<Item = u64>) -> Vec<u64> {
 /// Results for some layers, for the tests: `op` of each (t, k, d, r) with a time and a base.
 #[cfg(test)]
 pub fn sample(rows: &[(&str, [u64; 4], [f64; 2])]) -> Results {
+    sample_of(rows.iter().map(|(op, [t, k, d, r], us)| (*op, [*t, *k, *r], (*d).into(), *us)))
+}
+
+/// The same where d may be several.
+#[cfg(test)]
+pub fn sample_of<'a>(rows: impl Iterator<Item = (&'a str, [u64; 3], Value, [f64; 2])>) -> Results {
     let rows: Vec<Value> = rows
-        .iter()
-        .map(|(op, [t, k, d, r], [us, base_us])| {
+        .map(|(op, [t, k, r], d, [us, base_us])| {
             serde_json::json!({
                 "op": op, "dtype": "bf16", "t": t, "k": k, "d": d, "r": r,
                 "us": us, "base_us": base_us, "ratio": us / base_us, "path": "mma",

@@ -59,8 +59,33 @@ pub fn tokens(results: &Results) -> String {
     text
 }
 
+/// For projections that share their input.
+pub fn shared(results: &Results) -> String {
+    let mut text = String::from(
+        "| T | k → d | r | H, µs | forward | one after another | addmm | dX, µs | backward | addmm |\n\
+         |---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n",
+    );
+    for layer in &results.layers {
+        let base = |op: &str| us(layer.measured.get(op).map(|m| m.base_us));
+        let ratio = |op: &str| ratio(layer, op);
+        let _ = writeln!(
+            text,
+            "{} {} | **{}** | {} | {} | {} | **{}** | {} |",
+            name(layer),
+            base("forward"),
+            ratio("forward"),
+            ratio("forward_apart"),
+            ratio("addmm_forward"),
+            base("backward"),
+            ratio("backward"),
+            ratio("addmm_backward"),
+        );
+    }
+    text
+}
+
 fn name(Layer { key, .. }: &Layer) -> String {
-    format!("| {} | {} → {} | {} |", key.t, key.k, key.d, key.r)
+    format!("| {} | {} → {} | {} |", key.t, key.k, key.outputs(), key.r)
 }
 
 fn us(us: Option<f64>) -> String {
@@ -73,14 +98,14 @@ fn ratio(layer: &Layer, op: &str) -> String {
 
 /// The bytes of the weight, two an element, over a time; and what share that is of `stream_tb_s`.
 fn weight_rate(Layer { key, .. }: &Layer, us: f64, stream_tb_s: f64) -> String {
-    let tb_s = (2 * key.k * key.d) as f64 / us / 1e6;
+    let tb_s = (2 * key.k * key.d.iter().sum::<u64>()) as f64 / us / 1e6;
     format!("{tb_s:.2} TB/s, {:.0} %", 100.0 * tb_s / stream_tb_s)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::results::sample;
+    use crate::results::{sample, sample_of};
 
     #[test]
     fn tokens_row() {
@@ -108,9 +133,27 @@ mod tests {
     }
 
     #[test]
+    fn shared_row() {
+        let ops = [
+            ("forward", [104.0, 100.0]),
+            ("forward_apart", [110.0, 100.0]),
+            ("addmm_forward", [130.0, 100.0]),
+            ("backward", [210.0, 200.0]),
+        ];
+        let rows = ops.map(|(op, us)| (op, [8, 64, 16], serde_json::json!([32, 8]), us));
+        let results = sample_of(rows.into_iter());
+        assert!(results.share_inputs());
+        assert_eq!(
+            shared(&results).lines().last().unwrap(),
+            "| 8 | 64 → 32 + 8 | 16 | 100.0 | **1.04** | 1.10 | 1.30 | 200.0 | **1.05** | – |"
+        );
+    }
+
+    #[test]
     fn rows_have_the_columns_of_their_header() {
         let results = sample(&[("forward", [4, 64, 64, 8], [1.0, 1.0])]);
-        for table in [layers(&results), tokens(&results)] {
+        assert!(!results.share_inputs());
+        for table in [layers(&results), tokens(&results), shared(&results)] {
             let columns: Vec<usize> = table.lines().map(|line| line.matches('|').count()).collect();
             assert_eq!(columns, [columns[0]; 3], "{table}");
         }

@@ -45,8 +45,9 @@ pub fn chart(results: &Results) -> Result<String, String> {
     let tokens = sorted(keys().map(|key| key.t));
     let mut weights = Vec::new();
     for key in keys() {
-        if !weights.contains(&(&key.dtype, key.k, key.d)) {
-            weights.push((&key.dtype, key.k, key.d));
+        let weight = (&key.dtype, key.k, key.outputs());
+        if !weights.contains(&weight) {
+            weights.push(weight);
         }
     }
 
@@ -54,18 +55,22 @@ pub fn chart(results: &Results) -> Result<String, String> {
     let rows = weights.len().div_ceil(COLUMNS);
     let mut svg = head(TOP + rows as f64 * PITCH - 18.0, title, results);
     legend(&mut svg, &series);
-    for (i, &(dtype, k, d)) in weights.iter().enumerate() {
+    for (i, (dtype, k, d)) in weights.iter().enumerate() {
         let left = LEFT + (i % COLUMNS) as f64 * (PANEL + GAP);
         let top = TOP + (i / COLUMNS) as f64 * PITCH;
         let panel = Panel { left, top, tokens: &tokens, range };
-        let several = weights.iter().any(|(other, ..)| *other != dtype);
+        let several = weights.iter().any(|(other, ..)| other != dtype);
         let suffix = if several { format!(", {dtype}") } else { String::new() };
         panel.axes(&mut svg, &format!("k = {k} → d = {d}{suffix}"));
         for s in series.iter().rev() {
             let mut points: Vec<(u64, f64)> = results
                 .layers
                 .iter()
-                .filter(|Layer { key, .. }| (&key.dtype, key.k, key.d, key.r) == (dtype, k, d, s.r))
+                .filter(|Layer { key, .. }| {
+                    {
+                        (&key.dtype, key.k, &key.outputs(), key.r) == (dtype, *k, d, s.r)
+                    }
+                })
                 .filter_map(|layer| Some((layer.key.t, layer.ratio(s.op)?)))
                 .collect();
             points.sort_unstable_by_key(|&(t, _)| t);

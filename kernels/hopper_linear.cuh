@@ -343,10 +343,11 @@ __device__ __forceinline__ void hopper_linear(const HopperLinearParams<kMnMajor,
     HOPPER_LINEAR_KERNEL(layers##_input_grad_n##n##_##type, E, n, true, 0, shared)              \
     HOPPER_LINEAR_KERNEL(layers##_input_grad_slice16_n##n##_##type, E, n, true, 16, shared)     \
     HOPPER_LINEAR_KERNEL(layers##_input_grad_slice64_n##n##_##type, E, n, true, 64, shared)
-#define HOPPER_LINEAR_KERNELS(layers, shared)                              \
-    HOPPER_LINEAR_KERNELS_OF(layers, shared, 128, bf16, __nv_bfloat16)     \
-    HOPPER_LINEAR_KERNELS_OF(layers, shared, 176, bf16, __nv_bfloat16)     \
-    HOPPER_LINEAR_KERNELS_OF(layers, shared, 256, bf16, __nv_bfloat16)     \
-    HOPPER_LINEAR_KERNELS_OF(layers, shared, 128, f16, __half)             \
-    HOPPER_LINEAR_KERNELS_OF(layers, shared, 176, f16, __half)             \
-    HOPPER_LINEAR_KERNELS_OF(layers, shared, 256, f16, __half)
+#define HOPPER_LINEAR_KERNELS_OF_TYPE(layers, shared, type, E)                                  \
+    HOPPER_LINEAR_KERNELS_OF(layers, shared, 128, type, E)                                      \
+    HOPPER_LINEAR_KERNELS_OF(layers, shared, 176, type, E)                                      \
+    HOPPER_LINEAR_KERNELS_OF(layers, shared, 256, type, E)                                      \
+    HOPPER_LINEAR_KERNEL(layers##_forward_n224_##type, E, 224, false, 0, shared)
+#define HOPPER_LINEAR_KERNELS(layers, shared)                                                   \
+    HOPPER_LINEAR_KERNELS_OF_TYPE(layers, shared, bf16, __nv_bfloat16)                          \
+    HOPPER_LINEAR_KERNELS_OF_TYPE(layers, shared, f16, __half)

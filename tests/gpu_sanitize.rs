@@ -18,7 +18,7 @@ use half::{bf16, f16};
 use lora_kernels::Device;
 
 /// For the kernels of Hopper: T, d, k and r, on so many multiprocessors.
-const HOPPER: [([usize; 4], usize); 19] = include!("common/hopper_shapes.in");
+const HOPPER: [([usize; 4], usize); 20] = include!("common/hopper_shapes.in");
 
 /// The same for few tokens.
 const FEW_TOKENS: [([usize; 4], usize); 14] = include!("common/hopper_decode_shapes.in");
@@ -28,7 +28,7 @@ const SHORT: [([usize; 4], usize); 10] = include!("common/hopper_short_shapes.in
 
 /// For the kernels of Hopper for projections that share their input: T, k, d and r of every projection, on
 /// so many multiprocessors.
-const HOPPER_SHARED: [OfProjections; 21] = include!("common/hopper_shared_shapes.in");
+const HOPPER_SHARED: [OfProjections; 22] = include!("common/hopper_shared_shapes.in");
 type OfProjections = (usize, usize, &'static [(usize, usize)], usize);
 
 /// For those of every GPU.

@@ -48,8 +48,8 @@ fn main_loops<'a>(code: &'a [(usize, &'a str)]) -> Vec<&'a [(usize, &'a str)]> {
 #[test]
 fn nothing_fences_the_main_loops() {
     let fatbins = [
-        ("hopper_linear", 36),
-        ("hopper_linear_shared", 36),
+        ("hopper_linear", 38),
+        ("hopper_linear_shared", 38),
         ("hopper_grads", 6),
         ("hopper_decode", 10),
         ("hopper_short", 28),

@@ -1,5 +1,6 @@
 //! The launches of kernels/hopper_linear.cuh and kernels/hopper_grads.cu.
 
+use super::kernels::HopperLinear;
 use super::launch::{Gradients, LaunchMode, Layer, Layers, Linear};
 use super::params::Operand;
 use super::tensor_map::TensorMap;
@@ -380,16 +381,17 @@ impl Cuda {
     /// A launch of kernels/hopper_linear.cuh.
     fn hopper_product<P: DeviceRepr>(
         &self,
-        which: Linear,
+        linear: Linear,
         layers: &Layers<'_>,
         schedule: &Schedule,
         params: &P,
     ) -> Result<()> {
-        let (tile_n, slice, blocks) = (schedule.tile_n, schedule.slice(), schedule.blocks());
-        let wanted = (tile_n, slice, layers.of.len() > 1);
+        let (shared, blocks) = (layers.of.len() > 1, schedule.blocks());
+        let (tile_n, slice) = (schedule.tile_n, schedule.slice());
+        let wanted = HopperLinear { linear, shared, tile_n, slice };
         let mut all = self.kernels.of(layers.dtype).hopper_linear.iter();
-        let kernels = all.find(|of| (of.tile_n, of.slice, of.shared) == wanted);
-        let kernel = which.of(&kernels.expect("there is a kernel for every schedule").linear);
+        let kernel = all.find(|(of, _)| *of == wanted);
+        let (_, kernel) = kernel.expect("there is a kernel for every schedule");
         let cooperative = schedule.is_cooperative();
         // Where there is room beside this launch, early blocks of the next would take it from others, and
         // at 2048×4096×1024 that one took 9 % longer than without overlap.

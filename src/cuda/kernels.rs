@@ -55,13 +55,47 @@ pub(super) struct LinearKernels {
     pub(super) input_grad: Kernel,
 }
 
-/// Both on Hopper, for tiles of so many columns that may make slices of S of so many.
-pub(super) struct HopperKernels {
-    pub(super) tile_n: usize,
-    pub(super) slice: usize,
+/// A form of the product on Hopper.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct HopperLinear {
+    pub(super) linear: Linear,
     /// For several layers that share X, or for one.
     pub(super) shared: bool,
-    pub(super) linear: LinearKernels,
+    /// The columns of its tiles, and of the slices of S that they may make, or 0.
+    pub(super) tile_n: usize,
+    pub(super) slice: usize,
+}
+
+impl HopperLinear {
+    /// All that there are.
+    fn all() -> impl Iterator<Item = HopperLinear> {
+        use plan::hopper::{FORWARD_TILES_N, SLICES, TILES_N};
+        let with_slices = TILES_N.into_iter().flat_map(|tile_n| {
+            let slices = SLICES.into_iter().map(move |slice| (Linear::Forward, tile_n, slice));
+            let input_grad = iter::once(0).chain(SLICES);
+            slices.chain(input_grad.map(move |slice| (Linear::InputGrad, tile_n, slice)))
+        });
+        let without = FORWARD_TILES_N.map(|tile_n| (Linear::Forward, tile_n, 0));
+        with_slices.chain(without).flat_map(|(linear, tile_n, slice)| {
+            [false, true].map(|shared| HopperLinear { linear, shared, tile_n, slice })
+        })
+    }
+
+    /// The file that it is in.
+    fn file(&self) -> &'static str {
+        if self.shared {
+            "hopper_linear_shared"
+        } else {
+            "hopper_linear"
+        }
+    }
+
+    /// Its name, but for the element type.
+    fn name(&self) -> String {
+        let &HopperLinear { linear, tile_n, slice, .. } = self;
+        let slice = if slice > 0 { format!("_slice{slice}") } else { String::new() };
+        format!("{}_{}{slice}_n{tile_n}", self.file(), linear.name())
+    }
 }
 
 /// A form of the product for short batches, in tiles of so many rows and columns.
@@ -89,7 +123,7 @@ impl HopperShort {
 pub(super) struct ElementKernels {
     pub(super) linear: LinearKernels,
     /// None on other GPUs, and in builds that were narrowed to others.
-    pub(super) hopper_linear: Vec<HopperKernels>,
+    pub(super) hopper_linear: Vec<(HopperLinear, Kernel)>,
     /// The same for few tokens, by tile of them.
     pub(super) hopper_decode: Vec<(usize, Kernel)>,
     /// The same for short batches.
@@ -160,9 +194,7 @@ impl Kernels {
     pub(super) fn hopper_pairs(&self, stream: &CudaStream) -> Result<usize> {
         let elements = [&self.bf16, &self.f16].into_iter();
         let kernels = elements.flat_map(|kernels| &kernels.hopper_linear);
-        let kernels =
-            kernels.flat_map(|HopperKernels { linear, .. }| [&linear.forward, &linear.input_grad]);
-        let pairs = kernels.map(|kernel| {
+        let pairs = kernels.map(|(_, kernel)| {
             let config = kernel.config([2, 1])?;
             let pairs = kernel.function.occupancy_max_active_clusters(config, stream);
             pairs.map_err(driver::during("cuOccupancyMaxActiveClusters"))
@@ -191,25 +223,15 @@ impl ElementKernels {
         let one = |file: &str, name: &str, footprint| {
             kernel(modules, file, &format!("{name}_{element}"), footprint)
         };
-        let hopper_linear = |(tile_n, slice): (usize, usize), shared: bool| {
-            let one = |product| {
-                let file = if shared { "hopper_linear_shared" } else { "hopper_linear" };
-                let slice = if slice > 0 { format!("_slice{slice}") } else { String::new() };
-                one(file, &format!("{file}_{product}{slice}_n{tile_n}"), plan::hopper::FOOTPRINT)
-            };
-            let linear = LinearKernels { forward: one("forward")?, input_grad: one("input_grad")? };
-            Ok(HopperKernels { tile_n, slice, shared, linear })
-        };
+        let hopper_linear =
+            |of: HopperLinear| Ok((of, one(of.file(), &of.name(), plan::hopper::FOOTPRINT)?));
         let hopper_decode = |tile_t: usize| {
             let name = format!("hopper_decode_n{tile_t}");
             Ok((tile_t, one("hopper_decode", &name, plan::hopper_decode::FOOTPRINT)?))
         };
         let hopper_short = |of: HopperShort| {
-            let product = match of.linear {
-                Linear::Forward => "forward",
-                Linear::InputGrad => "input_grad",
-            };
-            let name = format!("hopper_short_{product}_m{}_n{}", of.tile_m, of.tile_n);
+            let HopperShort { linear, tile_m, tile_n } = of;
+            let name = format!("hopper_short_{}_m{tile_m}_n{tile_n}", linear.name());
             Ok((of, one("hopper_short", &name, plan::hopper_short::FOOTPRINT)?))
         };
         let hopper_grads = |rank_tile: usize| {
@@ -227,13 +249,7 @@ impl ElementKernels {
                 input_grad: one("linear", "linear_input_grad", linear_kernel())?,
             },
             hopper_linear: match modules.contains_key("hopper_linear") {
-                true => {
-                    let slices = || iter::once(0).chain(plan::hopper::SLICES);
-                    let of_tile = |n| slices().map(move |slice| (n, slice));
-                    let all = plan::hopper::TILES_N.into_iter().flat_map(of_tile);
-                    let both = all.flat_map(|of| [(of, false), (of, true)]);
-                    both.map(|(of, shared)| hopper_linear(of, shared)).collect::<Result<_>>()?
-                }
+                true => HopperLinear::all().map(hopper_linear).collect::<Result<_>>()?,
                 false => Vec::new(),
             },
             hopper_decode: match modules.contains_key("hopper_decode") {

@@ -118,6 +118,9 @@ pub(crate) struct Schedule {
 /// The tiles that the kernel is there for.
 pub(crate) const TILES_N: [usize; 3] = [128, 176, 256];
 
+/// In the forward without slices, for one more: 14336 columns are 64 of them.
+pub(crate) const FORWARD_TILES_N: [usize; 4] = [128, 176, 224, 256];
+
 /// Rows of pairs of tiles that are worked on column by column. With more, the L2 cache no longer holds
 /// what they share.
 pub(crate) const GROUP: usize = 8;
@@ -236,7 +239,8 @@ fn forward_candidates(sizes: &Sizes, pairs: usize) -> impl Iterator<Item = (f64,
         _ => &[16],
     };
     let beside = (1..=MAX_PROJECTORS.min(pairs - 1)).flat_map(move |projectors| {
-        TILES_N.map(|tile_n| Model::new(sizes, tile_n, pairs - projectors).beside(projectors))
+        FORWARD_TILES_N
+            .map(|tile_n| Model::new(sizes, tile_n, pairs - projectors).beside(projectors))
     });
     candidates(sizes, slices, pairs).chain(beside)
 }

@@ -195,6 +195,8 @@ fn the_model_finds_the_fastest() {
     assert_eq!(chosen(2048, 4096, 4096, 16), (256, beside(2)));
     assert_eq!(chosen(1024, 4096, 4096, 64), (256, beside(2)));
     assert_eq!(chosen(512, 4096, 4096, 16), (128, beside(2)));
+    assert_eq!(chosen(1024, 14336, 4096, 64), (224, beside(2)));
+    assert_eq!(chosen(512, 14336, 4096, 16), (224, beside(1)));
     assert_eq!(chosen(512, 8192, 8192, 16), (256, beside(1)));
     assert_eq!(chosen(2048, 4096, 4096, 64), (256, within(16, 4, 64)));
     assert_eq!(chosen(8192, 1024, 4096, 16), (256, within(16, 2, 66)));
@@ -219,8 +221,8 @@ fn the_model_finds_the_fastest() {
     assert!(forward([8192, 14336, 4096, 64]).shares);
     assert!(input_grad([8192, 8192, 8192, 16]).shares);
     // tests/gpu_exact.rs counts on these.
-    assert!([16, 72].iter().all(|&r| forward([4095, 2304, 3072, r]).shares));
-    assert!(input_grad([4095, 3072, 2304, 16]).shares);
+    assert!([16, 72].iter().all(|&r| forward([4095, 2176, 4096, r]).shares));
+    assert!(input_grad([4095, 4096, 2176, 16]).shares);
     assert_eq!(input_grad([8191, 2112, 7168, 8]).tile_n, 176);
     assert_eq!(input_grad([8192, 4096, 4096, 16]).tile_n, 256);
 }
@@ -253,7 +255,7 @@ fn comes_to(schedule: &Schedule, sizes: &Sizes) -> Vec<String> {
 /// alone and of several that share X.
 #[test]
 fn everything_is_sanitized() {
-    let alone: [([usize; 4], usize); 19] = include!("../../../tests/common/hopper_shapes.in");
+    let alone: [([usize; 4], usize); 20] = include!("../../../tests/common/hopper_shapes.in");
     let mut seen = [HashSet::new(), HashSet::new()];
     for ([t, d, k, r], sms) in alone {
         let [of_h, of_dx] = [[t, d, k, r], [t, k, d, r]].map(Sizes::of_layer);
@@ -268,7 +270,7 @@ fn everything_is_sanitized() {
     assert_all_seen(&seen);
 
     type Shared = (usize, usize, &'static [(usize, usize)], usize);
-    let shared: [Shared; 21] = include!("../../../tests/common/hopper_shared_shapes.in");
+    let shared: [Shared; 22] = include!("../../../tests/common/hopper_shared_shapes.in");
     let mut seen = [HashSet::new(), HashSet::new()];
     for (t, k, layers, sms) in shared {
         assert!(t > hopper_decode::MOST_TOKENS && layers.len() > 1);
@@ -291,7 +293,8 @@ fn assert_all_seen(seen: &[HashSet<String>; 2]) {
     let grads = ["16 after", "64 after", "128 after"];
     let grads = grads.into_iter().chain(["16 beside 16", "64 beside 16", "64 beside 64"]);
     let grads = grads.chain(["128 beside 0"]).map(String::from).collect::<Vec<_>>();
-    let s = [16, 64, 128].map(|rank| format!("S of {rank} beside")).to_vec();
+    let mut s = [16, 64, 128].map(|rank| format!("S of {rank} beside")).to_vec();
+    s.push("224 with 0".into());
     let wanted = [[wanted.clone(), s].concat(), [wanted, grads].concat()];
     for (seen, wanted) in seen.iter().zip(wanted) {
         let missing: Vec<_> = wanted.iter().filter(|&what| !seen.contains(what)).collect();

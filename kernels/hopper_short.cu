@@ -24,6 +24,8 @@
 // kM×kN of out, of the same columns and of rows one below the other. They share rhs and rhs_ext, of which
 // each loads one half into both. Of a pair that makes lhs_ext, a block goes along half of k, and the first
 // adds up both.
+// NOTES: a tile has no more rows than it must, kM at most. Filling a row with zeros takes the TMA longer than
+// loading one, and whatever is in shared memory there, only rows of out have it that nobody stores.
 // Block: three warpgroups. Of the first, one thread loads; of the other two, kM / 64 multiply, 64 rows
 // each.
 // Shared memory: stages of kM×64 elements of lhs and kN×64 of rhs, or 16×64 or 64×64 of down.
@@ -43,12 +45,13 @@
 
 // Mirrored by cuda::hopper_short::HopperShortParams in Rust.
 struct HopperShortParams {
-    TensorMap lhs, lhs_ext;  // in boxes of 64 columns and kM rows
+    TensorMap lhs, lhs_ext;  // in boxes of 64 columns and as many rows as a tile has
     TensorMap rhs, rhs_ext;  // and of kN / 2 rows; MN-major, of 64 columns and 32 rows
     TensorMap down;          // and of as many rows as a tile of lhs_ext has columns; MN-major, of 64×64
     void *out, *s;           // s is where lhs_ext is written
-    uint32_t* flags;  // how many have seen theirs, then for every kM rows, how many tiles of lhs_ext are there
+    uint32_t* flags;  // how many have seen theirs, then for the rows of a tile, how many of lhs_ext are there
     int m, n, k, r;
+    int rows;         // of a tile, kM at most
     int s_cols;       // elements from one row of lhs_ext to the next: it may be columns of a matrix
     float scale;
     int down_pairs;   // the pairs that make lhs_ext; 0 if r is
@@ -108,14 +111,14 @@ struct ExtTiles {
     __device__ __forceinline__ explicit ExtTiles(const HopperShortParams& p) {
         index = blockIdx.x / 2;
         ranks = (p.r + kRank - 1) / kRank;
-        count = (p.m + kM - 1) / kM * ranks;
+        count = (p.m + p.rows - 1) / p.rows * ranks;
         const int all = (p.k + kStep - 1) / kStep, half = (all + 1) / 2;
         first = cluster_rank() == 0 ? 0 : half;
         steps = cluster_rank() == 0 ? half : all - half;
     }
     __device__ __forceinline__ bool done() const { return index >= count; }
     __device__ __forceinline__ void advance(const HopperShortParams& p) { index += p.down_pairs; }
-    __device__ __forceinline__ int row0() const { return index / ranks * kM; }
+    __device__ __forceinline__ int row() const { return index / ranks; }  // of tiles
     __device__ __forceinline__ int rank0() const { return index % ranks * kRank; }
 };
 
@@ -130,8 +133,8 @@ __device__ __forceinline__ void load_for_ext(const HopperShortParams& p, uint32_
             const uint32_t to = base + ring.stage * Stages::kBytes, barrier = full(base, ring.stage);
             // A stage that was never filled counts as released.
             mbarrier_wait(empty(base, ring.stage), ring.phase ^ 1);
-            mbarrier_arrive_expect(barrier, Stages::kBytes);
-            tma_load(to, p.lhs, tiles.row0(), k0, barrier);
+            mbarrier_arrive_expect(barrier, Stages::kBytes - (kM - p.rows) * kStep * 2);
+            tma_load(to, p.lhs, tiles.row() * p.rows, k0, barrier);
             if constexpr (kMnMajor) {
                 tma_load(to + Stages::kLhsBytes, p.down, k0, tiles.rank0(), barrier);
             } else {
@@ -188,7 +191,7 @@ __device__ __forceinline__ void make_ext(const HopperShortParams& p, uint32_t ba
         } else {
             if (thread == 0) mbarrier_arrive_expect(received(base), Over::kChunks * Over::kChunkBytes);
             mbarrier_wait(received(base), tile_phase);
-            const int row0 = tiles.row0() + group * 64 + warp * 16 + lane / 4;
+            const int row0 = group * 64 + warp * 16 + lane / 4, m0 = tiles.row() * p.rows;
             const int rank0 = tiles.rank0() + lane % 4 * 2;
 #pragma unroll
             for (int i = 0; i < Over::kChunks; i++) {
@@ -197,9 +200,9 @@ __device__ __forceinline__ void make_ext(const HopperShortParams& p, uint32_t ba
 #pragma unroll
                 for (int half = 0; half < 2; half++) {
                     const int row = row0 + half * 8, col = rank0 + i * 8;
-                    if (row >= p.m || col >= p.r) continue;
+                    if (row >= p.rows || m0 + row >= p.m || col >= p.r) continue;
                     // Elements have 16 bits.
-                    auto* to = static_cast<uint16_t*>(p.s) + (int64_t)row * p.s_cols + col;
+                    auto* to = static_cast<uint16_t*>(p.s) + (int64_t)(m0 + row) * p.s_cols + col;
                     *reinterpret_cast<uint32_t*>(to) =
                         pack<E>(v[2 * half] * p.scale, v[2 * half + 1] * p.scale);
                 }
@@ -208,7 +211,7 @@ __device__ __forceinline__ void make_ext(const HopperShortParams& p, uint32_t ba
             if (lane == 0) mbarrier_arrive_remote(taken(base), 1);
             // All rows of the tile.
             named_barrier<kM / 64 * 128>(1);
-            if (p.tells && thread == 0) flag_add_release(&p.flags[1 + tiles.row0() / kM]);
+            if (p.tells && thread == 0) flag_add_release(&p.flags[1 + tiles.row()]);
         }
         tile_phase ^= 1;
     }
@@ -217,11 +220,14 @@ __device__ __forceinline__ void make_ext(const HopperShortParams& p, uint32_t ba
 // ---------------------------------------------------------------------------------------------
 // out
 
-// By one thread, which is_elected().
+// By one thread, which is_elected(), given the row of tiles.
 template <int kM, int kN, bool kMnMajor>
-__device__ __forceinline__ void load(const HopperShortParams& p, uint32_t base, int m0, int n0) {
+__device__ __forceinline__ void load(const HopperShortParams& p, uint32_t base, int row, int n0) {
     using Stages = TileStages<kM, kN>;
-    const int rank = (int)cluster_rank();
+    const int rank = (int)cluster_rank(), m0 = row * p.rows;
+    // The second block of a pair may have no rows.
+    const bool has_rows = m0 < p.m;
+    const int bytes = Stages::kBytes - (kM - (has_rows ? p.rows : 0)) * kStep * 2;
     Ring<Stages::kCount> ring;
     // The next stage's part of rhs or rhs_ext, half of it; returns where that of lhs goes.
     auto fill = [&](const TensorMap& rhs, int k0) {
@@ -229,7 +235,7 @@ __device__ __forceinline__ void load(const HopperShortParams& p, uint32_t base, 
         const uint32_t to_rhs = to + Stages::kLhsBytes;
         // A stage that was never filled counts as released.
         mbarrier_wait(empty(base, ring.stage), ring.phase ^ 1);
-        mbarrier_arrive_expect(barrier, Stages::kBytes);
+        mbarrier_arrive_expect(barrier, bytes);
         if constexpr (kMnMajor) {
 #pragma unroll
             for (int i = 0; i < kN / 64; i++)
@@ -243,31 +249,30 @@ __device__ __forceinline__ void load(const HopperShortParams& p, uint32_t base, 
     };
     for (int k0 = 0; k0 < p.k; k0 += kStep) {
         const uint32_t to = fill(p.rhs, k0);
-        tma_load(to, p.lhs, m0, k0, full(base, ring.stage));
+        if (has_rows) tma_load(to, p.lhs, m0, k0, full(base, ring.stage));
         ring.advance();
     }
     if (p.r == 0) return;
-    const uint32_t* flag = &p.flags[1 + m0 / kM];
+    const uint32_t* flag = &p.flags[1 + row];
     const uint32_t tiles = (p.r + 63) / 64;  // of lhs_ext; if they are of 16 columns, it is one
     for (int r0 = 0; r0 < p.r; r0 += kStep) {
         const uint32_t to = fill(p.rhs_ext, r0);
         if (r0 == 0) {
-            // A block may have no rows.
-            while (m0 < p.m && flag_load_acquire(flag) < tiles) {
+            while (has_rows && flag_load_acquire(flag) < tiles) {
             }
             fence_global_before_tma();
         }
-        tma_load(to, p.lhs_ext, m0, r0, full(base, ring.stage));
+        if (has_rows) tma_load(to, p.lhs_ext, m0, r0, full(base, ring.stage));
         ring.advance();
     }
     const uint32_t last = gridDim.x - 2 * p.down_pairs - 1;
     if (count_round(&p.flags[0], last) == last)
-        for (int i = 0; i * kM < p.m; i++) p.flags[1 + i] = 0;
+        for (int i = 0; i * p.rows < p.m; i++) p.flags[1 + i] = 0;
 }
 
 // By the multiplying warpgroups.
 template <typename E, int kM, int kN, bool kMnMajor>
-__device__ __forceinline__ void multiply(const HopperShortParams& p, uint32_t base, int m0, int n0) {
+__device__ __forceinline__ void multiply(const HopperShortParams& p, uint32_t base, int row, int n0) {
     using Stages = TileStages<kM, kN>;
     constexpr int kPitch = kN * 2 + 16;  // with which no two rows of the output are in one bank
     static_assert(kM * kPitch <= Stages::kCount * Stages::kBytes);
@@ -326,13 +331,14 @@ __device__ __forceinline__ void multiply(const HopperShortParams& p, uint32_t ba
                     pack<E>(v[6], v[7]));
     }
     __syncwarp();
-    const int row0 = m0 + first_row, rows = min(16, p.m - row0), eights = min(kN, p.n - n0) / 8;
+    const int row0 = row * p.rows + first_row, eights = min(kN, p.n - n0) / 8;
+    const int rows = min(16, min(p.rows - first_row, p.m - row0));
     // Elements have 16 bits.
     auto* out = static_cast<uint16_t*>(p.out) + (int64_t)row0 * p.n + n0;
     for (int i = lane; i < rows * eights; i += 32) {
-        const int row = i / eights, col = i % eights * 8;
-        const uint4 v = load_shared(out_at + row * kPitch + col * 2);
-        *reinterpret_cast<uint4*>(out + (int64_t)row * p.n + col) = v;
+        const int of_warp = i / eights, col = i % eights * 8;
+        const uint4 v = load_shared(out_at + of_warp * kPitch + col * 2);
+        *reinterpret_cast<uint4*>(out + (int64_t)of_warp * p.n + col) = v;
     }
 }
 
@@ -359,14 +365,14 @@ __device__ __forceinline__ void hopper_short(const HopperShortParams& p) {
     wait_for_kernel_before();
     let_next_kernel_start();
     // Pairs that need the same of rhs follow one another.
-    const int rows = (p.m + 2 * kM - 1) / (2 * kM);
-    const int m0 = (2 * (tile % rows) + (int)cluster_rank()) * kM, n0 = tile / rows * kN;
+    const int pairs = (p.m + 2 * p.rows - 1) / (2 * p.rows);  // of rows of tiles
+    const int row = 2 * (tile % pairs) + (int)cluster_rank(), n0 = tile / pairs * kN;
     const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
     if (warp < 4) {
         give_registers<40>();
         if (warp == 0 && is_elected()) {
             if (!makes_ext) {
-                load<kM, kN, kMnMajor>(p, base, m0, n0);
+                load<kM, kN, kMnMajor>(p, base, row, n0);
             } else if (p.r <= 16) {
                 load_for_ext<kM, 16, kMnMajor>(p, base);
             } else {
@@ -377,7 +383,7 @@ __device__ __forceinline__ void hopper_short(const HopperShortParams& p) {
         take_registers<232>();
         if (warp < 4 + kM / 16) {
             if (!makes_ext) {
-                multiply<E, kM, kN, kMnMajor>(p, base, m0, n0);
+                multiply<E, kM, kN, kMnMajor>(p, base, row, n0);
             } else if (p.r <= 16) {
                 make_ext<E, kM, 16, kMnMajor>(p, base);
             } else {

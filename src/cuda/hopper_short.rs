@@ -24,6 +24,7 @@ struct HopperShortParams {
     n: i32,
     k: i32,
     r: i32,
+    rows: i32,
     s_cols: i32,
     scale: f32,
     down_pairs: i32,
@@ -111,7 +112,7 @@ impl Cuda {
         schedule: &Schedule,
         flags: sys::CUdeviceptr,
     ) -> Result<()> {
-        let &Schedule { tile_m, tile_n, pairs, down_pairs } = schedule;
+        let &Schedule { tile_m, rows, tile_n, pairs, down_pairs } = schedule;
         let &Product { dtype, linear, sizes: [m, n, k, r], .. } = product;
         let &Product { lhs, rhs, down, lhs_ext, rhs_ext, out, scale, .. } = product;
         let boxes = |operand: Operand, size: [usize; 2], box_rows: usize| {
@@ -123,7 +124,7 @@ impl Cuda {
             Linear::InputGrad => (true, 32, 64),
         };
         let size = |n, k| if mn_major { [k, n] } else { [n, k] };
-        let lhs = boxes(lhs, [m, k], tile_m)?;
+        let lhs = boxes(lhs, [m, k], rows)?;
         // Never read if there are no tiles of out, or r = 0.
         let (mut rhs_boxes, mut lhs_ext_boxes, mut rhs_ext_boxes, mut down_boxes) =
             (lhs, lhs, lhs, lhs);
@@ -131,7 +132,7 @@ impl Cuda {
             rhs_boxes = boxes(rhs, size(n, k), rhs_rows)?;
         }
         if r > 0 {
-            lhs_ext_boxes = boxes(lhs_ext, [m, r], tile_m)?;
+            lhs_ext_boxes = boxes(lhs_ext, [m, r], rows)?;
             rhs_ext_boxes = boxes(rhs_ext, size(n, r), rhs_rows)?;
             down_boxes = boxes(down, size(r, k), down_rows)?;
         }
@@ -149,6 +150,7 @@ impl Cuda {
             n,
             k,
             r,
+            rows: rows as i32,
             s_cols: lhs_ext.ld,
             scale,
             down_pairs: down_pairs as i32,

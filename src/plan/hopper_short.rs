@@ -5,7 +5,7 @@ use super::Footprint;
 /// The most tokens that it serves.
 pub(crate) const MOST_TOKENS: usize = 1024;
 
-/// The rows of a tile that the kernel is there for.
+/// The rows that a tile may have of which the kernel is there.
 pub(crate) const TILES_M: [usize; 2] = [64, 128];
 
 /// Its columns: of H, and of dX.
@@ -19,8 +19,10 @@ pub(crate) const FOOTPRINT: Footprint =
 /// A launch. A pair of blocks makes two tiles of H or dX, of the same columns, or tiles of S or dS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Schedule {
-    /// Rows of a tile, one of [`TILES_M`].
+    /// The rows that there is room for in a tile, one of [`TILES_M`].
     pub(crate) tile_m: usize,
+    /// Those that it has: as few as make no more tiles.
+    pub(crate) rows: usize,
     /// Columns of a tile of H or dX.
     pub(crate) tile_n: usize,
     /// Pairs of blocks that make H or dX.
@@ -46,13 +48,17 @@ impl Schedule {
             return None;
         }
         let tile_m = if m <= 2 * TILES_M[0] { TILES_M[0] } else { TILES_M[1] };
+        let rows = match m.div_ceil(tile_m) {
+            1 => m,
+            tiles => m.div_ceil(tiles).next_multiple_of(8),
+        };
         let rank_tile = rank_tile(r);
-        let ext_tiles = m.div_ceil(tile_m) * r.div_ceil(rank_tile);
+        let ext_tiles = m.div_ceil(rows) * r.div_ceil(rank_tile);
         // The narrowest tiles are on most multiprocessors.
         tiles_n.iter().find_map(|&tile_n| {
-            let of_out = m.div_ceil(2 * tile_m) * n.div_ceil(tile_n);
+            let of_out = m.div_ceil(2 * rows) * n.div_ceil(tile_n);
             let down_pairs = pairs.checked_sub(of_out)?.min(ext_tiles);
-            let schedule = Schedule { tile_m, tile_n, pairs: of_out, down_pairs };
+            let schedule = Schedule { tile_m, rows, tile_n, pairs: of_out, down_pairs };
             // All blocks read about as fast. Those that make S have half of k each.
             let in_time = |down_pairs| {
                 ext_tiles.div_ceil(down_pairs) * (tile_m + rank_tile) <= 2 * (tile_m + tile_n)
@@ -63,7 +69,7 @@ impl Schedule {
 
     /// For the same S or dS (T×r) alone.
     pub(crate) fn without_out(&self, [t, r]: [usize; 2], pairs: usize) -> Self {
-        let down_pairs = (t.div_ceil(self.tile_m) * r.div_ceil(rank_tile(r))).min(pairs);
+        let down_pairs = (t.div_ceil(self.rows) * r.div_ceil(rank_tile(r))).min(pairs);
         Schedule { pairs: 0, down_pairs, ..*self }
     }
 
@@ -71,7 +77,7 @@ impl Schedule {
     pub(crate) fn flags(&self, t: usize) -> usize {
         match self.down_pairs {
             0 => 0,
-            _ => 1 + t.div_ceil(self.tile_m),
+            _ => 1 + t.div_ceil(self.rows),
         }
     }
 
@@ -123,19 +129,22 @@ mod tests {
         let mut checked = 0;
         for ([t, n, r], pairs, schedule) in schedules() {
             let context = format!("T={t} n={n} r={r} on {pairs}: {schedule:?}");
-            let Schedule { tile_m, tile_n, pairs: of_out, .. } = schedule;
-            let rows = t.div_ceil(2 * tile_m);
+            let Schedule { tile_m, rows, tile_n, pairs: of_out, .. } = schedule;
+            let pairs_of_rows = t.div_ceil(2 * rows);
             let mut tiles: Vec<_> = (0..2 * of_out)
                 .map(|block| {
                     let (tile, rank) = (block / 2, block % 2);
-                    ((2 * (tile % rows) + rank) * tile_m, tile / rows * tile_n)
+                    ((2 * (tile % pairs_of_rows) + rank) * rows, tile / pairs_of_rows * tile_n)
                 })
                 .collect();
             tiles.sort_unstable();
             let of_row = |m0| (0..n).step_by(tile_n).map(move |n0| (m0, n0));
-            let wanted: Vec<_> = (0..2 * rows * tile_m).step_by(tile_m).flat_map(of_row).collect();
-            assert_eq!(tiles, wanted, "{context}");
-            assert!(2 * rows * tile_m >= t, "rows left over: {context}");
+            let m0s = (0..2 * pairs_of_rows).map(|row| row * rows);
+            assert_eq!(tiles, m0s.flat_map(of_row).collect::<Vec<_>>(), "{context}");
+            assert!(2 * pairs_of_rows * rows >= t, "rows left over: {context}");
+            // Boxes of several tiles have whole eights, as the swizzle has.
+            assert!(rows <= tile_m && (rows == t || rows % 8 == 0), "{context}");
+            assert!(t.div_ceil(rows) <= t.div_ceil(tile_m), "{context}");
             assert!(schedule.blocks() <= 2 * pairs, "more than run at once: {context}");
             checked += 1;
         }
@@ -148,9 +157,9 @@ mod tests {
             let context = format!("T={t} n={n} r={r} on {pairs}: {schedule:?}");
             assert_eq!(schedule.down_pairs > 0, r > 0, "{context}");
             // The last block without rows does not look at its flag.
-            let flags = if r > 0 { 1 + t.div_ceil(schedule.tile_m) } else { 0 };
+            let flags = if r > 0 { 1 + t.div_ceil(schedule.rows) } else { 0 };
             assert_eq!(schedule.flags(t), flags, "{context}");
-            let s_tiles = t.div_ceil(schedule.tile_m) * r.div_ceil(rank_tile(r));
+            let s_tiles = t.div_ceil(schedule.rows) * r.div_ceil(rank_tile(r));
             assert!(schedule.down_pairs <= s_tiles, "pairs with nothing to do: {context}");
         }
     }
@@ -169,9 +178,11 @@ mod tests {
             let input_grad = Schedule::input_grad([t, k, r], sms / 2);
             let input_grad = input_grad.map(|schedule| (Linear::InputGrad, schedule, k, d));
             for (linear, schedule, n, inner) in forward.into_iter().chain(input_grad) {
-                let Schedule { tile_m, tile_n, down_pairs, .. } = schedule;
+                let Schedule { tile_m, rows, tile_n, down_pairs, .. } = schedule;
                 tiles.insert((linear, tile_m, tile_n));
-                let (rank_tile, rows) = (rank_tile(r), t.div_ceil(tile_m));
+                let rank_tile = rank_tile(r);
+                let in_part = rows < tile_m && t > rows;
+                let rows = t.div_ceil(rows);
                 let one_by_one = rows * r.div_ceil(rank_tile) > down_pairs;
                 let of_s = [
                     ("S", true),
@@ -182,6 +193,7 @@ mod tests {
                 let of_out = [
                     ("a block without rows", rows % 2 == 1),
                     ("part of a tile", n % tile_n > 0),
+                    ("several tiles with fewer rows than there is room for", in_part),
                     ("several rows of tiles", rows > 2),
                     ("no steps for the second that makes S", inner <= 64),
                     ("stages again and again", inner > 16 * 64),
@@ -193,7 +205,7 @@ mod tests {
         assert_eq!(tiles.len(), TILES_M.len() * (FORWARD_TILES_N.len() + INPUT_GRAD_TILES_N.len()));
         // Tiles of 64 rows are never more than two, and in the forward never one; and of 16 ranks none
         // is beside another.
-        assert_eq!(kinds.len(), 4 * (2 + 3 + 5) - 3, "{kinds:?}");
+        assert_eq!(kinds.len(), 4 * (2 + 3 + 6) - 3, "{kinds:?}");
     }
 
     /// What was measured to be best on an H100.

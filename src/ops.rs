@@ -116,9 +116,10 @@ pub fn backward_plan(device: &Device, problem: &Problem) -> Plan {
 /// H from S as rounded to its element type, the CPU reference from the exact one. `workspace` must have
 /// what [`forward_plan`] asks for.
 ///
-/// H of a token does not depend on the tokens beside it, and on [`Path::HopperDecode`](plan::Path), so
-/// for up to 128 tokens, not on how many there are either: it has the same bits in any batch that this
-/// path serves.
+/// H of a token does not depend on the tokens beside it, and on the paths for few tokens,
+/// [`Path::HopperDecode`](plan::Path) and [`Path::HopperShort`](plan::Path), not on how many there are
+/// either: it has the same bits in any batch that is served by the same of them. The plan tells which; the
+/// first ends at 64 tokens or 128, the second at 1024 or earlier.
 ///
 /// # Errors
 /// [`Error::Shape`](crate::Error::Shape), [`DType`](crate::Error::DType),

@@ -93,9 +93,10 @@ pub enum Path {
     /// The forward pass for up to 64 tokens, and up to 128 for some layers, by wgmma and TMA: bound by
     /// reading W0. Where it is there, and which buffers it takes, is as for [`Path::Hopper`].
     HopperDecode,
-    /// The forward pass for more tokens, up to 1024 or as many as make no more tiles than there are
-    /// multiprocessors, by wgmma and TMA. Where it is there, and which buffers it takes, is as for
-    /// [`Path::Hopper`].
+    /// The forward pass for more than 64 tokens and the backward for any, up to 1024 or as many as make no
+    /// more tiles than there are multiprocessors, by wgmma and TMA. Where it is there, and which buffers it
+    /// takes, is as for [`Path::Hopper`]. Projections that share their input come here in the forward of
+    /// up to 128 tokens.
     HopperShort,
     /// The products with W0, and the gradients of A and B, by wgmma and TMA; the rest as [`Path::Mma`].
     /// For compute capability 9.0, and for k, d and r that are multiples of 8, so that rows start at

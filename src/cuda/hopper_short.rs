@@ -5,7 +5,8 @@ use super::launch::{Gradients, LaunchMode, Layer, Layers, Linear};
 use super::params::Operand;
 use super::tensor_map::TensorMap;
 use super::Cuda;
-use crate::plan::hopper_short::{rank_tile, Schedule};
+use crate::plan::hopper_short::Schedule;
+use crate::plan::rank_tile;
 use crate::{DType, Result};
 use cudarc::driver::{sys, DeviceRepr};
 

@@ -1,6 +1,6 @@
 //! How `kernels/hopper_short.cu` is launched: its tiles, and who makes S.
 
-use super::Footprint;
+use super::{rank_tile, Footprint};
 
 /// The most tokens that it serves.
 pub(crate) const MOST_TOKENS: usize = 1024;
@@ -84,15 +84,6 @@ impl Schedule {
     /// The grid.
     pub(crate) fn blocks(&self) -> usize {
         2 * (self.down_pairs + self.pairs)
-    }
-}
-
-/// The columns of a tile of S.
-pub(crate) fn rank_tile(r: usize) -> usize {
-    if r <= 16 {
-        16
-    } else {
-        64
     }
 }
 

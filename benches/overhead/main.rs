@@ -98,7 +98,7 @@ fn run(options: &Options) -> Result<()> {
                 let problem = Problem::new(*t, *k, d, *r, options.dtype)?;
                 measure(&gpu, &lt, problem, options.rounds, sample_clocks, &mut report)
             }
-            _ => measure_shared(&gpu, &lt, problem, options.rounds, &mut report),
+            _ => measure_shared(&gpu, &lt, problem, options.rounds, sample_clocks, &mut report),
         };
         measured.map_err(|error| format!("{}: {error}", report::name(&problem)))?;
         report.save()?;
@@ -140,10 +140,7 @@ fn measure(
     time(gpu, &problem.into(), contenders, layer.calls(), rounds, difference, report)?;
 
     if sample_clocks {
-        report.environment.sample_clocks(|| {
-            (0..layer.calls()).try_for_each(|i| layer.forward(i))?;
-            gpu.synchronize()
-        })?;
+        sample(gpu, report, layer.calls(), |i| layer.forward(i))?;
     }
     Ok(())
 }
@@ -154,6 +151,7 @@ fn measure_shared(
     lt: &Lt<'_>,
     problem: SharedProblem,
     rounds: usize,
+    sample_clocks: bool,
     report: &mut Report,
 ) -> Result<()> {
     let layer = SharedLayer::new(gpu, problem)?;
@@ -162,7 +160,25 @@ fn measure_shared(
     let peers = SharedPeers::new(lt, &layer, &buffers)?;
     let difference = shared::agreement(&layer, &peers)?;
     let contenders = shared_contenders(gpu, &layer, &peers);
-    time(gpu, &problem, contenders, layer.calls(), rounds, difference, report)
+    time(gpu, &problem, contenders, layer.calls(), rounds, difference, report)?;
+
+    if sample_clocks {
+        sample(gpu, report, layer.calls(), |i| layer.forward(i))?;
+    }
+    Ok(())
+}
+
+/// Notes the card's clocks while it runs so many calls.
+fn sample(
+    gpu: &Gpu,
+    report: &mut Report,
+    calls: usize,
+    call: impl Fn(usize) -> Result<()>,
+) -> Result<()> {
+    report.environment.sample_clocks(|| {
+        (0..calls).try_for_each(&call)?;
+        gpu.synchronize()
+    })
 }
 
 /// Times all in turns, the bases first; and reports it, unless there are none.

@@ -85,8 +85,8 @@ struct Stages {
 template <int kM, int kN>
 using TileStages = Stages<kM, kN, 0>;
 
-// The sums that a pair's second block hands over: 16 bytes of every thread at a time. What lies MN-major comes
-// in boxes of 64 columns.
+// The sums that a pair's second block hands over: 16 bytes of every thread at a time. What lies
+// MN-major comes in boxes of 64 columns.
 template <int kM, int kRank, bool kMnMajor>
 struct Handover {
     static constexpr int kChunks = kRank / 8, kChunkBytes = kM / 64 * 128 * 16;

@@ -10,6 +10,11 @@ use half::bf16;
 use lora_kernels::cudarc::driver::{sys, CudaContext};
 use lora_kernels::{Device, Result};
 
+/// For the kernels of Hopper: T, d, k and r, on so many multiprocessors; as gpu_sanitize.rs has them.
+const HOPPER: [([usize; 4], usize); 20] = include!("common/hopper_shapes.in");
+const FEW_TOKENS: [([usize; 4], usize); 14] = include!("common/hopper_decode_shapes.in");
+const SHORT: [([usize; 4], usize); 10] = include!("common/hopper_short_shapes.in");
+
 #[test]
 #[ignore = "needs a CUDA GPU"]
 fn replays_give_the_bits_of_direct_calls() {
@@ -22,11 +27,10 @@ fn replays_give_the_bits_of_direct_calls() {
     replays_of::<SharedBuffers<bf16>>(20, inputs, |device| device.generic());
     // Launches that fill the GPU, of which those of the frozen layer overlap.
     replays(20, Sizes::new(2305, 520, 2056, 16), |device| device);
-    // Shared tiles of H, with and without slices of S, and of dX. They are among the shapes of
-    // gpu_sanitize.rs, of which a test of the plan asserts that.
-    replays(20, Sizes::new(65, 1992, 1160, 16), |device| device.with_sms(6));
-    replays(20, Sizes::new(65, 1672, 520, 256), |device| device.with_sms(4));
-    replays(20, Sizes::new(65, 520, 2056, 256), |device| device.with_sms(4));
+    // All that blocks have to tell each other by flags, which a replay must find as it left them.
+    for ([t, d, k, r], sms) in HOPPER.into_iter().chain(FEW_TOKENS).chain(SHORT) {
+        replays(5, Sizes::new(t, k, d, r), |device| device.with_sms(sms));
+    }
 }
 
 /// Buffers, and operations on them.

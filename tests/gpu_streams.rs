@@ -39,12 +39,26 @@ fn alone<E: DeviceElement>(device: &Device, inputs: &Inputs<E>) -> Outputs<E> {
 #[test]
 #[ignore = "needs a CUDA GPU"]
 fn two_streams_at_once() {
+    two_streams(SIZES, ROUNDS);
+}
+
+/// Launches that fill the GPU and whose blocks wait for others, which may have to wait for those of the
+/// other stream to make room.
+#[test]
+#[ignore = "needs a CUDA GPU"]
+fn two_streams_of_few_tokens_at_once() {
+    for t in [16, 128, 250] {
+        two_streams(Sizes::new(t, 1024, 4104, 72), 3 * ROUNDS);
+    }
+}
+
+fn two_streams(sizes: Sizes, rounds: usize) {
     let context = context();
     let (one, two) = (stream_device(&context), stream_device(&context));
-    let inputs = (Inputs::<bf16>::reals(SIZES, 1), Inputs::<f16>::reals(SIZES, 2));
+    let inputs = (Inputs::<bf16>::reals(sizes, 1), Inputs::<f16>::reals(sizes, 2));
     let serial = (alone(&one, &inputs.0), alone(&one, &inputs.1));
     let (mut first, mut second) = (buffers(&one, &inputs.0), buffers(&two, &inputs.1));
-    for round in 0..ROUNDS {
+    for round in 0..rounds {
         first.load(&inputs.0);
         second.load(&inputs.1);
         first.enqueue().expect("on the first stream");

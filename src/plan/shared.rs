@@ -112,8 +112,8 @@ pub fn backward_shared(problem: &SharedProblem, profile: Option<&DeviceProfile>)
     Plan::on_hopper(schedule, flags, BackwardWorkspace::new(problem, Some(&schedule)).elements())
 }
 
-/// The pairs of multiprocessors for [`Path::Hopper`](crate::Path::Hopper), if that is there and rows start at multiples of 16
-/// bytes, in buffers that do.
+/// The pairs of multiprocessors for [`Path::Hopper`](crate::Path::Hopper), if that is there and rows
+/// start at multiples of 16 bytes, in buffers that do.
 pub(super) fn pairs(problem: &SharedProblem, profile: &DeviceProfile) -> Option<usize> {
     /// What the outputs of all projections are rounded up by, at most.
     const PADDING: usize = MAX_PROJECTIONS * 256;

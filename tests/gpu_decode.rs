@@ -3,27 +3,19 @@
 
 mod common;
 
-use common::{check_samples, check_tokens, cuda_paths, few_sms, on_cpu, on_cuda};
-use common::{Expect, Inputs, Place, Placement, Sizes};
-use half::{bf16, f16};
+use common::{check_exact, check_samples, check_tokens, cuda_paths, few_sms, on_cpu, on_cuda};
+use common::{Expect, Inputs, Place, Sizes};
+use half::bf16;
 use lora_kernels::{ops, Device, Path};
 
 /// T, d, k and r, on so many multiprocessors.
 const SHAPES: [([usize; 4], usize); 14] = include!("common/hopper_decode_shapes.in");
 
-fn aligned(device: &Device) -> Place {
-    Place { device: device.clone(), placement: Placement::Aligned }
-}
-
 #[test]
 #[ignore = "needs a CUDA GPU"]
 fn every_way_to_share_rows_out_is_exact() {
     let [best, _] = cuda_paths();
-    for ([t, d, k, r], sms) in SHAPES {
-        let inputs = Inputs::<f16>::integers(Sizes::new(t, k, d, r), 5);
-        let outputs = on_cuda(&aligned(&best.with_sms(sms)), &inputs);
-        outputs.assert_same_values(&on_cpu(&inputs), &format!("{} on {sms}", inputs.sizes));
-    }
+    check_exact(&best, &SHAPES);
 }
 
 #[test]
@@ -36,7 +28,7 @@ fn every_number_of_tokens_is_exact() {
             let reference = on_cpu(&inputs);
             for device in cuda_paths().into_iter().chain(few_sms()) {
                 let path = ops::forward_plan(&device, &inputs.problem()).path;
-                let outputs = on_cuda(&aligned(&device), &inputs);
+                let outputs = on_cuda(&Place::aligned(&device), &inputs);
                 outputs.assert_same_values(&reference, &format!("{sizes}, {path}"));
             }
         }
@@ -67,8 +59,8 @@ fn large_layers_are_exact_and_accurate() {
     ];
     for sizes in sizes {
         let inputs = Inputs::<bf16>::integers(sizes, 3);
-        check_samples(&inputs, &on_cuda(&aligned(&best), &inputs), Expect::Exact);
+        check_samples(&inputs, &on_cuda(&Place::aligned(&best), &inputs), Expect::Exact);
     }
     let inputs = Inputs::<bf16>::reals(sizes[1], 4);
-    check_samples(&inputs, &on_cuda(&aligned(&best), &inputs), Expect::Bounded);
+    check_samples(&inputs, &on_cuda(&Place::aligned(&best), &inputs), Expect::Bounded);
 }

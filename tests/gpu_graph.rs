@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::{Buffers, Inputs, Place, Placement, SharedBuffers, SharedInputs, SharedSizes, Sizes};
+use common::{Buffers, Inputs, Place, SharedBuffers, SharedInputs, SharedSizes, Sizes};
 use half::bf16;
 use lora_kernels::cudarc::driver::{sys, CudaContext};
 use lora_kernels::{Device, Result};
@@ -102,7 +102,7 @@ fn replays_of<B: Operations>(
     unsafe { context.disable_event_tracking() };
     let stream = context.new_stream().expect("a stream");
     let device = path(Device::from_stream(stream.clone()).expect("a device"));
-    let place = Place { device: device.clone(), placement: Placement::Aligned };
+    let place = Place::aligned(&device);
 
     let mut captured = B::new(&place, &inputs(0));
     let mut direct = B::new(&place, &inputs(0));

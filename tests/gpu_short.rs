@@ -3,27 +3,19 @@
 
 mod common;
 
-use common::{check_samples, check_tokens, cuda_paths, on_cpu, on_cuda};
-use common::{Expect, Inputs, Place, Placement, Sizes};
-use half::{bf16, f16};
+use common::{check_exact, check_samples, check_tokens, cuda_paths, on_cpu, on_cuda};
+use common::{Expect, Inputs, Place, Sizes};
+use half::bf16;
 use lora_kernels::{ops, Device, Path};
 
 /// T, d, k and r, on so many multiprocessors.
 const SHAPES: [([usize; 4], usize); 10] = include!("common/hopper_short_shapes.in");
 
-fn aligned(device: &Device) -> Place {
-    Place { device: device.clone(), placement: Placement::Aligned }
-}
-
 #[test]
 #[ignore = "needs a CUDA GPU"]
 fn every_tile_is_exact() {
     let [best, _] = cuda_paths();
-    for ([t, d, k, r], sms) in SHAPES {
-        let inputs = Inputs::<f16>::integers(Sizes::new(t, k, d, r), 5);
-        let outputs = on_cuda(&aligned(&best.with_sms(sms)), &inputs);
-        outputs.assert_same_values(&on_cpu(&inputs), &format!("{} on {sms}", inputs.sizes));
-    }
+    check_exact(&best, &SHAPES);
 }
 
 #[test]
@@ -36,7 +28,7 @@ fn the_borders_of_tiles_and_paths_are_exact() {
         for sizes in [Sizes::new(t, 200, 328, r), Sizes::new(t, 72, 4296, r)] {
             let inputs = Inputs::<bf16>::integers(sizes, t as u64);
             let path = ops::forward_plan(&best, &inputs.problem()).path;
-            let outputs = on_cuda(&aligned(&best), &inputs);
+            let outputs = on_cuda(&Place::aligned(&best), &inputs);
             outputs.assert_same_values(&on_cpu(&inputs), &format!("{sizes}, {path}"));
         }
     }
@@ -65,10 +57,10 @@ fn large_layers_are_exact_and_accurate() {
     ];
     for sizes in sizes {
         let inputs = Inputs::<bf16>::integers(sizes, 3);
-        check_samples(&inputs, &on_cuda(&aligned(&best), &inputs), Expect::Exact);
+        check_samples(&inputs, &on_cuda(&Place::aligned(&best), &inputs), Expect::Exact);
     }
     let inputs = Inputs::<bf16>::reals(sizes[1], 4);
-    check_samples(&inputs, &on_cuda(&aligned(&best), &inputs), Expect::Bounded);
+    check_samples(&inputs, &on_cuda(&Place::aligned(&best), &inputs), Expect::Bounded);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Buffers, DeviceElement, Inputs, Outputs, Place, Placement, Sizes};
+use common::{Buffers, DeviceElement, Inputs, Outputs, Place, Sizes};
 use half::{bf16, f16};
 use lora_kernels::cudarc::driver::CudaContext;
 use lora_kernels::Device;
@@ -26,7 +26,7 @@ fn stream_device(context: &Arc<CudaContext>) -> Device {
 }
 
 fn buffers<E: DeviceElement>(device: &Device, inputs: &Inputs<E>) -> Buffers<E> {
-    let place = Place { device: device.clone(), placement: Placement::Aligned };
+    let place = Place::aligned(device);
     Buffers::new(&place, inputs)
 }
 

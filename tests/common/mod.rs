@@ -58,7 +58,7 @@ pub fn check_tokens(device: &Device, sizes: Sizes, smaller: &[usize], path: Path
         let on_hopper = device.profile().is_some_and(|profile| profile.hopper);
         let got = ops::forward_plan(device, &inputs.problem()).path;
         assert!(got == path || !on_hopper, "{} goes by {got}", inputs.sizes);
-        on_cuda(&Place { device: device.clone(), placement: Placement::Aligned }, inputs)
+        on_cuda(&Place::aligned(device), inputs)
     };
     let all = Inputs::reals(sizes, 9);
     let want = run(&all);
@@ -69,6 +69,15 @@ pub fn check_tokens(device: &Device, sizes: Sizes, smaller: &[usize], path: Path
         assert_same_bits(&context("h"), &h, &want.h[..h.len()]);
         assert_same_bits(&context("s"), &s, &want.s[..s.len()]);
         assert_same_bits(&context("frozen"), &frozen, &want.frozen[..frozen.len()]);
+    }
+}
+
+/// Fails unless every operation is exact on layers of T, d, k and r, on so many multiprocessors.
+pub fn check_exact(device: &Device, shapes: &[([usize; 4], usize)]) {
+    for &([t, d, k, r], sms) in shapes {
+        let inputs = Inputs::<half::f16>::integers(Sizes::new(t, k, d, r), 5);
+        let outputs = on_cuda(&Place::aligned(&device.with_sms(sms)), &inputs);
+        outputs.assert_same_values(&on_cpu(&inputs), &format!("{} on {sms}", inputs.sizes));
     }
 }
 

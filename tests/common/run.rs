@@ -42,6 +42,12 @@ pub struct Place {
     pub placement: Placement,
 }
 
+impl Place {
+    pub fn aligned(device: &Device) -> Self {
+        Place { device: device.clone(), placement: Placement::Aligned }
+    }
+}
+
 /// Elements of guard band on either side of a device buffer: with 8 more in front, a multiple
 /// of 16 bytes but of no larger power of two.
 pub(super) const BAND: usize = 64;

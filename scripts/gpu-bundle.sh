@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Collects what there is to run on a GPU in gpu-bundle/: test, benchmark and example
-# executables and a run.sh. The folder, or gpu-bundle.tgz, which has the same in a third of the bytes, can
+# executables and a run.sh. The folder, or gpu-bundle.tgz, which unpacks to it and is a third of its size, can
 # be copied to a machine that has an NVIDIA driver but neither Rust nor a CUDA toolkit (benchmarks against
 # cuBLASLt need that library there).
 #
@@ -114,7 +114,7 @@ RUN
 chmod +x "$bundle/run.sh"
 
 (cd "$bundle" && find . -type f -printf '%10s  %P\n' | sort -k 2)
-tar -C "$bundle" -czf "$bundle.tgz" .
+tar -czf "$bundle.tgz" "$bundle"
 bytes=$(stat -c %s "$bundle.tgz")
 echo "$bundle.tgz: $((bytes >> 10)) KiB"
 ((bytes <= max_mib << 20)) || die "more than $max_mib MiB: name what to take, see the usage"

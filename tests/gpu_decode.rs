@@ -6,7 +6,7 @@ mod common;
 use common::{check_exact, check_samples, check_tokens, cuda_paths, few_sms, on_cpu, on_cuda};
 use common::{Expect, Inputs, Place, Sizes};
 use half::bf16;
-use lora_kernels::{ops, Device, Path};
+use lora_kernels::{ops, Path};
 
 /// T, d, k and r, on so many multiprocessors.
 const SHAPES: [([usize; 4], usize); 14] = include!("common/hopper_decode_shapes.in");

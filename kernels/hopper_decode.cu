@@ -32,7 +32,8 @@
 //   multipliers                                         |4 k16 of stage 0|4 k16 of 1| ... |S·Bᵀ|sum|store
 //
 // Of up to 64 rows, which a pair always shares, the two warpgroups take steps in turns, each with sums of
-// its own, which the first adds up; of more, each has 64 rows. full[stage] completes when all its bytes
+// its own, which the first adds up; of more, each has 64 rows. Those that take turns have stages of their
+// own, since a barrier tells two phases apart and no more: the number of stages is even. full[stage] completes when all its bytes
 // have come. empty[stage] completes when the warps that read it are done with it, those of both blocks
 // where they share X.
 //
@@ -57,7 +58,7 @@ struct HopperDecodeParams {
     int split;       // the blocks of a pair share rows of W0 and have half of k each
     int rows;        // of W0 that a pair, or a block, works on at a time: 128 at most, over 64 unless split
     int rounds;      // so often; 1 if split
-    int stages;      // that are in flight
+    int stages;      // that are in flight; even of up to 64 rows
     int ahead;       // steps for which the L2 is asked before the kernel before is done
     int down_pairs;  // the pairs that make S; 0 if r is
     int down_rows;   // of A for each of them: 64 at most

@@ -18,6 +18,9 @@ pub(crate) const FLAGS: usize = 2;
 /// Rows of a share.
 const MOST_ROWS: usize = 128;
 
+/// Rows up to which the warpgroups of a block take steps in turns.
+const TURNS_ROWS: usize = 64;
+
 /// Columns of S that a pair makes: few, for S to be there before it is needed.
 const DOWN_ROWS: usize = 32;
 
@@ -84,7 +87,10 @@ impl Schedule {
         };
         let stages = |rows: usize, in_flight: usize| {
             let fit = ring_bytes(tile_t) / ((rows + tile_t) * STEP_BYTES);
-            (in_flight / (rows * STEP_BYTES)).max(3).min(fit).min(MOST_STAGES)
+            let stages = (in_flight / (rows * STEP_BYTES)).max(4).min(fit).min(MOST_STAGES);
+            // Warpgroups that take turns have stages of their own: neither waits for the other's, and a
+            // barrier that nobody waited for once is taken for complete the next time.
+            stages - if rows <= TURNS_ROWS { stages % 2 } else { 0 }
         };
         Schedule {
             tile_t,
@@ -173,8 +179,8 @@ mod tests {
             for (rows, stages) in
                 [(schedule.rows, schedule.stages), (schedule.down_rows, schedule.down_stages)]
             {
-                // Warpgroups that take turns are two stages apart.
                 assert!((3..=MOST_STAGES).contains(&stages), "{context}");
+                assert!(rows > TURNS_ROWS || stages % 2 == 0, "{context}");
                 // What wgmma reads beyond a stage, 64 rows at a time, is in shared memory too.
                 let beyond = rows.next_multiple_of(64) - rows;
                 let end = stages * (rows + schedule.tile_t) * STEP_BYTES + beyond * STEP_BYTES;

@@ -32,10 +32,10 @@
 //   multipliers                                         |4 k16 of stage 0|4 k16 of 1| ... |S·Bᵀ|sum|store
 //
 // Of up to 64 rows, which a pair always shares, the two warpgroups take steps in turns, each with sums of
-// its own, which the first adds up; of more, each has 64 rows. Those that take turns have stages of their
-// own, since a barrier tells two phases apart and no more: the number of stages is even. full[stage] completes when all its bytes
+// its own, which the first adds up; of more, each has 64 rows. full[stage] completes when all its bytes
 // have come. empty[stage] completes when the warps that read it are done with it, those of both blocks
-// where they share X.
+// where they share X. Warpgroups that take turns have stages of their own, so the number of stages is even:
+// whoever skips a phase of a barrier cannot tell whether the next has completed.
 //
 // Before the kernel before is done, nothing of what it may have written is read, and nothing is written:
 // the L2 is only asked to have W0 or A at hand. So launches may overlap.
@@ -58,7 +58,7 @@ struct HopperDecodeParams {
     int split;       // the blocks of a pair share rows of W0 and have half of k each
     int rows;        // of W0 that a pair, or a block, works on at a time: 128 at most, over 64 unless split
     int rounds;      // so often; 1 if split
-    int stages;      // that are in flight; even of up to 64 rows
+    int stages;      // that are in flight; an even number of them for up to 64 rows
     int ahead;       // steps for which the L2 is asked before the kernel before is done
     int down_pairs;  // the pairs that make S; 0 if r is
     int down_rows;   // of A for each of them: 64 at most

@@ -88,8 +88,7 @@ impl Schedule {
         let stages = |rows: usize, in_flight: usize| {
             let fit = ring_bytes(tile_t) / ((rows + tile_t) * STEP_BYTES);
             let stages = (in_flight / (rows * STEP_BYTES)).max(4).min(fit).min(MOST_STAGES);
-            // Warpgroups that take turns have stages of their own: neither waits for the other's, and a
-            // barrier that nobody waited for once is taken for complete the next time.
+            // Warpgroups that take turns have stages of their own.
             stages - if rows <= TURNS_ROWS { stages % 2 } else { 0 }
         };
         Schedule {
@@ -156,7 +155,7 @@ mod tests {
             assert!(rows % 8 == 0 && rows <= MOST_ROWS, "{context}");
             // What a pair hands over has a place for one round, and a block alone has 64 rows for the first
             // warpgroup.
-            assert!(if split { rounds == 1 } else { rows > 64 }, "{context}");
+            assert!(if split { rounds == 1 } else { rows > TURNS_ROWS }, "{context}");
         }
     }
 
@@ -211,7 +210,7 @@ mod tests {
                 panic!("T={t} d={d} k={k} r={r} on {sms} goes another way");
             };
             let Schedule { tile_t, split, rows, rounds, pairs, down_pairs, .. } = schedule;
-            ways.insert((tile_t, split, rows > 64));
+            ways.insert((tile_t, split, rows > TURNS_ROWS));
             let shares = d.div_ceil(rows);
             kinds.extend([
                 ("several rounds", rounds > 1),

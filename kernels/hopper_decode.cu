@@ -15,16 +15,18 @@
 // All rows must start at multiples of 16 bytes, which is what TMA takes; what a box has beyond the edge
 // of its matrix is read as zeros and not written.
 //
-// Grid: pairs of blocks (clusters). The first ones make S, down_rows columns a pair, and the others H.
-// Block: three warpgroups. Of the first, one thread loads; the other two multiply.
+// Grid: pairs of blocks (clusters). The first ones make S, down_rows columns of down_tokens tokens a
+// pair, and the others H.
+// Block: two warpgroups that multiply, and a warp of which one thread loads.
 // Where a pair shares the same rows of its weight (`split`, and always for S), its first block goes
 // along the first half of k, the other along the rest, and each makes half of the tokens from the sums of
 // both. Where it does not, its blocks have rows of their own, and load half of X each, into both, if
 // there are tokens enough to make that worth it.
 // NOTES: rows beyond X are not loaded. Filling a row with zeros takes the TMA longer than loading one, and
 // whatever is in shared memory there, only columns of Hᵀ have it that nobody stores.
-// Shared memory: stages of kN×64 elements of X and rows×64 of a weight; then what the warpgroups and the
-// blocks of a pair hand over, and the output on its way to memory.
+// Shared memory: barriers; stages of so many tokens × 64 elements of X and rows×64 of a weight; then what
+// the warpgroups and the blocks of a pair hand over, and the output on its way to memory. All of a
+// multiprocessor's, or half.
 // Reads X, W0, A, B, S; writes S and H, every element once. `flags` must be zeros, and are again when
 // the launch is done.
 //
@@ -32,13 +34,15 @@
 //   multipliers                                         |4 k16 of stage 0|4 k16 of 1| ... |S·Bᵀ|sum|store
 //
 // Of up to 64 rows, which a pair always shares, the two warpgroups take steps in turns, each with sums of
-// its own, which the first adds up; of more, each has 64 rows. full[stage] completes when all its bytes
-// have come. empty[stage] completes when the warps that read it are done with it, those of both blocks
-// where they share X. Warpgroups that take turns have stages of their own, so the number of stages is even:
-// whoever skips a phase of a barrier cannot tell whether the next has completed.
+// its own, which one of them adds up; or half of the tokens each. Of more, each has 64 rows. full[stage]
+// completes when all its bytes have come. empty[stage] completes when the warps that read it are done with
+// it, those of both blocks where they share X. Warpgroups that take turns have stages of their own, so the
+// number of stages is even: whoever skips a phase of a barrier cannot tell whether the next has completed.
 //
 // Before the kernel before is done, nothing of what it may have written is read, and nothing is written:
-// the L2 is only asked to have W0 or A at hand. So launches may overlap.
+// the L2 is only asked to have W0, or A and X, at hand. So launches may overlap. Blocks that take half of a
+// multiprocessor let the next launch start when it is time for its blocks to ask for W0: the memory would
+// idle while the last sums are handed over and stored, and until the first loads of the next arrive.
 //
 // Who waits for whom: within a pair, for each other. Those that make H, for those that make S. They do
 // not wait for anybody else, and are the first blocks of the grid, so that they are started first,
@@ -49,6 +53,7 @@
 struct HopperDecodeParams {
     TensorMap w0, a, b;  // in boxes of 64 columns and as many rows as a block works on
     TensorMap x, s;      // in boxes of 64 columns and x_rows and t rows
+    TensorMap down_x;    // X in boxes of 64 columns and down_tokens rows
     void *h, *s_out;
     uint32_t* flags;  // how many have seen all of S, and how many blocks have made their part of it
     int t, k, d, r;
@@ -60,42 +65,45 @@ struct HopperDecodeParams {
     int rounds;      // so often; 1 if split
     int stages;      // that are in flight; an even number of them for up to 64 rows
     int ahead;       // steps for which the L2 is asked before the kernel before is done
+    int next_at;     // the step at whose loads the next kernel may start
     int down_pairs;  // the pairs that make S; 0 if r is
-    int down_rows;   // of A for each of them: 64 at most
+    int down_ranks;  // in so many parts of its columns
+    int down_rows;   // of A for each of those: 64 at most
+    int down_tile;   // tokens that a stage of theirs has room for: 32 or kN
+    int down_tokens; // of X for each pair: as many at most
     int down_stages;
 };
-static_assert(sizeof(HopperDecodeParams) == 768);
+static_assert(sizeof(HopperDecodeParams) == 896);
 
 constexpr int kStep = 64;  // along k
 constexpr int kMaxStages = 40;
-constexpr int kBarriersAt = 222 << 10;
+constexpr int kStagesAt = 1024;  // in shared memory, behind the barriers
 
-// A multiplying thread's sums come in chunks of four: two rows, eight apart, of two tokens, of every
-// eight. Behind the stages is the place for those that the peer hands over, then for those that the other
-// warpgroup does, then for the output in rows of as many elements as a block's tiles have.
-template <int kN>
-struct Chunks {
-    static constexpr int kAll = kN / 8, kFirstHalf = (kAll + 1) / 2, kBytes = 128 * 16;
-    // With which no two rows of the output are in one bank.
-    static constexpr int kPitch64 = 64 * 2 + 16, kPitch128 = 128 * 2 + 16;
-    static constexpr int kMost = kFirstHalf * (3 * kBytes + 8 * kPitch64);
-    static_assert(kMost >= kFirstHalf * (2 * kBytes + 8 * kPitch128) && kMost >= kN * kPitch128);
-    // As in plan::hopper_decode, which has as many stages as fit before.
-    static constexpr int kAt = kBarriersAt - kMost;
-};
+// Of one of the chunks of four in which a warpgroup's sums come: a thread's are of two rows, eight apart,
+// and of two tokens of every eight.
+constexpr int kChunkBytes = 128 * 16;
 
-__device__ __forceinline__ uint32_t full(uint32_t base, int stage) {
-    return base + kBarriersAt + 8 * stage;
-}
+__device__ __forceinline__ uint32_t full(uint32_t base, int stage) { return base + 8 * stage; }
 __device__ __forceinline__ uint32_t empty(uint32_t base, int stage) {
     return full(base, kMaxStages + stage);
 }
-// All that the peer hands over is there.
+// All sums that others hand over are there.
 __device__ __forceinline__ uint32_t received(uint32_t base) { return full(base, 2 * kMaxStages); }
+
+// What each of the two multiplying warpgroups has of a block's work. A block that has half of k ends up
+// with the same sums by steps and by tokens: those of its even steps, and of its odd ones, and their sum.
+enum class Share {
+    kRows,    // 64 each
+    kSteps,   // every other one
+    kTokens,  // half of them each
+};
 
 // What a block works on.
 struct Work {
     bool makes_s, split;
+    bool shares_x;            // the blocks of a pair load X for both
+    int tile;                 // tokens that a stage has room for
+    int token0, tokens;
     int rank;                 // of the block in its pair
     int rows;                 // of the weight, at a time
     int row0, row_stride;     // the first of them, and from one round to the next
@@ -104,13 +112,19 @@ struct Work {
     int ext_first, ext_stride, exts;  // steps of 64 along r: the first, from one to the next, their count
     int stages;
 
-    __device__ __forceinline__ explicit Work(const HopperDecodeParams& p) {
+    __device__ __forceinline__ Work(const HopperDecodeParams& p, int tile_t) {
         const int pair = blockIdx.x / 2, h_pairs = gridDim.x / 2 - p.down_pairs;
         rank = (int)cluster_rank();
         makes_s = pair < p.down_pairs;
         split = makes_s || p.split;
+        shares_x = !split && tile_t >= 32;
+        tile = makes_s ? p.down_tile : tile_t;
+        token0 = makes_s ? pair / p.down_ranks * p.down_tokens : 0;
+        tokens = min(makes_s ? p.down_tokens : p.t, p.t - token0);
         rows = makes_s ? p.down_rows : p.rows;
-        const int unit = makes_s ? pair : split ? pair - p.down_pairs : 2 * (pair - p.down_pairs) + rank;
+        const int unit = makes_s ? pair % p.down_ranks
+                         : split ? pair - p.down_pairs
+                                 : 2 * (pair - p.down_pairs) + rank;
         row0 = unit * rows;
         row_stride = (split ? h_pairs : 2 * h_pairs) * rows;
         rounds = makes_s ? 1 : p.rounds;
@@ -125,61 +139,69 @@ struct Work {
         stages = makes_s ? p.down_stages : p.stages;
     }
 
-    // The blocks of a pair load X for both.
-    template <int kN>
-    __device__ __forceinline__ bool shares_x() const {
-        return kN >= 32 && !split;
+    __device__ __forceinline__ Share share() const {
+        return rows > 64 ? Share::kRows : tile == 64 && !makes_s ? Share::kTokens : Share::kSteps;
     }
-    // The warpgroups take steps in turns.
-    __device__ __forceinline__ bool alternates() const { return rows <= 64; }
-    template <int kN>
-    __device__ __forceinline__ int stage_bytes() const {
-        return (kN + rows) * kStep * 2;
+    __device__ __forceinline__ int stage_bytes() const { return (tile + rows) * kStep * 2; }
+    __device__ __forceinline__ uint32_t stage_at(uint32_t base, int stage) const {
+        return base + kStagesAt + stage * stage_bytes();
     }
+    // In a stage.
+    __device__ __forceinline__ int weight_at() const { return tile * kStep * 2; }
 };
 
 // By one thread, which is_elected().
 __device__ __forceinline__ void ask_ahead(const HopperDecodeParams& p, const Work& work) {
-    for (int i = 0; i < min(p.ahead, work.steps); i++)
-        tma_prefetch(work.makes_s ? p.a : p.w0, work.row0, (work.first + i) * kStep);
+    const int steps = work.makes_s ? work.steps : min(p.ahead, work.steps);
+    for (int i = 0; i < steps; i++) {
+        const int k0 = (work.first + i) * kStep;
+        tma_prefetch(work.makes_s ? p.a : p.w0, work.row0, k0);
+        if (work.makes_s) tma_prefetch(p.down_x, work.token0, k0);
+    }
 }
 
 // By one thread, which is_elected().
-template <int kN>
 __device__ __forceinline__ void load(const HopperDecodeParams& p, const Work& work, uint32_t base) {
-    constexpr int kXBytes = kN * kStep * 2;
     const TensorMap& weight = work.makes_s ? p.a : p.w0;
+    const TensorMap& x = work.makes_s ? p.down_x : p.x;
+    // Rows of X that come to a stage.
+    const int tokens = work.makes_s ? p.down_tokens : work.shares_x ? 2 * p.x_rows : p.t;
+    // So many rows of X or S, beside those of the weight.
+    auto expect = [&](int stage, int rows) {
+        mbarrier_arrive_expect(full(base, stage), (rows + work.rows) * kStep * 2);
+    };
+    const int early = min(work.stages, work.steps);
+    for (int stage = 0; stage < early; stage++) expect(stage, tokens);
     wait_for_kernel_before();
-    let_next_kernel_start();
+    if (work.makes_s) let_next_kernel_start();
     RingOf ring(work.stages);
-    // For so many rows of X or S, beside those of the weight.
-    auto next_stage = [&](int tokens) {
+    auto next_stage = [&](int rows) {
         // A stage that was never filled counts as released.
         mbarrier_wait(empty(base, ring.stage), ring.phase ^ 1);
-        mbarrier_arrive_expect(full(base, ring.stage), (tokens + work.rows) * kStep * 2);
-        return base + ring.stage * work.stage_bytes<kN>();
+        expect(ring.stage, rows);
     };
-    const int x_boxes = (p.t + p.x_rows - 1) / p.x_rows;
     bool has_s = false;
     for (int round = 0; round < work.rounds; round++) {
         const int row0 = work.row0 + round * work.row_stride;
         for (int i = 0; i < work.steps; i++) {
-            const uint32_t to = next_stage(x_boxes * p.x_rows), barrier = full(base, ring.stage);
-            const int k0 = (work.first + i) * kStep;
-            tma_load_once(to + kXBytes, weight, row0, k0, barrier);
-            if (work.shares_x<kN>()) {
+            const int step = round * work.steps + i, k0 = (work.first + i) * kStep;
+            if (step >= early) next_stage(tokens);
+            if (!work.makes_s && step == p.next_at) let_next_kernel_start();
+            const uint32_t to = work.stage_at(base, ring.stage), barrier = full(base, ring.stage);
+            tma_load_once(to + work.weight_at(), weight, row0, k0, barrier);
+            if (work.shares_x) {
                 const int x0 = work.rank * p.x_rows;
-                tma_load_pair(to + x0 * kStep * 2, p.x, x0, k0, barrier);
+                tma_load_pair(to + x0 * kStep * 2, x, x0, k0, barrier);
             } else {
-                for (int x0 = 0; x0 < p.t; x0 += p.x_rows)
-                    tma_load(to + x0 * kStep * 2, p.x, x0, k0, barrier);
+                tma_load(to, x, work.token0, k0, barrier);
             }
             ring.advance(1);
         }
         for (int i = 0; i < work.exts; i++) {
-            const uint32_t to = next_stage(p.t), barrier = full(base, ring.stage);
+            next_stage(p.t);
+            const uint32_t to = work.stage_at(base, ring.stage), barrier = full(base, ring.stage);
             const int r0 = (work.ext_first + i * work.ext_stride) * kStep;
-            tma_load(to + kXBytes, p.b, row0, r0, barrier);
+            tma_load(to + work.weight_at(), p.b, row0, r0, barrier);
             if (!has_s) {
                 while (flag_load_acquire(&p.flags[1]) < 2 * p.down_pairs) {
                 }
@@ -197,124 +219,139 @@ __device__ __forceinline__ void load(const HopperDecodeParams& p, const Work& wo
     }
 }
 
-// By the two warpgroups behind the first.
-template <typename E, int kN>
+// By the first two warpgroups.
+template <typename E, int kTile, Share kShare>
 __device__ __forceinline__ void multiply(const HopperDecodeParams& p, const Work& work, uint32_t base) {
-    constexpr int kXBytes = kN * kStep * 2;
-    constexpr int kChunks = Chunks<kN>::kAll, kFirstHalf = Chunks<kN>::kFirstHalf;
-    const int group = __shfl_sync(~0u, threadIdx.x / 128, 0) - 1;
+    constexpr bool kByRows = kShare == Share::kRows;
+    constexpr int kTokens = kShare == Share::kTokens ? kTile / 2 : kTile;  // of a warpgroup
+    constexpr int kSets = kShare == Share::kTokens ? 2 : 1;                // of sums
+    constexpr int kStride = kShare == Share::kSteps ? 2 : 1;
+    constexpr int kChunks = kTokens / 8;
+    constexpr int kAll = kTile / 8, kFirstHalf = (kAll + 1) / 2;  // of the block, and of its first half
+    constexpr int kPitch = (kByRows ? 128 : 64) * 2 + 16;         // with which no two rows are in one bank
+    // Places for sums that are handed over: the peer's warpgroups', then that of the block's other one.
+    constexpr int kFromPeer = kShare == Share::kTokens ? 1 : 2;
+    constexpr int kPlaces = kShare == Share::kSteps ? 3 : kFromPeer;
+    const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
     const int thread = threadIdx.x % 128, warp = thread / 32, lane = thread % 32;
-    const bool alternates = work.alternates(), shares_x = work.shares_x<kN>();
-    const int stride = alternates ? 2 : 1, my_rows = alternates ? 0 : group * 64;
+    const int chunk0 = kShare == Share::kTokens ? group * kChunks : 0;
+    const int my_rows = kByRows ? group * 64 : 0;
     // A block may have nothing to load, and so to wait for.
     wait_for_kernel_before();
-    // Of the chunks, those from one on, up to another, are this block's to finish.
+    // Of the chunks, those from one on, up to another, are this block's to finish, by a warpgroup, or both.
     const int mine = work.split && work.rank == 1 ? kFirstHalf : 0;
-    const int mine_end = work.split && work.rank == 0 ? kFirstHalf : kChunks;
+    const int mine_end = work.split && work.rank == 0 ? kFirstHalf : kAll;
+    const int theirs = work.split && work.rank == 0 ? kFirstHalf : 0;
     auto is_mine = [&](int chunk) { return chunk >= mine && chunk < mine_end; };
+    const bool finishes = kByRows || group == work.rank;
+    constexpr int kFinishers = kByRows ? 256 : 128;
 
-    constexpr int kChunkBytes = Chunks<kN>::kBytes;
-    const uint32_t from_peer = base + Chunks<kN>::kAt;
-    const uint32_t from_other = from_peer + (work.split ? 2 * kFirstHalf * kChunkBytes : 0);
-    const uint32_t out_at = from_other + (alternates ? kFirstHalf * kChunkBytes : 0);
-    const int out_pitch = alternates ? Chunks<kN>::kPitch64 : Chunks<kN>::kPitch128;
-    auto chunk_at = [&](uint32_t region, int chunk) {
-        return region + chunk * kChunkBytes + thread * 16;
+    // Behind the stages. As in plan::hopper_decode, which has as many stages as leave room for it.
+    const uint32_t handover = work.stage_at(base, work.stages);
+    const uint32_t out_at = handover + (work.split ? kPlaces * kFirstHalf * kChunkBytes : 0);
+    auto place = [&](uint32_t of_block, int of, int chunk) {
+        return of_block + (of * kFirstHalf + chunk) * kChunkBytes + thread * 16;
     };
 
     RingOf ring(work.stages);
-    auto release = [&](int stage) {
-        if (shares_x) {
-            if (lane < 2) mbarrier_arrive_remote(empty(base, stage), lane);
+    int previous = -1;
+    auto release_previous = [&] {
+        if (previous < 0) return;
+        if (work.shares_x) {
+            if (lane < 2) mbarrier_arrive_remote(empty(base, previous), lane);
         } else if (lane == 0) {
-            mbarrier_arrive(empty(base, stage));
+            mbarrier_arrive(empty(base, previous));
         }
+        previous = -1;
+    };
+    auto take_step = [&](float(&sums)[kTokens / 2]) {
+        mbarrier_wait(full(base, ring.stage), ring.phase);
+        const uint32_t stage = work.stage_at(base, ring.stage);
+        const uint64_t x = wgmma_descriptor(stage + chunk0 * 8 * kStep * 2, false);
+        const uint64_t weight = wgmma_descriptor(stage + (kTile + my_rows) * kStep * 2, false);
+        wgmma_fence();
+#pragma unroll
+        for (int k16 = 0; k16 < kStep / 16; k16++)
+            wgmma<E, kTokens, 0, false, false>(sums, weight + k16 * 2, x + k16 * 2, 1);
+        wgmma_commit();
+        wgmma_wait<1>();
+        release_previous();
+        previous = ring.stage;
+        ring.advance(kStride);
     };
     const int all_steps = work.steps + work.exts;
-    int step = alternates ? group : 0;
-    ring.advance(step);
+    if (kStride == 2) ring.advance(group);
     for (int round = 0; round < work.rounds; round++) {
         const int row0 = work.row0 + round * work.row_stride;
-        float acc[kN / 2] = {};
-        int previous = -1;
-        for (; step < all_steps; step += stride) {
-            mbarrier_wait(full(base, ring.stage), ring.phase);
-            const uint32_t stage = base + ring.stage * work.stage_bytes<kN>();
-            const uint64_t x = wgmma_descriptor(stage, false);
-            const uint64_t weight = wgmma_descriptor(stage + kXBytes + my_rows * kStep * 2, false);
-            wgmma_fence();
-#pragma unroll
-            for (int k16 = 0; k16 < kStep / 16; k16++)
-                wgmma<E, kN, 0, false, false>(acc, weight + k16 * 2, x + k16 * 2, 1);
-            wgmma_commit();
-            wgmma_wait<1>();
-            if (previous >= 0) release(previous);
-            previous = ring.stage;
-            ring.advance(stride);
+        float acc[kSets][kTokens / 2] = {};
+#pragma unroll 1
+        for (int step = kStride == 2 ? group : 0; step < all_steps; step += kSets * kStride) {
+            take_step(acc[0]);
+            if (kSets == 2 && step + 1 < all_steps) take_step(acc[kSets - 1]);
         }
-        step -= all_steps;
         wgmma_wait<0>();
-        if (previous >= 0) release(previous);
+        release_previous();
+        float(&sums)[kTokens / 2] = acc[0];
+        if constexpr (kSets == 2) {
+#pragma unroll
+            for (int i = 0; i < kTokens / 2; i++) sums[i] += acc[1][i];
+        }
 
-        // What is the peer's to finish goes there, and what is the first warpgroup's, to that one.
+        // Sums go to who finishes them.
         if (work.split) {
             cluster_wait();
-            const int theirs = kChunks - (mine_end - mine);
-            if (thread == 0 && group == 0 && mine < mine_end)
-                mbarrier_arrive_expect(received(base), (mine_end - mine) * 2 * kChunkBytes);
-            const uint32_t barrier = address_in_block(received(base), work.rank ^ 1);
-            const uint32_t to = address_in_block(from_peer, work.rank ^ 1);
+            if (thread == 0 && (kByRows ? group == 0 : finishes) && mine < mine_end)
+                mbarrier_arrive_expect(received(base), (mine_end - mine) * kPlaces * kChunkBytes);
+            auto hand_over = [&](int block, int of, int chunk, const float* sums) {
+                store_async(place(address_in_block(handover, block), of, chunk), sums,
+                            address_in_block(received(base), block));
+            };
 #pragma unroll
             for (int i = 0; i < kChunks; i++) {
-                const int at = group * theirs + (i < kFirstHalf ? i : i - kFirstHalf);
-                if (!is_mine(i)) store_async(chunk_at(to, at), &acc[4 * i], barrier);
+                if (!is_mine(chunk0 + i))
+                    hand_over(work.rank ^ 1, kFromPeer == 2 ? group : 0, chunk0 + i - theirs, &sums[4 * i]);
+                else if (!finishes)
+                    hand_over(work.rank, 2, i - mine, &sums[4 * i]);
             }
         }
-        if (alternates) {
-            if (group == 1) {
-#pragma unroll
-                for (int i = 0; i < kChunks; i++)
-                    if (is_mine(i)) store_shared(chunk_at(from_other, i - mine), &acc[4 * i]);
-            }
-            named_barrier<256>(1);
-        }
-        if (!alternates || group == 0) {
+        if (finishes) {
             if (work.split && mine < mine_end) mbarrier_wait(received(base), 0);
             const float scale = work.makes_s ? p.scale : 1.f;
 #pragma unroll
             for (int i = 0; i < kChunks; i++) {
-                if (!is_mine(i)) continue;
-                float v[4] = {acc[4 * i], acc[4 * i + 1], acc[4 * i + 2], acc[4 * i + 3]};
-                if (alternates) add_shared(v, chunk_at(from_other, i - mine));
+                const int chunk = chunk0 + i;
+                if (!is_mine(chunk)) continue;
+                float v[4] = {sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]};
                 if (work.split) {
-                    const int of_first = i - mine, of_second = mine_end - mine + i - mine;
-                    float theirs[4] = {};
-                    if (alternates || group == 0) add_shared(theirs, chunk_at(from_peer, of_first));
-                    if (alternates || group == 1) add_shared(theirs, chunk_at(from_peer, of_second));
+                    float of_peer[4] = {};
+                    if (kShare == Share::kSteps) add_shared(v, place(handover, 2, chunk - mine));
+                    if (!kByRows || group == 0) add_shared(of_peer, place(handover, 0, chunk - mine));
+                    if (kShare == Share::kSteps || (kByRows && group == 1))
+                        add_shared(of_peer, place(handover, 1, chunk - mine));
 #pragma unroll
-                    for (int j = 0; j < 4; j++) v[j] += theirs[j];
+                    for (int j = 0; j < 4; j++) v[j] += of_peer[j];
                 }
                 // Lane i gives row i of the transposed: a token's eight rows, then those eight on.
-                const int token = (i - mine) * 8 + lane % 8;
+                const int token = (chunk - mine) * 8 + lane % 8;
                 const int row = my_rows + warp * 16 + lane / 8 % 2 * 8;
-                stmatrix_x2_transposed(out_at + token * out_pitch + row * 2,
+                stmatrix_x2_transposed(out_at + token * kPitch + row * 2,
                                        pack<E>(v[0] * scale, v[1] * scale),
                                        pack<E>(v[2] * scale, v[3] * scale));
             }
-            const int finishers = alternates ? 128 : 256;
-            finishers == 128 ? named_barrier<128>(2) : named_barrier<256>(1);
+            named_barrier<kFinishers>(1);
             const int cols = work.makes_s ? p.r : p.d, rows = min(work.rows, cols - row0);
             const int out_cols = work.makes_s ? p.s_cols : p.d;
-            const int eights = rows / 8, tokens = min(p.t, mine_end * 8) - mine * 8;
+            const int eights = rows / 8, tokens = min(work.tokens, mine_end * 8) - mine * 8;
             // Elements have 16 bits.
-            auto* out = static_cast<uint16_t*>(work.makes_s ? p.s_out : p.h) + row0;
-            for (int i = alternates ? thread : group * 128 + thread; i < eights * tokens; i += finishers) {
+            auto* out = static_cast<uint16_t*>(work.makes_s ? p.s_out : p.h) + row0 +
+                        (int64_t)(work.token0 + mine * 8) * out_cols;
+            for (int i = kByRows ? group * 128 + thread : thread; i < eights * tokens; i += kFinishers) {
                 const int token = i / eights, row = i % eights * 8;
-                const uint4 v = load_shared(out_at + token * out_pitch + row * 2);
-                *reinterpret_cast<uint4*>(out + (int64_t)(mine * 8 + token) * out_cols + row) = v;
+                const uint4 v = load_shared(out_at + token * kPitch + row * 2);
+                *reinterpret_cast<uint4*>(out + (int64_t)token * out_cols + row) = v;
             }
             if (work.makes_s) {
-                named_barrier<128>(2);
+                named_barrier<kFinishers>(1);
                 if (thread == 0) flag_add_release(&p.flags[1]);
             }
         }
@@ -323,17 +360,32 @@ __device__ __forceinline__ void multiply(const HopperDecodeParams& p, const Work
     }
 }
 
+template <typename E, int kTile>
+__device__ __forceinline__ void multiply(const HopperDecodeParams& p, const Work& work, uint32_t base) {
+    const Share share = work.share();
+    if (share == Share::kRows)
+        multiply<E, kTile, Share::kRows>(p, work, base);
+    else if (share == Share::kSteps)
+        multiply<E, kTile, Share::kSteps>(p, work, base);
+    else if constexpr (kTile == 64)
+        multiply<E, kTile, Share::kTokens>(p, work, base);
+}
+
+constexpr int kMultipliers = 8;  // warps; one more loads
+
 template <typename E, int kN>
 __device__ __forceinline__ void hopper_decode(const HopperDecodeParams& p) {
     const uint32_t base = shared_base();
-    const Work work(p);
+    const Work work(p, kN);
     const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
-    if (warp == 0) {
+    const bool loads = warp == kMultipliers;
+    if (loads) {
         if (is_elected()) {
             prefetch_map(work.makes_s ? p.a : p.w0);
-            prefetch_map(p.x);
+            prefetch_map(work.makes_s ? p.down_x : p.x);
         }
-        const int readers = (work.alternates() ? 4 : 8) * (work.shares_x<kN>() ? 2 : 1);
+        const int readers =
+            kMultipliers / (work.share() == Share::kSteps ? 2 : 1) * (work.shares_x ? 2 : 1);
         for (int stage = lane; stage < work.stages; stage += 32) {
             mbarrier_init(full(base, stage), 1);
             mbarrier_init(empty(base, stage), readers);
@@ -345,19 +397,25 @@ __device__ __forceinline__ void hopper_decode(const HopperDecodeParams& p) {
     // The peer's barriers are there when it has arrived too. Where only its sums come from it, those wait
     // for that who send them.
     cluster_arrive();
-    if (warp == 0 && is_elected()) ask_ahead(p, work);
+    if (loads && is_elected()) ask_ahead(p, work);
     __syncwarp();
-    if (work.shares_x<kN>()) cluster_wait();
-    if (warp == 0 && is_elected()) load<kN>(p, work, base);
-    if (warp >= 4) multiply<E, kN>(p, work, base);
-    if (work.split ? warp < 4 : !work.shares_x<kN>()) cluster_wait();
+    if (work.shares_x) cluster_wait();
+    if (loads && is_elected()) load(p, work, base);
+    if (!loads) {
+        if (kN > 32 && work.tile == 32)
+            multiply<E, 32, Share::kSteps>(p, work, base);
+        else
+            multiply<E, kN>(p, work, base);
+    }
+    if (work.split ? loads : !work.shares_x) cluster_wait();
     // A block stays until its peer has neither loads into it nor arrivals at it to come.
     __syncwarp();
     cluster_sync();
 }
 
 #define HOPPER_DECODE_KERNEL(n, type, E)                                                  \
-    extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1)        \
+    extern "C" __global__ void __cluster_dims__(2, 1, 1)                                  \
+        __launch_bounds__(32 * (kMultipliers + 1), n <= 64 ? 2 : 1)                       \
         hopper_decode_n##n##_##type(const __grid_constant__ HopperDecodeParams params) {  \
         hopper_decode<E, n>(params);                                                      \
     }

@@ -21,7 +21,7 @@ use lora_kernels::Device;
 const HOPPER: [([usize; 4], usize); 20] = include!("common/hopper_shapes.in");
 
 /// The same for few tokens.
-const FEW_TOKENS: [([usize; 4], usize); 14] = include!("common/hopper_decode_shapes.in");
+const FEW_TOKENS: [([usize; 4], usize); 18] = include!("common/hopper_decode_shapes.in");
 
 /// And for short batches.
 const SHORT: [([usize; 4], usize); 10] = include!("common/hopper_short_shapes.in");

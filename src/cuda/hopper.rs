@@ -342,7 +342,7 @@ impl Cuda {
         let params = HopperGradsParams { projectors: schedule.projectors as i32, ..params };
         let (cooperative, after) = (makes == Makes::All, makes == Makes::DaDb);
         let mode = LaunchMode { overlap: self.kernels.overlap && after, cooperative };
-        self.launch_with(kernel, schedule.blocks, &params, mode)
+        self.launch_with(kernel, kernel.config([schedule.blocks, 1])?, &params, mode)
     }
 
     /// What both forms of the product have, for an output of n columns over k.
@@ -399,6 +399,7 @@ impl Cuda {
         // Blocks that wait for others than the first must run at the same time. Nothing says that this still
         // holds where some of them start early, and another stream may take the room of the rest.
         let overlap = self.kernels.overlap && fills_gpu && !cooperative;
-        self.launch_with(kernel, blocks, params, LaunchMode { overlap, cooperative })
+        let mode = LaunchMode { overlap, cooperative };
+        self.launch_with(kernel, kernel.config([blocks, 1])?, params, mode)
     }
 }

@@ -16,6 +16,7 @@ struct HopperDecodeParams {
     b: TensorMap,
     x: TensorMap,
     s: TensorMap,
+    down_x: TensorMap,
     h: sys::CUdeviceptr,
     s_out: sys::CUdeviceptr,
     flags: sys::CUdeviceptr,
@@ -31,13 +32,17 @@ struct HopperDecodeParams {
     rounds: i32,
     stages: i32,
     ahead: i32,
+    next_at: i32,
     down_pairs: i32,
+    down_ranks: i32,
     down_rows: i32,
+    down_tile: i32,
+    down_tokens: i32,
     down_stages: i32,
 }
 
 // The same size is asserted in the kernel.
-const _: () = assert!(size_of::<HopperDecodeParams>() == 768);
+const _: () = assert!(size_of::<HopperDecodeParams>() == 896);
 
 // SAFETY: plain integers, floats, descriptors and device addresses, laid out as C lays them out.
 unsafe impl DeviceRepr for HopperDecodeParams {}
@@ -52,30 +57,30 @@ impl Cuda {
         schedule: &Schedule,
         flags: sys::CUdeviceptr,
     ) -> Result<()> {
-        let &Schedule { tile_t, split, rows, rounds, stages, ahead, .. } = schedule;
-        let &Schedule { down_pairs, down_rows, down_stages, .. } = schedule;
+        let &Schedule { tile_t, split, rows, rounds, stages, ahead, next_at, down, .. } = schedule;
         let &Layers { dtype, t, k, x, .. } = layers;
         let &Layer { d, r, w0, b, h, scale } = layer;
         let boxes = |operand: Operand, size: [usize; 2], box_rows: usize| {
             TensorMap::new(operand, size, dtype, [box_rows as u32, 64])
         };
         let x_rows = schedule.x_rows(t);
-        let x = boxes(x, [t, k], x_rows)?;
+        let (x, down_x) = (boxes(x, [t, k], x_rows)?, boxes(x, [t, k], down.tokens)?);
         let w0 = boxes(w0, [d, k], rows)?;
         let (mut a_boxes, mut b_boxes, mut s_boxes) = (w0, w0, w0); // never read if r = 0
         if r > 0 {
-            a_boxes = boxes(a, [r, k], down_rows)?;
+            a_boxes = boxes(a, [r, k], down.rows)?;
             b_boxes = boxes(b, [d, r], rows)?;
             s_boxes = boxes(s, [t, r], t)?;
         }
         let [t, k, d, r] = [t, k, d, r].map(|size| size as i32);
-        let [rows, rounds, stages, ahead] = [rows, rounds, stages, ahead].map(|n| n as i32);
+        let [rows, rounds, stages] = [rows, rounds, stages].map(|n| n as i32);
         let params = HopperDecodeParams {
             w0,
             a: a_boxes,
             b: b_boxes,
             x,
             s: s_boxes,
+            down_x,
             h: h.data,
             s_out: s.data,
             flags,
@@ -90,16 +95,22 @@ impl Cuda {
             rows,
             rounds,
             stages,
-            ahead,
-            down_pairs: down_pairs as i32,
-            down_rows: down_rows as i32,
-            down_stages: down_stages as i32,
+            ahead: ahead as i32,
+            next_at: next_at as i32,
+            down_pairs: down.pairs as i32,
+            down_ranks: down.ranks as i32,
+            down_rows: down.rows as i32,
+            down_tile: down.tile_t as i32,
+            down_tokens: down.tokens as i32,
+            down_stages: down.stages as i32,
         };
         let mut kernels = self.kernels.of(dtype).hopper_decode.iter();
         let (_, kernel) =
             kernels.find(|(tile, _)| *tile == tile_t).expect("there is a kernel for every tile");
         // Its first blocks wait for nobody, so that it need not be cooperative, which takes longer.
         let mode = LaunchMode { overlap: self.kernels.overlap, cooperative: false };
-        self.launch_with(kernel, schedule.blocks(), &params, mode)
+        let mut config = kernel.config([schedule.blocks(), 1])?;
+        config.shared_mem_bytes = schedule.shared_bytes as u32;
+        self.launch_with(kernel, config, &params, mode)
     }
 }

@@ -163,6 +163,6 @@ impl Cuda {
         let (_, kernel) = kernel.expect("there is a kernel for every tile");
         // Its first blocks wait for nobody, so that it need not be cooperative, which takes longer.
         let mode = LaunchMode { overlap: self.kernels.overlap, cooperative: false };
-        self.launch_with(kernel, schedule.blocks(), &params, mode)
+        self.launch_with(kernel, kernel.config([schedule.blocks(), 1])?, &params, mode)
     }
 }

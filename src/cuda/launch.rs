@@ -293,7 +293,7 @@ impl Cuda {
     pub(super) fn launch_with<P: DeviceRepr>(
         &self,
         kernel: &Kernel,
-        blocks: usize,
+        config: LaunchConfig,
         params: &P,
         mode: LaunchMode,
     ) -> Result<()> {
@@ -307,7 +307,7 @@ impl Cuda {
             attribute(CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, overlap),
             attribute(CU_LAUNCH_ATTRIBUTE_COOPERATIVE, cooperative),
         ];
-        let LaunchConfig { grid_dim, block_dim, shared_mem_bytes } = kernel.config([blocks, 1])?;
+        let LaunchConfig { grid_dim, block_dim, shared_mem_bytes } = config;
         let config = sys::CUlaunchConfig {
             gridDimX: grid_dim.0,
             gridDimY: grid_dim.1,

@@ -8,9 +8,17 @@ pub(crate) const MOST_TOKENS: usize = 128;
 /// The tiles of tokens that the kernel is there for.
 pub(crate) const TILES_T: [usize; 5] = [8, 16, 32, 64, MOST_TOKENS];
 
-/// What a block takes: 222 KiB, its barriers, and what aligning to 1024 bytes may take.
+/// What a block takes at most.
 pub(crate) const FOOTPRINT: Footprint =
-    Footprint { threads: [384, 1], shared_bytes: (222 << 10) + 1024 + 1024 };
+    Footprint { threads: [288, 1], shared_bytes: MOST_SHARED_BYTES as u32 };
+
+const MOST_SHARED_BYTES: usize = 224 << 10;
+
+/// What it takes for two to be on a multiprocessor at once.
+const HALF_SHARED_BYTES: usize = 113 << 10;
+
+/// Of that, for its barriers, and for what aligning to 1024 bytes may take.
+const BARRIER_BYTES: usize = 1024 + 1024;
 
 /// Words by which blocks tell each other of S.
 pub(crate) const FLAGS: usize = 2;
@@ -21,18 +29,15 @@ const MOST_ROWS: usize = 128;
 /// Rows up to which the warpgroups of a block take steps in turns.
 const TURNS_ROWS: usize = 64;
 
-/// Columns of S that a pair makes: few, for S to be there before it is needed.
+/// Columns of S that a pair makes at most, where it has a multiprocessor for each of its blocks.
 const DOWN_ROWS: usize = 32;
+
+/// The same, and the tokens, where two blocks are on a multiprocessor.
+const HALF_DOWN_ROWS: usize = 64;
+const HALF_DOWN_TOKENS: usize = 32;
 
 /// Stages that a block may have.
 const MOST_STAGES: usize = 40;
-
-/// Bytes that there are for them: what hands sums over and the output on its way take the rest, as
-/// `Chunks` in the kernel says.
-fn ring_bytes(tile_t: usize) -> usize {
-    let first_half = (tile_t / 8).div_ceil(2);
-    (222 << 10) - first_half * (3 * 128 * 16 + 8 * (64 * 2 + 16))
-}
 
 /// Elements of W0 that a pair reads, up to which they are few.
 const FEW_ELEMENTS: usize = 1 << 19;
@@ -40,11 +45,55 @@ const FEW_ELEMENTS: usize = 1 << 19;
 /// Elements of a row in a step, as bytes.
 const STEP_BYTES: usize = 64 * 2;
 
+/// What a block's stages are for.
+#[derive(Debug, Clone, Copy)]
+struct Ring {
+    /// Tokens and rows of a weight that a stage has room for.
+    tile_t: usize,
+    rows: usize,
+    /// The blocks of a pair add up their sums.
+    split: bool,
+    /// They make S.
+    makes_s: bool,
+}
+
+impl Ring {
+    fn stage_bytes(&self) -> usize {
+        (self.tile_t + self.rows) * STEP_BYTES
+    }
+
+    /// Behind the stages: what hands sums over, and the output on its way, as `multiply` in the kernel has
+    /// it. wgmma reads up to 56 rows beyond a stage.
+    fn handover_bytes(&self) -> usize {
+        let half = (self.tile_t / 8).div_ceil(2) * 8;
+        let out = |tokens: usize, rows: usize| tokens * (rows * 2 + 16);
+        let bytes = match (self.rows <= TURNS_ROWS, self.split) {
+            (true, _) => {
+                let places = if self.tile_t == 64 && !self.makes_s { 1 } else { 3 };
+                places * half * 64 * 4 + out(half, 64)
+            }
+            (false, true) => 2 * half * 64 * 4 + out(half, 128),
+            (false, false) => out(self.tile_t, 128),
+        };
+        bytes.max(56 * STEP_BYTES)
+    }
+
+    /// As many as there is room for, to have so many bytes of the weight in flight.
+    fn stages(&self, shared_bytes: usize, in_flight: usize) -> usize {
+        let fit = (shared_bytes - BARRIER_BYTES - self.handover_bytes()) / self.stage_bytes();
+        let stages = (in_flight / (self.rows * STEP_BYTES)).max(4).min(fit).min(MOST_STAGES);
+        // Warpgroups that take turns have stages of their own.
+        stages - if self.rows <= TURNS_ROWS { stages % 2 } else { 0 }
+    }
+}
+
 /// A launch. W0 is dealt out by rows in shares, which are a block's, or a pair's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Schedule {
     /// The tile of tokens, one of [`TILES_T`].
     pub(crate) tile_t: usize,
+    /// What a block takes.
+    pub(crate) shared_bytes: usize,
     /// The blocks of a pair work on the same share, half of k each.
     pub(crate) split: bool,
     /// Rows of a share.
@@ -55,29 +104,95 @@ pub(crate) struct Schedule {
     pub(crate) pairs: usize,
     /// Stages of theirs.
     pub(crate) stages: usize,
-    /// Steps of W0 or A that the L2 is asked for, before the launch before is done.
+    /// Steps of W0 that the L2 is asked for, before the launch before is done.
     pub(crate) ahead: usize,
-    /// Pairs of blocks that make S, `down_rows` columns each.
-    pub(crate) down_pairs: usize,
-    pub(crate) down_rows: usize,
-    pub(crate) down_stages: usize,
+    /// The step of theirs at which the next launch may start.
+    pub(crate) next_at: usize,
+    /// What makes S.
+    pub(crate) down: Down,
+}
+
+/// The pairs of blocks that make S, which is dealt out by columns and tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Down {
+    pub(crate) pairs: usize,
+    /// Pairs for the same tokens.
+    pub(crate) ranks: usize,
+    /// Columns of each, which are rows of A.
+    pub(crate) rows: usize,
+    /// Tokens of each, and those that a stage has room for.
+    pub(crate) tokens: usize,
+    pub(crate) tile_t: usize,
+    pub(crate) stages: usize,
+}
+
+impl Down {
+    fn new([t, r]: [usize; 2], ranks: usize, tile_t: usize, shared_bytes: usize) -> Self {
+        let rows = r.div_ceil(ranks.max(1)).next_multiple_of(8).max(8);
+        let (ranks, slices) = (r.div_ceil(rows), t.div_ceil(tile_t));
+        let ring = Ring { tile_t, rows, split: true, makes_s: true };
+        let stages = ring.stages(shared_bytes, usize::MAX);
+        Down { pairs: ranks * slices, ranks, rows, tokens: t.div_ceil(slices), tile_t, stages }
+    }
 }
 
 impl Schedule {
     /// For H (T×d) over k, with S (T×r) unless r is 0, on so many pairs of multiprocessors.
-    pub(crate) fn new([t, d, k, r]: [usize; 4], pairs: usize) -> Self {
+    pub(crate) fn new(sizes: [usize; 4], pairs: usize) -> Self {
+        Self::halves(sizes, pairs).unwrap_or_else(|| Self::wholes(sizes, pairs))
+    }
+
+    /// Where blocks have little to read, the memory idles as a launch ends and the next one begins. So there
+    /// is room for two on a multiprocessor: those of the next launch come in time to ask for W0 just then.
+    fn halves([t, d, k, r]: [usize; 4], pairs: usize) -> Option<Self> {
+        let tile_t = *TILES_T.iter().find(|&&tile| t <= tile && tile <= 64)?;
+        let down_tile = tile_t.min(HALF_DOWN_TOKENS);
+        let (slices, least_ranks) = (t.div_ceil(down_tile), r.div_ceil(HALF_DOWN_ROWS));
+        // Not more pairs than have multiprocessors of their own: two blocks that read W0 through the same one
+        // take longer than any others, and the next launch finds no room.
+        let of_h = pairs.checked_sub(least_ranks * slices).filter(|&pairs| pairs > 0)?;
+        let rows = d.div_ceil(of_h).next_multiple_of(8);
+        if rows > TURNS_ROWS || rows * k > FEW_ELEMENTS {
+            return None;
+        }
+        let of_h = d.div_ceil(rows);
+        let shared_bytes = HALF_SHARED_BYTES;
+        // S is to be there before it is needed, so that all pairs that are left make it.
+        let ranks = ((pairs - of_h) / slices).clamp(least_ranks, r.div_ceil(16));
+        // When so many bytes of W0 are left to a block, the next launch is let start. Earlier, what that one
+        // asks for competes with this one; later, it does not come in time.
+        let left = match tile_t {
+            ..=16 => 128 << 10,
+            32 => 96 << 10,
+            _ => 64 << 10,
+        };
+        let ring = Ring { tile_t, rows, split: true, makes_s: false };
+        Some(Schedule {
+            tile_t,
+            shared_bytes,
+            split: true,
+            rows,
+            rounds: 1,
+            pairs: of_h,
+            stages: ring.stages(shared_bytes, 80 << 10),
+            ahead: (48 << 10) / (rows * STEP_BYTES),
+            next_at: k.div_ceil(64).div_ceil(2).saturating_sub(left / (rows * STEP_BYTES)),
+            down: Down::new([t, r], ranks, down_tile, shared_bytes),
+        })
+    }
+
+    fn wholes([t, d, k, r]: [usize; 4], pairs: usize) -> Self {
         let tile_t = *TILES_T.iter().find(|&&tile| t <= tile).expect("plans look at T first");
-        let down_pairs = r.div_ceil(DOWN_ROWS);
-        let down_rows = r.div_ceil(down_pairs.max(1)).next_multiple_of(8).max(8);
+        let shared_bytes = MOST_SHARED_BYTES;
+        let down = Down::new([t, r], r.div_ceil(DOWN_ROWS), tile_t, shared_bytes);
         // Where there are no others, those that make S are followed by those that make H.
-        let pairs = pairs.saturating_sub(down_pairs).max(1);
+        let pairs = pairs.saturating_sub(down.pairs).max(1);
         // A pair that shares rows reads half as much of X, but has to add up its sums.
         let split = d.div_ceil(pairs) <= MOST_ROWS;
         let per_pair = if split { 1 } else { 2 };
         let shares = pairs * per_pair;
         let rounds = d.div_ceil(shares).div_ceil(MOST_ROWS);
         let rows = d.div_ceil(shares * rounds).next_multiple_of(8);
-        let pairs = d.div_ceil(rows * rounds * per_pair);
         // Enough to keep the memory busy. More would only wait in its queues, and have S wait there; and what
         // the L2 is asked for early competes with the launch before. Where blocks read much, that is worth
         // more.
@@ -85,23 +200,18 @@ impl Schedule {
             ..=FEW_ELEMENTS => (64 << 10, 48 << 10),
             _ => (96 << 10, 128 << 10),
         };
-        let stages = |rows: usize, in_flight: usize| {
-            let fit = ring_bytes(tile_t) / ((rows + tile_t) * STEP_BYTES);
-            let stages = (in_flight / (rows * STEP_BYTES)).max(4).min(fit).min(MOST_STAGES);
-            // Warpgroups that take turns have stages of their own.
-            stages - if rows <= TURNS_ROWS { stages % 2 } else { 0 }
-        };
+        let ring = Ring { tile_t, rows, split, makes_s: false };
         Schedule {
             tile_t,
+            shared_bytes,
             split,
             rows,
             rounds,
-            pairs,
-            stages: stages(rows, in_flight),
+            pairs: d.div_ceil(rows * rounds * per_pair),
+            stages: ring.stages(shared_bytes, in_flight),
             ahead: ahead / (rows * STEP_BYTES),
-            down_pairs,
-            down_rows,
-            down_stages: stages(down_rows, usize::MAX),
+            next_at: 0,
+            down,
         }
     }
 
@@ -116,7 +226,7 @@ impl Schedule {
 
     /// The grid.
     pub(crate) fn blocks(&self) -> usize {
-        2 * (self.pairs + self.down_pairs)
+        2 * (self.pairs + self.down.pairs)
     }
 }
 
@@ -159,14 +269,24 @@ mod tests {
         }
     }
 
+    /// As the kernel's `Work` has it, of every pair that makes S.
     #[test]
-    fn every_column_of_s_is_made_once() {
+    fn every_element_of_s_is_made_once() {
         for ([t, d, k, r], pairs, schedule) in schedules() {
             let context = format!("T={t} d={d} k={k} r={r} on {pairs}: {schedule:?}");
-            let Schedule { down_pairs, down_rows, .. } = schedule;
-            assert!(down_pairs * down_rows >= r, "{context}");
-            assert!(down_pairs == 0 || (down_pairs - 1) * down_rows < r, "{context}");
-            assert!(down_rows % 8 == 0 && (8..=DOWN_ROWS).contains(&down_rows), "{context}");
+            let Schedule { tile_t, down, .. } = schedule;
+            let starts: HashSet<[usize; 2]> = (0..down.pairs)
+                .map(|pair| [pair / down.ranks * down.tokens, pair % down.ranks * down.rows])
+                .collect();
+            assert_eq!(starts.len(), down.pairs, "{context}");
+            assert!(starts.iter().all(|&[token, col]| token < t && col < r), "{context}");
+            let shares = t.div_ceil(down.tokens) * r.div_ceil(down.rows);
+            assert_eq!(down.pairs, shares, "{context}");
+            assert!(down.tokens <= down.tile_t && down.rows <= TURNS_ROWS, "{context}");
+            assert!(down.rows > 0 && down.rows % 8 == 0, "{context}");
+            // Those that the kernel is there for.
+            let sliced = down.tile_t == HALF_DOWN_TOKENS && tile_t == 64;
+            assert!(down.tile_t == tile_t || sliced, "{context}");
         }
     }
 
@@ -174,25 +294,26 @@ mod tests {
     fn stages_fit_and_all_pairs_run_at_once_where_there_are_enough() {
         for ([t, d, k, r], pairs, schedule) in schedules() {
             let context = format!("T={t} d={d} k={k} r={r} on {pairs}: {schedule:?}");
-            assert!(t <= schedule.tile_t && TILES_T.contains(&schedule.tile_t), "{context}");
-            for (rows, stages) in
-                [(schedule.rows, schedule.stages), (schedule.down_rows, schedule.down_stages)]
-            {
+            let Schedule { tile_t, shared_bytes, split, rows, down, .. } = schedule;
+            assert!(t <= tile_t && TILES_T.contains(&tile_t), "{context}");
+            let of_h = Ring { tile_t, rows, split, makes_s: false };
+            let of_s = Ring { tile_t: down.tile_t, rows: down.rows, split: true, makes_s: true };
+            for (ring, stages) in [(of_h, schedule.stages), (of_s, down.stages)] {
                 assert!((3..=MOST_STAGES).contains(&stages), "{context}");
-                assert!(rows > TURNS_ROWS || stages % 2 == 0, "{context}");
-                // What wgmma reads beyond a stage, 64 rows at a time, is in shared memory too.
-                let beyond = rows.next_multiple_of(64) - rows;
-                let end = stages * (rows + schedule.tile_t) * STEP_BYTES + beyond * STEP_BYTES;
-                assert!(end <= FOOTPRINT.shared_bytes as usize - 2048, "{context}");
-                let ring = ring_bytes(schedule.tile_t);
-                assert!(stages * (rows + schedule.tile_t) * STEP_BYTES <= ring, "{context}");
+                assert!(ring.rows > TURNS_ROWS || stages % 2 == 0, "{context}");
+                let taken = BARRIER_BYTES + stages * ring.stage_bytes() + ring.handover_bytes();
+                assert!(taken <= shared_bytes, "{context}");
             }
+            assert!(shared_bytes <= FOOTPRINT.shared_bytes as usize, "{context}");
+            // There is a step at which the next launch may start.
+            let steps = schedule.rounds * k.div_ceil(64).div_ceil(if split { 2 } else { 1 });
+            assert!(schedule.next_at < steps, "{context}");
             // Both halves of X, if it is loaded in halves, and no more than there is room for.
             let x_rows = schedule.x_rows(t);
             let boxes = t.div_ceil(x_rows);
             assert!(boxes == 1 || !schedule.split && boxes == 2 && x_rows % 8 == 0, "{context}");
             assert!(boxes * x_rows <= schedule.tile_t, "{context}");
-            if pairs > schedule.down_pairs {
+            if pairs > down.pairs {
                 assert!(schedule.blocks() <= 2 * pairs, "{context}");
             }
         }
@@ -202,25 +323,26 @@ mod tests {
     /// 64 tokens come here only where they are several rounds.
     #[test]
     fn everything_is_sanitized() {
-        let shapes: [([usize; 4], usize); 14] =
+        let shapes: [([usize; 4], usize); 18] =
             include!("../../tests/common/hopper_decode_shapes.in");
         let (mut ways, mut kinds) = (HashSet::new(), HashSet::new());
         for ([t, d, k, r], sms) in shapes {
             let Some(Alone::Decode(schedule)) = Alone::new([t, d, k, r], sms / 2) else {
                 panic!("T={t} d={d} k={k} r={r} on {sms} goes another way");
             };
-            let Schedule { tile_t, split, rows, rounds, pairs, down_pairs, .. } = schedule;
-            ways.insert((tile_t, split, rows > TURNS_ROWS));
+            let Schedule { tile_t, shared_bytes, split, rows, rounds, pairs, down, .. } = schedule;
+            ways.insert((tile_t, split, rows > TURNS_ROWS, shared_bytes));
             let shares = d.div_ceil(rows);
             kinds.extend([
                 ("several rounds", rounds > 1),
-                ("several pairs for S", down_pairs > 1),
+                ("several pairs for columns of S", down.ranks > 1),
+                ("several pairs for tokens of S", down.pairs > down.ranks),
                 ("steps along r for both blocks", split && r > 64),
                 ("a block without rows", !split && rounds == 1 && shares < 2 * pairs),
             ]);
         }
-        assert_eq!(ways.len(), (TILES_T.len() - 1) * 3 + 1, "{ways:?}");
-        assert_eq!(kinds.iter().filter(|(_, is)| *is).count(), 4, "{kinds:?}");
+        assert_eq!(ways.len(), (TILES_T.len() - 1) * 4 + 1, "{ways:?}");
+        assert_eq!(kinds.iter().filter(|(_, is)| *is).count(), 5, "{kinds:?}");
     }
 
     /// What was measured to be best on an H100.

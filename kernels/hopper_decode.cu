@@ -64,7 +64,7 @@ struct HopperDecodeParams {
     int rows;        // of W0 that a pair, or a block, works on at a time: 128 at most, over 64 unless split
     int rounds;      // so often; 1 if split
     int stages;      // that are in flight; an even number of them for up to 64 rows
-    int ahead;       // steps for which the L2 is asked before the kernel before is done
+    int ahead;       // steps for which the L2 is asked for W0 before the kernel before is done
     int next_at;     // the step at whose loads the next kernel may start
     int down_pairs;  // the pairs that make S; 0 if r is
     int down_ranks;  // in so many parts of its columns
@@ -72,6 +72,7 @@ struct HopperDecodeParams {
     int down_tile;   // tokens that a stage of theirs has room for: 32 or kN
     int down_tokens; // of X for each pair: as many at most
     int down_stages;
+    int down_ahead;  // steps for which the L2 is asked for A and X, before the same
 };
 static_assert(sizeof(HopperDecodeParams) == 896);
 
@@ -152,7 +153,7 @@ struct Work {
 
 // By one thread, which is_elected().
 __device__ __forceinline__ void ask_ahead(const HopperDecodeParams& p, const Work& work) {
-    const int steps = work.makes_s ? work.steps : min(p.ahead, work.steps);
+    const int steps = min(work.makes_s ? p.down_ahead : p.ahead, work.steps);
     for (int i = 0; i < steps; i++) {
         const int k0 = (work.first + i) * kStep;
         tma_prefetch(work.makes_s ? p.a : p.w0, work.row0, k0);

@@ -74,23 +74,26 @@ __device__ __forceinline__ uint32_t received(uint32_t base) { return full(base, 
 __device__ __forceinline__ uint32_t taken(uint32_t base) { return received(base) + 8; }
 
 // Stages of kM rows of lhs, and kCols of what it is multiplied with, in what kApart bytes leave of shared
-// memory.
-template <int kM, int kCols, int kApart>
+// memory; kMost at most.
+template <int kM, int kCols, int kApart, int kMost>
 struct Stages {
     static constexpr int kLhsBytes = kM * kStep * 2, kBytes = kLhsBytes + kCols * kStep * 2;
     static constexpr int kFit = (kBarriersAt - kApart) / kBytes;
-    static constexpr int kCount = kFit < kMaxStages ? kFit : kMaxStages;
+    static constexpr int kCount = kFit < kMost ? kFit : kMost;
 };
 
 template <int kM, int kN>
-using TileStages = Stages<kM, kN, 0>;
+using TileStages = Stages<kM, kN, 0, kMaxStages>;
 
 // The sums that a pair's second block hands over: 16 bytes of every thread at a time. What lies
 // MN-major comes in boxes of 64 columns.
+// NOTES: with more stages than 8, those that make lhs_ext run ahead and slow the others down: at 256 tokens,
+// 14336→4096 and rank 16 the layer took 62 µs with 12, and 56 with 8.
 template <int kM, int kRank, bool kMnMajor>
 struct Handover {
     static constexpr int kChunks = kRank / 8, kChunkBytes = kM / 64 * 128 * 16;
-    using Stages = ::Stages<kM, kMnMajor ? 64 : kRank, kChunks * kChunkBytes>;
+    static constexpr int kMostStages = 8;
+    using Stages = ::Stages<kM, kMnMajor ? 64 : kRank, kChunks * kChunkBytes, kMostStages>;
     static constexpr int kAt = kBarriersAt - kChunks * kChunkBytes;
 };
 

@@ -39,6 +39,7 @@ struct HopperDecodeParams {
     down_tile: i32,
     down_tokens: i32,
     down_stages: i32,
+    down_ahead: i32,
 }
 
 // The same size is asserted in the kernel.
@@ -103,6 +104,7 @@ impl Cuda {
             down_tile: down.tile_t as i32,
             down_tokens: down.tokens as i32,
             down_stages: down.stages as i32,
+            down_ahead: down.ahead as i32,
         };
         let mut kernels = self.kernels.of(dtype).hopper_decode.iter();
         let (_, kernel) =

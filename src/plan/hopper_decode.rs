@@ -124,6 +124,8 @@ pub(crate) struct Down {
     pub(crate) tokens: usize,
     pub(crate) tile_t: usize,
     pub(crate) stages: usize,
+    /// Steps of A and X that the L2 is asked for, before the launch before is done.
+    pub(crate) ahead: usize,
 }
 
 impl Down {
@@ -132,7 +134,8 @@ impl Down {
         let (ranks, slices) = (r.div_ceil(rows), t.div_ceil(tile_t));
         let ring = Ring { tile_t, rows, split: true, makes_s: true };
         let stages = ring.stages(shared_bytes, usize::MAX);
-        Down { pairs: ranks * slices, ranks, rows, tokens: t.div_ceil(slices), tile_t, stages }
+        let (pairs, tokens) = (ranks * slices, t.div_ceil(slices));
+        Down { pairs, ranks, rows, tokens, tile_t, stages, ahead: 0 }
     }
 }
 
@@ -167,6 +170,7 @@ impl Schedule {
             _ => 64 << 10,
         };
         let ring = Ring { tile_t, rows, split: true, makes_s: false };
+        let steps = k.div_ceil(64).div_ceil(2);
         Some(Schedule {
             tile_t,
             shared_bytes,
@@ -176,8 +180,8 @@ impl Schedule {
             pairs: of_h,
             stages: ring.stages(shared_bytes, 80 << 10),
             ahead: (48 << 10) / (rows * STEP_BYTES),
-            next_at: k.div_ceil(64).div_ceil(2).saturating_sub(left / (rows * STEP_BYTES)),
-            down: Down::new([t, r], ranks, down_tile, shared_bytes),
+            next_at: steps.saturating_sub(left / (rows * STEP_BYTES)),
+            down: Down { ahead: steps, ..Down::new([t, r], ranks, down_tile, shared_bytes) },
         })
     }
 

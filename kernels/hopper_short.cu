@@ -87,12 +87,13 @@ using TileStages = Stages<kM, kN, 0, kMaxStages>;
 
 // The sums that a pair's second block hands over: 16 bytes of every thread at a time. What lies
 // MN-major comes in boxes of 64 columns.
-// NOTES: with more stages than 8, those that make lhs_ext run ahead and slow the others down: at 256 tokens,
-// 14336→4096 and rank 16 the layer took 62 µs with 12, and 56 with 8.
+// NOTES: with tiles of 128 rows and more stages than 8, those that make lhs_ext run ahead and slow the others
+// down: 256 tokens of 14336→4096 at rank 16 took 62 µs with 12, and 56 with 8. With tiles of 64 rows, fewer
+// stages only have lhs_ext come late.
 template <int kM, int kRank, bool kMnMajor>
 struct Handover {
     static constexpr int kChunks = kRank / 8, kChunkBytes = kM / 64 * 128 * 16;
-    static constexpr int kMostStages = 8;
+    static constexpr int kMostStages = kM == 128 ? 8 : kMaxStages;
     using Stages = ::Stages<kM, kMnMajor ? 64 : kRank, kChunks * kChunkBytes, kMostStages>;
     static constexpr int kAt = kBarriersAt - kChunks * kChunkBytes;
 };

@@ -171,6 +171,7 @@ __device__ __forceinline__ void load(const HopperDecodeParams& p, const Work& wo
     auto expect = [&](int stage, int rows) {
         mbarrier_arrive_expect(full(base, stage), (rows + work.rows) * kStep * 2);
     };
+    // Of the stages that no loads have to wait for, while this one waits for the kernel before.
     const int early = min(work.stages, work.steps);
     for (int stage = 0; stage < early; stage++) expect(stage, tokens);
     wait_for_kernel_before();

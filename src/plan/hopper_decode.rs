@@ -26,6 +26,9 @@ pub(crate) const FLAGS: usize = 2;
 /// Rows of a share.
 const MOST_ROWS: usize = 128;
 
+/// Those of a pair where two blocks are on a multiprocessor, at least: with fewer, X is read too often.
+const LEAST_ROWS: usize = 32;
+
 /// Rows up to which the warpgroups of a block take steps in turns.
 const TURNS_ROWS: usize = 64;
 
@@ -154,7 +157,8 @@ impl Schedule {
         // Not more pairs than have multiprocessors of their own: two blocks that read W0 through the same one
         // take longer than any others, and the next launch finds no room.
         let of_h = pairs.checked_sub(least_ranks * slices).filter(|&pairs| pairs > 0)?;
-        let rows = d.div_ceil(of_h).next_multiple_of(8);
+        let least_rows = LEAST_ROWS.min(d.next_multiple_of(8));
+        let rows = d.div_ceil(of_h).next_multiple_of(8).max(least_rows);
         if rows > TURNS_ROWS || rows * k > FEW_ELEMENTS {
             return None;
         }
@@ -360,6 +364,6 @@ mod tests {
         assert_eq!(of(8192), (true, 128, 1, 64));
         assert_eq!(of(14336), (false, 112, 1, 64));
         assert_eq!(of(28672), (false, 112, 2, 64));
-        assert_eq!(of(1024), (true, 16, 1, 64));
+        assert_eq!(of(1024), (true, 32, 1, 32));
     }
 }

@@ -35,9 +35,10 @@ const TURNS_ROWS: usize = 64;
 /// Columns of S that a pair makes at most, where it has a multiprocessor for each of its blocks.
 const DOWN_ROWS: usize = 32;
 
-/// The same, and the tokens, where two blocks are on a multiprocessor.
+/// The same, and the tokens, where two blocks are on a multiprocessor; and the pairs that are left to make S.
 const HALF_DOWN_ROWS: usize = 64;
 const HALF_DOWN_TOKENS: usize = 32;
+const HALF_DOWN_PAIRS: usize = 2;
 
 /// Stages that a block may have.
 const MOST_STAGES: usize = 40;
@@ -153,10 +154,12 @@ impl Schedule {
     fn halves([t, d, k, r]: [usize; 4], pairs: usize) -> Option<Self> {
         let tile_t = *TILES_T.iter().find(|&&tile| t <= tile && tile <= 64)?;
         let down_tile = tile_t.min(HALF_DOWN_TOKENS);
-        let (slices, least_ranks) = (t.div_ceil(down_tile), r.div_ceil(HALF_DOWN_ROWS));
+        let slices = t.div_ceil(down_tile);
         // Not more pairs than have multiprocessors of their own: two blocks that read W0 through the same one
-        // take longer than any others, and the next launch finds no room.
-        let of_h = pairs.checked_sub(least_ranks * slices).filter(|&pairs| pairs > 0)?;
+        // take longer than any others, and the next launch finds no room. T has no part in this, since in
+        // which order sums go along k depends on it.
+        let left_to_s = if r > 0 { HALF_DOWN_PAIRS } else { 0 };
+        let of_h = pairs.checked_sub(left_to_s).filter(|&pairs| pairs > 0)?;
         let least_rows = LEAST_ROWS.min(d.next_multiple_of(8));
         let rows = d.div_ceil(of_h).next_multiple_of(8).max(least_rows);
         if rows > TURNS_ROWS || rows * k > FEW_ELEMENTS {
@@ -164,8 +167,9 @@ impl Schedule {
         }
         let of_h = d.div_ceil(rows);
         let shared_bytes = HALF_SHARED_BYTES;
-        // S is to be there before it is needed, so that all pairs that are left make it.
-        let ranks = ((pairs - of_h) / slices).clamp(least_ranks, r.div_ceil(16));
+        // S is to be there before it is needed, so that all pairs that are left make it, or more if they must.
+        let ranks = (pairs - of_h) / slices;
+        let ranks = ranks.clamp(r.div_ceil(HALF_DOWN_ROWS), r.div_ceil(16));
         // When so many bytes of W0 are left to a block, the next launch is let start. Earlier, what that one
         // asks for competes with this one; later, it does not come in time.
         let left = match tile_t {
@@ -321,9 +325,26 @@ mod tests {
             let boxes = t.div_ceil(x_rows);
             assert!(boxes == 1 || !schedule.split && boxes == 2 && x_rows % 8 == 0, "{context}");
             assert!(boxes * x_rows <= schedule.tile_t, "{context}");
-            if pairs > down.pairs {
-                assert!(schedule.blocks() <= 2 * pairs, "{context}");
+            let beside = match shared_bytes {
+                HALF_SHARED_BYTES => down.pairs.min(HALF_DOWN_PAIRS),
+                _ => down.pairs,
+            };
+            if pairs > beside {
+                assert!(schedule.pairs + beside <= pairs, "{context}");
             }
+        }
+    }
+
+    /// In which order the kernel adds up: pairs have halves of k, and up to some rows, even and odd steps.
+    #[test]
+    fn t_has_no_part_in_the_order_of_sums() {
+        for ([_, d, k, r], pairs, _) in schedules() {
+            let orders = (1..=64).map(|t| {
+                let Schedule { split, rows, .. } = Schedule::new([t, d, k, r], pairs);
+                (split, rows <= TURNS_ROWS)
+            });
+            let orders: HashSet<_> = orders.collect();
+            assert_eq!(orders.len(), 1, "d={d} k={k} r={r} on {pairs}: {orders:?}");
         }
     }
 

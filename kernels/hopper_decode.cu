@@ -79,6 +79,7 @@ static_assert(sizeof(HopperDecodeParams) == 896);
 constexpr int kStep = 64;  // along k
 constexpr int kMaxStages = 40;
 constexpr int kStagesAt = 1024;  // in shared memory, behind the barriers
+static_assert(8 * (2 * kMaxStages + 1) <= kStagesAt);
 
 // Of one of the chunks of four in which a warpgroup's sums come: a thread's are of two rows, eight apart,
 // and of two tokens of every eight.

@@ -87,8 +87,8 @@ using TileStages = Stages<kM, kN, 0, kMaxStages>;
 
 // The sums that a pair's second block hands over: 16 bytes of every thread at a time. What lies
 // MN-major comes in boxes of 64 columns.
-// NOTES: with tiles of 128 rows and more stages than 8, those that make lhs_ext run ahead and slow the others
-// down: 256 tokens of 14336→4096 at rank 16 took 62 µs with 12, and 56 with 8. With tiles of 64 rows, fewer
+// NOTES: with tiles of 128 rows and more stages than 8, those that make lhs_ext run ahead and slow the
+// others down: 256 tokens of 14336→4096 at rank 16 took 62 µs with 12, and 56 with 8. With tiles of 64 rows, fewer
 // stages only have lhs_ext come late.
 template <int kM, int kRank, bool kMnMajor>
 struct Handover {

@@ -29,15 +29,17 @@ const MOST_ROWS: usize = 128;
 /// Those of a pair where two blocks are on a multiprocessor, at least: with fewer, X is read too often.
 const LEAST_ROWS: usize = 32;
 
-/// Rows up to which the warpgroups of a block take steps in turns.
+/// Rows up to which the warpgroups of a block take steps in turns, or half of the tokens each.
 const TURNS_ROWS: usize = 64;
 
 /// Columns of S that a pair makes at most, where it has a multiprocessor for each of its blocks.
 const DOWN_ROWS: usize = 32;
 
-/// The same, and the tokens, where two blocks are on a multiprocessor; and the pairs that are left to make S.
+/// The same, and its tokens, where two blocks are on a multiprocessor.
 const HALF_DOWN_ROWS: usize = 64;
 const HALF_DOWN_TOKENS: usize = 32;
+
+/// Pairs that are left there for S at least, by those that make H.
 const HALF_DOWN_PAIRS: usize = 2;
 
 /// Stages that a block may have.
@@ -167,7 +169,7 @@ impl Schedule {
         }
         let of_h = d.div_ceil(rows);
         let shared_bytes = HALF_SHARED_BYTES;
-        // S is to be there before it is needed, so that all pairs that are left make it, or more if they must.
+        // S is to be there before it is needed, so all pairs that are left make it, or more if they must.
         let ranks = (pairs - of_h) / slices;
         let ranks = ranks.clamp(r.div_ceil(HALF_DOWN_ROWS), r.div_ceil(16));
         // When so many bytes of W0 are left to a block, the next launch is let start. Earlier, what that one

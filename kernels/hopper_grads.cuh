@@ -1,5 +1,6 @@
 // What a block of hopper_grads.cu does for dA and dB, as roles of its warpgroups; the contract is there.
-// Some blocks of hopper_linear.cuh do the same beside those that make dX.
+// Some blocks of hopper_linear.cuh do the same beside those that make dX; and where those are for few tokens, in
+// hopper_decode.cu and hopper_short.cu, they have a warpgroup for it.
 #pragma once
 
 #include "hopper_project.cuh"
@@ -7,7 +8,7 @@
 // Mirrored by cuda::hopper::HopperGradsParams in Rust.
 struct HopperGradsParams {
     TensorMap dh[kMaxParts], b[kMaxParts], x;  // in boxes of 64 rows and columns
-    TensorMap s, ds;      // in boxes of 64 rows and 16 columns, or 64 if r > 16
+    TensorMap s, ds;      // in boxes of 64 rows and kRankBoxCols columns
     void* ds_out;         // dS, if it is made here
     uint32_t* flags;      // a count, then one for every 128 rows of dS
     float* db[kMaxParts];
@@ -22,13 +23,13 @@ struct HopperGradsParams {
 };
 static_assert(sizeof(HopperGradsParams) == 1600);
 
-// Stages of kRows rows: of Y in boxes of 64 columns, then of L in boxes of 64 or 16. Behind the stages
-// are their barriers. A warpgroup multiplies kTiles boxes of Y with all kRank columns of L.
+// Stages of kRows rows: of Y in boxes of 64 columns, then of L in boxes of 64 or fewer. Behind the stages
+// are their barriers. Each of two warpgroups multiplies kTiles boxes of Y with all kRank columns of L.
 template <int kRank_, int kCols_>
 struct GradsTiling {
     static constexpr int kRank = kRank_, kCols = kCols_, kRows = 64;
-    static_assert((kRank == 16 || kRank % 64 == 0) && kCols % 128 == 0);
-    static constexpr int kRankBoxCols = kRank == 16 ? 16 : 64;
+    static_assert((kRank == 16 || kRank == 32 || kRank % 64 == 0) && kCols % 64 == 0);
+    static constexpr int kRankBoxCols = kRank < 64 ? kRank : 64;
     static constexpr int kBoxes = kCols / 64, kRankBoxes = kRank / kRankBoxCols;
     static constexpr int kBoxBytes = kRows * 64 * 2, kRankBoxBytes = kRows * kRankBoxCols * 2;
     static constexpr int kStageBytes = kBoxes * kBoxBytes + kRankBoxes * kRankBoxBytes;
@@ -135,19 +136,44 @@ __device__ __forceinline__ void grads_done(const HopperGradsParams& p) {
         for (int i = 0; i * kFlagRows < p.t; i++) p.flags[1 + i] = 0;
 }
 
-// Two floats of rank `rank` and the next, of a column of Y.
-template <typename T>
-__device__ __forceinline__ void grads_store(const HopperGradsParams& p, const GradsItem<T>& item,
-                                            int col, int rank, float2 v) {
-    if (col >= item.cols || rank >= item.ranks) return;
+// What a warpgroup has of an item: 64 columns of Y, from `col0` on, with the columns of L that v has.
+template <typename T, int kFloats>
+__device__ __forceinline__ void grads_store(const HopperGradsParams& p, const GradsItem<T>& item, int col0,
+                                            float (&v)[kFloats]) {
+    const int lane = threadIdx.x % 32;
+    const int first_col = item.col0 + col0 + threadIdx.x / 32 % 4 * 16 + lane / 4;
+    const int first_rank = item.rank0 + lane % 4 * 2;
+    // Two at a time, of a rank and the next.
+    auto each = [&](auto&& use) {
+#pragma unroll
+        for (int i = 0; i < kFloats; i += 2) {
+            const int col = first_col + i % 4 / 2 * 8, rank = first_rank + i / 4 * 8;
+            if (col < item.cols && rank < item.ranks) use(v[i], v[i + 1], rank, col);
+        }
+    };
+    // What is there is all on its way before any of it is needed.
     if (item.of_da) {
-        float *first = p.da + (int64_t)rank * p.k + col, *second = first + p.k;
-        *first = p.accumulate ? *first + v.x : v.x;
-        *second = p.accumulate ? *second + v.y : v.y;
+        auto at = [&](int rank, int col) { return p.da + (int64_t)rank * p.k + col; };
+        if (p.accumulate)
+            each([&](float& a, float& b, int rank, int col) {
+                a = *at(rank, col) + a;
+                b = *at(rank + 1, col) + b;
+            });
+        each([&](float a, float b, int rank, int col) {
+            *at(rank, col) = a;
+            *at(rank + 1, col) = b;
+        });
     } else {
-        auto* both = reinterpret_cast<float2*>(p.db[item.part] + (int64_t)col * item.ranks + rank);
-        if (p.accumulate) v = {both->x + v.x, both->y + v.y};
-        *both = v;
+        auto at = [&](int rank, int col) {
+            return reinterpret_cast<float2*>(p.db[item.part] + (int64_t)col * item.ranks + rank);
+        };
+        if (p.accumulate)
+            each([&](float& a, float& b, int rank, int col) {
+                const float2 before = *at(rank, col);
+                a = before.x + a;
+                b = before.y + b;
+            });
+        each([&](float a, float b, int rank, int col) { *at(rank, col) = {a, b}; });
     }
 }
 
@@ -158,7 +184,7 @@ __device__ __forceinline__ void grads_multiply(const HopperGradsParams& p, uint3
     // NOTES: the same in all lanes, and known to be, so that descriptors are computed in uniform
     // registers: moving them there costs a fifth of the rate.
     const int half = __shfl_sync(~0u, threadIdx.x / 128, 0) - 1;
-    const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
+    const int lane = threadIdx.x % 32;
     constexpr int kStep = 16 * 64 * 2 / 16, kRankStep = 16 * T::kRankBoxCols * 2 / 16;
     constexpr int kFloats = T::kRank / 2;
 
@@ -205,13 +231,57 @@ __device__ __forceinline__ void grads_multiply(const HopperGradsParams& p, uint3
                 for (int j = 0; j < kFloats; j++) sum[i][j] += acc[i][j];
         }
         const GradsItem<T> item(p, index);
-        const int col0 = item.col0 + half * T::kTiles * 64 + warp * 16 + lane / 4;
-        const int rank0 = item.rank0 + lane % 4 * 2;
 #pragma unroll
         for (int i = 0; i < T::kTiles; i++)
-#pragma unroll
-            for (int j = 0; j < kFloats; j += 2)
-                grads_store<T>(p, item, col0 + i * 64 + j % 4 / 2 * 8, rank0 + j / 4 * 8,
-                               {sum[i][j], sum[i][j + 1]});
+            grads_store(p, item, (half * T::kTiles + i) * 64, sum[i]);
+    }
+}
+
+// What a step of grads_beside takes in shared memory, at most, from a multiple of 1024 on.
+constexpr int kGradsBesideBytes = GradsTiling<32, 64>::kStageBytes;
+
+// By a warpgroup beside those that make dX of few tokens: the items of worker `worker` of `workers`, in the
+// order of hopper_grads.cu. Boxes of Y and L have as many rows as there are, up to a multiple of what a product
+// takes. `full` is a barrier that nobody else knows. One thread calls wait_for_ds(), which returns true, before
+// it reads dS.
+// NOTES: one step after the other, which takes long, and nobody waits for it. Made by those that make dX, with
+// stages of theirs, an item took 2.5 µs: what is read and stored waits behind all that is on its way of W0.
+template <typename E, typename T, typename Wait>
+__device__ __forceinline__ void grads_beside(const HopperGradsParams& p, uint32_t at, uint32_t full,
+                                             int worker, int workers, Wait&& wait_for_ds) {
+    constexpr int kYStep = 16 * 64 * 2 / 16, kLStep = 16 * T::kRankBoxCols * 2 / 16;
+    static_assert(T::kStageBytes <= kGradsBesideBytes && T::kBoxes == 1 && T::kRankBoxes == 1);
+    const int box_rows = min(T::kRows, (p.t + 15) / 16 * 16);
+    const uint32_t y_at = at, l_at = at + box_rows * 64 * 2;
+    const uint64_t y = wgmma_descriptor_of_boxes(y_at, 64, T::kBoxBytes);
+    const uint64_t l = wgmma_descriptor_of_boxes(l_at, T::kRankBoxCols, T::kRankBoxBytes);
+    const bool loads = __shfl_sync(~0u, threadIdx.x / 32 % 4, 0) == 0 && is_elected();
+    const int bytes = box_rows * (T::kCols + T::kRankBoxCols) * 2;
+    const int count = GradsItem<T>::count(p);
+    uint32_t phase = 0;
+    bool has_ds = false;
+    for (int index = worker; index < count; index += workers) {
+        const GradsItem<T> item(p, index);
+        float acc[T::kRank / 2] = {};
+        for (int t0 = 0; t0 < p.t; t0 += T::kRows) {
+            // All are done with the step before.
+            named_barrier<128>(2);
+            if (loads) {
+                mbarrier_arrive_expect(full, bytes);
+                tma_load(y_at, item.of_da ? p.x : p.dh[0], t0, item.col0, full);
+                if (item.of_da && !has_ds) has_ds = wait_for_ds();
+                tma_load(l_at, item.of_da ? p.ds : p.s, t0, item.rank0, full);
+            }
+            mbarrier_wait(full, phase);
+            phase ^= 1;
+            // One by one, since branches between wgmmas would serialise them.
+            for (int k16 = 0; k16 < min((p.t - t0 + 15) / 16, T::kRows / 16); k16++) {
+                wgmma_fence();
+                wgmma<E, T::kRank, 0, true, true>(acc, y + k16 * kYStep, l + k16 * kLStep, 1);
+                wgmma_commit();
+            }
+            wgmma_wait<0>();
+        }
+        grads_store(p, item, 0, acc);
     }
 }

@@ -27,10 +27,12 @@
 // NOTES: a tile has no more rows than it must, kM at most. Filling a row with zeros takes the TMA longer than
 // loading one, and whatever is in shared memory there, only rows of out have it that nobody stores.
 // Block: three warpgroups. Of the first, one thread loads; of the other two, kM / 64 multiply, 64 rows
-// each.
-// Shared memory: stages of kM×64 elements of lhs and kN×64 of rhs, or 16×64 or 64×64 of down.
-// Reads lhs, rhs, down and rhs_ext; writes lhs_ext and out, every element once. `flags` must be zeros, and
-// are again when the launch is done, if there are tiles of out.
+// each. In the input gradient, where that is one, the last makes dA and dB meanwhile, as in hopper_decode.cu;
+// otherwise they follow in a launch of their own.
+// Shared memory: stages of kM×64 elements of lhs and kN×64 of rhs, or 16×64 or 64×64 of down; and a step of dA
+// or dB.
+// Reads lhs, rhs, down and rhs_ext, and for dA and dB their operands; writes lhs_ext and out, dA and dB, every
+// element once. `flags` must be zeros, and are again when the launch is done, if there are tiles of out.
 //
 //   loader        |wait for the kernel before|fill 0|fill 1| ... |wait for lhs_ext|fill lhs_ext, rhs_ext|
 //   multipliers                              |4 k16 of stage 0|4 k16 of 1| ... |S·Bᵀ|round, store
@@ -39,9 +41,10 @@
 // completes when the multiplying warps that read what this block loads are done with the stage.
 //
 // Who waits for whom: within a pair, for each other. Those that make out, for those that make lhs_ext of
-// their rows. They do not wait for anybody else, and are the first blocks of the grid, so that they are
-// started first, however many run at once. The last to have seen all that it needs clears the flags.
-#include "hopper_wgmma.cuh"
+// their rows, and who makes dA, for all of it. The makers do not wait for anybody else, and are the first
+// blocks of the grid, so that they are started first, however many run at once. The last to have seen all
+// that it needs clears the flags.
+#include "hopper_grads.cuh"
 
 // Mirrored by cuda::hopper_short::HopperShortParams in Rust.
 struct HopperShortParams {
@@ -59,6 +62,13 @@ struct HopperShortParams {
 };
 static_assert(sizeof(HopperShortParams) == 704);
 
+// Mirrored in the same place.
+struct HopperShortBackwardParams {
+    HopperShortParams product;
+    HopperGradsParams grads;  // dA is null if they are not made here
+};
+static_assert(sizeof(HopperShortBackwardParams) == 2304);
+
 constexpr int kStep = 64;  // along k
 constexpr int kMaxStages = 16;
 constexpr int kBarriersAt = 224 << 10;
@@ -72,6 +82,10 @@ __device__ __forceinline__ uint32_t empty(uint32_t base, int stage) {
 // The sums of the peer are there; it may send the next.
 __device__ __forceinline__ uint32_t received(uint32_t base) { return full(base, 2 * kMaxStages); }
 __device__ __forceinline__ uint32_t taken(uint32_t base) { return received(base) + 8; }
+// What is needed of a step of dA or dB.
+__device__ __forceinline__ uint32_t grads_full(uint32_t base) { return taken(base) + 8; }
+
+constexpr int kGradsAt = kBarriersAt - kGradsBesideBytes;
 
 // Stages of kM rows of lhs, and kCols of what it is multiplied with, in what kApart bytes leave of shared
 // memory; kMost at most.
@@ -82,8 +96,8 @@ struct Stages {
     static constexpr int kCount = kFit < kMost ? kFit : kMost;
 };
 
-template <int kM, int kN>
-using TileStages = Stages<kM, kN, 0, kMaxStages>;
+template <int kM, int kN, bool kMnMajor>
+using TileStages = Stages<kM, kN, kMnMajor && kM == 64 ? kGradsBesideBytes : 0, kMaxStages>;
 
 // The sums that a pair's second block hands over: 16 bytes of every thread at a time. What lies
 // MN-major comes in boxes of 64 columns.
@@ -224,10 +238,26 @@ __device__ __forceinline__ void make_ext(const HopperShortParams& p, uint32_t ba
 // ---------------------------------------------------------------------------------------------
 // out
 
-// By one thread, which is_elected(), given the row of tiles.
+// By one thread, until lhs_ext of a row of tiles is there to be loaded.
+__device__ __forceinline__ void wait_for_ext(const HopperShortParams& p, int row) {
+    const uint32_t tiles = (p.r + 63) / 64;  // if they are of 16 columns, it is one
+    while (flag_load_acquire(&p.flags[1 + row]) < tiles) {
+    }
+    fence_global_before_tma();
+}
+
+// By each of the threads of a block that look at flags, when it has seen all that it needs.
+__device__ __forceinline__ void flags_done(const HopperShortParams& p, int of_block) {
+    const uint32_t last = (gridDim.x - 2 * p.down_pairs) * of_block - 1;
+    if (count_round(&p.flags[0], last) == last)
+        for (int i = 0; i * p.rows < p.m; i++) p.flags[1 + i] = 0;
+}
+
+// By one thread, which is_elected(), given the row of tiles, and how many of the block look at flags.
 template <int kM, int kN, bool kMnMajor>
-__device__ __forceinline__ void load(const HopperShortParams& p, uint32_t base, int row, int n0) {
-    using Stages = TileStages<kM, kN>;
+__device__ __forceinline__ void load(const HopperShortParams& p, uint32_t base, int row, int n0,
+                                     int looks) {
+    using Stages = TileStages<kM, kN, kMnMajor>;
     const int rank = (int)cluster_rank(), m0 = row * p.rows;
     // The second block of a pair may have no rows.
     const bool has_rows = m0 < p.m;
@@ -257,27 +287,21 @@ __device__ __forceinline__ void load(const HopperShortParams& p, uint32_t base, 
         ring.advance();
     }
     if (p.r == 0) return;
-    const uint32_t* flag = &p.flags[1 + row];
-    const uint32_t tiles = (p.r + 63) / 64;  // of lhs_ext; if they are of 16 columns, it is one
     for (int r0 = 0; r0 < p.r; r0 += kStep) {
         const uint32_t to = fill(p.rhs_ext, r0);
-        if (r0 == 0) {
-            while (has_rows && flag_load_acquire(flag) < tiles) {
-            }
-            fence_global_before_tma();
+        if (has_rows) {
+            if (r0 == 0) wait_for_ext(p, row);
+            tma_load(to, p.lhs_ext, m0, r0, full(base, ring.stage));
         }
-        if (has_rows) tma_load(to, p.lhs_ext, m0, r0, full(base, ring.stage));
         ring.advance();
     }
-    const uint32_t last = gridDim.x - 2 * p.down_pairs - 1;
-    if (count_round(&p.flags[0], last) == last)
-        for (int i = 0; i * p.rows < p.m; i++) p.flags[1 + i] = 0;
+    flags_done(p, looks);
 }
 
 // By the multiplying warpgroups.
 template <typename E, int kM, int kN, bool kMnMajor>
 __device__ __forceinline__ void multiply(const HopperShortParams& p, uint32_t base, int row, int n0) {
-    using Stages = TileStages<kM, kN>;
+    using Stages = TileStages<kM, kN, kMnMajor>;
     constexpr int kPitch = kN * 2 + 16;  // with which no two rows of the output are in one bank
     static_assert(kM * kPitch <= Stages::kCount * Stages::kBytes);
     const int group = __shfl_sync(~0u, threadIdx.x / 128, 0) - 1;
@@ -347,9 +371,26 @@ __device__ __forceinline__ void multiply(const HopperShortParams& p, uint32_t ba
 }
 
 // ---------------------------------------------------------------------------------------------
+// dA and dB
 
+// By a warpgroup of its own: the items go to the blocks that make out, in turns.
+template <typename E, typename T>
+__device__ __forceinline__ void make_grads(const HopperShortParams& p, const HopperGradsParams& grads,
+                                           uint32_t base) {
+    const int blocks = gridDim.x - 2 * p.down_pairs, block = blockIdx.x - 2 * p.down_pairs;
+    auto wait_for_ds = [&] {
+        for (int row = 0; row * p.rows < p.m; row++) wait_for_ext(p, row);
+        return true;
+    };
+    grads_beside<E, T>(grads, base + kGradsAt, grads_full(base), block, blocks, wait_for_ds);
+    if (threadIdx.x % 128 == 0) flags_done(p, 2);
+}
+
+// ---------------------------------------------------------------------------------------------
+
+// With `grads`, if dA and dB are to be made too.
 template <typename E, int kM, int kN, bool kMnMajor>
-__device__ __forceinline__ void hopper_short(const HopperShortParams& p) {
+__device__ __forceinline__ void hopper_short(const HopperShortParams& p, const HopperGradsParams* grads) {
     const uint32_t base = shared_base();
     const int tile = (int)blockIdx.x / 2 - p.down_pairs;
     const bool makes_ext = tile < 0;
@@ -362,6 +403,7 @@ __device__ __forceinline__ void hopper_short(const HopperShortParams& p) {
         }
         mbarrier_init(received(base), 1);
         mbarrier_init(taken(base), kM / 16);
+        mbarrier_init(grads_full(base), 1);
         fence_mbarrier_init();
     }
     cluster_sync();
@@ -376,7 +418,7 @@ __device__ __forceinline__ void hopper_short(const HopperShortParams& p) {
         give_registers<40>();
         if (warp == 0 && is_elected()) {
             if (!makes_ext) {
-                load<kM, kN, kMnMajor>(p, base, row, n0);
+                load<kM, kN, kMnMajor>(p, base, row, n0, grads == nullptr ? 1 : 2);
             } else if (p.r <= 16) {
                 load_for_ext<kM, 16, kMnMajor>(p, base);
             } else {
@@ -393,6 +435,12 @@ __device__ __forceinline__ void hopper_short(const HopperShortParams& p) {
             } else {
                 make_ext<E, kM, 64, kMnMajor>(p, base);
             }
+        } else if (kM == 64 && grads != nullptr && !makes_ext) {
+            if (p.r <= 16) {
+                make_grads<E, GradsTiling<16, 64>>(p, *grads, base);
+            } else {
+                make_grads<E, GradsTiling<32, 64>>(p, *grads, base);
+            }
         }
     }
     // A block stays until its peer has neither loads into it nor arrivals at it to come.
@@ -400,20 +448,25 @@ __device__ __forceinline__ void hopper_short(const HopperShortParams& p) {
     cluster_sync();
 }
 
-#define HOPPER_SHORT_KERNEL(product, m, n, mn_major, type, E)                                     \
+#define HOPPER_SHORT_FORWARD(m, n, type, E)                                                       \
     extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1)                \
-        hopper_short_##product##_m##m##_n##n##_##type(                                            \
-            const __grid_constant__ HopperShortParams params) {                                   \
-        hopper_short<E, m, n, mn_major>(params);                                                  \
+        hopper_short_forward_m##m##_n##n##_##type(const __grid_constant__ HopperShortParams p) {  \
+        hopper_short<E, m, n, false>(p, nullptr);                                                 \
     }
-#define HOPPER_SHORT_KERNELS_OF_ROWS(m, type, E)               \
-    HOPPER_SHORT_KERNEL(forward, m, 32, false, type, E)        \
-    HOPPER_SHORT_KERNEL(forward, m, 64, false, type, E)        \
-    HOPPER_SHORT_KERNEL(forward, m, 128, false, type, E)       \
-    HOPPER_SHORT_KERNEL(forward, m, 224, false, type, E)       \
-    HOPPER_SHORT_KERNEL(input_grad, m, 64, true, type, E)      \
-    HOPPER_SHORT_KERNEL(input_grad, m, 128, true, type, E)     \
-    HOPPER_SHORT_KERNEL(input_grad, m, 256, true, type, E)
+#define HOPPER_SHORT_INPUT_GRAD(m, n, type, E)                                                    \
+    extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1)                \
+        hopper_short_input_grad_m##m##_n##n##_##type(                                             \
+            const __grid_constant__ HopperShortBackwardParams p) {                                \
+        hopper_short<E, m, n, true>(p.product, p.grads.da == nullptr ? nullptr : &p.grads);       \
+    }
+#define HOPPER_SHORT_KERNELS_OF_ROWS(m, type, E) \
+    HOPPER_SHORT_FORWARD(m, 32, type, E)         \
+    HOPPER_SHORT_FORWARD(m, 64, type, E)         \
+    HOPPER_SHORT_FORWARD(m, 128, type, E)        \
+    HOPPER_SHORT_FORWARD(m, 224, type, E)        \
+    HOPPER_SHORT_INPUT_GRAD(m, 64, type, E)      \
+    HOPPER_SHORT_INPUT_GRAD(m, 128, type, E)     \
+    HOPPER_SHORT_INPUT_GRAD(m, 256, type, E)
 #define HOPPER_SHORT_KERNELS(type, E)         \
     HOPPER_SHORT_KERNELS_OF_ROWS(64, type, E) \
     HOPPER_SHORT_KERNELS_OF_ROWS(128, type, E)

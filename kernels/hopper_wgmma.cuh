@@ -16,10 +16,10 @@ __device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t address, bool mn_m
 }
 
 // The same for an MN-major operand in other boxes: of 64 columns with the 128-byte swizzle, so many bytes
-// apart, or in one of 16 with the 32-byte swizzle. A k16 step is 16 rows of a box on.
+// apart, or in one of 32 or 16 with the 64- or 32-byte swizzle. A k16 step is 16 rows of a box on.
 __device__ __forceinline__ uint64_t wgmma_descriptor_of_boxes(uint32_t address, int box_cols,
                                                               int box_bytes) {
-    const uint64_t eight_rows = box_cols * 2 * 8, swizzle = box_cols == 64 ? 1 : 3;
+    const uint64_t eight_rows = box_cols * 2 * 8, swizzle = box_cols == 64 ? 1 : box_cols == 32 ? 2 : 3;
     return (address & 0x3ffff) / 16 | (uint64_t)(box_bytes / 16) << 16 | eight_rows / 16 << 32 |
            swizzle << 62;
 }

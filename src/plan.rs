@@ -90,13 +90,13 @@ pub enum Path {
     Reference,
     /// `mma.sync` kernels for compute capability 8.0 and newer, any shape and alignment.
     Mma,
-    /// The forward pass for up to 64 tokens, and up to 128 for some layers, by wgmma and TMA: bound by
-    /// reading W0. Where it is there, and which buffers it takes, is as for [`Path::Hopper`].
+    /// Both passes for up to 64 tokens, and the forward for up to 128 for some layers, by wgmma and TMA:
+    /// bound by reading W0. Where it is there, and which buffers it takes, is as for [`Path::Hopper`].
+    /// Projections that share their input come here in the forward.
     HopperDecode,
-    /// The forward pass for more than 64 tokens and the backward for any, up to 1024 or as many as make no
-    /// more tiles than there are multiprocessors, by wgmma and TMA. Where it is there, and which buffers it
-    /// takes, is as for [`Path::Hopper`]. Projections that share their input come here in the forward of
-    /// up to 128 tokens.
+    /// Both passes for more than 64 tokens, up to 1024 or as many as make no more tiles than there are
+    /// multiprocessors, by wgmma and TMA. Where it is there, and which buffers it takes, is as for
+    /// [`Path::Hopper`]. Projections that share their input come here in the forward of up to 128 tokens.
     HopperShort,
     /// The products with W0, and the gradients of A and B, by wgmma and TMA; the rest as [`Path::Mma`].
     /// For compute capability 9.0, and for k, d and r that are multiples of 8, so that rows start at
@@ -441,27 +441,24 @@ pub(crate) mod tests {
             let aligned = k % 8 == 0 && d % 8 == 0 && r % 8 == 0;
             let path = if aligned { Path::Hopper } else { Path::Mma };
             let [of_h, of_dx] = [[t, d, k, r], [t, k, d, r]].map(hopper::Sizes::of_layer);
-            let short = hopper_short::Schedule::input_grad([t, k, r], 66).filter(|_| aligned);
-            let hopper = (aligned && short.is_none()).then(|| hopper::input_grad(&of_dx, 66));
-            let scratch = BackwardWorkspace::new(&problem.into(), hopper.as_ref()).elements();
-            let flags = hopper.map_or(0, |schedule| schedule.flags(t).max(1 + t.div_ceil(128)));
-            let plan = Plan { path, scratch, flags, hopper, apart: None };
-            let plan = short.map_or(plan, |schedule| Plan {
-                path: Path::HopperShort,
-                flags: schedule.flags(t),
-                apart: Some([Some(Alone::Short(schedule)), None, None, None]),
-                ..plan
-            });
-            assert_eq!(backward(&problem, Some(&on_hopper)), plan);
-            let alone = Alone::new([t, d, k, r], 66).filter(|_| aligned);
-            let hopper = (aligned && alone.is_none()).then(|| hopper::forward(&of_h, 66));
-            let flags = hopper.map_or(0, |schedule| schedule.flags(t));
-            let scratch = s + hopper.map_or(0, |schedule| schedule.partials());
-            let (path, flags) = match alone {
-                None => (path, flags),
+            let of_alone = |alone| match alone {
+                None => (path, 0),
                 Some(Alone::Decode(_)) => (Path::HopperDecode, 2),
                 Some(Alone::Short(schedule)) => (Path::HopperShort, schedule.flags(t)),
             };
+            let alone = Alone::input_grad([t, k, d, r], 66).filter(|_| aligned);
+            let hopper = (aligned && alone.is_none()).then(|| hopper::input_grad(&of_dx, 66));
+            let scratch = BackwardWorkspace::new(&problem.into(), hopper.as_ref()).elements();
+            let (path, flags) = of_alone(alone);
+            let flags = hopper.map_or(flags, |schedule| schedule.flags(t).max(1 + t.div_ceil(128)));
+            let apart = alone.map(|alone| [Some(alone), None, None, None]);
+            let plan = Plan { path, scratch, flags, hopper, apart };
+            assert_eq!(backward(&problem, Some(&on_hopper)), plan);
+            let alone = Alone::forward([t, d, k, r], 66).filter(|_| aligned);
+            let hopper = (aligned && alone.is_none()).then(|| hopper::forward(&of_h, 66));
+            let scratch = s + hopper.map_or(0, |schedule| schedule.partials());
+            let (path, flags) = of_alone(alone);
+            let flags = hopper.map_or(flags, |schedule| schedule.flags(t));
             let apart = alone.map(|alone| [Some(alone), None, None, None]);
             let plan = Plan { path, scratch, flags, hopper, apart };
             assert_eq!(forward(&problem, Some(&on_hopper)), plan);

@@ -1,5 +1,5 @@
-//! The forward pass for few tokens: every number of them, the border to short batches, and that a token's
-//! output has the same bits in every batch.
+//! Few tokens: every number of them, the border to short batches, and that a token's output has the same bits
+//! in every batch.
 
 mod common;
 
@@ -9,7 +9,7 @@ use half::bf16;
 use lora_kernels::{ops, Path};
 
 /// T, d, k and r, on so many multiprocessors.
-const SHAPES: [([usize; 4], usize); 18] = include!("common/hopper_decode_shapes.in");
+const SHAPES: [([usize; 4], usize); 22] = include!("common/hopper_decode_shapes.in");
 
 #[test]
 #[ignore = "needs a CUDA GPU"]

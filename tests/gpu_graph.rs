@@ -12,8 +12,8 @@ use lora_kernels::{Device, Result};
 
 /// For the kernels of Hopper: T, d, k and r, on so many multiprocessors; as gpu_sanitize.rs has them.
 const HOPPER: [([usize; 4], usize); 20] = include!("common/hopper_shapes.in");
-const FEW_TOKENS: [([usize; 4], usize); 18] = include!("common/hopper_decode_shapes.in");
-const SHORT: [([usize; 4], usize); 10] = include!("common/hopper_short_shapes.in");
+const FEW_TOKENS: [([usize; 4], usize); 22] = include!("common/hopper_decode_shapes.in");
+const SHORT: [([usize; 4], usize); 11] = include!("common/hopper_short_shapes.in");
 
 #[test]
 #[ignore = "needs a CUDA GPU"]

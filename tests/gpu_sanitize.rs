@@ -21,10 +21,10 @@ use lora_kernels::Device;
 const HOPPER: [([usize; 4], usize); 20] = include!("common/hopper_shapes.in");
 
 /// The same for few tokens.
-const FEW_TOKENS: [([usize; 4], usize); 18] = include!("common/hopper_decode_shapes.in");
+const FEW_TOKENS: [([usize; 4], usize); 22] = include!("common/hopper_decode_shapes.in");
 
 /// And for short batches.
-const SHORT: [([usize; 4], usize); 10] = include!("common/hopper_short_shapes.in");
+const SHORT: [([usize; 4], usize); 11] = include!("common/hopper_short_shapes.in");
 
 /// For the kernels of Hopper for projections that share their input: T, k, d and r of every projection, on
 /// so many multiprocessors.

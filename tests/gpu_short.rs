@@ -1,5 +1,5 @@
-//! The forward pass for short batches: every tile, the borders between paths, and that a token's output has
-//! the same bits in every batch.
+//! Short batches: every tile, the borders between paths, and that a token's output has the same bits in every
+//! batch.
 
 mod common;
 
@@ -9,7 +9,7 @@ use half::bf16;
 use lora_kernels::{ops, Device, Path};
 
 /// T, d, k and r, on so many multiprocessors.
-const SHAPES: [([usize; 4], usize); 10] = include!("common/hopper_short_shapes.in");
+const SHAPES: [([usize; 4], usize); 11] = include!("common/hopper_short_shapes.in");
 
 #[test]
 #[ignore = "needs a CUDA GPU"]
@@ -69,13 +69,14 @@ fn paths_follow_the_number_of_tokens() {
     let [best, generic] = cuda_paths();
     let paths = |device: &Device| {
         [1, 64, 65, 1024, 1025].map(|t| {
-            let inputs = Inputs::<bf16>::integers(Sizes::new(t, 64, 64, 8), 0);
-            ops::forward_plan(device, &inputs.problem()).path
+            let problem = Inputs::<bf16>::integers(Sizes::new(t, 64, 64, 8), 0).problem();
+            let plans = [ops::forward_plan(device, &problem), ops::backward_plan(device, &problem)];
+            plans.map(|plan| plan.path)
         })
     };
     if best.profile().is_some_and(|profile| profile.hopper) {
         let [few, short, more] = [Path::HopperDecode, Path::HopperShort, Path::Hopper];
-        assert_eq!(paths(&best), [few, few, short, short, more]);
+        assert_eq!(paths(&best), [few, few, short, short, more].map(|path| [path; 2]));
     }
-    assert_eq!(paths(&generic), [Path::Mma; 5]);
+    assert_eq!(paths(&generic), [[Path::Mma; 2]; 5]);
 }

@@ -21,6 +21,15 @@ struct Parts {
     scale: [f32; MAX_PROJECTIONS],
 }
 
+impl Parts {
+    const NONE: Parts = Parts {
+        start: [i32::MAX; MAX_PROJECTIONS],
+        rank_start: [i32::MAX; MAX_PROJECTIONS],
+        rank: [0; MAX_PROJECTIONS],
+        scale: [0.0; MAX_PROJECTIONS],
+    };
+}
+
 /// As in kernels/hopper_tiles.cuh.
 #[repr(C)]
 struct HopperProduct {
@@ -84,7 +93,7 @@ struct InputGradLayer {
 /// As in kernels/hopper_grads.cuh.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct HopperGradsParams {
+pub(super) struct HopperGradsParams {
     dh: [TensorMap; MAX_PROJECTIONS],
     b: [TensorMap; MAX_PROJECTIONS],
     x: TensorMap,
@@ -103,6 +112,30 @@ struct HopperGradsParams {
     ds_parts: i32,
     accumulate: i32,
     parts: Parts,
+}
+
+impl HopperGradsParams {
+    /// For a launch that makes neither.
+    pub(super) const NONE: HopperGradsParams = HopperGradsParams {
+        dh: [TensorMap::NONE; MAX_PROJECTIONS],
+        b: [TensorMap::NONE; MAX_PROJECTIONS],
+        x: TensorMap::NONE,
+        s: TensorMap::NONE,
+        ds: TensorMap::NONE,
+        ds_out: 0,
+        flags: 0,
+        db: [0; MAX_PROJECTIONS],
+        da: 0,
+        d: [0; MAX_PROJECTIONS],
+        t: 0,
+        k: 0,
+        r: 0,
+        outputs: 0,
+        projectors: 0,
+        ds_parts: 0,
+        accumulate: 0,
+        parts: Parts::NONE,
+    };
 }
 
 // The same sizes are asserted in the kernels.
@@ -143,9 +176,7 @@ impl Layers<'_> {
     /// Where layers begin, if the outputs of each are counted in so many at a time, and where the last
     /// one ends.
     fn parts(&self, unit: usize) -> (Parts, i32) {
-        let (start, rank_start) = ([i32::MAX; MAX_PROJECTIONS], [i32::MAX; MAX_PROJECTIONS]);
-        let mut parts =
-            Parts { start, rank_start, rank: [0; MAX_PROJECTIONS], scale: [0.0; MAX_PROJECTIONS] };
+        let mut parts = Parts::NONE;
         let (mut outputs, mut end, mut ranks) = (0, 0, 0);
         for (i, layer) in self.of.iter().enumerate() {
             (parts.start[i], parts.rank_start[i]) = (outputs, ranks);
@@ -175,24 +206,40 @@ impl Layers<'_> {
         TensorMap::new(of, size, self.dtype, box_size)
     }
 
-    /// What dA and dB of these layers take, and dS, if others need not be waited for.
-    fn grads(&self, gradients: &Gradients, flags: sys::CUdeviceptr) -> Result<HopperGradsParams> {
+    /// Rows of T and columns of S that kernels/hopper_grads.cu loads at a time.
+    fn grads_box(&self) -> [u32; 2] {
+        [64, rank_tile(self.rank()).min(64) as u32]
+    }
+
+    /// What dA and dB of a layer take in a launch for few tokens, which makes dS and knows who waits for it.
+    pub(super) fn grads_beside(&self, gradients: &Gradients) -> Result<HopperGradsParams> {
+        let [rows, ranks] = hopper_grads::box_beside(self.t, self.rank());
+        self.grads(gradients, 0, [rows, ranks].map(|size| size as u32))
+    }
+
+    /// What dA and dB of these layers take, and dS, if others need not be waited for, with T in boxes of so
+    /// many rows, and S of so many columns.
+    fn grads(
+        &self,
+        gradients: &Gradients,
+        flags: sys::CUdeviceptr,
+        [rows, rank_cols]: [u32; 2],
+    ) -> Result<HopperGradsParams> {
         let &Layers { t, k, s: ds, .. } = self;
         let &Gradients { x, s, da, db, accumulate } = gradients;
         let r = self.rank();
         let (parts, outputs) = self.parts(STEP_K);
-        let rank_cols = rank_tile(r).min(64) as u32;
         let mut d = [0; MAX_PROJECTIONS];
         for (d, layer) in d.iter_mut().zip(self.of) {
             *d = layer.d as i32;
         }
         let none = TensorMap::NONE;
         Ok(HopperGradsParams {
-            dh: self.each(none, |layer| self.boxes(layer.h, [t, layer.d], [64, 64]))?,
+            dh: self.each(none, |layer| self.boxes(layer.h, [t, layer.d], [rows, 64]))?,
             b: self.each(none, |layer| self.boxes(layer.b, [layer.d, layer.r], [64, 64]))?,
-            x: self.boxes(x, [t, k], [64, 64])?,
-            s: self.boxes(s, [t, r], [64, rank_cols])?,
-            ds: self.boxes(ds, [t, r], [64, rank_cols])?,
+            x: self.boxes(x, [t, k], [rows, 64])?,
+            s: self.boxes(s, [t, r], [rows, rank_cols])?,
+            ds: self.boxes(ds, [t, r], [rows, rank_cols])?,
             ds_out: ds.data,
             flags,
             db,
@@ -265,7 +312,7 @@ impl Cuda {
         handover: Handover,
     ) -> Result<()> {
         let r = layers.rank();
-        let grads = layers.grads(gradients, handover.flags)?;
+        let grads = layers.grads(gradients, handover.flags, layers.grads_box())?;
         if !wants_dx {
             let ds_parts = r.div_ceil(rank_tile(r)) as i32;
             let grads = HopperGradsParams { ds_parts, ..grads };
@@ -285,7 +332,7 @@ impl Cuda {
 
     /// dA and dB, with dS from a launch before, the last one in the stream.
     pub(super) fn hopper_da_db(&self, layers: &Layers<'_>, gradients: &Gradients) -> Result<()> {
-        self.hopper_grads(layers, Makes::DaDb, layers.grads(gradients, 0)?)
+        self.hopper_grads(layers, Makes::DaDb, layers.grads(gradients, 0, layers.grads_box())?)
     }
 
     /// dX, and dS unless it comes before, with the gradients that some blocks make meanwhile.

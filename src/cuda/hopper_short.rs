@@ -1,5 +1,6 @@
 //! The launches of kernels/hopper_short.cu.
 
+use super::hopper::HopperGradsParams;
 use super::kernels::HopperShort;
 use super::launch::{Gradients, LaunchMode, Layer, Layers, Linear};
 use super::params::Operand;
@@ -32,11 +33,23 @@ struct HopperShortParams {
     tells: i32,
 }
 
-// The same size is asserted in the kernel.
-const _: () = assert!(size_of::<HopperShortParams>() == 704);
+/// As in kernels/hopper_short.cu.
+#[repr(C)]
+struct HopperShortBackwardParams {
+    product: HopperShortParams,
+    grads: HopperGradsParams,
+}
+
+// The same sizes are asserted in the kernel.
+const _: () = {
+    assert!(size_of::<HopperShortParams>() == 704);
+    assert!(size_of::<HopperShortBackwardParams>() == 2304);
+};
 
 // SAFETY: plain integers, floats, descriptors and device addresses, laid out as C lays them out.
 unsafe impl DeviceRepr for HopperShortParams {}
+// SAFETY: as above.
+unsafe impl DeviceRepr for HopperShortBackwardParams {}
 
 /// A product as kernels/hopper_short.cu names its operands: out (m×n) over k, with lhs_ext (m×r).
 struct Product {
@@ -74,7 +87,8 @@ impl Cuda {
             out: layer.h,
             scale: layer.scale,
         };
-        self.hopper_short_product(&product, schedule, flags)
+        let params = product.params(schedule, flags)?;
+        self.hopper_short_product(&product, schedule, &params)
     }
 
     /// dX if `wants_dx`, and dA and dB, of a layer with aligned operands. dS is made here.
@@ -103,19 +117,44 @@ impl Cuda {
             out: layers.x,
             scale: layer.scale,
         };
-        self.hopper_short_product(&product, &schedule, flags)?;
-        self.hopper_da_db(layers, gradients)
+        let beside = schedule.makes_grads();
+        let grads = match beside {
+            true => layers.grads_beside(gradients)?,
+            false => HopperGradsParams::NONE,
+        };
+        let params =
+            HopperShortBackwardParams { product: product.params(&schedule, flags)?, grads };
+        self.hopper_short_product(&product, &schedule, &params)?;
+        match beside {
+            true => Ok(()),
+            false => self.hopper_da_db(layers, gradients),
+        }
     }
 
-    fn hopper_short_product(
+    /// The launch.
+    fn hopper_short_product<P: DeviceRepr>(
         &self,
         product: &Product,
         schedule: &Schedule,
-        flags: sys::CUdeviceptr,
+        params: &P,
     ) -> Result<()> {
-        let &Schedule { tile_m, rows, tile_n, pairs, down_pairs } = schedule;
-        let &Product { dtype, linear, sizes: [m, n, k, r], .. } = product;
-        let &Product { lhs, rhs, down, lhs_ext, rhs_ext, out, scale, .. } = product;
+        let &Product { dtype, linear, .. } = product;
+        let &Schedule { tile_m, tile_n, .. } = schedule;
+        let wanted = HopperShort { linear, tile_m, tile_n };
+        let mut kernels = self.kernels.of(dtype).hopper_short.iter();
+        let kernel = kernels.find(|(of, _)| *of == wanted);
+        let (_, kernel) = kernel.expect("there is a kernel for every tile");
+        // Its first blocks wait for nobody, so that it need not be cooperative, which takes longer.
+        let mode = LaunchMode { overlap: self.kernels.overlap, cooperative: false };
+        self.launch_with(kernel, kernel.config([schedule.blocks(), 1])?, params, mode)
+    }
+}
+
+impl Product {
+    fn params(&self, schedule: &Schedule, flags: sys::CUdeviceptr) -> Result<HopperShortParams> {
+        let &Schedule { rows, tile_n, pairs, down_pairs, .. } = schedule;
+        let &Product { dtype, linear, sizes: [m, n, k, r], .. } = self;
+        let &Product { lhs, rhs, down, lhs_ext, rhs_ext, out, scale, .. } = self;
         let boxes = |operand: Operand, size: [usize; 2], box_rows: usize| {
             TensorMap::new(operand, size, dtype, [box_rows as u32, 64])
         };
@@ -138,7 +177,7 @@ impl Cuda {
             down_boxes = boxes(down, size(r, k), down_rows)?;
         }
         let [m, n, k, r] = [m, n, k, r].map(|size| size as i32);
-        let params = HopperShortParams {
+        Ok(HopperShortParams {
             lhs,
             lhs_ext: lhs_ext_boxes,
             rhs: rhs_boxes,
@@ -156,13 +195,6 @@ impl Cuda {
             scale,
             down_pairs: down_pairs as i32,
             tells: (pairs > 0).into(),
-        };
-        let wanted = HopperShort { linear, tile_m, tile_n };
-        let mut kernels = self.kernels.of(dtype).hopper_short.iter();
-        let kernel = kernels.find(|(of, _)| *of == wanted);
-        let (_, kernel) = kernel.expect("there is a kernel for every tile");
-        // Its first blocks wait for nobody, so that it need not be cooperative, which takes longer.
-        let mode = LaunchMode { overlap: self.kernels.overlap, cooperative: false };
-        self.launch_with(kernel, kernel.config([schedule.blocks(), 1])?, &params, mode)
+        })
     }
 }

@@ -125,7 +125,7 @@ pub(super) struct ElementKernels {
     /// None on other GPUs, and in builds that were narrowed to others.
     pub(super) hopper_linear: Vec<(HopperLinear, Kernel)>,
     /// The same for few tokens, by tile of them.
-    pub(super) hopper_decode: Vec<(usize, Kernel)>,
+    pub(super) hopper_decode: Vec<((Linear, usize), Kernel)>,
     /// The same for short batches.
     pub(super) hopper_short: Vec<(HopperShort, Kernel)>,
     /// The same for gradients, by tile of the rank.
@@ -225,9 +225,14 @@ impl ElementKernels {
         };
         let hopper_linear =
             |of: HopperLinear| Ok((of, one(of.file(), &of.name(), plan::hopper::FOOTPRINT)?));
-        let hopper_decode = |tile_t: usize| {
-            let name = format!("hopper_decode_n{tile_t}");
-            Ok((tile_t, one("hopper_decode", &name, plan::hopper_decode::FOOTPRINT)?))
+        let hopper_decode = |of: (Linear, usize)| {
+            let (linear, tile_t) = of;
+            let footprint = match linear {
+                Linear::Forward => plan::hopper_decode::FOOTPRINT,
+                Linear::InputGrad => plan::hopper_decode::INPUT_GRAD_FOOTPRINT,
+            };
+            let name = format!("hopper_decode_{}_n{tile_t}", linear.name());
+            Ok((of, one("hopper_decode", &name, footprint)?))
         };
         let hopper_short = |of: HopperShort| {
             let HopperShort { linear, tile_m, tile_n } = of;
@@ -254,8 +259,10 @@ impl ElementKernels {
             },
             hopper_decode: match modules.contains_key("hopper_decode") {
                 true => {
-                    let tiles = plan::hopper_decode::TILES_T.into_iter();
-                    tiles.map(hopper_decode).collect::<Result<_>>()?
+                    use plan::hopper_decode::{INPUT_GRAD_TILES_T, TILES_T};
+                    let forward = TILES_T.map(|tile_t| (Linear::Forward, tile_t)).into_iter();
+                    let input_grad = INPUT_GRAD_TILES_T.map(|tile_t| (Linear::InputGrad, tile_t));
+                    forward.chain(input_grad).map(hopper_decode).collect::<Result<_>>()?
                 }
                 false => Vec::new(),
             },

@@ -243,8 +243,16 @@ impl Cuda {
             let handover = Handover { flags, partials };
             return self.hopper_backward(&layers, dx.is_some(), &gradients, schedule, handover);
         }
-        if let Some([Some(Alone::Short(schedule)), ..]) = layers.apart(plan).filter(|_| aligned) {
-            return self.hopper_short_backward(&layers, dx.is_some(), &gradients, schedule, flags);
+        if let Some([Some(alone), ..]) = layers.apart(plan).filter(|_| aligned) {
+            let wants_dx = dx.is_some();
+            return match alone {
+                Alone::Decode(schedule) => {
+                    self.hopper_decode_backward(&layers, wants_dx, &gradients, schedule, flags)
+                }
+                Alone::Short(schedule) => {
+                    self.hopper_short_backward(&layers, wants_dx, &gradients, schedule, flags)
+                }
+            };
         }
         self.mma_backward(&layers, dx.is_some(), &gradients, partials)
     }

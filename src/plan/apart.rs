@@ -21,12 +21,26 @@ const DECODE_TOKENS: usize = 64;
 impl Alone {
     /// For H (T×d) over k, with S (T×r) unless r is 0, on so many pairs of multiprocessors; `None` for
     /// many tokens.
-    pub(crate) fn new([t, d, k, r]: [usize; 4], pairs: usize) -> Option<Self> {
+    pub(crate) fn forward([t, d, k, r]: [usize; 4], pairs: usize) -> Option<Self> {
         let short = || hopper_short::Schedule::forward([t, d, r], pairs).map(Alone::Short);
-        let decode = || Alone::Decode(hopper_decode::Schedule::new([t, d, k, r], pairs));
+        let decode = || Alone::Decode(hopper_decode::Schedule::forward([t, d, k, r], pairs));
         match short().filter(|_| t > DECODE_TOKENS) {
             Some(short) => Some(short),
             None => (t <= hopper_decode::MOST_TOKENS).then(decode),
+        }
+    }
+
+    /// For dX (T×k) over d, with dS (T×r), and dA and dB; `None` for many tokens.
+    pub(crate) fn input_grad([t, k, d, r]: [usize; 4], pairs: usize) -> Option<Self> {
+        let short = || hopper_short::Schedule::input_grad([t, k, r], pairs).map(Alone::Short);
+        let decode = hopper_decode::Schedule::input_grad([t, k, d, r], pairs).map(Alone::Decode);
+        decode.or_else(short)
+    }
+
+    fn path(&self) -> Path {
+        match self {
+            Alone::Decode(_) => Path::HopperDecode,
+            Alone::Short(_) => Path::HopperShort,
         }
     }
 
@@ -47,10 +61,10 @@ pub(super) fn plan(problem: &SharedProblem, pairs: usize, scratch: usize) -> Opt
     }
     let mut apart = [None; MAX_PROJECTIONS];
     for (alone, &(d, r)) in apart.iter_mut().zip(problem.projections()) {
-        *alone = Some(Alone::new([t, d, k, r], pairs)?);
+        *alone = Some(Alone::forward([t, d, k, r], pairs)?);
     }
     let all = || apart.iter().flatten();
-    let path = match all().all(|alone| matches!(alone, Alone::Short(_))) {
+    let path = match all().all(|alone| alone.path() == Path::HopperShort) {
         true => Path::HopperShort,
         false => Path::HopperDecode,
     };
@@ -60,10 +74,10 @@ pub(super) fn plan(problem: &SharedProblem, pairs: usize, scratch: usize) -> Opt
 
 /// The plan of a backward pass for few tokens, if it is one of a layer alone.
 pub(super) fn backward_plan(problem: &SharedProblem, pairs: usize) -> Option<Plan> {
-    let &[(_, r)] = problem.projections() else { return None };
-    let schedule = hopper_short::Schedule::input_grad([problem.t, problem.k, r], pairs)?;
-    let apart = Some([Some(Alone::Short(schedule)), None, None, None]);
-    let (path, flags) = (Path::HopperShort, schedule.flags(problem.t));
+    let &[(d, r)] = problem.projections() else { return None };
+    let alone = Alone::input_grad([problem.t, problem.k, d, r], pairs)?;
+    let apart = Some([Some(alone), None, None, None]);
+    let (path, flags) = (alone.path(), alone.flags(problem.t));
     let scratch = BackwardWorkspace::new(problem, None).elements();
     Some(Plan { path, scratch, flags, hopper: None, apart })
 }

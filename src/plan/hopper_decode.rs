@@ -1,6 +1,6 @@
 //! How `kernels/hopper_decode.cu` is launched: which rows of W0 and A its blocks read.
 
-use super::Footprint;
+use super::{hopper_grads, Footprint};
 
 /// The most tokens that it serves.
 pub(crate) const MOST_TOKENS: usize = 128;
@@ -8,9 +8,15 @@ pub(crate) const MOST_TOKENS: usize = 128;
 /// The tiles of tokens that the kernel is there for.
 pub(crate) const TILES_T: [usize; 5] = [8, 16, 32, 64, MOST_TOKENS];
 
+/// Those of dX.
+pub(crate) const INPUT_GRAD_TILES_T: [usize; 4] = [8, 16, 32, 64];
+
 /// What a block takes at most.
 pub(crate) const FOOTPRINT: Footprint =
     Footprint { threads: [288, 1], shared_bytes: MOST_SHARED_BYTES as u32 };
+
+/// The same of one that makes dX, and dA and dB beside it.
+pub(crate) const INPUT_GRAD_FOOTPRINT: Footprint = Footprint { threads: [416, 1], ..FOOTPRINT };
 
 const MOST_SHARED_BYTES: usize = 224 << 10;
 
@@ -50,6 +56,29 @@ const FEW_ELEMENTS: usize = 1 << 19;
 
 /// Elements of a row in a step, as bytes.
 const STEP_BYTES: usize = 64 * 2;
+
+/// The tokens up to which dX is made by two blocks on a multiprocessor. With more, registers would not do.
+const HALF_INPUT_GRAD_TOKENS: usize = 32;
+
+/// How a product reads its weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Reads {
+    /// The forward.
+    Rows,
+    /// The input gradient: columns, in whole boxes, as the rows of the transposed. Those of the last box
+    /// that are another block's are in the L2.
+    Columns,
+}
+
+impl Reads {
+    /// So many rows at a time.
+    fn unit(self) -> usize {
+        match self {
+            Reads::Rows => 8,
+            Reads::Columns => 64,
+        }
+    }
+}
 
 /// What a block's stages are for.
 #[derive(Debug, Clone, Copy)]
@@ -135,26 +164,54 @@ pub(crate) struct Down {
 }
 
 impl Down {
-    fn new([t, r]: [usize; 2], ranks: usize, tile_t: usize, shared_bytes: usize) -> Self {
+    fn new(
+        [t, r]: [usize; 2],
+        reads: Reads,
+        ranks: usize,
+        tile_t: usize,
+        shared_bytes: usize,
+    ) -> Self {
         let rows = r.div_ceil(ranks.max(1)).next_multiple_of(8).max(8);
         let (ranks, slices) = (r.div_ceil(rows), t.div_ceil(tile_t));
-        let ring = Ring { tile_t, rows, split: true, makes_s: true };
+        let loaded = rows.next_multiple_of(reads.unit());
+        let ring = Ring { tile_t, rows: loaded, split: true, makes_s: true };
         let stages = ring.stages(shared_bytes, usize::MAX);
         let (pairs, tokens) = (ranks * slices, t.div_ceil(slices));
         Down { pairs, ranks, rows, tokens, tile_t, stages, ahead: 0 }
     }
 }
 
+/// What a step of dA or dB takes, where they are made, and what aligning it to 1024 bytes may take.
+fn grads_bytes(reads: Reads, t: usize, r: usize) -> usize {
+    match reads {
+        Reads::Rows => 0,
+        Reads::Columns => hopper_grads::bytes_beside(t, r) + 1024,
+    }
+}
+
 impl Schedule {
     /// For H (T×d) over k, with S (T×r) unless r is 0, on so many pairs of multiprocessors.
-    pub(crate) fn new(sizes: [usize; 4], pairs: usize) -> Self {
-        Self::halves(sizes, pairs).unwrap_or_else(|| Self::wholes(sizes, pairs))
+    pub(crate) fn forward(sizes: [usize; 4], pairs: usize) -> Self {
+        Self::new(sizes, Reads::Rows, pairs)
+    }
+
+    /// For dX (T×k) over d, with dS (T×r), and dA and dB beside it; `None` for many tokens.
+    pub(crate) fn input_grad(sizes: [usize; 4], pairs: usize) -> Option<Self> {
+        let few = INPUT_GRAD_TILES_T.iter().any(|&tile| sizes[0] <= tile);
+        few.then(|| Self::new(sizes, Reads::Columns, pairs))
+    }
+
+    /// In the letters of the forward.
+    fn new(sizes: [usize; 4], reads: Reads, pairs: usize) -> Self {
+        let halves = Self::halves(sizes, reads, pairs);
+        halves.unwrap_or_else(|| Self::wholes(sizes, reads, pairs))
     }
 
     /// Where blocks have little to read, the memory idles as a launch ends and the next one begins. So there
     /// is room for two on a multiprocessor: those of the next launch come in time to ask for W0 just then.
-    fn halves([t, d, k, r]: [usize; 4], pairs: usize) -> Option<Self> {
-        let tile_t = *TILES_T.iter().find(|&&tile| t <= tile && tile <= 64)?;
+    fn halves([t, d, k, r]: [usize; 4], reads: Reads, pairs: usize) -> Option<Self> {
+        let most_tokens = if reads == Reads::Rows { 64 } else { HALF_INPUT_GRAD_TOKENS };
+        let tile_t = *TILES_T.iter().find(|&&tile| t <= tile && tile <= most_tokens)?;
         let down_tile = tile_t.min(HALF_DOWN_TOKENS);
         let slices = t.div_ceil(down_tile);
         // Not more pairs than have multiprocessors of their own: two blocks that read W0 through the same one
@@ -163,15 +220,16 @@ impl Schedule {
         let left_to_s = if r > 0 { HALF_DOWN_PAIRS } else { 0 };
         let of_h = pairs.checked_sub(left_to_s).filter(|&pairs| pairs > 0)?;
         let least_rows = LEAST_ROWS.min(d.next_multiple_of(8));
-        let rows = d.div_ceil(of_h).next_multiple_of(8).max(least_rows);
+        let rows = d.div_ceil(of_h).max(least_rows).next_multiple_of(reads.unit());
         if rows > TURNS_ROWS || rows * k > FEW_ELEMENTS {
             return None;
         }
         let of_h = d.div_ceil(rows);
-        let shared_bytes = HALF_SHARED_BYTES;
         // S is to be there before it is needed, so all pairs that are left make it, or more if they must.
         let ranks = (pairs - of_h) / slices;
-        let ranks = ranks.clamp(r.div_ceil(HALF_DOWN_ROWS), r.div_ceil(16));
+        let most_ranks = r.div_ceil(reads.unit().max(16));
+        let ranks = ranks.clamp(r.div_ceil(HALF_DOWN_ROWS), most_ranks);
+        let for_stages = HALF_SHARED_BYTES - grads_bytes(reads, t, r);
         // When so many bytes of W0 are left to a block, the next launch is let start. Earlier, what that one
         // asks for competes with this one; later, it does not come in time.
         let left = match tile_t {
@@ -183,50 +241,74 @@ impl Schedule {
         let steps = k.div_ceil(64).div_ceil(2);
         Some(Schedule {
             tile_t,
-            shared_bytes,
+            shared_bytes: HALF_SHARED_BYTES,
             split: true,
             rows,
             rounds: 1,
             pairs: of_h,
-            stages: ring.stages(shared_bytes, 80 << 10),
+            stages: ring.stages(for_stages, 80 << 10),
             ahead: (48 << 10) / (rows * STEP_BYTES),
             next_at: steps.saturating_sub(left / (rows * STEP_BYTES)),
-            down: Down { ahead: steps, ..Down::new([t, r], ranks, down_tile, shared_bytes) },
+            down: Down { ahead: steps, ..Down::new([t, r], reads, ranks, down_tile, for_stages) },
         })
     }
 
-    fn wholes([t, d, k, r]: [usize; 4], pairs: usize) -> Self {
+    fn wholes([t, d, k, r]: [usize; 4], reads: Reads, pairs: usize) -> Self {
         let tile_t = *TILES_T.iter().find(|&&tile| t <= tile).expect("plans look at T first");
-        let shared_bytes = MOST_SHARED_BYTES;
-        let down = Down::new([t, r], r.div_ceil(DOWN_ROWS), tile_t, shared_bytes);
+        let for_stages = MOST_SHARED_BYTES - grads_bytes(reads, t, r);
+        let makes_s = |rows, tile_t| Down::new([t, r], reads, r.div_ceil(rows), tile_t, for_stages);
+        // The fewest that there may be, and as many as dS wants if there is room for them. With a pair of
+        // multiprocessors that nobody is on, the next launch is all there when the slowest pair ends.
+        let (down, more_down, left_over) = match reads {
+            Reads::Rows => (makes_s(DOWN_ROWS, tile_t), None, 0),
+            Reads::Columns => {
+                let more = makes_s(HALF_DOWN_ROWS, tile_t.min(HALF_DOWN_TOKENS));
+                (makes_s(HALF_DOWN_ROWS, tile_t), Some(more), 1)
+            }
+        };
         // Where there are no others, those that make S are followed by those that make H.
-        let pairs = pairs.saturating_sub(down.pairs).max(1);
+        let of_h = pairs.saturating_sub(down.pairs + left_over).max(1);
         // A pair that shares rows reads half as much of X, but has to add up its sums.
-        let split = d.div_ceil(pairs) <= MOST_ROWS;
+        let split = d.div_ceil(of_h) <= MOST_ROWS;
         let per_pair = if split { 1 } else { 2 };
-        let shares = pairs * per_pair;
+        let shares = of_h * per_pair;
         let rounds = d.div_ceil(shares).div_ceil(MOST_ROWS);
-        let rows = d.div_ceil(shares * rounds).next_multiple_of(8);
+        let rows = d.div_ceil(shares * rounds).next_multiple_of(reads.unit());
+        let of_h = d.div_ceil(rows * rounds * per_pair);
         // Enough to keep the memory busy. More would only wait in its queues, and have S wait there; and what
         // the L2 is asked for early competes with the launch before. Where blocks read much, that is worth
         // more.
-        let (in_flight, ahead) = match rows * rounds * per_pair * k {
-            ..=FEW_ELEMENTS => (64 << 10, 48 << 10),
-            _ => (96 << 10, 128 << 10),
+        let (in_flight, ahead) = match (rows * rounds * per_pair * k, reads) {
+            (..=FEW_ELEMENTS, _) => (64 << 10, 48 << 10),
+            (_, Reads::Rows) => (96 << 10, 128 << 10),
+            (_, Reads::Columns) => (64 << 10, 128 << 10),
         };
         let ring = Ring { tile_t, rows, split, makes_s: false };
         Schedule {
             tile_t,
-            shared_bytes,
+            shared_bytes: MOST_SHARED_BYTES,
             split,
             rows,
             rounds,
-            pairs: d.div_ceil(rows * rounds * per_pair),
-            stages: ring.stages(shared_bytes, in_flight),
+            pairs: of_h,
+            stages: ring.stages(for_stages, in_flight),
             ahead: ahead / (rows * STEP_BYTES),
             next_at: 0,
-            down,
+            down: more_down.filter(|more| of_h + more.pairs + left_over <= pairs).unwrap_or(down),
         }
+    }
+
+    /// For the same dS (T×r) alone, with the same bits.
+    pub(crate) fn without_out(&self, [t, r]: [usize; 2]) -> Self {
+        let shared_bytes = MOST_SHARED_BYTES;
+        let Down { ranks, tile_t, .. } = self.down;
+        let down = Down::new([t, r], Reads::Columns, ranks, tile_t, shared_bytes);
+        Schedule { shared_bytes, pairs: 0, down, ..*self }
+    }
+
+    /// Where in the shared memory of a block that makes dX the steps of dA and dB are.
+    pub(crate) fn grads_at(&self, [t, r]: [usize; 2]) -> usize {
+        (self.shared_bytes - grads_bytes(Reads::Columns, t, r)) / 1024 * 1024
     }
 
     /// Rows of X that a block loads at a time: all T, or half of them where the blocks of a pair load X for
@@ -251,21 +333,38 @@ mod tests {
     use crate::plan::Alone;
     use std::collections::HashSet;
 
-    fn schedules() -> impl Iterator<Item = ([usize; 4], usize, Schedule)> {
-        shapes()
-            .flat_map(|[t, k, d, r]| {
-                let t = (t - 1) % MOST_TOKENS + 1;
-                let with = move |r| [1, 2, 8, 66].map(|pairs| ([t, d, k, r], pairs));
-                with(r).into_iter().chain(with(0))
+    /// In the letters of the forward.
+    struct Case {
+        reads: Reads,
+        sizes: [usize; 4],
+        pairs: usize,
+        schedule: Schedule,
+        context: String,
+    }
+
+    fn cases() -> impl Iterator<Item = Case> {
+        let sizes = shapes().flat_map(|[t, k, d, r]| {
+            let t = (t - 1) % MOST_TOKENS + 1;
+            let with = move |r| [1, 2, 8, 66].map(|pairs| ([t, d, k, r], pairs));
+            with(r).into_iter().chain(with(0))
+        });
+        sizes.flat_map(|(sizes, pairs)| {
+            let forward = (Reads::Rows, Some(Schedule::forward(sizes, pairs)));
+            let input_grad = Schedule::input_grad(sizes, pairs).filter(|_| sizes[3] > 0);
+            let both = [forward, (Reads::Columns, input_grad)].into_iter();
+            both.filter_map(move |(reads, schedule)| {
+                let (schedule, [t, d, k, r]) = (schedule?, sizes);
+                let context =
+                    format!("{reads:?}, T={t} d={d} k={k} r={r} on {pairs}: {schedule:?}");
+                Some(Case { reads, sizes, pairs, schedule, context })
             })
-            .map(|(sizes, pairs)| (sizes, pairs, Schedule::new(sizes, pairs)))
+        })
     }
 
     /// The rows of the kernel's `Work`, of every block that makes H.
     #[test]
     fn every_row_of_w0_is_in_one_share() {
-        for ([t, d, k, r], pairs, schedule) in schedules() {
-            let context = format!("T={t} d={d} k={k} r={r} on {pairs}: {schedule:?}");
+        for Case { reads, sizes: [_, d, ..], schedule, context, .. } in cases() {
             let Schedule { split, rows, rounds, pairs: of_h, .. } = schedule;
             let shares = if split { of_h } else { 2 * of_h };
             let all = (0..rounds).flat_map(|round| (0..shares).map(move |i| round * shares + i));
@@ -276,7 +375,7 @@ mod tests {
             assert!(starts.len() * rows >= d, "rows left over: {context}");
             // No pair without a row.
             assert!((of_h - 1) * rows * (shares / of_h) < d, "{context}");
-            assert!(rows % 8 == 0 && rows <= MOST_ROWS, "{context}");
+            assert!(rows % reads.unit() == 0 && rows <= MOST_ROWS, "{context}");
             // What a pair hands over has a place for one round, and a block alone has 64 rows for the first
             // warpgroup.
             assert!(if split { rounds == 1 } else { rows > TURNS_ROWS }, "{context}");
@@ -286,8 +385,7 @@ mod tests {
     /// As the kernel's `Work` has it, of every pair that makes S.
     #[test]
     fn every_element_of_s_is_made_once() {
-        for ([t, d, k, r], pairs, schedule) in schedules() {
-            let context = format!("T={t} d={d} k={k} r={r} on {pairs}: {schedule:?}");
+        for Case { reads, sizes: [t, _, _, r], schedule, context, .. } in cases() {
             let Schedule { tile_t, down, .. } = schedule;
             let starts: HashSet<[usize; 2]> = (0..down.pairs)
                 .map(|pair| [pair / down.ranks * down.tokens, pair % down.ranks * down.rows])
@@ -301,24 +399,42 @@ mod tests {
             // Those that the kernel is there for.
             let sliced = down.tile_t == HALF_DOWN_TOKENS && tile_t == 64;
             assert!(down.tile_t == tile_t || sliced, "{context}");
+            if reads == Reads::Rows {
+                continue;
+            }
+            // Alone, with what others have no part in: in which order an element is added up.
+            let alone = schedule.without_out([t, r]);
+            assert_eq!((alone.pairs, alone.down.pairs > 0), (0, true), "{context}");
+            assert_eq!((alone.tile_t, alone.down.rows), (tile_t, down.rows), "{context}");
+            assert_eq!(alone.down.tokens, down.tokens, "{context}");
         }
     }
 
     #[test]
     fn stages_fit_and_all_pairs_run_at_once_where_there_are_enough() {
-        for ([t, d, k, r], pairs, schedule) in schedules() {
-            let context = format!("T={t} d={d} k={k} r={r} on {pairs}: {schedule:?}");
+        for Case { reads, sizes: [t, _, k, r], pairs, schedule, context } in cases() {
             let Schedule { tile_t, shared_bytes, split, rows, down, .. } = schedule;
-            assert!(t <= tile_t && TILES_T.contains(&tile_t), "{context}");
+            let tiles = if reads == Reads::Rows { &TILES_T[..] } else { &INPUT_GRAD_TILES_T };
+            assert!(t <= tile_t && tiles.contains(&tile_t), "{context}");
             let of_h = Ring { tile_t, rows, split, makes_s: false };
-            let of_s = Ring { tile_t: down.tile_t, rows: down.rows, split: true, makes_s: true };
+            let down_rows = down.rows.next_multiple_of(reads.unit());
+            let of_s = Ring { tile_t: down.tile_t, rows: down_rows, split: true, makes_s: true };
             for (ring, stages) in [(of_h, schedule.stages), (of_s, down.stages)] {
                 assert!((3..=MOST_STAGES).contains(&stages), "{context}");
                 assert!(ring.rows > TURNS_ROWS || stages % 2 == 0, "{context}");
                 let taken = BARRIER_BYTES + stages * ring.stage_bytes() + ring.handover_bytes();
-                assert!(taken <= shared_bytes, "{context}");
+                let end = match reads {
+                    Reads::Rows => shared_bytes,
+                    // The kernel counts from where it has aligned the start.
+                    Reads::Columns => 1024 + schedule.grads_at([t, r]),
+                };
+                assert!(taken <= end, "{context}");
             }
             assert!(shared_bytes <= FOOTPRINT.shared_bytes as usize, "{context}");
+            if reads == Reads::Columns {
+                let [at, bytes] = [schedule.grads_at([t, r]), hopper_grads::bytes_beside(t, r)];
+                assert!(at % 1024 == 0 && 1023 + at + bytes <= shared_bytes, "{context}");
+            }
             // There is a step at which the next launch may start.
             let steps = schedule.rounds * k.div_ceil(64).div_ceil(if split { 2 } else { 1 });
             assert!(schedule.next_at < steps, "{context}");
@@ -331,8 +447,14 @@ mod tests {
                 HALF_SHARED_BYTES => down.pairs.min(HALF_DOWN_PAIRS),
                 _ => down.pairs,
             };
-            if pairs > beside {
+            if pairs > beside && reads == Reads::Rows {
                 assert!(schedule.pairs + beside <= pairs, "{context}");
+            }
+            if reads == Reads::Columns
+                && shared_bytes == MOST_SHARED_BYTES
+                && pairs > down.pairs + 1
+            {
+                assert!(schedule.pairs + down.pairs < pairs, "one is left over: {context}");
             }
         }
     }
@@ -340,9 +462,9 @@ mod tests {
     /// In which order the kernel adds up: pairs have halves of k, and up to some rows, even and odd steps.
     #[test]
     fn t_has_no_part_in_the_order_of_sums() {
-        for ([_, d, k, r], pairs, _) in schedules() {
+        for Case { sizes: [_, d, k, r], pairs, .. } in cases().filter(|c| c.reads == Reads::Rows) {
             let orders = (1..=64).map(|t| {
-                let Schedule { split, rows, .. } = Schedule::new([t, d, k, r], pairs);
+                let Schedule { split, rows, .. } = Schedule::forward([t, d, k, r], pairs);
                 (split, rows <= TURNS_ROWS)
             });
             let orders: HashSet<_> = orders.collect();
@@ -354,33 +476,58 @@ mod tests {
     /// 64 tokens come here only where they are several rounds.
     #[test]
     fn everything_is_sanitized() {
-        let shapes: [([usize; 4], usize); 18] =
+        let shapes: [([usize; 4], usize); 22] =
             include!("../../tests/common/hopper_decode_shapes.in");
         let (mut ways, mut kinds) = (HashSet::new(), HashSet::new());
         for ([t, d, k, r], sms) in shapes {
-            let Some(Alone::Decode(schedule)) = Alone::new([t, d, k, r], sms / 2) else {
-                panic!("T={t} d={d} k={k} r={r} on {sms} goes another way");
-            };
-            let Schedule { tile_t, shared_bytes, split, rows, rounds, pairs, down, .. } = schedule;
-            ways.insert((tile_t, split, rows > TURNS_ROWS, shared_bytes));
-            let shares = d.div_ceil(rows);
-            kinds.extend([
-                ("several rounds", rounds > 1),
-                ("several pairs for columns of S", down.ranks > 1),
-                ("several pairs for tokens of S", down.pairs > down.ranks),
-                ("steps along r for both blocks", split && r > 64),
-                ("a block without rows", !split && rounds == 1 && shares < 2 * pairs),
-            ]);
+            let forward = (Reads::Rows, Alone::forward([t, d, k, r], sms / 2), d);
+            let input_grad = (Reads::Columns, Alone::input_grad([t, k, d, r], sms / 2), k);
+            for (reads, alone, n) in [forward, input_grad] {
+                let Some(Alone::Decode(schedule)) = alone else {
+                    assert!(
+                        reads == Reads::Columns && t > 64,
+                        "{:?} goes another way",
+                        [t, d, k, r]
+                    );
+                    continue;
+                };
+                let Schedule { tile_t, shared_bytes, split, rows, rounds, pairs, down, .. } =
+                    schedule;
+                ways.insert((reads, tile_t, split, rows > TURNS_ROWS, shared_bytes));
+                let of_all = [
+                    ("several rounds", rounds > 1),
+                    ("several pairs for columns of S", down.ranks > 1),
+                    ("several pairs for tokens of S", down.pairs > down.ranks),
+                    ("steps along r for both blocks", split && r > 64),
+                    ("a block without rows", !split && rounds == 1 && n.div_ceil(rows) < 2 * pairs),
+                ];
+                let [_, ranks] = hopper_grads::box_beside(t, r);
+                let items = (k.div_ceil(64) + d.div_ceil(64)) * r.div_ceil(ranks);
+                let of_input_grad = [
+                    ("one dA or dB of 16 ranks for a block", ranks == 16 && items <= 2 * pairs),
+                    ("several of 16 ranks", ranks == 16 && items > 2 * pairs),
+                    ("several of 32 ranks", ranks == 32 && items > 2 * pairs),
+                    ("a part of a box", n % 64 > 0),
+                ];
+                let of_input_grad =
+                    of_input_grad.map(|(kind, is)| (kind, is && reads == Reads::Columns));
+                let is = of_all.into_iter().chain(of_input_grad).filter(|(_, is)| *is);
+                kinds.extend(is.map(|(kind, _)| (reads, kind)));
+            }
         }
-        assert_eq!(ways.len(), (TILES_T.len() - 1) * 4 + 1, "{ways:?}");
-        assert_eq!(kinds.iter().filter(|(_, is)| *is).count(), 5, "{kinds:?}");
+        let of = |reads| ways.iter().filter(|way| way.0 == reads).count();
+        assert_eq!(of(Reads::Rows), (TILES_T.len() - 1) * 4 + 1, "{ways:?}");
+        // No halves for 64 tokens.
+        assert_eq!(of(Reads::Columns), INPUT_GRAD_TILES_T.len() * 4 - 1, "{ways:?}");
+        assert_eq!(kinds.len(), 2 * 5 + 4, "{kinds:?}");
     }
 
     /// What was measured to be best on an H100.
     #[test]
     fn layers_of_known_models_have_few_rows_a_block() {
         let of = |d| {
-            let Schedule { split, rows, rounds, pairs, .. } = Schedule::new([16, d, 4096, 16], 66);
+            let Schedule { split, rows, rounds, pairs, .. } =
+                Schedule::forward([16, d, 4096, 16], 66);
             (split, rows, rounds, pairs)
         };
         assert_eq!(of(4096), (true, 64, 1, 64));

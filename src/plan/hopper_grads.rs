@@ -19,6 +19,17 @@ pub(crate) fn rank_tile(r: usize) -> usize {
     }
 }
 
+/// The rows of T and columns of S that an item beside dX of few tokens takes at a time.
+pub(crate) fn box_beside(t: usize, r: usize) -> [usize; 2] {
+    [t.next_multiple_of(16).min(64), if r <= 16 { 16 } else { 32 }]
+}
+
+/// What they take in shared memory, beside as many rows and 64 columns of dH or X.
+pub(crate) fn bytes_beside(t: usize, r: usize) -> usize {
+    let [rows, ranks] = box_beside(t, r);
+    rows * (64 + ranks) * 2
+}
+
 /// Rows of dS in a tile.
 const TILE_ROWS: usize = 128;
 

@@ -73,6 +73,11 @@ impl Schedule {
         Schedule { pairs: 0, down_pairs, ..*self }
     }
 
+    /// Whether a block has a warpgroup left to make dA and dB beside dX.
+    pub(crate) fn makes_grads(&self) -> bool {
+        self.tile_m == TILES_M[0] && self.pairs > 0
+    }
+
     /// Words by which blocks tell each other of S.
     pub(crate) fn flags(&self, t: usize) -> usize {
         match self.down_pairs {
@@ -91,7 +96,7 @@ impl Schedule {
 mod tests {
     use super::*;
     use crate::plan::tests::shapes;
-    use crate::plan::Alone;
+    use crate::plan::{hopper_grads, Alone};
     use std::collections::HashSet;
 
     #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -158,18 +163,16 @@ mod tests {
     /// The shapes that compute-sanitizer runs on come to every kernel and every way of its blocks.
     #[test]
     fn everything_is_sanitized() {
-        let shapes: [([usize; 4], usize); 10] =
+        let shapes: [([usize; 4], usize); 11] =
             include!("../../tests/common/hopper_short_shapes.in");
         let (mut tiles, mut kinds) = (HashSet::new(), HashSet::new());
+        let mut items_of_blocks = HashSet::new();
         for ([t, d, k, r], sms) in shapes {
-            let forward = match Alone::new([t, d, k, r], sms / 2) {
-                Some(Alone::Short(schedule)) => Some((Linear::Forward, schedule, d, k)),
-                _ => None,
-            };
-            let input_grad = Schedule::input_grad([t, k, r], sms / 2);
-            let input_grad = input_grad.map(|schedule| (Linear::InputGrad, schedule, k, d));
-            for (linear, schedule, n, inner) in forward.into_iter().chain(input_grad) {
-                let Schedule { tile_m, rows, tile_n, down_pairs, .. } = schedule;
+            let forward = (Linear::Forward, Alone::forward([t, d, k, r], sms / 2), d, k);
+            let input_grad = (Linear::InputGrad, Alone::input_grad([t, k, d, r], sms / 2), k, d);
+            for (linear, alone, n, inner) in [forward, input_grad] {
+                let Some(Alone::Short(schedule)) = alone else { continue };
+                let Schedule { tile_m, rows, tile_n, pairs, down_pairs } = schedule;
                 tiles.insert((linear, tile_m, tile_n));
                 let rank_tile = rank_tile(r);
                 let in_part = rows < tile_m && t > rows;
@@ -189,14 +192,19 @@ mod tests {
                     ("no steps for the second that makes S", inner <= 64),
                     ("stages again and again", inner > 16 * 64),
                 ];
+                if linear == Linear::InputGrad && schedule.makes_grads() {
+                    let [_, ranks] = hopper_grads::box_beside(t, r);
+                    let items = (k.div_ceil(64) + d.div_ceil(64)) * r.div_ceil(ranks);
+                    items_of_blocks.insert((ranks, items > 2 * pairs));
+                }
                 let all = of_s.into_iter().chain(of_out.map(|(kind, is)| (0, kind, is)));
                 kinds.extend(all.filter(|kind| kind.2).map(|kind| (linear, tile_m, kind)));
             }
         }
         assert_eq!(tiles.len(), TILES_M.len() * (FORWARD_TILES_N.len() + INPUT_GRAD_TILES_N.len()));
-        // Tiles of 64 rows are never more than two, and in the forward never one; and of 16 ranks none
-        // is beside another.
-        assert_eq!(kinds.len(), 4 * (2 + 3 + 6) - 3, "{kinds:?}");
+        // Tiles of 64 rows are always two; and of 16 ranks none is beside another.
+        assert_eq!(kinds.len(), 4 * (2 + 3 + 6) - 4, "{kinds:?}");
+        assert_eq!(items_of_blocks.len(), 4, "one or several: {items_of_blocks:?}");
     }
 
     /// What was measured to be best on an H100.

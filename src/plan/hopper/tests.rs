@@ -260,7 +260,7 @@ fn everything_is_sanitized() {
     for ([t, d, k, r], sms) in alone {
         let [of_h, of_dx] = [[t, d, k, r], [t, k, d, r]].map(Sizes::of_layer);
         // Few tokens go another way.
-        if Alone::new([t, d, k, r], sms / 2).is_none() {
+        if Alone::forward([t, d, k, r], sms / 2).is_none() {
             seen[0].extend(comes_to(&forward(&of_h, sms / 2), &of_h));
         }
         if hopper_short::Schedule::input_grad([t, k, r], sms / 2).is_none() {

@@ -16,7 +16,7 @@ use common::matrix::Matrix;
 use common::Result;
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, SamplingMode, Throughput};
-use lora_kernels::{DType, InputGradient, Problem};
+use lora_kernels::{DType, Problem};
 use std::time::Duration;
 
 /// T, k, d and r.
@@ -41,16 +41,15 @@ fn main() -> Result<()> {
     let Some(gpu) = Gpu::open("kernels")? else { return Ok(()) };
     let mut criterion = Criterion::default().configure_from_args();
     for [t, k, d, r] in LAYERS {
-        layer(&gpu, &mut criterion, Problem::new(t, k, d, r, DType::Bf16)?)?;
+        layer(&gpu, &mut criterion, [t, k, d, r])?;
     }
     criterion.final_summary();
     Ok(())
 }
 
-fn layer(gpu: &Gpu, criterion: &mut Criterion, problem: Problem) -> Result<()> {
-    let Problem { t, k, d, r, .. } = problem;
-    let layer = Layer::new(gpu, problem)?;
-    let merged = Matrix::new(gpu, [d, k], problem.dtype)?;
+fn layer(gpu: &Gpu, criterion: &mut Criterion, [t, k, d, r]: [usize; 4]) -> Result<()> {
+    let layer = Layer::new(gpu, Problem::single(t, k, d, r, DType::Bf16)?)?;
+    let merged = Matrix::new(gpu, [d, k], DType::Bf16)?;
     // The S that the backward passes read.
     (0..layer.calls()).try_for_each(|i| layer.forward(i))?;
 
@@ -63,12 +62,10 @@ fn layer(gpu: &Gpu, criterion: &mut Criterion, problem: Problem) -> Result<()> {
     let mut bench = |name, multiply_adds: usize, call: &dyn Fn(usize) -> Result<()>| {
         timed(gpu, &mut group, name, 2 * multiply_adds as u64, call)
     };
-    bench("frozen", base, &|i| layer.frozen(i));
+    bench("frozen", base, &|i| layer.base(i));
     bench("forward", base + over_k + over_d, &|i| layer.forward(i));
-    let both = 2 * over_k + 2 * over_d;
-    bench("backward", base + both, &|i| layer.backward(i, InputGradient::Compute));
-    let (gradients, skip) = (over_k + 2 * over_d, InputGradient::Skip);
-    bench("backward without dX", gradients, &|i| layer.backward(i, skip));
+    bench("backward", base + 2 * over_k + 2 * over_d, &|i| layer.backward(i));
+    bench("backward without dX", over_k + 2 * over_d, &|i| layer.backward_ab(i));
     bench("merge", d * r * k, &|i| layer.merge(i, &merged));
     group.finish();
     Ok(())

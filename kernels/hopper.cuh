@@ -322,18 +322,3 @@ __device__ __forceinline__ uint4 load_shared(uint32_t from) {
                  : "memory");
     return v;
 }
-
-// ---------------------------------------------------------------------------------------------
-// Elements
-
-// Two f32 rounded and packed, the first in the low half.
-template <typename E>
-__device__ __forceinline__ uint32_t pack(float low, float high) {
-    if constexpr (std::is_same_v<E, __half>) {
-        const __half2 two = __floats2half2_rn(low, high);
-        return reinterpret_cast<const uint32_t&>(two);
-    } else {
-        const __nv_bfloat162 two = __floats2bfloat162_rn(low, high);
-        return reinterpret_cast<const uint32_t&>(two);
-    }
-}

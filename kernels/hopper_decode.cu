@@ -2,13 +2,14 @@
 //
 // Both passes for few tokens, which are bound by reading W0, in one launch each.
 //
-//   forward      S  (T×r) = s·X Aᵀ            rounded once
+//   forward      S  (T×r) = s·X Aᵀ            rounded once, saturated in f16
 //                H  (T×d) = X W0ᵀ + S Bᵀ      rounded once
-//   input grad   dS (T×r) = s·dH B            rounded once
+//   input grad   dS (T×r) = s·dH B            rounded once, saturated in f16
 //                dX (T×k) = dH W0 + dS A      rounded once
 //                dA (r×k) (=|+=) dSᵀ X,  dB (d×r) (=|+=) dHᵀ S
 //
-// accumulated in f32, T <= kN. With r = 0 it is the frozen layer, and without pairs for H, S alone.
+// accumulated in f32, T <= kN. With r = 0 it is the frozen layer, H or dX alone: there are no
+// pairs for S, and `flags` and `grads` are not read. Without pairs for H, it is S alone.
 //
 // The names here are those of the forward. In the input gradient, x is dH, w0 is W0ᵀ, a is Bᵀ, b is Aᵀ, s is dS
 // and h is dX, d and k are each other, and weights lie MN-major: rows of theirs are columns in memory, which
@@ -83,6 +84,7 @@ struct HopperDecodeParams {
     int down_stages;
     int down_ahead;  // steps for which the L2 is asked for A and X, before the same
     int grads_at;    // where grads_beside's step is in shared memory, in the input gradient
+    int h_cols;      // row stride of H in elements, a multiple of 8
 };
 static_assert(sizeof(HopperDecodeParams) == 896);
 
@@ -375,6 +377,9 @@ __device__ __forceinline__ void multiply(const HopperDecodeParams& p, const Work
         if (finishes) {
             if (work.split && mine < mine_end) mbarrier_wait(received(base), 0);
             const float scale = work.makes_s ? p.scale : 1.f;
+            auto round = [&](float low, float high) {
+                return pack_saturated_if<E>(work.makes_s, low * scale, high * scale);
+            };
 #pragma unroll
             for (int i = 0; i < kChunks; i++) {
                 const int chunk = chunk0 + i;
@@ -393,12 +398,11 @@ __device__ __forceinline__ void multiply(const HopperDecodeParams& p, const Work
                 const int token = (chunk - mine) * 8 + lane % 8;
                 const int row = my_rows + warp * 16 + lane / 8 % 2 * 8;
                 stmatrix_x2_transposed(out_at + token * kPitch + row * 2,
-                                       pack<E>(v[0] * scale, v[1] * scale),
-                                       pack<E>(v[2] * scale, v[3] * scale));
+                                       round(v[0], v[1]), round(v[2], v[3]));
             }
             named_barrier<kFinishers>(1);
             const int cols = work.makes_s ? p.r : p.d, rows = min(work.rows, cols - row0);
-            const int out_cols = work.makes_s ? p.s_cols : p.d;
+            const int out_cols = work.makes_s ? p.s_cols : p.h_cols;
             const int eights = rows / 8, tokens = min(work.tokens, mine_end * 8) - mine * 8;
             // Elements have 16 bits.
             auto* out = static_cast<uint16_t*>(work.makes_s ? p.s_out : p.h) + row0 +
@@ -492,7 +496,7 @@ __device__ __forceinline__ void hopper_decode(const HopperDecodeParams& p, const
             multiply<E, 32, kMnMajor, Share::kSteps>(p, work, base);
         else
             multiply<E, kN, kMnMajor>(p, work, base);
-    } else if (kMnMajor && !loads && !work.makes_s) {
+    } else if (kMnMajor && !loads && !work.makes_s && p.r > 0) {
         if (p.r <= 16)
             make_grads<E, GradsTiling<16, 64>>(p, *grads, base);
         else

@@ -2,7 +2,7 @@
 //
 // The adapter's gradients on Hopper's own instructions, and before them dS, if it is not there yet:
 //
-//   dS (T×r)   =    scale · dH B              rounded once
+//   dS (T×r)   =    scale · dH B              rounded once, saturated in f16
 //   dB (d×r) (=|+=) dHᵀ S      Y dH (T×d), L S  (T×r)
 //   dA (r×k) (=|+=) dSᵀ X      Y X  (T×k), L dS (T×r)
 //

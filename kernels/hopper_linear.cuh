@@ -3,7 +3,7 @@
 //   forward      S = s·X Aᵀ,  H = X W0ᵀ + S Bᵀ     lhs X,  rhs W0, down A, extension S, B
 //   input grad   dS = s·dH B, dX = dH W0 + dS A    lhs dH, rhs W0, down B, extension dS, A
 //
-//   lhs_ext[m, r] = scale · Σk lhs[m, k] down[r, k]                     rounded once, if made here
+//   lhs_ext[m, r] = scale · Σk lhs[m, k] down[r, k]    if made here: rounded once, saturated in f16
 //   out[m, n]     = Σk lhs[m, k] rhs[n, k] + Σr lhs_ext[m, r] rhs_ext[n, r]     rounded once
 //
 // all accumulated in f32. rhs, down and rhs_ext lie K-major in the forward, MN-major in the input

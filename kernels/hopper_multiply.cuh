@@ -181,7 +181,7 @@ __device__ __forceinline__ void multiply(const HopperLinearParams<kMnMajor, kSha
             for (int i = 0; i < kSlice / 4; i++) {
                 const float* v = kApart ? &acc_apart[2 * i] : &acc[T::kRhsCols / 2 + 2 * i];
                 const float scale = p.scale_of(tile.slice(p) * kSlice + i / 2 * 8);
-                slice[i / 4][i % 4] = pack<E>(v[0] * scale, v[1] * scale);
+                slice[i / 4][i % 4] = pack_saturated<E>(v[0] * scale, v[1] * scale);
             }
             if (tile.tells(p)) {
                 const int col0 = tile.slice(p) * kSlice;

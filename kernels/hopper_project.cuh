@@ -1,6 +1,6 @@
 // What a block does to make rows of S or dS and nothing else, as roles of its warpgroups:
 //
-//   out (m×r) = scale · lhs (m×k) downᵀ          rounded once
+//   out (m×r) = scale · lhs (m×k) downᵀ          rounded once, saturated in f16
 //
 // where a layer's columns have its own scale; and where down is MN-major, its own lhs and down too.
 // summed up along k from 0 on, 16 at a time, as the tiles of hopper_linear.cuh do it, so that it has the
@@ -136,7 +136,8 @@ __device__ __forceinline__ void project_multiply(const Projection& p, uint32_t b
             // Elements have 16 bits.
             auto* to = static_cast<uint16_t*>(p.out) + (int64_t)row * p.r + rank;
             const float scale = p.parts.scale_of(tile.rank0 + i / 2 * 8);
-            *reinterpret_cast<uint32_t*>(to) = pack<E>(acc[2 * i] * scale, acc[2 * i + 1] * scale);
+            *reinterpret_cast<uint32_t*>(to) =
+                pack_saturated<E>(acc[2 * i] * scale, acc[2 * i + 1] * scale);
         }
         // Both warpgroups' rows.
         named_barrier<256>(1);

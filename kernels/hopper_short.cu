@@ -6,7 +6,7 @@
 //   forward      S = s·X Aᵀ,  H = X W0ᵀ + S Bᵀ     lhs X,  rhs W0, down A, extension S, B
 //   input grad   dS = s·dH B, dX = dH W0 + dS A    lhs dH, rhs W0, down B, extension dS, A
 //
-//   lhs_ext[m, r] = scale · Σk lhs[m, k] down[r, k]                             rounded once
+//   lhs_ext[m, r] = scale · Σk lhs[m, k] down[r, k]             rounded once, saturated in f16
 //   out[m, n]     = Σk lhs[m, k] rhs[n, k] + Σr lhs_ext[m, r] rhs_ext[n, r]     rounded once
 //
 // all accumulated in f32. rhs, down and rhs_ext lie K-major in the forward, MN-major in the input
@@ -59,6 +59,7 @@ struct HopperShortParams {
     float scale;
     int down_pairs;   // the pairs that make lhs_ext; 0 if r is
     int tells;        // whether there are others, to be told of it
+    int out_cols;     // row stride of out in elements, a multiple of 8
 };
 static_assert(sizeof(HopperShortParams) == 704);
 
@@ -222,7 +223,7 @@ __device__ __forceinline__ void make_ext(const HopperShortParams& p, uint32_t ba
                     // Elements have 16 bits.
                     auto* to = static_cast<uint16_t*>(p.s) + (int64_t)(m0 + row) * p.s_cols + col;
                     *reinterpret_cast<uint32_t*>(to) =
-                        pack<E>(v[2 * half] * p.scale, v[2 * half + 1] * p.scale);
+                        pack_saturated<E>(v[2 * half] * p.scale, v[2 * half + 1] * p.scale);
                 }
             }
             __syncwarp();
@@ -362,11 +363,11 @@ __device__ __forceinline__ void multiply(const HopperShortParams& p, uint32_t ba
     const int row0 = row * p.rows + first_row, eights = min(kN, p.n - n0) / 8;
     const int rows = min(16, min(p.rows - first_row, p.m - row0));
     // Elements have 16 bits.
-    auto* out = static_cast<uint16_t*>(p.out) + (int64_t)row0 * p.n + n0;
+    auto* out = static_cast<uint16_t*>(p.out) + (int64_t)row0 * p.out_cols + n0;
     for (int i = lane; i < rows * eights; i += 32) {
         const int of_warp = i / eights, col = i % eights * 8;
         const uint4 v = load_shared(out_at + of_warp * kPitch + col * 2);
-        *reinterpret_cast<uint4*>(out + (int64_t)of_warp * p.n + col) = v;
+        *reinterpret_cast<uint4*>(out + (int64_t)of_warp * p.out_cols + col) = v;
     }
 }
 

@@ -1,11 +1,7 @@
 // The instructions that every generation has: fragments from shared memory, and mma.sync.
 #pragma once
 
-#include <cstdint>
-#include <type_traits>
-
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
+#include "element.cuh"
 
 __device__ __forceinline__ uint32_t shared_address(const void* p) {
     return static_cast<uint32_t>(__cvta_generic_to_shared(p));

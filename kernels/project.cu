@@ -9,7 +9,7 @@
 //
 // Bound by reading lhs, so every byte of it is read once from memory: a block takes 32 rows whole,
 // and its four warps along k split each step of 128 columns. Accumulated in f32, the four partial
-// sums added in a fixed order, scaled, and rounded once.
+// sums added in a fixed order, scaled, and rounded once; an f16 saturates (element.cuh).
 //
 // Grid: ⌈r/kRank⌉ · ⌈T/32⌉, the blocks that share rows of lhs next to each other, so that all but
 // the first find them in the L2. Block: 8 warps, 2 along m × 4 along k.
@@ -51,7 +51,7 @@ __device__ __forceinline__ void project(const ProjectParams& p) {
     product.for_each_chunk(shared, [&](int row, int col, float(&v)[8]) {
 #pragma unroll
         for (int i = 0; i < 8; i++) v[i] *= scale_of(p, n0 + col + i);
-        store_chunk<E>(p.out, m0 + row, n0 + col, p.m, p.r, v);
+        store_chunk<E, true>(p.out, m0 + row, n0 + col, p.m, p.r, v);
     });
 }
 

@@ -67,12 +67,6 @@ __device__ __forceinline__ void store_shared(uint32_t to, uint4 v) {
 // ---------------------------------------------------------------------------------------------
 // Eight elements of a row, the unit of every access to memory
 
-__device__ __forceinline__ void round_to(__nv_bfloat16& to, float v) { to = __float2bfloat16(v); }
-__device__ __forceinline__ void round_to(__half& to, float v) { to = __float2half(v); }
-__device__ __forceinline__ void round_to(float& to, float v) { to = v; }
-__device__ __forceinline__ float widen(__nv_bfloat16 v) { return __bfloat162float(v); }
-__device__ __forceinline__ float widen(__half v) { return __half2float(v); }
-
 template <typename E>
 __device__ __forceinline__ E* element(const Operand& op, int row, int col) {
     return static_cast<E*>(op.data) + (int64_t)row * op.ld + col;
@@ -94,15 +88,22 @@ __device__ __forceinline__ void load_chunk(float (&v)[8], const Operand& op, int
     }
 }
 
-// Rounds and stores eight elements from (row, col) on, those within rows×cols.
-template <typename E>
+// Rounds and stores eight elements from (row, col) on, those within rows×cols. With kSaturate, an
+// f16 saturates.
+template <typename E, bool kSaturate = false>
 __device__ __forceinline__ void store_chunk(const Operand& op, int row, int col, int rows,
                                             int cols, const float (&v)[8]) {
     if (row >= rows) return;
     E* to = element<E>(op, row, col);
     alignas(16) E chunk[8];
 #pragma unroll
-    for (int i = 0; i < 8; i++) round_to(chunk[i], v[i]);
+    for (int i = 0; i < 8; i++) {
+        if constexpr (kSaturate) {
+            round_saturated_to(chunk[i], v[i]);
+        } else {
+            round_to(chunk[i], v[i]);
+        }
+    }
     if (op.vectors && col + 8 <= cols) {
 #pragma unroll
         for (int i = 0; i < (int)sizeof(chunk) / 16; i++)

@@ -2,9 +2,12 @@
 
 use half::{bf16, f16};
 use std::fmt;
+use std::str::FromStr;
 
 /// The element type of a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "lowercase"))]
 #[non_exhaustive]
 pub enum DType {
     /// bfloat16: 8 bits of exponent, 7 of mantissa.
@@ -32,6 +35,31 @@ impl fmt::Display for DType {
             DType::F16 => "f16",
             DType::F32 => "f32",
         })
+    }
+}
+
+/// A text that names no element type; it must be `bf16`, `f16` or `f32`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnknownDType {
+    got: String,
+}
+
+impl fmt::Display for UnknownDType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} is not an element type: bf16, f16 or f32", self.got)
+    }
+}
+
+impl std::error::Error for UnknownDType {}
+
+impl FromStr for DType {
+    type Err = UnknownDType;
+
+    /// The name that `Display` writes.
+    fn from_str(name: &str) -> Result<Self, UnknownDType> {
+        let all = [DType::Bf16, DType::F16, DType::F32];
+        let found = all.into_iter().find(|dtype| dtype.to_string() == name);
+        found.ok_or_else(|| UnknownDType { got: name.to_string() })
     }
 }
 
@@ -98,6 +126,15 @@ impl Element for f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_are_read_back() {
+        for dtype in [DType::Bf16, DType::F16, DType::F32] {
+            assert_eq!(dtype.to_string().parse(), Ok(dtype));
+        }
+        let error = "float32".parse::<DType>().unwrap_err();
+        assert_eq!(error.to_string(), "\"float32\" is not an element type: bf16, f16 or f32");
+    }
 
     #[test]
     fn sixteen_bits_are_rounded_once() {

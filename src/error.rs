@@ -1,6 +1,7 @@
 //! What can go wrong, with the shapes that were involved.
 
-use crate::{DType, Shape};
+use crate::dtype::DType;
+use crate::shape::{InvalidShape, Shape};
 use std::fmt;
 #[cfg(feature = "peft")]
 use std::{io, path::PathBuf};
@@ -8,8 +9,11 @@ use std::{io, path::PathBuf};
 /// The result of every fallible call of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why a call was refused or failed. Nothing has been written to the outputs unless the variant
-/// is [`Error::Driver`].
+/// Why a call was refused or failed.
+///
+/// An operation that is refused has enqueued nothing and left its outputs as they were, unless the
+/// variant is [`Error::Driver`]: a refused launch leaves the outputs of the call unspecified, and
+/// the flags of its workspace clean.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Error {
@@ -45,6 +49,13 @@ pub enum Error {
         expected: String,
         /// The shape it has.
         got: Shape,
+    },
+    /// The rows of a tensor do not follow one another, and the call needs them to.
+    RowStride {
+        /// The argument, in the paper's letters.
+        argument: &'static str,
+        /// Elements from the start of a row to that of the next.
+        got: usize,
     },
     /// A slice does not hold as many elements as its shape asks for.
     Length {
@@ -111,7 +122,7 @@ pub enum Error {
         /// Whether it is merged.
         merged: bool,
     },
-    /// The workspace is smaller than the plan said.
+    /// The workspace is smaller than the operation asks for.
     Workspace {
         /// Which part of it, `scratch` or `flags`.
         part: &'static str,
@@ -129,6 +140,19 @@ pub enum Error {
     OutOfMemory {
         /// The bytes asked for.
         bytes: usize,
+    },
+    /// The call is not possible while its stream captures a CUDA graph, or would wait for a stream
+    /// that does.
+    Capture {
+        /// What was refused, and what to do instead.
+        what: String,
+    },
+    /// A text does not name what it should.
+    Parse {
+        /// What it should name.
+        expected: &'static str,
+        /// The text.
+        got: String,
     },
     /// The CUDA driver refused a call, or reports the failure of an earlier one.
     Driver {
@@ -229,6 +253,11 @@ impl fmt::Display for Error {
             Error::OutOfMemory { bytes } => {
                 write!(f, "out of memory: {bytes} bytes could not be allocated")
             }
+            Error::RowStride { argument, got } => {
+                write!(f, "{argument} must have dense rows, but they start {got} elements apart")
+            }
+            Error::Capture { what } => write!(f, "{what} while a CUDA graph is captured"),
+            Error::Parse { expected, got } => write!(f, "{got:?} is not {expected}"),
             Error::Driver { call, code, name } => write!(f, "{call} failed: {name} ({code})"),
             #[cfg(feature = "peft")]
             Error::Io { path, action, reason, .. } => {
@@ -247,3 +276,9 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+impl From<InvalidShape> for Error {
+    fn from(shape: InvalidShape) -> Self {
+        Error::TooLarge { what: shape.to_string() }
+    }
+}

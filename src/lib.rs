@@ -21,21 +21,22 @@
 //!
 //! There are two levels:
 //!
-//! * [`LoraLinear`] and [`Adapter`] own their tensors and allocate what they return. So does
-//!   [`SharedLoraLinear`], the layers of one x: q, k and v of an attention, or gate and up of a
+//! * [`LoraLinear`] and [`Adapter`] own their tensors and allocate what they return. A layer is one
+//!   projection of x, or a group of up to four: q, k and v of an attention, or gate and up of a
 //!   gated MLP.
-//! * [`ops`] takes the caller's buffers, outputs and [`Workspace`], enqueues on the caller's stream,
-//!   and never allocates device memory, synchronises or makes a stream, so that a CUDA graph can
-//!   capture it.
+//! * The operations in [`ops`] are made once, from the sizes. They take the caller's buffers,
+//!   outputs and [`Workspace`], enqueue on the caller's stream, and never plan, allocate device
+//!   memory, synchronise or make a stream, so that a CUDA graph can capture them.
+//!
+//! What may be used on which thread and stream, and in a CUDA graph: [`Device`].
 //!
 //! With the feature `peft`, the module `peft` loads and saves adapters as Hugging Face PEFT keeps
-//! them.
+//! them; with `serde`, configurations can be read and written.
 //!
 //! # Example
 //!
 //! ```
-//! use lora_kernels::{Accumulation, Adapter, AdapterConfig, DType, Device, InputGradient,
-//!                    LoraLinear, Tensor};
+//! use lora_kernels::{Accumulation, Adapter, AdapterConfig, DType, Device, LoraLinear, Tensor};
 //!
 //! # fn main() -> lora_kernels::Result<()> {
 //! let device = Device::cuda(0).unwrap_or(Device::cpu());
@@ -45,56 +46,56 @@
 //!     let values: Vec<f32> = (0..n).map(|i| i as f32 / n as f32).collect();
 //!     Tensor::from_f32(&device, &values, shape, DType::Bf16)
 //! };
-//! let config = AdapterConfig { rank: 2, alpha: 4.0, ..AdapterConfig::default() };
-//! let adapter = Adapter::for_weight(&device, [d, k], DType::Bf16, &config)?;
+//! let config = AdapterConfig::new(2).with_alpha(4.0);
+//! let adapter = Adapter::new(&device, [d, k], DType::Bf16, &config)?;
 //! let layer = LoraLinear::new(tensor([d, k])?, adapter)?;
 //!
 //! let x = tensor([t, k])?;
 //! let out = layer.forward(&x)?;
-//! assert_eq!(out.h.shape().dims(), [t, d]);
+//! assert_eq!(out.h[0].shape().dims(), [t, d]);
 //!
-//! let mut gradients = layer.zero_gradients()?;
-//! let (dh, overwrite) = (tensor([t, d])?, Accumulation::Overwrite);
-//! let wanted = InputGradient::Compute;
-//! let dx = layer.backward(&dh, &x, &out.s, &mut gradients, overwrite, wanted)?;
-//! assert_eq!(dx.expect("dX was asked for").shape().dims(), [t, k]);
+//! let (dh, mut gradients) = (tensor([t, d])?, layer.zero_gradients()?);
+//! let dx = layer.backward(&[&dh], &out.saved, &mut gradients, Accumulation::Overwrite)?;
+//! assert_eq!(dx.shape().dims(), [t, k]);
 //! # Ok(())
 //! # }
 //! ```
 
 #![deny(missing_docs, unsafe_code, unsafe_op_in_unsafe_fn)]
 
-mod adapter;
-#[allow(unsafe_code)]
+mod call;
+mod cpu;
 mod cuda;
 mod device;
+#[allow(unsafe_code)]
+mod driver;
 mod dtype;
 mod error;
-mod linear;
+mod layers;
 pub mod ops;
 #[cfg(feature = "peft")]
 pub mod peft;
-pub mod plan;
-mod reference;
+mod plan;
+mod problem;
 mod rng;
 mod shape;
-mod shared_linear;
 mod tensor;
 mod workspace;
 
-pub use adapter::{Adapter, AdapterConfig, Scaling};
+pub use call::Accumulation;
 pub use cudarc;
 pub use device::Device;
-pub use dtype::{DType, Element};
+pub use driver::{CudaMemory, CudaMemoryMut};
+pub use dtype::{DType, Element, UnknownDType};
 pub use error::{Error, Result};
 pub use half;
-pub use linear::{Forward, Gradients, LoraLinear};
-pub use ops::{Accumulation, InputGradient};
-pub use plan::{Path, Problem, SharedProblem, MAX_PROJECTIONS};
-pub use shape::{IntoShape, Shape};
-pub use shared_linear::{SharedForward, SharedGradients, SharedLoraLinear, SharedProjection};
+pub use layers::{Adapter, AdapterConfig, Scaling};
+pub use layers::{LayerGradients, LayerOutput, LayerProjection, LoraLinear, Saved};
+pub use plan::DeviceProfile;
+pub use problem::{Problem, MAX_PROJECTIONS, MAX_RANK};
+pub use shape::{IntoShape, InvalidShape, Shape};
 pub use tensor::{Tensor, TensorView, TensorViewMut};
-pub use workspace::Workspace;
+pub use workspace::{Workspace, WorkspaceSize};
 
 /// Compiles the README's code.
 #[cfg(doctest)]

@@ -1,7 +1,22 @@
 //! Shapes of dense row-major tensors.
 
-use crate::{Error, Result};
 use std::fmt;
+
+/// Dimensions that no tensor can have: none, more than six, or more elements than fit in memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InvalidShape {
+    dims: Vec<usize>,
+}
+
+impl fmt::Display for InvalidShape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a tensor of shape {:?} (one to {MAX_DIMS} dimensions)", self.dims)
+    }
+}
+
+impl std::error::Error for InvalidShape {}
+
+type Result<T> = std::result::Result<T, InvalidShape>;
 
 /// How many dimensions a tensor may have.
 const MAX_DIMS: usize = 6;
@@ -20,13 +35,13 @@ impl Shape {
     /// A shape of one to six dimensions, whose number of elements fits in an `isize`.
     ///
     /// # Errors
-    /// [`Error::TooLarge`] otherwise.
+    /// [`InvalidShape`] otherwise, which converts into
+    /// [`Error::TooLarge`](crate::Error::TooLarge).
     pub fn new(dims: &[usize]) -> Result<Self> {
         let elements = dims.iter().try_fold(1usize, |n, &dim| n.checked_mul(dim));
         let addressable = elements.is_some_and(|n| n <= isize::MAX as usize / 4);
         if dims.is_empty() || dims.len() > MAX_DIMS || !addressable {
-            let what = format!("a tensor of shape {dims:?} (one to {MAX_DIMS} dimensions)");
-            return Err(Error::TooLarge { what });
+            return Err(InvalidShape { dims: dims.to_vec() });
         }
         let mut shape = Shape { dims: [0; MAX_DIMS], len: dims.len() };
         shape.dims[..dims.len()].copy_from_slice(dims);
@@ -56,7 +71,7 @@ impl Shape {
     /// The same rows with another last dimension: the shape of `h` for an `x` of this shape.
     ///
     /// # Errors
-    /// [`Error::TooLarge`] if the new shape has too many elements.
+    /// [`InvalidShape`] if the new shape has too many elements.
     pub fn with_cols(&self, cols: usize) -> Result<Self> {
         let mut shape = *self;
         shape.dims[self.len - 1] = cols;
@@ -81,7 +96,7 @@ pub trait IntoShape {
     /// The shape, checked as in [`Shape::new`].
     ///
     /// # Errors
-    /// [`Error::TooLarge`] as there.
+    /// [`InvalidShape`] as there.
     fn into_shape(self) -> Result<Shape>;
 }
 

@@ -1,46 +1,98 @@
 //! Memory that operations need between and during their launches.
 
-use crate::plan::Plan;
-use crate::{DType, Device, Error, Result, Shape, Tensor, TensorViewMut};
+use crate::device::Device;
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::shape::Shape;
+use crate::tensor::Tensor;
+use std::fmt;
 
-/// What operations need besides their arguments, for one stream: make it once, pass it to every call.
+/// What an operation needs of a [`Workspace`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct WorkspaceSize {
+    /// f32 elements.
+    pub(crate) scratch: usize,
+    /// Words of 32 bits.
+    pub(crate) flags: usize,
+}
+
+impl WorkspaceSize {
+    /// Enough for this and for the other, one at a time.
+    pub fn max(self, other: WorkspaceSize) -> Self {
+        WorkspaceSize {
+            scratch: self.scratch.max(other.scratch),
+            flags: self.flags.max(other.flags),
+        }
+    }
+
+    /// Bytes of device memory.
+    pub fn bytes(self) -> usize {
+        4 * (self.scratch + self.flags)
+    }
+}
+
+impl fmt::Display for WorkspaceSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes of scratch, {} of flags", 4 * self.scratch, 4 * self.flags)
+    }
+}
+
+/// What operations need besides their arguments: make it once, pass it to every call.
 ///
-/// Its flags are how blocks of a kernel tell each other what they have done. They are zeros between
-/// calls, which every kernel that uses them sees to, and so nobody else may reach them. Calls that
-/// share a workspace must not run at the same time: on one device they do not, since its stream
-/// orders them, but a CUDA graph that is replayed on another stream needs a workspace of its own.
+/// Its flags are how CTAs of a kernel tell each other what they have done. They are zeros between
+/// calls, which every kernel that uses them sees to, also when a later launch of the same call is
+/// refused. Calls that share a workspace run one after the other: on one stream by its order, on
+/// several because each waits for the one before. So a stream that is to run beside others wants a
+/// workspace of its own.
+///
+/// A workspace that was used in a capture belongs to the stream that captured: any other stream is
+/// refused it ([`Error::Capture`]), since it could not be ordered against replays.
 #[derive(Debug)]
 pub struct Workspace {
-    /// f32, one-dimensional, with at least the [`Plan::scratch`] elements of every call; of no meaning
-    /// in between.
-    pub scratch: Tensor,
+    size: WorkspaceSize,
+    scratch: Tensor,
     flags: Tensor,
 }
 
 impl Workspace {
-    /// A workspace for calls of any of these plans, one at a time: those of
-    /// [`ops::forward_plan`](crate::ops::forward_plan) and
-    /// [`ops::backward_plan`](crate::ops::backward_plan).
+    /// A workspace for operations of this size or less; see
+    /// [`Forward::workspace`](crate::ops::Forward::workspace).
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`]; [`Error::Driver`].
-    pub fn new(device: &Device, plans: &[Plan]) -> Result<Self> {
-        let most = |of: fn(&Plan) -> usize| plans.iter().map(of).max().unwrap_or(0);
-        Ok(Workspace {
-            scratch: Tensor::for_output(
-                device,
-                Shape::new(&[most(|plan| plan.scratch)])?,
-                DType::F32,
-            )?,
-            flags: Tensor::zeros(device, [most(|plan| plan.flags)], DType::F32)?,
-        })
+    /// [`Error::OutOfMemory`]; [`Error::Driver`]; [`Error::Capture`] while the stream captures.
+    pub fn new(device: &Device, size: WorkspaceSize) -> Result<Self> {
+        let scratch = Tensor::for_output(device, Shape::new(&[size.scratch])?, DType::F32)?;
+        Ok(Workspace { size, scratch, flags: Tensor::zeros(device, [size.flags], DType::F32)? })
     }
 
-    /// Refuses plans that need more than there is.
-    pub(crate) fn check(&self, plan: &Plan) -> Result<()> {
-        let parts = [("scratch", &self.scratch, plan.scratch), ("flags", &self.flags, plan.flags)];
-        for (part, tensor, needed) in parts {
-            let got = tensor.shape().elements();
+    /// What it has.
+    pub fn size(&self) -> WorkspaceSize {
+        self.size
+    }
+
+    /// Makes it at least as large as this; what it holds is lost.
+    ///
+    /// # Errors
+    /// As for [`Workspace::new`]. It stays as it was then.
+    pub fn reserve(&mut self, device: &Device, size: WorkspaceSize) -> Result<()> {
+        let size = self.size.max(size);
+        if size != self.size {
+            *self = Workspace::new(device, size)?;
+        }
+        Ok(())
+    }
+
+    /// Refuses operations that need more than there is, or run elsewhere.
+    pub(crate) fn check(&self, device: &Device, needed: WorkspaceSize) -> Result<()> {
+        if !self.scratch.device().shares_memory_with(device) {
+            let (expected, got) = (device.to_string(), self.scratch.device().to_string());
+            return Err(Error::Device { argument: "workspace", expected, got });
+        }
+        let parts = [
+            ("scratch", needed.scratch, self.scratch.shape().elements()),
+            ("flags", needed.flags, self.flags.shape().elements()),
+        ];
+        for (part, needed, got) in parts {
             if got < needed {
                 return Err(Error::Workspace { part, needed, got });
             }
@@ -48,12 +100,14 @@ impl Workspace {
         Ok(())
     }
 
-    pub(crate) fn flags(&self) -> &Tensor {
-        &self.flags
+    /// The scratch and the flags.
+    pub(crate) fn tensors(&mut self) -> [&mut Tensor; 2] {
+        [&mut self.scratch, &mut self.flags]
     }
 
-    /// The scratch and the flags.
-    pub(crate) fn views(&mut self) -> (TensorViewMut<'_>, TensorViewMut<'_>) {
-        (self.scratch.view_mut(), self.flags.view_mut())
+    /// The scratch, f32: of no meaning between calls, and for tests to poison.
+    #[doc(hidden)]
+    pub fn scratch_mut(&mut self) -> &mut Tensor {
+        &mut self.scratch
     }
 }

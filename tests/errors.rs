@@ -1,17 +1,19 @@
-//! Every error that the CPU device can meet: its variant, the argument and shapes it names, and
-//! that the outputs are left alone.
+//! Every error that the operations and tensors can meet on the CPU device: its variant, the argument
+//! and shapes it names, and that the outputs are left alone. tests/layer_errors.rs has those of
+//! layers.
 
 use half::{bf16, f16};
-use lora_kernels::ops::{self, BackwardOutputs, Weights};
+use lora_kernels::ops::{self, BaseForward, BaseInputGrad, GradientsMut, Projection, Weights};
 use lora_kernels::{
-    Accumulation, Adapter, AdapterConfig, DType, Device, Error, Gradients, InputGradient,
-    LoraLinear, Problem, Result, Scaling, Shape, Tensor, TensorView, TensorViewMut, Workspace,
+    Accumulation, Adapter, DType, Device, Error, LayerGradients, LoraLinear, Problem, Result,
+    Shape, Tensor, TensorView, TensorViewMut, Workspace, WorkspaceSize, MAX_PROJECTIONS,
 };
 
 const T: usize = 4;
 const K: usize = 6;
-const D: usize = 5;
-const R: usize = 2;
+/// d and r: of a single layer, and of a group.
+const ONE: &[(usize, usize)] = &[(5, 2)];
+const THREE: &[(usize, usize)] = &[(5, 2), (7, 1), (5, 3)];
 
 /// What outputs hold before a call, and must hold after one that fails.
 const UNTOUCHED: f32 = 7.5;
@@ -23,75 +25,110 @@ fn filled(value: f32, shape: &[usize], dtype: DType) -> Tensor {
 
 /// The arguments of all operations, each a tensor that a test may replace by a wrong one.
 struct Arguments {
+    /// What the operations are made for.
+    problem: Problem,
     x: Tensor,
-    w0: Tensor,
     a: Tensor,
-    b: Tensor,
+    w0: Vec<Tensor>,
+    b: Vec<Tensor>,
+    scale: Vec<f32>,
+    dh: Vec<Tensor>,
     s: Tensor,
-    dh: Tensor,
-    h: Tensor,
+    h: Vec<Tensor>,
     dx: Tensor,
     da: Tensor,
-    db: Tensor,
+    db: Vec<Tensor>,
+    /// The merged weight of the first projection.
     out: Tensor,
+    /// f32 masters of B of the first projection.
+    master: Tensor,
+    rounded: Tensor,
     workspace: Workspace,
-    scale: f32,
 }
 
 impl Arguments {
-    fn good() -> Self {
+    fn good(of: &[(usize, usize)]) -> Self {
         let input = |shape: [usize; 2]| filled(0.5, &shape, DType::Bf16);
         let output = |shape: [usize; 2], dtype| filled(UNTOUCHED, &shape, dtype);
+        let problem = Problem::new(T, K, of, DType::Bf16).unwrap();
+        let (rank, (d, r)) = (problem.rank(), of[0]);
+        let each = |tensor: &dyn Fn(usize, usize) -> Tensor| {
+            of.iter().map(|&(d, r)| tensor(d, r)).collect::<Vec<_>>()
+        };
         Arguments {
+            problem,
             x: input([T, K]),
-            w0: input([D, K]),
-            a: input([R, K]),
-            b: input([D, R]),
+            a: input([rank, K]),
+            w0: each(&|d, _| input([d, K])),
+            b: each(&|d, r| input([d, r])),
+            scale: vec![1.0; of.len()],
+            dh: each(&|d, _| input([T, d])),
             // An output of forward, an input of backward.
-            s: output([T, R], DType::Bf16),
-            dh: input([T, D]),
-            h: output([T, D], DType::Bf16),
+            s: output([T, rank], DType::Bf16),
+            h: each(&|d, _| output([T, d], DType::Bf16)),
             dx: output([T, K], DType::Bf16),
-            da: output([R, K], DType::F32),
-            db: output([D, R], DType::F32),
-            out: output([D, K], DType::Bf16),
-            workspace: Workspace::new(&Device::cpu(), &[]).unwrap(),
-            scale: 1.0,
+            da: output([rank, K], DType::F32),
+            db: each(&|d, r| output([d, r], DType::F32)),
+            out: output([d, K], DType::Bf16),
+            master: filled(0.5, &[d, r], DType::F32),
+            rounded: output([d, r], DType::Bf16),
+            workspace: Workspace::new(&Device::cpu(), WorkspaceSize::default()).unwrap(),
         }
     }
 
     fn run(&mut self, operation: Operation) -> Result<()> {
-        let cpu = &Device::cpu();
-        let weights =
-            Weights { w0: self.w0.view(), a: self.a.view(), b: self.b.view(), scale: self.scale };
-        let x = self.x.view();
+        let (cpu, problem) = (&Device::cpu(), &self.problem);
+        let of = self.w0.iter().zip(&self.b).zip(&self.scale);
+        let projections: Vec<_> =
+            of.map(|((w0, b), &scale)| Projection::new(w0.view(), b.view(), scale)).collect();
+        let weights = Weights::new(self.a.view(), &projections);
+        let (x, workspace) = (self.x.view(), &mut self.workspace);
         match operation {
-            Operation::Forward => {
-                let (h, s) = (self.h.view_mut(), self.s.view_mut());
-                ops::forward(cpu, &weights, x, h, s, &mut self.workspace)
+            Forward => {
+                let mut h: Vec<_> = self.h.iter_mut().map(Tensor::view_mut).collect();
+                let forward = ops::Forward::new(cpu, problem)?;
+                forward.run(&weights, x, &mut h, self.s.view_mut(), workspace)
             }
-            Operation::Frozen => ops::frozen(cpu, &weights.w0, x, self.h.view_mut()),
-            Operation::Backward => {
-                let out = BackwardOutputs {
-                    dx: Some(self.dx.view_mut()),
-                    da: self.da.view_mut(),
-                    db: self.db.view_mut(),
-                    accumulation: Accumulation::Overwrite,
-                };
-                let (dh, s) = (self.dh.view(), self.s.view());
-                ops::backward(cpu, &weights, dh, x, s, out, &mut self.workspace)
+            Backward | Params => {
+                let dh: Vec<_> = self.dh.iter().map(Tensor::view).collect();
+                let mut db: Vec<_> = self.db.iter_mut().map(Tensor::view_mut).collect();
+                let accumulation = Accumulation::Overwrite;
+                let out = GradientsMut { da: self.da.view_mut(), db: &mut db, accumulation };
+                let (backward, s) = (ops::Backward::new(cpu, problem)?, self.s.view());
+                match operation {
+                    Params => backward.run_params(&weights, &dh, x, s, out, workspace),
+                    _ => backward.run(&weights, &dh, x, s, self.dx.view_mut(), out, workspace),
+                }
             }
-            Operation::Merge => ops::merge(cpu, &weights, self.out.view_mut()),
-            Operation::MergeInPlace => {
-                let Weights { a, b, scale, .. } = &weights;
-                ops::merge_in_place(cpu, self.out.view_mut(), a, b, *scale)
+            Base | BaseBackward => {
+                let (w0, (d, _)) = (projections[0].w0, problem.projections()[0]);
+                match operation {
+                    Base => BaseForward::new(cpu, T, [d, K], DType::Bf16)?.run(
+                        w0,
+                        x,
+                        self.h[0].view_mut(),
+                    ),
+                    _ => BaseInputGrad::new(cpu, T, [d, K], DType::Bf16)?.run(
+                        w0,
+                        self.dh[0].view(),
+                        self.dx.view_mut(),
+                    ),
+                }
             }
+            Merge | MergeInPlace => {
+                let (&Projection { w0, b, scale, .. }, a) = (&projections[0], weights.a);
+                match operation {
+                    Merge => ops::merge(cpu, w0, a, b, scale, self.out.view_mut()),
+                    _ => ops::merge_in_place(cpu, self.out.view_mut(), a, b, scale),
+                }
+            }
+            Round => ops::round(cpu, &[self.master.view()], &mut [self.rounded.view_mut()]),
         }
     }
 
     fn assert_outputs_untouched(&self, case: &str) {
-        let outputs = [&self.h, &self.s, &self.dx, &self.da, &self.db, &self.out];
-        for output in outputs {
+        let outputs = [&self.s, &self.dx, &self.da, &self.out, &self.rounded];
+        for output in outputs.into_iter().chain(&self.h).chain(&self.db) {
             let values = output.to_f32_vec().unwrap();
             assert!(values.iter().all(|&v| v == UNTOUCHED), "{case}: an output was written");
         }
@@ -101,191 +138,364 @@ impl Arguments {
 #[derive(Debug, Clone, Copy)]
 enum Operation {
     Forward,
-    Frozen,
+    Base,
     Backward,
+    Params,
+    BaseBackward,
     Merge,
     MergeInPlace,
+    Round,
 }
-use Operation::{Backward, Forward, Frozen, Merge, MergeInPlace};
+use Operation::{Backward, Base, BaseBackward, Forward, Merge, MergeInPlace, Params, Round};
 
-/// Which operations are to refuse which argument, if it is like what; its name, and words of the
-/// message.
-type Case<Wrong> =
-    (&'static [Operation], fn(&mut Arguments) -> &mut Tensor, Wrong, &'static str, &'static str);
+const ALL: &[Operation] =
+    &[Forward, Base, Backward, Params, BaseBackward, Merge, MergeInPlace, Round];
+/// Those of groups.
+const PASSES: &[Operation] = &[Forward, Backward, Params];
+const BACKWARDS: &[Operation] = &[Backward, Params];
+const ON_W0: &[Operation] = &[Forward, Base, Backward, Params, BaseBackward];
+const ON_X: &[Operation] = &[Forward, Base, Backward, Params];
+const ON_H: &[Operation] = &[Forward, Base];
+const ON_DH: &[Operation] = &[Backward, Params, BaseBackward];
+const ON_DX: &[Operation] = &[Backward, BaseBackward];
+const MERGES: &[Operation] = &[Merge, MergeInPlace];
 
-const ALL: &[Operation] = &[Forward, Frozen, Backward, Merge, MergeInPlace];
-const ADAPTED: &[Operation] = &[Forward, Backward, Merge, MergeInPlace];
+type Select = fn(&mut Arguments) -> &mut Tensor;
+/// Which operations are to refuse which argument, if it is like what, in which words.
+type Case<Wrong> = (&'static [Operation], Select, Wrong, &'static str);
 
 #[test]
 fn good_arguments_are_accepted() {
     for &operation in ALL {
-        Arguments::good().run(operation).unwrap_or_else(|e| panic!("{operation:?}: {e}"));
+        Arguments::good(ONE).run(operation).unwrap_or_else(|e| panic!("{operation:?}: {e}"));
+    }
+    for &operation in PASSES {
+        Arguments::good(THREE).run(operation).unwrap_or_else(|e| panic!("{operation:?}: {e}"));
     }
 }
 
-/// Replaces one argument and checks what each of the operations says about it.
+/// Replaces something and checks what the operations say about it, in these words.
 fn refused(
+    of: &[(usize, usize)],
     operations: &[Operation],
     replace: impl Fn(&mut Arguments),
     expected: impl Fn(&Error) -> bool,
-    words: &[&str],
+    words: &str,
 ) {
     for &operation in operations {
-        let mut arguments = Arguments::good();
+        let mut arguments = Arguments::good(of);
         replace(&mut arguments);
-        let case = format!("{operation:?}, expecting {words:?}");
+        let case = format!("{operation:?}, expecting {words}");
         let error = arguments.run(operation).expect_err(&case);
         assert!(expected(&error), "{case}: {error:?}");
-        let message = error.to_string();
-        for word in words {
-            assert!(message.contains(word), "{case}: {message}");
-        }
+        assert_eq!(error.to_string(), words, "{case}");
         arguments.assert_outputs_untouched(&case);
     }
 }
 
-#[test]
-fn shapes() {
-    let cases: &[Case<&[usize]>] = &[
-        // x decides T and k, w0 d, and a r: the others are held against these.
-        (&[Forward, Backward], |x| &mut x.w0, &[D, K + 1], "w0", "[5, 6]"),
-        (&[Frozen], |x| &mut x.w0, &[D, K + 1], "w0", "[5, 6]"),
-        (&[Forward, Frozen, Backward], |x| &mut x.w0, &[D, 1, K], "w0", "[5, 6]"),
-        (&[Merge], |x| &mut x.w0, &[D, 1, K], "w0", "[5, 6]"),
-        (ADAPTED, |x| &mut x.a, &[R, K - 1], "a", "[2, 6]"),
-        (ADAPTED, |x| &mut x.a, &[1, R, K], "a", "[2, 6]"),
-        (ADAPTED, |x| &mut x.b, &[D + 1, R], "b", "[5, 2]"),
-        (ADAPTED, |x| &mut x.b, &[D, R + 1], "b", "[5, 2]"),
-        (ADAPTED, |x| &mut x.b, &[R, D], "b", "[5, 2]"),
-        (&[Forward, Frozen], |x| &mut x.h, &[T, D + 1], "h", "4 rows of 5"),
-        (&[Forward, Frozen], |x| &mut x.h, &[T - 1, D], "h", "4 rows of 5"),
-        (&[Forward, Frozen], |x| &mut x.h, &[D, T], "h", "4 rows of 5"),
-        (&[Forward, Backward], |x| &mut x.s, &[T, R + 1], "s", "4 rows of 2"),
-        (&[Forward, Backward], |x| &mut x.s, &[T + 1, R], "s", "4 rows of 2"),
-        (&[Backward], |x| &mut x.dh, &[T, D - 1], "dh", "4 rows of 5"),
-        (&[Backward], |x| &mut x.dh, &[T + 1, D], "dh", "4 rows of 5"),
-        (&[Backward], |x| &mut x.dx, &[T, K + 1], "dx", "4 rows of 6"),
-        (&[Backward], |x| &mut x.dx, &[K, T], "dx", "4 rows of 6"),
-        (&[Backward], |x| &mut x.da, &[K, R], "da", "2 rows of 6"),
-        (&[Backward], |x| &mut x.db, &[R, D], "db", "5 rows of 2"),
-        (&[Merge], |x| &mut x.out, &[D, K + 1], "out", "5 rows of 6"),
-        (&[Forward, Frozen, Backward], |x| &mut x.x, &[0, K], "x", "at least one row"),
-        (&[Forward, Frozen, Backward], |x| &mut x.w0, &[0, K], "w0", "at least one row"),
-    ];
-    for &(operations, select, wrong, name, expected) in cases {
+/// What `words` say is wrong with the argument that they begin with.
+fn argument_of(words: &str) -> &str {
+    words.split(' ').next().unwrap()
+}
+
+fn shapes_are_refused(of: &[(usize, usize)], cases: &[Case<&'static [usize]>]) {
+    for &(operations, select, wrong, words) in cases {
         let replace = |arguments: &mut Arguments| {
             let argument = select(arguments);
             *argument = filled(UNTOUCHED, wrong, argument.dtype());
         };
         let is_shape = |error: &Error| {
             matches!(error, Error::Shape { argument, got, .. }
-                if *argument == name && got.dims() == wrong)
+                if *argument == argument_of(words) && got.dims() == wrong)
         };
-        refused(operations, replace, is_shape, &[name, expected, &format!("{wrong:?}")]);
+        refused(of, operations, replace, is_shape, words);
     }
 }
 
-#[test]
-fn element_types() {
-    let cases: &[Case<DType>] = &[
-        (&[Forward, Frozen, Backward], |x| &mut x.w0, DType::F16, "w0", "bf16"),
-        (ADAPTED, |x| &mut x.a, DType::F16, "a", "bf16"),
-        (ADAPTED, |x| &mut x.b, DType::F32, "b", "bf16"),
-        (&[Forward, Frozen], |x| &mut x.h, DType::F32, "h", "bf16"),
-        (&[Forward, Backward], |x| &mut x.s, DType::F16, "s", "bf16"),
-        (&[Backward], |x| &mut x.dh, DType::F16, "dh", "bf16"),
-        (&[Backward], |x| &mut x.dx, DType::F32, "dx", "bf16"),
-        (&[Backward], |x| &mut x.da, DType::Bf16, "da", "f32"),
-        (&[Backward], |x| &mut x.db, DType::Bf16, "db", "f32"),
-        (&[Merge], |x| &mut x.out, DType::F16, "out", "bf16"),
-        (
-            &[Forward, Backward],
-            |x| &mut x.workspace.scratch,
-            DType::Bf16,
-            "workspace.scratch",
-            "f32",
-        ),
-    ];
-    for &(operations, select, wrong, name, expected) in cases {
+fn types_are_refused(of: &[(usize, usize)], cases: &[Case<DType>]) {
+    for &(operations, select, wrong, words) in cases {
         let replace = |arguments: &mut Arguments| {
             let argument = select(arguments);
             *argument = filled(UNTOUCHED, argument.shape().dims(), wrong);
         };
         let is_dtype = |error: &Error| {
             matches!(error, Error::DType { argument, got, .. }
-                if *argument == name && *got == wrong)
+                if *argument == argument_of(words) && *got == wrong)
         };
-        refused(operations, replace, is_dtype, &[name, expected, &wrong.to_string()]);
+        refused(of, operations, replace, is_dtype, words);
     }
+}
+
+#[test]
+fn shapes_of_a_single_layer() {
+    let cases: &[Case<&[usize]>] = &[
+        // The problem decides the sizes of a pass; for a merge, W0 d and k, and A r.
+        (ON_X, |x| &mut x.x, &[T, K + 1], "x has shape [4, 7], expected 4 rows of 6"),
+        (ON_X, |x| &mut x.x, &[T + 1, K], "x has shape [5, 6], expected 4 rows of 6"),
+        (ON_X, |x| &mut x.x, &[0, K], "x has shape [0, 6], expected 4 rows of 6"),
+        (ON_W0, |x| &mut x.w0[0], &[5, K + 1], "w0 has shape [5, 7], expected [5, 6]"),
+        (ON_W0, |x| &mut x.w0[0], &[5, 1, K], "w0 has shape [5, 1, 6], expected [5, 6]"),
+        (ON_W0, |x| &mut x.w0[0], &[0, K], "w0 has shape [0, 6], expected [5, 6]"),
+        (&[Merge], |x| &mut x.w0[0], &[5, 1, K], "w0 has shape [5, 1, 6], expected [5, 6]"),
+        (PASSES, |x| &mut x.a, &[2, K - 1], "a has shape [2, 5], expected [2, 6]"),
+        (PASSES, |x| &mut x.a, &[1, 2, K], "a has shape [1, 2, 6], expected [2, 6]"),
+        (MERGES, |x| &mut x.a, &[2, K - 1], "a has shape [2, 5], expected [2, 6]"),
+        (MERGES, |x| &mut x.a, &[1, 2, K], "a has shape [1, 2, 6], expected [2, 6]"),
+        (PASSES, |x| &mut x.b[0], &[6, 2], "b has shape [6, 2], expected [5, 2]"),
+        (PASSES, |x| &mut x.b[0], &[5, 3], "b has shape [5, 3], expected [5, 2]"),
+        (PASSES, |x| &mut x.b[0], &[2, 5], "b has shape [2, 5], expected [5, 2]"),
+        (MERGES, |x| &mut x.b[0], &[6, 2], "b has shape [6, 2], expected [5, 2]"),
+        (MERGES, |x| &mut x.b[0], &[5, 3], "b has shape [5, 3], expected [5, 2]"),
+        (MERGES, |x| &mut x.b[0], &[2, 5], "b has shape [2, 5], expected [5, 2]"),
+        (ON_H, |x| &mut x.h[0], &[T, 6], "h has shape [4, 6], expected 4 rows of 5"),
+        (ON_H, |x| &mut x.h[0], &[T - 1, 5], "h has shape [3, 5], expected 4 rows of 5"),
+        (ON_H, |x| &mut x.h[0], &[5, T], "h has shape [5, 4], expected 4 rows of 5"),
+        (PASSES, |x| &mut x.s, &[T, 3], "s has shape [4, 3], expected 4 rows of 2"),
+        (PASSES, |x| &mut x.s, &[T + 1, 2], "s has shape [5, 2], expected 4 rows of 2"),
+        (ON_DH, |x| &mut x.dh[0], &[T, 4], "dh has shape [4, 4], expected 4 rows of 5"),
+        (ON_DH, |x| &mut x.dh[0], &[T + 1, 5], "dh has shape [5, 5], expected 4 rows of 5"),
+        (ON_DX, |x| &mut x.dx, &[T, K + 1], "dx has shape [4, 7], expected 4 rows of 6"),
+        (ON_DX, |x| &mut x.dx, &[K, T], "dx has shape [6, 4], expected 4 rows of 6"),
+        (BACKWARDS, |x| &mut x.da, &[K, 2], "da has shape [6, 2], expected 2 rows of 6"),
+        (BACKWARDS, |x| &mut x.db[0], &[2, 5], "db has shape [2, 5], expected 5 rows of 2"),
+        (&[Merge], |x| &mut x.out, &[5, K + 1], "out has shape [5, 7], expected 5 rows of 6"),
+        (&[Round], |x| &mut x.rounded, &[5, 3], "outputs has shape [5, 3], expected 5 rows of 2"),
+        (&[Round], |x| &mut x.rounded, &[2, 5], "outputs has shape [2, 5], expected 5 rows of 2"),
+    ];
+    shapes_are_refused(ONE, cases);
+}
+
+#[test]
+fn shapes_of_a_group() {
+    let cases: &[Case<&[usize]>] = &[
+        (
+            PASSES,
+            |x| &mut x.w0[1],
+            &[7, K + 1],
+            "projections[1].w0 has shape [7, 7], expected [7, 6]",
+        ),
+        (PASSES, |x| &mut x.w0[2], &[0, K], "projections[2].w0 has shape [0, 6], expected [5, 6]"),
+        (PASSES, |x| &mut x.b[0], &[4, 2], "projections[0].b has shape [4, 2], expected [5, 2]"),
+        (PASSES, |x| &mut x.b[2], &[5, 4], "projections[2].b has shape [5, 4], expected [5, 3]"),
+        (PASSES, |x| &mut x.a, &[5, K], "a has shape [5, 6], expected [6, 6]"),
+        (PASSES, |x| &mut x.a, &[6, K + 1], "a has shape [6, 7], expected [6, 6]"),
+        (PASSES, |x| &mut x.s, &[T, 5], "s has shape [4, 5], expected 4 rows of 6"),
+        (&[Forward], |x| &mut x.h[2], &[T, 4], "h[2] has shape [4, 4], expected 4 rows of 5"),
+        (&[Forward], |x| &mut x.h[0], &[T + 1, 5], "h[0] has shape [5, 5], expected 4 rows of 5"),
+        (BACKWARDS, |x| &mut x.dh[1], &[T, 5], "dh[1] has shape [4, 5], expected 4 rows of 7"),
+        (BACKWARDS, |x| &mut x.db[1], &[1, 7], "db[1] has shape [1, 7], expected 7 rows of 1"),
+        (BACKWARDS, |x| &mut x.da, &[K, 5], "da has shape [6, 5], expected 6 rows of 6"),
+        (&[Backward], |x| &mut x.dx, &[T, 7], "dx has shape [4, 7], expected 4 rows of 6"),
+    ];
+    shapes_are_refused(THREE, cases);
+}
+
+#[test]
+fn element_types() {
+    let cases: &[Case<DType>] = &[
+        (ON_X, |x| &mut x.x, DType::F32, "x holds f32, expected bf16"),
+        (ON_W0, |x| &mut x.w0[0], DType::F16, "w0 holds f16, expected bf16"),
+        (PASSES, |x| &mut x.a, DType::F16, "a holds f16, expected bf16"),
+        (MERGES, |x| &mut x.a, DType::F16, "a holds f16, expected bf16"),
+        (PASSES, |x| &mut x.b[0], DType::F32, "b holds f32, expected bf16"),
+        (MERGES, |x| &mut x.b[0], DType::F32, "b holds f32, expected bf16"),
+        (ON_H, |x| &mut x.h[0], DType::F32, "h holds f32, expected bf16"),
+        (PASSES, |x| &mut x.s, DType::F16, "s holds f16, expected bf16"),
+        (ON_DH, |x| &mut x.dh[0], DType::F16, "dh holds f16, expected bf16"),
+        (ON_DX, |x| &mut x.dx, DType::F32, "dx holds f32, expected bf16"),
+        (BACKWARDS, |x| &mut x.da, DType::Bf16, "da holds bf16, expected f32"),
+        (BACKWARDS, |x| &mut x.db[0], DType::Bf16, "db holds bf16, expected f32"),
+        (&[Merge], |x| &mut x.out, DType::F16, "out holds f16, expected bf16"),
+        (&[Round], |x| &mut x.master, DType::F16, "sources holds f16, expected f32"),
+        (&[Round], |x| &mut x.rounded, DType::F32, "outputs holds f32, expected bf16 or f16"),
+    ];
+    types_are_refused(ONE, cases);
+    let cases: &[Case<DType>] = &[
+        (PASSES, |x| &mut x.w0[2], DType::F16, "projections[2].w0 holds f16, expected bf16"),
+        (PASSES, |x| &mut x.b[1], DType::F32, "projections[1].b holds f32, expected bf16"),
+        (PASSES, |x| &mut x.a, DType::F16, "a holds f16, expected bf16"),
+        (PASSES, |x| &mut x.s, DType::F32, "s holds f32, expected bf16"),
+        (&[Forward], |x| &mut x.h[1], DType::F16, "h[1] holds f16, expected bf16"),
+        (BACKWARDS, |x| &mut x.dh[0], DType::F32, "dh[0] holds f32, expected bf16"),
+        (BACKWARDS, |x| &mut x.db[2], DType::Bf16, "db[2] holds bf16, expected f32"),
+        (BACKWARDS, |x| &mut x.da, DType::Bf16, "da holds bf16, expected f32"),
+    ];
+    types_are_refused(THREE, cases);
+}
+
+/// LayerGradients of a backward pass that was made for those of 16 bits, or for none that there are.
+#[test]
+fn element_types_of_gradients() -> Result<()> {
+    let backward = ops::Backward::new(&Device::cpu(), &Arguments::good(ONE).problem)?;
+    let error = backward.with_gradients(DType::F16).unwrap_err();
+    assert!(matches!(error, Error::DType { argument: "gradients", got: DType::F16, .. }));
+    let words = "gradients holds f16, expected f32, or the element type of x";
+    assert_eq!(error.to_string(), words);
+    let narrow = backward.with_gradients(DType::Bf16)?;
+    assert_eq!((backward.gradients(), narrow.gradients()), (DType::F32, DType::Bf16));
+
+    let mut arguments = Arguments::good(ONE);
+    let mut run = || {
+        let Arguments { x, a, w0, b, dh, s, da, db, workspace, .. } = &mut arguments;
+        let projections = [Projection::new(w0[0].view(), b[0].view(), 1.0)];
+        let weights = Weights::new(a.view(), &projections);
+        let (db, accumulation) = (&mut [db[0].view_mut()], Accumulation::Overwrite);
+        let out = GradientsMut { da: da.view_mut(), db, accumulation };
+        narrow.run_params(&weights, &[dh[0].view()], x.view(), s.view(), out, workspace)
+    };
+    assert_eq!(run().unwrap_err().to_string(), "da holds f32, expected bf16");
+    arguments.assert_outputs_untouched("gradients");
+    Ok(())
+}
+
+#[test]
+fn numbers_of_projections() {
+    let is_count = |error: &Error| matches!(error, Error::Count { .. });
+    let each = "expected 3, one for every projection";
+    let none = |x: &mut Arguments| x.w0.clear();
+    refused(THREE, PASSES, none, is_count, &format!("projections is a list of 0, {each}"));
+    let five = |x: &mut Arguments| {
+        x.w0 = (0..5).map(|_| filled(0.5, &[5, K], DType::Bf16)).collect();
+        x.b = (0..5).map(|_| filled(0.5, &[5, 2], DType::Bf16)).collect();
+        x.scale = vec![1.0; 5];
+    };
+    refused(THREE, PASSES, five, is_count, &format!("projections is a list of 5, {each}"));
+    let drop_h = |x: &mut Arguments| drop(x.h.pop());
+    refused(THREE, &[Forward], drop_h, is_count, &format!("h is a list of 2, {each}"));
+    let drop_dh = |x: &mut Arguments| x.dh.truncate(1);
+    refused(THREE, BACKWARDS, drop_dh, is_count, &format!("dh is a list of 1, {each}"));
+    let more_db = |x: &mut Arguments| x.db.push(filled(UNTOUCHED, &[5, 3], DType::F32));
+    refused(THREE, BACKWARDS, more_db, is_count, &format!("db is a list of 4, {each}"));
 }
 
 #[test]
 fn scales_and_ranks() {
+    let is_scale = |error: &Error| matches!(error, Error::NotFinite { argument: "scale", .. });
+    let adapted: Vec<_> = PASSES.iter().chain(MERGES).copied().collect();
     for wrong in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-        let is_scale = |error: &Error| matches!(error, Error::NotFinite { argument: "scale", .. });
-        refused(ADAPTED, |x| x.scale = wrong, is_scale, &["scale", "finite", &wrong.to_string()]);
+        let words = format!("scale must be a finite number, got {wrong}");
+        refused(ONE, &adapted, |x| x.scale[0] = wrong, is_scale, &words);
     }
+    let is_scale = |error: &Error| matches!(error, Error::NotFinite { .. });
+    let words = "projections[2].scale must be a finite number, got NaN";
+    refused(THREE, PASSES, |x| x.scale[2] = f32::NAN, is_scale, words);
+
     for r in [0, 257] {
-        let replace = |arguments: &mut Arguments| {
-            arguments.a = filled(0.5, &[r, K], DType::Bf16);
-            arguments.b = filled(0.5, &[D, r], DType::Bf16);
+        let words = format!("rank {r} is outside 1..=256");
+        let replace = |x: &mut Arguments| {
+            x.a = filled(0.5, &[r, K], DType::Bf16);
+            x.b[0] = filled(0.5, &[5, r], DType::Bf16);
         };
-        let is_rank = |error: &Error| *error == Error::Rank { r };
-        refused(ADAPTED, replace, is_rank, &[&format!("rank {r}"), "1..=256"]);
+        refused(ONE, MERGES, replace, |error: &Error| *error == Error::Rank { r }, &words);
     }
 }
 
 #[test]
-fn adapters_and_layers() {
-    let cpu = Device::cpu();
-    let bf16 = |shape: &[usize]| filled(0.5, shape, DType::Bf16);
-    let from = |a, b, alpha| Adapter::from_tensors(a, b, alpha, Scaling::Standard).map(drop);
-    let configured =
-        |config: AdapterConfig| Adapter::for_weight(&cpu, [D, K], DType::Bf16, &config).map(drop);
-    let default = AdapterConfig::default;
-    let adapter = |dtype| {
-        let (a, b) = (filled(0.5, &[R, K], dtype), filled(0.5, &[D, R], dtype));
-        Adapter::from_tensors(a, b, 1.0, Scaling::Standard).unwrap()
-    };
-    let layer = |w0| LoraLinear::new(w0, adapter(DType::Bf16)).map(drop);
-    let forward =
-        |x| LoraLinear::new(bf16(&[D, K]), adapter(DType::Bf16)).unwrap().forward(&x).map(drop);
-    let backward = |s: Tensor, da: Tensor| {
-        let layer = LoraLinear::new(bf16(&[D, K]), adapter(DType::Bf16)).unwrap();
-        let (x, dh) = (bf16(&[T, K]), bf16(&[T, D]));
-        let mut grads = Gradients { a: da, b: filled(0.5, &[D, R], DType::F32) };
-        let (set, skip) = (Accumulation::Overwrite, InputGradient::Skip);
-        layer.backward(&dh, &x, &s, &mut grads, set, skip).map(drop)
-    };
-    let f32_gradient = || filled(0.5, &[R, K], DType::F32);
-
-    let cases: Vec<(Result<()>, &str)> = vec![
-        (from(bf16(&[1, R, K]), bf16(&[D, R]), 1.0), "a has shape [1, 2, 6], expected [r, k]"),
-        (from(bf16(&[R, K]), bf16(&[D, 3]), 1.0), "b has shape [5, 3], expected [d, r]"),
-        (
-            from(bf16(&[R, K]), filled(0.5, &[D, R], DType::F16), 1.0),
-            "b holds f16, expected the element type of a",
-        ),
-        (from(bf16(&[R, K]), bf16(&[D, R]), f32::NAN), "alpha must be a finite number, got NaN"),
-        (from(bf16(&[R, K]), bf16(&[D, R]), f32::INFINITY), "alpha must be a finite number"),
-        (from(bf16(&[0, K]), bf16(&[D, 0]), 1.0), "rank 0 is outside 1..=256"),
-        (from(bf16(&[257, K]), bf16(&[D, 257]), 1.0), "rank 257 is outside 1..=256"),
-        (from(bf16(&[R, 0]), bf16(&[D, R]), 1.0), "expected at least one row and one column"),
-        (configured(AdapterConfig { rank: 0, ..default() }), "rank 0"),
-        (configured(AdapterConfig { rank: 257, ..default() }), "rank 257"),
-        (configured(AdapterConfig { alpha: f32::NAN, ..default() }), "alpha must be"),
-        (configured(AdapterConfig { init_std: Some(f32::NAN), ..default() }), "init_std must be"),
-        (layer(bf16(&[K, D])), "w0 has shape [6, 5], expected [5, 6]"),
-        (layer(filled(0.5, &[D, K], DType::F32)), "w0 holds f32, expected"),
-        (forward(bf16(&[T, K + 1])), "x has shape [4, 7], expected [..., 6]"),
-        (forward(filled(0.5, &[T, K], DType::F32)), "holds"),
-        (backward(bf16(&[T, R + 1]), f32_gradient()), "s has shape [4, 3], expected 4 rows of 2"),
-        (backward(bf16(&[T, R]), bf16(&[R, K])), "da holds bf16, expected f32"),
-    ];
-    for (result, words) in cases {
-        let message = result.expect_err(words).to_string();
-        assert!(message.contains(words), "{message}, expected: {words}");
+fn problems_have_one_to_four_projections_within_the_limits() {
+    let new = |t, k, of: &[(usize, usize)]| Problem::new(t, k, of, DType::Bf16);
+    let problem = new(4, 6, &[(5, 2), (7, 256)]).unwrap();
+    assert_eq!((problem.projections(), problem.rank()), (&[(5, 2), (7, 256)][..], 258));
+    for got in [0, MAX_PROJECTIONS + 1] {
+        let error = new(4, 6, &vec![(5, 2); got]).unwrap_err();
+        assert!(matches!(error, Error::Count { got: count, .. } if count == got), "{error}");
+        assert_eq!(error.to_string(), format!("projections is a list of {got}, expected 1 to 4"));
     }
+    for r in [0, 257] {
+        assert_eq!(new(4, 6, &[(5, r)]), Err(Error::Rank { r }));
+        assert_eq!(new(4, 6, &[(5, 2), (5, r)]), Err(Error::Rank { r }));
+        assert_eq!(Error::Rank { r }.to_string(), format!("rank {r} is outside 1..=256"));
+    }
+    for (k, d, words) in [
+        (0, 5, "x has shape [4, 0], expected at least one column"),
+        (6, 0, "projections[1].w0 has shape [0, 6], expected at least one row and one column"),
+    ] {
+        let error = new(4, k, &[(5, 2), (d, 2)]).unwrap_err();
+        assert!(matches!(error, Error::Shape { .. }), "{error}");
+        assert_eq!(error.to_string(), words);
+    }
+    let error = new(4, 6, &[(0, 2)]).unwrap_err().to_string();
+    assert_eq!(error, "w0 has shape [0, 6], expected at least one row and one column");
+    let error = new(4, 6, &[(5, 2), (1 << 31, 2)]).unwrap_err().to_string();
+    assert_eq!(error, "projections[1].w0 of shape [2147483648, 6] is too large");
+    // An empty batch is one.
+    assert_eq!(new(0, 6, &[(5, 2)]).unwrap().t(), 0);
+}
+
+/// Problems and operations print their sizes.
+#[test]
+fn sizes_are_printed() -> Result<()> {
+    let cpu = Device::cpu();
+    let single = Problem::single(8192, 4096, 1024, 16, DType::Bf16)?;
+    let group = Problem::new(33, 64, &[(4096, 16), (1024, 8)], DType::F16)?;
+    for (problem, sizes) in [
+        (single, &["T=8192", "k=4096", "d=1024", "r=16", "bf16"][..]),
+        (group, &["T=33", "k=64", "(4096, 16)", "(1024, 8)", "f16"]),
+    ] {
+        let (forward, backward) =
+            (ops::Forward::new(&cpu, &problem)?, ops::Backward::new(&cpu, &problem)?);
+        let narrow = backward.with_gradients(problem.dtype())?;
+        assert_eq!((forward.problem(), backward.problem()), (&problem, &problem));
+        assert!(!forward.device().is_cuda() && !backward.device().is_cuda());
+        let in_16_bits = format!("gradients in {}", problem.dtype());
+        assert!(narrow.to_string().contains(&in_16_bits), "{narrow}");
+        assert!(!backward.to_string().contains("gradients in"), "{backward}");
+        let printed = [
+            problem.to_string(),
+            forward.to_string(),
+            backward.to_string(),
+            narrow.to_string(),
+            format!("{forward:?}"),
+            format!("{backward:?}"),
+        ];
+        for text in printed {
+            assert!(sizes.iter().all(|size| text.contains(size)), "{text}");
+        }
+        for (text, words) in [
+            (forward.to_string(), "forward T="),
+            (backward.to_string(), "backward T="),
+            (format!("{forward:?}"), " on cpu"),
+            (format!("{backward:?}"), " on cpu"),
+        ] {
+            assert!(text.contains(words) && text.contains("reference"), "{text}");
+        }
+        assert_eq!(forward.path(), ops::Path::Reference);
+        assert_eq!(backward.path(), ops::Path::Reference);
+        assert_eq!(forward.workspace().max(narrow.workspace()).bytes(), 0, "none on the CPU");
+    }
+    let base = BaseForward::new(&cpu, 8192, [1024, 4096], DType::Bf16)?;
+    let input_grad = BaseInputGrad::new(&cpu, 8192, [1024, 4096], DType::Bf16)?;
+    for (text, name) in [
+        (base.to_string(), "base forward"),
+        (format!("{base:?}"), "base forward"),
+        (input_grad.to_string(), "base input grad"),
+        (format!("{input_grad:?}"), "base input grad"),
+    ] {
+        let words = [name, "T=8192", "k=4096", "d=1024", "bf16", "reference"];
+        assert!(words.iter().all(|word| text.contains(word)), "{text}");
+    }
+    assert_eq!((base.path(), input_grad.path()), (ops::Path::Reference, ops::Path::Reference));
+    assert!(!WorkspaceSize::default().to_string().is_empty());
+    assert_eq!(TensorView::from_host(&[0f32; 6], [2, 3])?.to_string(), "f32 [2, 3]");
+    Ok(())
+}
+
+/// The messages of errors that only a CUDA device can meet, and of texts.
+#[test]
+fn errors_say_what_happened() {
+    let row_stride = Error::RowStride { argument: "da", got: 24 };
+    let words = "da must have dense rows, but they start 24 elements apart";
+    assert_eq!(row_stride.to_string(), words);
+    let capture = Error::Capture { what: "no tensor can be copied to the host".into() };
+    let words = "no tensor can be copied to the host while a CUDA graph is captured";
+    assert_eq!(capture.to_string(), words);
+    let parse = "gpu".parse::<Device>().unwrap_err();
+    assert!(matches!(&parse, Error::Parse { got, .. } if got == "gpu"), "{parse:?}");
+    assert_eq!(parse.to_string(), "\"gpu\" is not a device: cpu, cuda or cuda:1");
+    let overlap = Error::Overlap { output: "h", other: "x" };
+    assert_eq!(overlap.to_string(), "h is written, but shares memory with x");
+    let workspace = Error::Workspace { part: "scratch", needed: 64, got: 3 };
+    let words = "the workspace has 3 elements of scratch, but 64 are needed";
+    assert_eq!(workspace.to_string(), words);
 }
 
 #[test]
@@ -314,10 +524,10 @@ fn lengths_types_and_devices_of_tensors() -> Result<()> {
     assert_eq!(tensor.to_vec::<f32>()?, [1.0; 6], "no failed copy wrote anything");
 
     // SAFETY: no address is used on the CPU, where the view is refused.
-    let raw = unsafe { TensorView::from_raw(&cpu, 0x1000, [2, 3], DType::F32) };
+    let raw = unsafe { TensorView::from_raw(&cpu, 0x1000, [2, 3], 3, DType::F32) };
     assert!(matches!(raw.unwrap_err(), Error::Device { .. }));
     // SAFETY: as above.
-    let raw = unsafe { TensorViewMut::from_raw(&cpu, 0x1000, [2, 3], DType::F32) };
+    let raw = unsafe { TensorViewMut::from_raw(&cpu, 0x1000, [2, 3], 3, DType::F32) };
     assert!(matches!(raw.unwrap_err(), Error::Device { .. }));
     Ok(())
 }
@@ -346,7 +556,7 @@ fn tensors_hold_what_they_were_given() -> Result<()> {
 
 #[test]
 fn too_large() {
-    let problem = |t, k, d| Problem::new(t, k, d, 1, DType::Bf16).unwrap_err();
+    let problem = |t, k, d| Problem::single(t, k, d, 1, DType::Bf16).unwrap_err();
     for error in [problem(1 << 31, 1, 1), problem(1, 1 << 31, 1), problem(1, 1, 1 << 31)] {
         assert!(matches!(error, Error::TooLarge { .. }), "{error}");
         assert!(error.to_string().contains("2147483648"), "{error}");
@@ -401,7 +611,13 @@ fn types_are_send_and_sync() {
     assert_send_sync::<TensorViewMut<'_>>();
     assert_send_sync::<Adapter>();
     assert_send_sync::<LoraLinear>();
-    assert_send_sync::<lora_kernels::SharedLoraLinear>();
-    assert_send_sync::<Gradients>();
+    assert_send_sync::<lora_kernels::LayerOutput<'_>>();
+    assert_send_sync::<lora_kernels::Saved<'_>>();
+    assert_send_sync::<Workspace>();
+    assert_send_sync::<ops::Forward>();
+    assert_send_sync::<ops::Backward>();
+    assert_send_sync::<BaseForward>();
+    assert_send_sync::<BaseInputGrad>();
+    assert_send_sync::<LayerGradients>();
     assert_send_sync::<Error>();
 }

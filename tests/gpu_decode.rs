@@ -1,14 +1,14 @@
-//! Few tokens: every number of them, the border to short batches, and that a token's output has the same bits
-//! in every batch.
+//! Few tokens: every number of them, the border to short batches, and that a token's output has the
+//! same bits in every batch.
 
 mod common;
 
 use common::{check_exact, check_samples, check_tokens, cuda_paths, few_sms, on_cpu, on_cuda};
-use common::{Expect, Inputs, Place, Sizes};
+use common::{forward_path, Expect, Inputs, Place, Sizes};
 use half::bf16;
-use lora_kernels::{ops, Path};
+use lora_kernels::ops::Path;
 
-/// T, d, k and r, on so many multiprocessors.
+/// T, d, k and r, and the SM limit.
 const SHAPES: [([usize; 4], usize); 22] = include!("common/hopper_decode_shapes.in");
 
 #[test]
@@ -27,7 +27,7 @@ fn every_number_of_tokens_is_exact() {
             let inputs = Inputs::<bf16>::integers(sizes, t as u64);
             let reference = on_cpu(&inputs);
             for device in cuda_paths().into_iter().chain(few_sms()) {
-                let path = ops::forward_plan(&device, &inputs.problem()).path;
+                let path = forward_path(&device, &inputs.problem());
                 let outputs = on_cuda(&Place::aligned(&device), &inputs);
                 outputs.assert_same_values(&reference, &format!("{sizes}, {path}"));
             }
@@ -40,12 +40,12 @@ fn every_number_of_tokens_is_exact() {
 fn a_token_has_the_same_bits_in_every_batch() {
     let [best, _] = cuda_paths();
     let tokens = [1, 2, 3, 8, 9, 16, 17, 31, 32, 33, 64];
-    // S of rank 128 and more than 32 tokens takes more pairs than are left by those that make H.
+    // S of rank 128 and more than 32 tokens takes more clusters than H leaves.
     let many_ranks = Sizes::new(64, 520, 4096, 128);
     for sizes in [Sizes::new(64, 1000, 1032, 16), Sizes::new(64, 520, 8200, 72), many_ranks] {
         check_tokens(&best, sizes, &tokens, Path::HopperDecode);
     }
-    // Where tiles are more than multiprocessors, more tokens go the same way.
+    // Where there are more tiles than SMs, more tokens are served by the same path.
     check_tokens(&best, Sizes::new(128, 520, 28_680, 72), &[1, 33, 64, 65], Path::HopperDecode);
 }
 

@@ -7,9 +7,8 @@
 mod common;
 
 use common::{check_samples, on_cpu, on_cuda, DeviceElement, Expect, Inputs, Place, Placement};
-use common::{cuda_paths, few_sms, Sizes};
+use common::{cuda_paths, few_sms, forward_path, Sizes};
 use half::{bf16, f16};
-use lora_kernels::ops;
 
 /// Sizes around the borders of tiles (16, 32, 64, 128, 256), of steps along an inner dimension
 /// (32, 64, 128 and their fourfold, the depth of the pipelines), of splits of T (512), and rows
@@ -41,7 +40,7 @@ const EDGES: &[Sizes] = &[
     Sizes::new(3, 64, 136, 16),
     Sizes::new(8, 8, 8200, 72),
     Sizes::new(5, 72, 136, 16),
-    // Aligned rows around tiles of 128×256, pairs and groups of them, and several steps of r.
+    // Aligned rows around tiles of 128×256, clusters and groups of them, and several steps of r.
     Sizes::new(255, 8, 8, 8),
     Sizes::new(257, 64, 1032, 72),
     Sizes::new(385, 328, 2056, 128),
@@ -70,7 +69,7 @@ fn matches_reference<E: DeviceElement>(shapes: &[Sizes], placements: &[Placement
         let inputs = Inputs::<E>::integers(sizes, seed as u64);
         let reference = on_cpu(&inputs);
         for device in cuda_paths() {
-            let path = ops::forward_plan(&device, &inputs.problem()).path;
+            let path = forward_path(&device, &inputs.problem());
             for &placement in placements {
                 let outputs = on_cuda(&Place { device: device.clone(), placement }, &inputs);
                 let context = format!("{sizes}, {}, {path}, {placement:?}", E::DTYPE);
@@ -78,7 +77,7 @@ fn matches_reference<E: DeviceElement>(shapes: &[Sizes], placements: &[Placement
             }
         }
         for device in few_sms() {
-            let sms = device.profile().expect("a CUDA device").sms;
+            let sms = device.profile().expect("a CUDA device").sms();
             let outputs = on_cuda(&Place { device, placement: Placement::Aligned }, &inputs);
             outputs.assert_same_values(&reference, &format!("{sizes}, {}, {sms} SMs", E::DTYPE));
         }
@@ -129,11 +128,11 @@ fn large_layer_f16() {
     matches_samples::<f16>(Sizes::new(8191, 4096, 1024, 16), Placement::Aligned);
 }
 
-/// On Hopper, more than two tiles of H and of dX for every pair of multiprocessors, and not three, so
-/// that some are shared; a test of the plan asserts that.
+/// On Hopper, between two and three waves of tiles of H and of dX, so that the tail wave is split along
+/// K; a test of the plan asserts that.
 #[test]
 #[ignore = "needs a CUDA GPU"]
-fn shared_tiles_on_all_multiprocessors() {
+fn stream_k_on_all_sms() {
     for r in [16, 72] {
         matches_samples::<bf16>(Sizes::new(4095, 4096, 2176, r), Placement::Aligned);
     }

@@ -7,17 +7,16 @@
 //!
 //! The shapes have several tiles along every dimension, more steps than the pipelines are deep,
 //! several splits of T, and ranks for both rank tiles; some with 16-byte accesses and some without.
-//! On Hopper they come to every tile, every way to make S and every way to make dA and dB, as a test of
-//! the plan asserts.
+//! On Hopper they come to every tile, every way to make S and every way to make dA and dB, as a test
+//! of the plan asserts.
 
 mod common;
 
-use common::{cuda_paths, on_cpu, shared_on_cpu, Buffers, DeviceElement, Inputs, Place, Placement};
-use common::{SharedBuffers, SharedInputs, SharedSizes, Sizes};
+use common::{cuda_paths, on_cpu, Buffers, DeviceElement, Inputs, Place, Placement, Sizes};
 use half::{bf16, f16};
 use lora_kernels::Device;
 
-/// For the kernels of Hopper: T, d, k and r, on so many multiprocessors.
+/// For the kernels of Hopper: T, d, k and r, and the SM limit.
 const HOPPER: [([usize; 4], usize); 20] = include!("common/hopper_shapes.in");
 
 /// The same for few tokens.
@@ -26,19 +25,17 @@ const FEW_TOKENS: [([usize; 4], usize); 22] = include!("common/hopper_decode_sha
 /// And for short batches.
 const SHORT: [([usize; 4], usize); 11] = include!("common/hopper_short_shapes.in");
 
-/// For the kernels of Hopper for projections that share their input: T, k, d and r of every projection, on
-/// so many multiprocessors.
-const HOPPER_SHARED: [OfProjections; 22] = include!("common/hopper_shared_shapes.in");
+/// For the kernels of Hopper that serve groups: T, k, d and r of every projection, and the SM limit.
+const HOPPER_GROUPS: [OfProjections; 22] = include!("common/hopper_shared_shapes.in");
 type OfProjections = (usize, usize, &'static [(usize, usize)], usize);
 
 /// For those of every GPU.
-const GENERIC: [Sizes; 3] =
-    [Sizes::new(1100, 648, 264, 72), Sizes::new(1100, 648, 520, 16), Sizes::new(1057, 259, 645, 9)];
-
-/// The same of projections that share their input.
-const GENERIC_SHARED: [SharedSizes; 2] = [
-    SharedSizes::new(1100, 264, &[(648, 72), (136, 16), (264, 8)]),
-    SharedSizes::new(1057, 645, &[(259, 9), (65, 70), (33, 3), (40, 8)]),
+const GENERIC: [Sizes; 5] = [
+    Sizes::new(1100, 648, 264, 72),
+    Sizes::new(1100, 648, 520, 16),
+    Sizes::new(1057, 259, 645, 9),
+    Sizes::group(1100, 264, &[(648, 72), (136, 16), (264, 8)]),
+    Sizes::group(1057, 645, &[(259, 9), (65, 70), (33, 3), (40, 8)]),
 ];
 
 fn check<E: DeviceElement>(sizes: Sizes, device: &Device, placement: Placement) {
@@ -49,38 +46,27 @@ fn check<E: DeviceElement>(sizes: Sizes, device: &Device, placement: Placement) 
     buffers.outputs().assert_same_values(&on_cpu(&inputs), &context);
 }
 
-fn check_shared<E: DeviceElement>(sizes: SharedSizes, device: &Device, placement: Placement) {
-    let inputs = SharedInputs::<E>::integers(sizes, 11);
-    let context = format!("{sizes}, {device:?}, {placement:?}");
-    let mut buffers = SharedBuffers::new(&Place { device: device.clone(), placement }, &inputs);
-    buffers.enqueue().expect("both passes enqueued");
-    buffers.outputs().assert_same_values(&shared_on_cpu(&inputs), &context);
-}
-
 fn on_hopper<E: DeviceElement>(shapes: &[([usize; 4], usize)]) {
     let [best, _] = cuda_paths();
     for &([t, d, k, r], sms) in shapes {
-        check::<E>(Sizes::new(t, k, d, r), &best.with_sms(sms), Placement::Aligned);
+        check::<E>(Sizes::new(t, k, d, r), &best.with_sm_limit(sms), Placement::Aligned);
     }
 }
 
-fn shared_on_hopper<E: DeviceElement>() {
+fn groups_on_hopper<E: DeviceElement>() {
     let [best, _] = cuda_paths();
-    for (t, k, layers, sms) in HOPPER_SHARED {
-        let sizes = SharedSizes::new(t, k, layers);
-        check_shared::<E>(sizes, &best.with_sms(sms), Placement::Aligned);
+    for (t, k, projections, sms) in HOPPER_GROUPS {
+        let sizes = Sizes::group(t, k, projections);
+        check::<E>(sizes, &best.with_sm_limit(sms), Placement::Aligned);
     }
 }
 
 fn on_every_gpu<E: DeviceElement>() {
     let [_, generic] = cuda_paths();
     for sizes in GENERIC {
-        check::<E>(sizes, &generic, Placement::Aligned);
-        check::<E>(sizes, &generic, Placement::Odd);
-    }
-    for sizes in GENERIC_SHARED {
-        check_shared::<E>(sizes, &generic, Placement::Aligned);
-        check_shared::<E>(sizes, &generic, Placement::Odd);
+        for placement in [Placement::Aligned, Placement::Odd, Placement::Strided] {
+            check::<E>(sizes, &generic, placement);
+        }
     }
 }
 
@@ -134,12 +120,12 @@ fn short_f16() {
 
 #[test]
 #[ignore = "needs a CUDA GPU"]
-fn hopper_shared_bf16() {
-    shared_on_hopper::<bf16>();
+fn hopper_groups_bf16() {
+    groups_on_hopper::<bf16>();
 }
 
 #[test]
 #[ignore = "needs a CUDA GPU"]
-fn hopper_shared_f16() {
-    shared_on_hopper::<f16>();
+fn hopper_groups_f16() {
+    groups_on_hopper::<f16>();
 }

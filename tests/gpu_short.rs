@@ -1,14 +1,15 @@
-//! Short batches: every tile, the borders between paths, and that a token's output has the same bits in every
-//! batch.
+//! Short batches: every tile, the borders between paths, and that a token's output has the same bits
+//! in every batch.
 
 mod common;
 
 use common::{check_exact, check_samples, check_tokens, cuda_paths, on_cpu, on_cuda};
-use common::{Expect, Inputs, Place, Sizes};
+use common::{forward_path, Expect, Inputs, Place, Sizes};
 use half::bf16;
-use lora_kernels::{ops, Device, Path};
+use lora_kernels::ops::{Backward, Path};
+use lora_kernels::Device;
 
-/// T, d, k and r, on so many multiprocessors.
+/// T, d, k and r, and the SM limit.
 const SHAPES: [([usize; 4], usize); 11] = include!("common/hopper_short_shapes.in");
 
 #[test]
@@ -27,7 +28,7 @@ fn the_borders_of_tiles_and_paths_are_exact() {
         let r = [8, 16, 72][t % 3];
         for sizes in [Sizes::new(t, 200, 328, r), Sizes::new(t, 72, 4296, r)] {
             let inputs = Inputs::<bf16>::integers(sizes, t as u64);
-            let path = ops::forward_plan(&best, &inputs.problem()).path;
+            let path = forward_path(&best, &inputs.problem());
             let outputs = on_cuda(&Place::aligned(&best), &inputs);
             outputs.assert_same_values(&on_cpu(&inputs), &format!("{sizes}, {path}"));
         }
@@ -70,11 +71,11 @@ fn paths_follow_the_number_of_tokens() {
     let paths = |device: &Device| {
         [1, 64, 65, 1024, 1025].map(|t| {
             let problem = Inputs::<bf16>::integers(Sizes::new(t, 64, 64, 8), 0).problem();
-            let plans = [ops::forward_plan(device, &problem), ops::backward_plan(device, &problem)];
-            plans.map(|plan| plan.path)
+            let backward = Backward::new(device, &problem).expect("a backward pass");
+            [forward_path(device, &problem), backward.path()]
         })
     };
-    if best.profile().is_some_and(|profile| profile.hopper) {
+    if best.profile().is_some_and(|profile| profile.hopper()) {
         let [few, short, more] = [Path::HopperDecode, Path::HopperShort, Path::Hopper];
         assert_eq!(paths(&best), [few, few, short, short, more].map(|path| [path; 2]));
     }

@@ -42,8 +42,8 @@ fn two_streams_at_once() {
     two_streams(SIZES, ROUNDS);
 }
 
-/// Launches that fill the GPU and whose blocks wait for others, which may have to wait for those of the
-/// other stream to make room.
+/// Launches that fill the GPU and whose CTAs wait for others, which may have to wait until CTAs of
+/// the other stream make room.
 #[test]
 #[ignore = "needs a CUDA GPU"]
 fn two_streams_of_few_tokens_at_once() {

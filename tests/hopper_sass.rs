@@ -12,8 +12,8 @@ fn cuobjdump() -> Option<PathBuf> {
     dirs.find_map(|dir| Some(dir.join("cuobjdump")).filter(|file| file.is_file()))
 }
 
-/// The instructions of a kernel by their addresses, up to the last exit. Behind it are waits that take
-/// longer, which come back into the middle of loops.
+/// The instructions of a kernel by their addresses, up to the last exit. Behind it are the slow paths
+/// of waits, which jump back into loops.
 fn instructions(kernel: &str) -> Vec<(usize, &str)> {
     let lines = kernel.lines().filter(|line| line.contains(';'));
     let parsed = lines.filter_map(|line| {
@@ -78,7 +78,7 @@ fn nothing_fences_the_main_loops() {
                 code.iter().filter(|(_, text)| text.contains("HGMMA")).count()
             };
             assert!(loops.iter().any(|code| wgmmas(code) >= 4), "{name}: no step is unrolled");
-            // Those that order shared memory before a store by the TMA wait for nobody else's.
+            // A fence of the CTA, before a store by the TMA, waits for no other CTA.
             let is_fence =
                 |(_, text): &&(usize, &str)| text.contains("MEMBAR") && !text.contains(".CTA");
             let fence = loops.iter().flat_map(|code| code.iter()).find(is_fence);

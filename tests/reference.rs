@@ -5,9 +5,11 @@ mod common;
 use common::{assert_same_bits, check_samples, on_cpu, relative_error, unit_roundoff};
 use common::{DeviceElement, Expect, Inputs, Rng, Sizes};
 use half::{bf16, f16};
-use lora_kernels::ops;
-use lora_kernels::{Accumulation, Adapter, AdapterConfig, DType, Device, InputGradient};
-use lora_kernels::{LoraLinear, Result, Scaling, Tensor, TensorView, TensorViewMut};
+use lora_kernels::ops::BaseForward;
+use lora_kernels::{
+    Accumulation, Adapter, AdapterConfig, DType, Device, LayerGradients, LoraLinear,
+};
+use lora_kernels::{Result, Saved, Scaling, Tensor, TensorView, TensorViewMut};
 
 /// Sizes with T = 1, one of everything, odd rows, and a rank above the layer's own.
 const SIZES: [Sizes; 5] = [
@@ -28,17 +30,17 @@ fn layer(w0: Tensor, a: Tensor, b: Tensor, alpha: f32) -> LoraLinear {
 
 /// A layer of the given inputs with α = scale · r, so that s is the scale.
 fn layer_of<E: DeviceElement>(inputs: &Inputs<E>) -> Result<LoraLinear> {
-    let Sizes { k, d, r, .. } = inputs.sizes;
+    let ([_, k, d, r], of) = (inputs.sizes.single(), &inputs.of[0]);
     let cpu = Device::cpu();
-    let w0 = Tensor::from_slice(&cpu, &inputs.w0, [d, k])?;
+    let w0 = Tensor::from_slice(&cpu, &of.w0, [d, k])?;
     let a = Tensor::from_slice(&cpu, &inputs.a, [r, k])?;
-    let b = Tensor::from_slice(&cpu, &inputs.b, [d, r])?;
-    let alpha = inputs.scale * r as f32;
+    let b = Tensor::from_slice(&cpu, &of.b, [d, r])?;
+    let alpha = of.scale * r as f32;
     LoraLinear::new(w0, Adapter::from_tensors(a, b, alpha, Scaling::Standard)?)
 }
 
 fn x_of<E: DeviceElement>(inputs: &Inputs<E>) -> Tensor {
-    let Sizes { t, k, .. } = inputs.sizes;
+    let [t, k, ..] = inputs.sizes.single();
     Tensor::from_slice(&Device::cpu(), &inputs.x, [t, k]).unwrap()
 }
 
@@ -67,18 +69,17 @@ fn worked_by_hand() -> Result<()> {
     let dh = tensor(&[1., -1., 2., 1.], [2, 2]);
 
     let out = layer.forward(&x)?;
-    assert_eq!(out.s.to_vec::<f32>()?, [10., -6.]);
-    assert_eq!(out.h.to_vec::<f32>()?, [37., -15., -20., 12.]);
-    assert_eq!(layer.forward_frozen(&x)?.to_vec::<f32>()?, [7., 5., -2., 0.]);
-    assert_eq!(layer.infer(&x)?.to_vec::<f32>()?, out.h.to_vec::<f32>()?);
+    assert_eq!(out.saved.s.to_vec::<f32>()?, [10., -6.]);
+    assert_eq!(out.h[0].to_vec::<f32>()?, [37., -15., -20., 12.]);
+    assert_eq!(layer.forward_base(&x)?[0].to_vec::<f32>()?, [7., 5., -2., 0.]);
+    assert_eq!(layer.infer(&x)?[0].to_vec::<f32>()?, out.h[0].to_vec::<f32>()?);
 
     let mut grads = layer.zero_gradients()?;
-    let (set, dx) = (Accumulation::Overwrite, InputGradient::Compute);
-    let dx = layer.backward(&dh, &x, &out.s, &mut grads, set, dx)?.expect("dX was asked for");
+    let dx = layer.backward(&[&dh], &out.saved, &mut grads, Accumulation::Overwrite)?;
     assert_eq!(dx.to_vec::<f32>()?, [11., -11., 21., 10., -7., 21.]);
     assert_eq!(grads.a.to_vec::<f32>()?, [10., 28., 22.]);
-    assert_eq!(grads.b.to_vec::<f32>()?, [-2., -16.]);
-    assert_eq!(layer.merged()?.to_vec::<f32>()?, [7., -6., 14., -4., 5., -7.]);
+    assert_eq!(grads.b[0].to_vec::<f32>()?, [-2., -16.]);
+    assert_eq!(layer.merged()?[0].to_vec::<f32>()?, [7., -6., 14., -4., 5., -7.]);
     Ok(())
 }
 
@@ -107,7 +108,8 @@ fn outputs_are_rounded_once() -> Result<()> {
             let mut h = [E::from_f64(0.0)];
             let (w0_view, x) =
                 (TensorView::from_host(&w0, [1, 3])?, TensorView::from_host(&x, [1, 3])?);
-            ops::frozen(&Device::cpu(), &w0_view, x, TensorViewMut::from_host(&mut h, [1, 1])?)?;
+            let base = BaseForward::new(&Device::cpu(), 1, [1, 3], E::DTYPE)?;
+            base.run(w0_view, x, TensorViewMut::from_host(&mut h, [1, 1])?)?;
             assert_eq!(h[0].to_f64(), sign * (1.0 + 2.0 * u), "{}", E::DTYPE);
         }
         Ok(())
@@ -132,23 +134,24 @@ fn values_are_rounded_to_the_nearest() -> Result<()> {
 }
 
 #[test]
-fn b_zero_is_the_frozen_layer() -> Result<()> {
+fn b_zero_is_the_base_layer() -> Result<()> {
     for sizes in SIZES {
         let mut inputs = Inputs::<bf16>::reals(sizes, 5);
-        inputs.b.fill(bf16::ZERO);
+        inputs.of[0].b.fill(bf16::ZERO);
         let outputs = on_cpu(&inputs);
-        assert_same_bits("h", &outputs.h, &outputs.frozen);
-        assert_same_bits("merged", &outputs.merged, &inputs.w0);
+        assert_same_bits("h", &outputs.h[0], &outputs.base_h[0]);
+        assert_same_bits("dx", &outputs.dx, &outputs.base_dx[0]);
+        assert_same_bits("merged", &outputs.merged[0], &inputs.of[0].w0);
     }
     // And so is an adapter fresh from its configuration.
     let w0 = Tensor::from_slice(&Device::cpu(), &Rng(1).reals::<bf16>(12 * 20, 1.0), [12, 20])?;
-    let config = AdapterConfig { rank: 4, ..AdapterConfig::default() };
-    let adapter = Adapter::for_weight(&Device::cpu(), [12, 20], DType::Bf16, &config)?;
+    let config = AdapterConfig::new(4).with_alpha(8.0);
+    let adapter = Adapter::new(&Device::cpu(), [12, 20], DType::Bf16, &config)?;
     let layer = LoraLinear::new(w0, adapter)?;
     let x = Tensor::from_slice(&Device::cpu(), &Rng(2).reals::<bf16>(3 * 20, 1.0), [3, 20])?;
-    let (out, frozen) = (layer.forward(&x)?, layer.forward_frozen(&x)?);
-    assert_same_bits("h", &out.h.to_vec::<bf16>()?, &frozen.to_vec::<bf16>()?);
-    assert!(out.s.to_vec::<bf16>()?.iter().any(|&s| s != bf16::ZERO), "A is Gaussian");
+    let (out, base) = (layer.forward(&x)?, layer.forward_base(&x)?);
+    assert_same_bits("h", &out.h[0].to_vec::<bf16>()?, &base[0].to_vec::<bf16>()?);
+    assert!(out.saved.s.to_vec::<bf16>()?.iter().any(|&s| s != bf16::ZERO), "A is Gaussian");
     Ok(())
 }
 
@@ -160,12 +163,12 @@ fn twice_alpha_is_twice_the_update() -> Result<()> {
     let x = x_of(&inputs);
     let update = |inputs: &Inputs<f32>| -> Result<Vec<f32>> {
         let layer = layer_of(inputs)?;
-        let (h, frozen) = (layer.forward(&x)?.h, layer.forward_frozen(&x)?);
-        let (h, frozen) = (h.to_vec::<f32>()?, frozen.to_vec::<f32>()?);
-        Ok(h.iter().zip(&frozen).map(|(h, frozen)| h - frozen).collect())
+        let (h, base) = (layer.forward(&x)?.h, layer.forward_base(&x)?);
+        let (h, base) = (h[0].to_vec::<f32>()?, base[0].to_vec::<f32>()?);
+        Ok(h.iter().zip(&base).map(|(h, base)| h - base).collect())
     };
     let once = update(&inputs)?;
-    inputs.scale *= 2.0;
+    inputs.of[0].scale *= 2.0;
     let twice: Vec<f32> = once.iter().map(|u| 2.0 * u).collect();
     assert!(once.iter().any(|&u| u != 0.0));
     assert_eq!(update(&inputs)?, twice);
@@ -180,8 +183,8 @@ fn rank_stabilized_scale() -> Result<()> {
         let adapter =
             Adapter::from_tensors(tensor(&a, [16, 2]), tensor(&b, [1, 16]), 4.0, scaling)?;
         let layer = LoraLinear::new(tensor(&[1.0, 1.0], [1, 2]), adapter)?;
-        let h = layer.forward(&tensor(&[1.0, 2.0], [1, 2]))?.h.to_vec()?;
-        Ok((layer.adapter().scale(), h))
+        let h = layer.forward(&tensor(&[1.0, 2.0], [1, 2]))?.h[0].to_vec()?;
+        Ok((layer.projections()[0].scale(), h))
     };
     // W0 x = 3, A x is 3 in all 16 rows, B A x = 48.
     assert_eq!(h(Scaling::Standard)?, (0.25, vec![3.0 + 12.0]));
@@ -195,11 +198,12 @@ fn merged_weight_gives_the_adapted_output() -> Result<()> {
     for sizes in SIZES {
         let inputs = Inputs::<f32>::reals(sizes, 8);
         let (layer, x) = (layer_of(&inputs)?, x_of(&inputs));
-        let h = layer.forward(&x)?.h.to_vec::<f32>()?;
-        let merged = layer.merged()?;
-        let Sizes { t, k, d, .. } = sizes;
+        let h = layer.forward(&x)?.h[0].to_vec::<f32>()?;
+        let merged = layer.merged()?.remove(0);
+        let [t, k, d, _] = sizes.single();
         let mut h_merged = Tensor::zeros(&Device::cpu(), [t, d], DType::F32)?;
-        ops::frozen(&Device::cpu(), &merged.view(), x.view(), h_merged.view_mut())?;
+        let base = BaseForward::new(&Device::cpu(), t, [d, k], DType::F32)?;
+        base.run(merged.view(), x.view(), h_merged.view_mut())?;
         let h_merged = h_merged.to_vec::<f32>()?;
 
         let merged = merged.to_vec::<f32>()?;
@@ -222,14 +226,15 @@ fn merged_weight_gives_the_adapted_output() -> Result<()> {
 fn unmerging_gives_the_weight_back() -> Result<()> {
     fn returns<E: DeviceElement>() -> Result<()> {
         let inputs = Inputs::<E>::reals(Sizes::new(1, 40, 24, 8), 9);
-        let mut layer = layer_of(&inputs)?;
+        let (mut layer, w0) = (layer_of(&inputs)?, &inputs.of[0].w0);
+        let own = |layer: &LoraLinear| layer.projections()[0].w0().to_vec::<E>();
         layer.merge()?;
-        let merged = layer.w0().to_vec::<E>()?;
-        assert!(relative_error(&merged, &inputs.w0) > 0.1, "the update is a real one");
-        assert_same_bits("merged", &merged, &on_cpu(&inputs).merged);
+        let merged = own(&layer)?;
+        assert!(relative_error(&merged, w0) > 0.1, "the update is a real one");
+        assert_same_bits("merged", &merged, &on_cpu(&inputs).merged[0]);
         layer.unmerge()?;
         let u = unit_roundoff(E::DTYPE);
-        for ((back, merged), w0) in layer.w0().to_vec::<E>()?.iter().zip(&merged).zip(&inputs.w0) {
+        for ((back, merged), w0) in own(&layer)?.iter().zip(&merged).zip(w0) {
             let (back, merged, w0) = (back.to_f64(), merged.to_f64(), w0.to_f64());
             let bound = u * merged.abs() + u * (back.abs() + u);
             assert!((back - w0).abs() <= 1.01 * bound, "{w0} came back as {back}");
@@ -241,21 +246,27 @@ fn unmerging_gives_the_weight_back() -> Result<()> {
     returns::<f16>()
 }
 
-/// `Add` is an overwrite followed by an f32 addition, `Skip` changes neither gradient.
-/// `Buffers::outputs` holds every run of `on_cpu` to both; here they go through the layer.
+/// What backward needs, with an S of the inputs' own.
+fn saved<'x, E: DeviceElement>(inputs: &Inputs<E>, x: &'x Tensor) -> Result<Saved<'x>> {
+    let [t, _, _, r] = inputs.sizes.single();
+    Ok(Saved { x: x.view(), s: Tensor::from_slice(&Device::cpu(), &inputs.s, [t, r])? })
+}
+
+/// `Add` is an overwrite followed by an f32 addition, and the pass without dX changes neither
+/// gradient. `Buffers::outputs` holds every run of `on_cpu` to both; here they go through the
+/// layer.
 #[test]
 fn gradients_accumulate_over_calls() -> Result<()> {
     let inputs = Inputs::<f32>::reals(Sizes::new(6, 7, 9, 3), 10);
-    let Sizes { t, d, r, .. } = inputs.sizes;
+    let [t, _, d, _] = inputs.sizes.single();
     let (layer, x) = (layer_of(&inputs)?, x_of(&inputs));
-    let (dh, s) = (tensor(&inputs.dh, [t, d]), tensor(&inputs.s, [t, r]));
+    let (dh, saved) = (tensor(&inputs.of[0].dh, [t, d]), saved(&inputs, &x)?);
     let (mut once, mut twice) = (layer.zero_gradients()?, layer.zero_gradients()?);
     let (set, add) = (Accumulation::Overwrite, Accumulation::Add);
-    layer.backward(&dh, &x, &s, &mut once, set, InputGradient::Compute)?;
-    layer.backward(&dh, &x, &s, &mut twice, set, InputGradient::Skip)?;
-    let none = layer.backward(&dh, &x, &s, &mut twice, add, InputGradient::Skip)?;
-    assert!(none.is_none());
-    for (once, twice) in [(&once.a, &twice.a), (&once.b, &twice.b)] {
+    layer.backward(&[&dh], &saved, &mut once, set)?;
+    layer.backward_params(&[&dh], &saved, &mut twice, set)?;
+    layer.backward_params(&[&dh], &saved, &mut twice, add)?;
+    for (once, twice) in [(&once.a, &twice.a), (&once.b[0], &twice.b[0])] {
         let doubled: Vec<f32> = once.to_vec::<f32>()?.iter().map(|g| g + g).collect();
         assert!(doubled.iter().all(|&g| g != 0.0));
         assert_same_bits("gradient", &twice.to_vec::<f32>()?, &doubled);
@@ -263,28 +274,61 @@ fn gradients_accumulate_over_calls() -> Result<()> {
     Ok(())
 }
 
+/// LayerGradients in the layer's element type are those in f32, rounded.
+#[test]
+fn gradients_in_sixteen_bits() -> Result<()> {
+    // Integers: the f32 gradients are exact, and so are few enough of them that nothing ties.
+    let inputs = Inputs::<bf16>::integers(Sizes::new(6, 7, 9, 3), 13);
+    let [t, _, d, _] = inputs.sizes.single();
+    let (layer, x) = (layer_of(&inputs)?, x_of(&inputs));
+    let (dh, saved) =
+        (Tensor::from_slice(&Device::cpu(), &inputs.of[0].dh, [t, d])?, saved(&inputs, &x)?);
+    let (mut wide, mut narrow) = (layer.zero_gradients()?, layer.zero_gradients_in(DType::Bf16)?);
+    for accumulation in [Accumulation::Overwrite, Accumulation::Add] {
+        let dx = layer.backward(&[&dh], &saved, &mut wide, accumulation)?;
+        let narrow_dx = layer.backward(&[&dh], &saved, &mut narrow, accumulation)?;
+        assert_same_bits("dx", &narrow_dx.to_vec::<bf16>()?, &dx.to_vec::<bf16>()?);
+        for (wide, narrow) in [(&wide.a, &narrow.a), (&wide.b[0], &narrow.b[0])] {
+            let rounded: Vec<bf16> =
+                wide.to_vec::<f32>()?.into_iter().map(bf16::from_f32).collect();
+            assert!(rounded.iter().any(|&g| g != bf16::ZERO));
+            assert_same_bits("gradient", &narrow.to_vec::<bf16>()?, &rounded);
+        }
+    }
+    let mut of_another_type = layer.zero_gradients_in(DType::F16)?;
+    let error = layer.backward(&[&dh], &saved, &mut of_another_type, Accumulation::Add);
+    let words = "gradients holds f16, expected f32, or the element type of x";
+    assert_eq!(error.unwrap_err().to_string(), words);
+    Ok(())
+}
+
 #[test]
 fn leading_dimensions_count_as_rows() -> Result<()> {
     let inputs = Inputs::<bf16>::reals(Sizes::new(6, 7, 9, 3), 11);
     let (layer, cpu) = (layer_of(&inputs)?, Device::cpu());
-    let flat = layer.forward(&x_of(&inputs))?;
+    let flat_x = x_of(&inputs);
+    let flat = layer.forward(&flat_x)?;
     let x = Tensor::from_slice(&cpu, &inputs.x, [2, 3, 7])?;
     let out = layer.forward(&x)?;
-    assert_eq!((out.h.shape().dims(), out.s.shape().dims()), (&[2, 3, 9][..], &[2, 3, 3][..]));
-    assert_same_bits("h", &out.h.to_vec::<bf16>()?, &flat.h.to_vec::<bf16>()?);
-    assert_same_bits("s", &out.s.to_vec::<bf16>()?, &flat.s.to_vec::<bf16>()?);
+    let shapes = (out.h[0].shape(), out.saved.s.shape());
+    assert_eq!((shapes.0.dims(), shapes.1.dims()), (&[2, 3, 9][..], &[2, 3, 3][..]));
+    assert_same_bits("h", &out.h[0].to_vec::<bf16>()?, &flat.h[0].to_vec::<bf16>()?);
+    assert_same_bits("s", &out.saved.s.to_vec::<bf16>()?, &flat.saved.s.to_vec::<bf16>()?);
 
-    let dh = Tensor::from_slice(&cpu, &inputs.dh, [2, 3, 9])?;
-    let mut grads = layer.zero_gradients()?;
-    let (set, compute) = (Accumulation::Overwrite, InputGradient::Compute);
-    let dx = layer.backward(&dh, &x, &out.s, &mut grads, set, compute)?.expect("dX");
+    let dh = Tensor::from_slice(&cpu, &inputs.of[0].dh, [2, 3, 9])?;
+    let (mut grads, set) = (layer.zero_gradients()?, Accumulation::Overwrite);
+    let dx = layer.backward(&[&dh], &out.saved, &mut grads, set)?;
     assert_eq!(dx.shape().dims(), [2, 3, 7]);
-    let dh = Tensor::from_slice(&cpu, &inputs.dh, [6, 9])?;
+    let dh = Tensor::from_slice(&cpu, &inputs.of[0].dh, [6, 9])?;
     let mut flat_grads = layer.zero_gradients()?;
-    let flat_dx = layer.backward(&dh, &x_of(&inputs), &flat.s, &mut flat_grads, set, compute)?;
-    assert_same_bits("dx", &dx.to_vec::<bf16>()?, &flat_dx.expect("dX").to_vec::<bf16>()?);
-    assert_same_bits("da", &grads.a.to_vec::<f32>()?, &flat_grads.a.to_vec::<f32>()?);
-    assert_same_bits("db", &grads.b.to_vec::<f32>()?, &flat_grads.b.to_vec::<f32>()?);
+    let flat_dx = layer.backward(&[&dh], &flat.saved, &mut flat_grads, set)?;
+    assert_same_bits("dx", &dx.to_vec::<bf16>()?, &flat_dx.to_vec::<bf16>()?);
+    let gradients = |gradients: &LayerGradients| -> Result<[Vec<f32>; 2]> {
+        Ok([gradients.a.to_vec()?, gradients.b[0].to_vec()?])
+    };
+    let ([da, db], [flat_da, flat_db]) = (gradients(&grads)?, gradients(&flat_grads)?);
+    assert_same_bits("da", &da, &flat_da);
+    assert_same_bits("db", &db, &flat_db);
     Ok(())
 }
 
@@ -295,18 +339,17 @@ fn leading_dimensions_count_as_rows() -> Result<()> {
 #[test]
 fn gradients_match_central_differences() -> Result<()> {
     for sizes in SIZES {
-        let Sizes { t, k, d, r } = sizes;
+        let [t, k, d, r] = sizes.single();
         let inputs = Inputs::<f32>::reals(sizes, 12);
         let (layer, x) = (layer_of(&inputs)?, x_of(&inputs));
-        let s = layer.forward(&x)?.s;
+        let saved = layer.forward(&x)?.saved;
         let mut grads = layer.zero_gradients()?;
-        let (set, compute) = (Accumulation::Overwrite, InputGradient::Compute);
-        let dh = tensor(&inputs.dh, [t, d]);
-        let dx = layer.backward(&dh, &x, &s, &mut grads, set, compute)?.expect("dX");
+        let dh = tensor(&inputs.of[0].dh, [t, d]);
+        let dx = layer.backward(&[&dh], &saved, &mut grads, Accumulation::Overwrite)?;
 
-        let scale = f64::from(layer.adapter().scale());
+        let scale = f64::from(layer.projections()[0].scale());
         let point = Point::of(&inputs, scale);
-        let (da, db) = (grads.a.to_vec::<f32>()?, grads.b.to_vec::<f32>()?);
+        let (da, db) = (grads.a.to_vec::<f32>()?, grads.b[0].to_vec::<f32>()?);
         let dx = dx.to_vec::<f32>()?;
         compare("dA", &da, |i, step| point.loss(|p| p.a[i] += step));
         compare("dB", &db, |i, step| point.loss(|p| p.b[i] += step));
@@ -349,10 +392,10 @@ impl Point {
             sizes: inputs.sizes,
             scale,
             x: widen(&inputs.x),
-            w0: widen(&inputs.w0),
+            w0: widen(&inputs.of[0].w0),
             a: widen(&inputs.a),
-            b: widen(&inputs.b),
-            g: widen(&inputs.dh),
+            b: widen(&inputs.of[0].b),
+            g: widen(&inputs.of[0].dh),
         }
     }
 
@@ -360,7 +403,7 @@ impl Point {
     fn loss(&self, change: impl Fn(&mut Point)) -> f64 {
         let mut p = self.clone();
         change(&mut p);
-        let Sizes { t, k, d, r } = p.sizes;
+        let [t, k, d, r] = p.sizes.single();
         let dot = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f64>();
         let mut loss = 0.0;
         for (x, g) in p.x.chunks(k).zip(p.g.chunks(d)).take(t) {

@@ -2,10 +2,11 @@
 
 use super::Result;
 use lora_kernels::cudarc::driver::sys::{
-    CUdevice_attribute, CUevent_flags, CUgraphInstantiate_flags, CUstreamCaptureMode,
+    self, CUdevice_attribute, CUevent_flags, CUgraphInstantiate_flags, CUstreamCaptureMode,
 };
 use lora_kernels::cudarc::driver::{CudaContext, CudaEvent, CudaGraph, CudaSlice, CudaStream};
 use lora_kernels::{Device, Error};
+use std::ptr;
 use std::sync::Arc;
 
 pub struct Gpu {
@@ -30,9 +31,9 @@ impl Gpu {
             Err(error) => return Err(error.into()),
         };
         let context = probe.context().expect("a CUDA device has a context");
-        // SAFETY: all work, allocation and freeing is on the one stream made below, which orders
-        // it. With tracking, cudarc would record two events for every argument of every launch,
-        // and wait for events from outside a capture inside it.
+        // SAFETY: cudarc's slices are used, allocated and freed on the one stream made below,
+        // which orders it. With tracking, cudarc would record two events for every argument of
+        // every launch, and wait for events from outside a capture inside it.
         unsafe { context.disable_event_tracking() };
         // A stream of its own, as the default stream cannot be captured in a graph.
         let stream = context.new_stream()?;
@@ -81,6 +82,25 @@ impl Gpu {
         graph?.ok_or_else(|| "the capture recorded nothing".into())
     }
 
+    /// Whether the memory pool keeps what is free when the host synchronises. By default it does
+    /// not, and the next allocations map memory again.
+    pub fn keep_pool(&self, keep: bool) -> Result<()> {
+        let mut bytes: u64 = if keep { u64::MAX } else { 0 };
+        let mut pool = ptr::null_mut();
+        let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+        // SAFETY: the attribute is a u64, and the call reads it before it returns.
+        unsafe {
+            sys::cuDeviceGetMemPool(&mut pool, self.context().cu_device()).result()?;
+            let bytes = (&raw mut bytes).cast();
+            Ok(sys::cuMemPoolSetAttribute(pool, attribute, bytes).result()?)
+        }
+    }
+
+    /// Another stream of the same context.
+    pub fn another_stream(&self) -> Result<Device> {
+        Ok(Device::from_stream(self.context().new_stream()?)?)
+    }
+
     /// The device's time for what `work` enqueues, in µs.
     pub fn time(&self, work: impl FnOnce() -> Result<()>) -> Result<f64> {
         let (start, end) = (self.event()?, self.event()?);
@@ -89,4 +109,12 @@ impl Gpu {
         end.record(&self.stream)?;
         Ok(f64::from(start.elapsed_ms(&end)?) * 1e3)
     }
+}
+
+/// The nodes of a graph: its launches, copies and memsets.
+pub fn nodes(graph: &CudaGraph) -> Result<usize> {
+    let mut count = 0;
+    // SAFETY: the graph is alive; without an array, the call only writes the count.
+    unsafe { sys::cuGraphGetNodes(graph.cu_graph(), ptr::null_mut(), &mut count) }.result()?;
+    Ok(count)
 }

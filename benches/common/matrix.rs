@@ -9,6 +9,9 @@ use lora_kernels::{DType, Device, Element, TensorView, TensorViewMut};
 use std::ptr;
 use std::sync::Arc;
 
+/// About a million.
+pub const PERIOD: usize = 8 * 131_071;
+
 /// A matrix that owns its memory.
 ///
 /// Everything that reads or writes it is enqueued on the one stream of its GPU, so shared
@@ -32,8 +35,8 @@ impl Matrix {
 
     /// A matrix of numbers with mean 0 and this standard deviation; one seed, one matrix.
     ///
-    /// The numbers repeat after about a million, to be ready soon. The period is 8 times a prime,
-    /// so no row of a matrix is a copy of another.
+    /// The numbers repeat after [`PERIOD`], to be ready soon. It is 8 times a prime, so no row of a
+    /// matrix is a copy of another.
     pub fn gaussian(
         gpu: &Gpu,
         shape: [usize; 2],
@@ -41,7 +44,6 @@ impl Matrix {
         std: f64,
         seed: u64,
     ) -> Result<Self> {
-        const PERIOD: usize = 8 * 131_071;
         let mut matrix = Matrix::new(gpu, shape, dtype)?;
         let numbers = gaussian(matrix.elements().min(PERIOD), std, seed);
         match dtype {
@@ -89,7 +91,7 @@ impl Matrix {
     pub fn view(&self) -> TensorView<'_> {
         let shape = [self.rows, self.cols];
         // SAFETY: the memory holds the shape and outlives the view; the stream orders its use.
-        unsafe { TensorView::from_raw(&self.device, self.address, shape, self.dtype) }
+        unsafe { TensorView::from_raw(&self.device, self.address, shape, self.cols, self.dtype) }
             .expect("device memory, aligned by its allocator")
     }
 
@@ -97,7 +99,7 @@ impl Matrix {
     pub fn view_mut(&self) -> TensorViewMut<'_> {
         let shape = [self.rows, self.cols];
         // SAFETY: as in `view`; nothing else accesses the memory while the stream runs the call.
-        unsafe { TensorViewMut::from_raw(&self.device, self.address, shape, self.dtype) }
+        unsafe { TensorViewMut::from_raw(&self.device, self.address, shape, self.cols, self.dtype) }
             .expect("device memory, aligned by its allocator")
     }
 
@@ -133,16 +135,6 @@ impl Matrix {
         };
         // SAFETY: both matrices hold the ranges named, as asserted, and they are not the same.
         Ok(unsafe { sys::cuMemcpy2DAsync_v2(&copy, self.stream().cu_stream()) }.result()?)
-    }
-
-    /// Fills the matrix with rows of another, from `first` on.
-    pub fn copy_rows(&self, source: &Matrix, first: usize) -> Result<()> {
-        assert_eq!((self.cols, self.dtype), (source.cols, source.dtype));
-        assert!(first + self.rows <= source.rows);
-        let from = source.address + (first * source.cols * source.dtype.bytes()) as u64;
-        let stream = self.stream().cu_stream();
-        // SAFETY: both matrices hold the ranges named, as asserted, and they are not the same.
-        Ok(unsafe { result::memcpy_dtod_async(self.address, from, self.bytes(), stream) }?)
     }
 
     /// The first 64 rows and the last 64, on the host. Waits for the device.
@@ -188,7 +180,7 @@ impl Rotating {
 
 /// Nearly normal numbers: each the sum of four uniform ones, the quarters of a SplitMix64 output.
 /// Hundreds of matrices are filled this way, and a true normal distribution takes far longer.
-fn gaussian(n: usize, std: f64, seed: u64) -> Vec<f64> {
+pub fn gaussian(n: usize, std: f64, seed: u64) -> Vec<f64> {
     // Four numbers uniform in 0..2^16 have the mean 2 · (2^16 − 1) and the variance 2^32 / 3.
     let (mean, unit) = (131_070.0, std * 3f64.sqrt() / 65_536.0);
     let mut state = seed;

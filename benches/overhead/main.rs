@@ -19,8 +19,9 @@
 //! | `addmm_backward`    | cuBLASLt: dS, dX, dX += dS A, dA and dB    | the same                |
 //! | `backward_ab`       | ours: dA and dB alone                      | reading X and dH once   |
 //!
-//! Of projections that share their input, everything is one call of ours, and of cuBLASLt one projection
-//! after the other; `forward_apart` is ours so too.
+//! Projections that share their input are one call of ours, and by cuBLASLt one after the other.
+//! They have a row more, `forward_apart`: ours, one after the other. They have no `frozen`,
+//! `augmented_forward` and `backward_ab`.
 //!
 //! Each product by cuBLASLt runs the fastest of its first eight heuristic answers. Before a layer
 //! is timed, ours and the peers are compared; if they disagree, the benchmark fails. It ends with
@@ -31,47 +32,25 @@ mod check;
 #[path = "../common/mod.rs"]
 mod common;
 mod cublaslt;
-mod environment;
 mod peers;
 mod report;
-mod shapes;
-mod shared;
 mod stream;
 mod timing;
 
-use args::{Options, Parsed};
+use args::Options;
+use common::environment::Environment;
 use common::gpu::Gpu;
 use common::layer::Layer;
-use common::Result;
+use common::results::{name, outputs};
+use common::{median, Result};
 use cublaslt::Lt;
-use environment::Environment;
-use lora_kernels::{ops, InputGradient, Problem, SharedProblem};
+use lora_kernels::Problem;
 use peers::{PeerBuffers, Peers};
 use report::{Report, Row};
-use shapes::Dims;
-use shared::{SharedLayer, SharedPeerBuffers, SharedPeers};
 use std::process::ExitCode;
-use timing::median;
 
 fn main() -> ExitCode {
-    let options = match args::parse(std::env::args().skip(1)) {
-        Ok(Parsed::Run(options)) => options,
-        Ok(Parsed::Help) => {
-            println!("{}", args::usage());
-            return ExitCode::SUCCESS;
-        }
-        Err(message) => {
-            eprintln!("overhead: {message}\n{}", args::usage());
-            return ExitCode::from(2);
-        }
-    };
-    match run(&options) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("overhead: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    common::args::main(run)
 }
 
 fn run(options: &Options) -> Result<()> {
@@ -80,27 +59,17 @@ fn run(options: &Options) -> Result<()> {
         eprintln!("overhead: nothing was timed: libcublasLt was not found; see LD_LIBRARY_PATH");
         return Ok(());
     };
-    if options.only_test {
-        println!("overhead: without --bench, small layers as a test");
-    }
-    let environment = Environment::new(&gpu, lt.version())?;
+    let environment = Environment::new(&gpu, Some(lt.version()))?;
     let stream_tb_s = stream::read_rate(&gpu)?;
     println!("{}, reads {stream_tb_s:.2} TB/s", environment.describe());
     let mut report = Report::new(options.json.clone(), environment, stream_tb_s);
     report.save()?;
 
-    for (i, Dims { t, k, d, r }) in options.shapes.iter().enumerate() {
-        let sizes: Vec<_> = d.iter().map(|&d| (d, *r)).collect();
-        let problem = SharedProblem::new(*t, *k, &sizes, options.dtype)?;
+    for (i, dims) in options.shapes.iter().enumerate() {
+        let problem = dims.problem(options.dtype)?;
         let sample_clocks = i == 0 || i + 1 == options.shapes.len();
-        let measured = match d[..] {
-            [d] => {
-                let problem = Problem::new(*t, *k, d, *r, options.dtype)?;
-                measure(&gpu, &lt, problem, options.rounds, sample_clocks, &mut report)
-            }
-            _ => measure_shared(&gpu, &lt, problem, options.rounds, sample_clocks, &mut report),
-        };
-        measured.map_err(|error| format!("{}: {error}", report::name(&problem)))?;
+        measure(&gpu, &lt, problem, options.rounds, sample_clocks, &mut report)
+            .map_err(|error| format!("{}: {error}", name(&problem)))?;
         report.save()?;
     }
     Ok(())
@@ -136,139 +105,77 @@ fn measure(
     let peers = Peers::new(lt, &layer, &buffers)?;
     let difference = check::agreement(&layer, &peers)?;
 
-    let contenders = contenders(gpu, &layer, &peers, report.stream_tb_s);
-    time(gpu, &problem.into(), contenders, layer.calls(), rounds, difference, report)?;
-
+    match contenders(&layer, &peers, report.stream_tb_s) {
+        Some(contenders) => {
+            let rows = time(gpu, &layer, contenders, rounds)?;
+            println!("{}", report::line(&rows, difference));
+            report.rows.extend(rows.into_iter().filter(|row| !report::is_base(row.op)));
+        }
+        None => println!("{}: cuBLASLt has no algorithm for the frozen layer", name(&problem)),
+    }
     if sample_clocks {
-        sample(gpu, report, layer.calls(), |i| layer.forward(i))?;
+        report.environment.sample_clocks(|| {
+            (0..layer.calls()).try_for_each(|i| layer.forward(i))?;
+            gpu.synchronize()
+        })?;
     }
     Ok(())
 }
 
-/// The same of projections that share their input.
-fn measure_shared(
-    gpu: &Gpu,
-    lt: &Lt<'_>,
-    problem: SharedProblem,
-    rounds: usize,
-    sample_clocks: bool,
-    report: &mut Report,
-) -> Result<()> {
-    let layer = SharedLayer::new(gpu, problem)?;
-    let buffers = SharedPeerBuffers::new(gpu, &layer)?;
-    (0..layer.calls()).try_for_each(|i| layer.forward(i))?;
-    let peers = SharedPeers::new(lt, &layer, &buffers)?;
-    let difference = shared::agreement(&layer, &peers)?;
-    let contenders = shared_contenders(gpu, &layer, &peers);
-    time(gpu, &problem, contenders, layer.calls(), rounds, difference, report)?;
-
-    if sample_clocks {
-        sample(gpu, report, layer.calls(), |i| layer.forward(i))?;
-    }
-    Ok(())
-}
-
-/// Notes the card's clocks while it runs so many calls.
-fn sample(
-    gpu: &Gpu,
-    report: &mut Report,
-    calls: usize,
-    call: impl Fn(usize) -> Result<()>,
-) -> Result<()> {
-    report.environment.sample_clocks(|| {
-        (0..calls).try_for_each(&call)?;
-        gpu.synchronize()
-    })
-}
-
-/// Times all in turns, the bases first; and reports it, unless there are none.
+/// Times all in turns.
 fn time(
     gpu: &Gpu,
-    &problem: &SharedProblem,
-    contenders: Option<Vec<Contender<'_>>>,
-    calls: usize,
+    layer: &Layer,
+    contenders: Vec<Contender<'_>>,
     rounds: usize,
-    difference: f64,
-    report: &mut Report,
-) -> Result<()> {
-    let Some(contenders) = contenders else {
-        println!("{}: cuBLASLt has no algorithm for the frozen layer", report::name(&problem));
-        return Ok(());
-    };
+) -> Result<Vec<Row>> {
     let all: Vec<timing::Call<'_>> = contenders.iter().map(|c| &*c.call).collect();
-    let us = timing::in_turns(gpu, calls, rounds, &all)?;
-
-    let rows: Vec<Row> = contenders
-        .iter()
-        .zip(&us)
-        .map(|(contender, us_of)| {
-            let base_us = match contender.base {
-                Base::Contender(place) => us[place].clone(),
-                Base::Us(us) => vec![us; us_of.len()],
-            };
-            let ratios: Vec<f64> = us_of.iter().zip(&base_us).map(|(us, base)| us / base).collect();
-            Row {
-                op: contender.op,
-                problem,
-                us: median(us_of),
-                base_us: median(&base_us),
-                ratio: median(&ratios),
-                path: contender.path.clone(),
-            }
-        })
-        .collect();
-    println!("{}", report::line(&rows, difference));
-    report.rows.extend(rows.into_iter().filter(|row| !report::is_base(row.op)));
-    Ok(())
+    let us = timing::in_turns(gpu, layer.calls(), rounds, &all)?;
+    let row = |(contender, us_of): (Contender<'_>, &Vec<f64>)| {
+        let base_us = match contender.base {
+            Base::Contender(place) => us[place].clone(),
+            Base::Us(us) => vec![us; us_of.len()],
+        };
+        let ratios: Vec<f64> = us_of.iter().zip(&base_us).map(|(us, base)| us / base).collect();
+        Row {
+            op: contender.op,
+            problem: layer.problem,
+            us: median(us_of),
+            base_us: median(&base_us),
+            ratio: median(&ratios),
+            path: contender.path,
+        }
+    };
+    Ok(contenders.into_iter().zip(&us).map(row).collect())
 }
 
 /// Everything that is timed, the frozen layer's H and dX first; `None` without those.
 fn contenders<'a>(
-    gpu: &Gpu,
     layer: &'a Layer,
     peers: &'a Peers<'a>,
     stream_tb_s: f64,
 ) -> Option<Vec<Contender<'a>>> {
-    let Problem { t, k, d, dtype, .. } = layer.problem;
-    let forward_path = ops::forward_plan(&gpu.device, &layer.problem).path.to_string();
-    let backward_path = ops::backward_plan(&gpu.device, &layer.problem).path.to_string();
+    let problem = &layer.problem;
+    let d: usize = outputs(problem).iter().sum();
+    let reading = problem.t() * (problem.k() + d) * problem.dtype().bytes();
+    let reading = Base::Us(reading as f64 / stream_tb_s / 1e6);
     let (h, dx) = (Base::Contender(0), Base::Contender(1));
-    let reading = Base::Us((t * (k + d) * dtype.bytes()) as f64 / stream_tb_s / 1e6);
+    let (forward_path, backward_path) = (layer.forward_path(), layer.backward_path());
+    let several = problem.projections().len() > 1;
 
     let (frozen, frozen_dx) = (peers.frozen.as_ref()?, peers.frozen_dx.as_ref()?);
-    let backward = |gradient| Box::new(move |i| layer.backward(i, gradient));
     let contenders = [
         peer(report::BASE, h, Some(frozen)),
         peer(report::BASE_DX, dx, Some(frozen_dx)),
-        ours("frozen", h, &forward_path, Box::new(|i| layer.frozen(i))),
-        ours("forward", h, &forward_path, Box::new(|i| layer.forward(i))),
+        ours("frozen", h, &layer.base_path(), |i| layer.base(i)).filter(|_| !several),
+        ours("forward", h, &forward_path, |i| layer.forward(i)),
+        ours("forward_apart", h, &"one after another", |i| layer.forward_apart(i))
+            .filter(|_| several),
         peer("addmm_forward", h, peers.addmm_forward.as_ref()),
         peer("augmented_forward", h, peers.augmented_forward.as_ref()),
-        ours("backward", dx, &backward_path, backward(InputGradient::Compute)),
+        ours("backward", dx, &backward_path, |i| layer.backward(i)),
         peer("addmm_backward", dx, peers.addmm_backward.as_ref()),
-        ours("backward_ab", reading, &backward_path, backward(InputGradient::Skip)),
-    ];
-    Some(contenders.into_iter().flatten().collect())
-}
-
-/// The same of projections that share their input.
-fn shared_contenders<'a>(
-    gpu: &Gpu,
-    layer: &'a SharedLayer,
-    peers: &'a SharedPeers<'a>,
-) -> Option<Vec<Contender<'a>>> {
-    let forward_path = ops::forward_shared_plan(&gpu.device, &layer.problem).path.to_string();
-    let backward_path = ops::backward_shared_plan(&gpu.device, &layer.problem).path.to_string();
-    let (h, dx) = (Base::Contender(0), Base::Contender(1));
-    let (frozen, frozen_dx) = (peers.frozen.as_ref()?, peers.frozen_dx.as_ref()?);
-    let contenders = [
-        peer(report::BASE, h, Some(frozen)),
-        peer(report::BASE_DX, dx, Some(frozen_dx)),
-        ours("forward", h, &forward_path, Box::new(|i| layer.forward(i))),
-        ours("forward_apart", h, "one after another", Box::new(|i| layer.forward_apart(i))),
-        peer("addmm_forward", h, peers.addmm_forward.as_ref()),
-        ours("backward", dx, &backward_path, Box::new(|i| layer.backward(i))),
-        peer("addmm_backward", dx, peers.addmm_backward.as_ref()),
+        ours("backward_ab", reading, &backward_path, |i| layer.backward_ab(i)).filter(|_| !several),
     ];
     Some(contenders.into_iter().flatten().collect())
 }
@@ -276,10 +183,10 @@ fn shared_contenders<'a>(
 fn ours<'a>(
     op: &'static str,
     base: Base,
-    path: &str,
-    call: Box<dyn Fn(usize) -> Result<()> + 'a>,
+    path: &dyn ToString,
+    call: impl Fn(usize) -> Result<()> + 'a,
 ) -> Option<Contender<'a>> {
-    Some(Contender { op, base, path: path.to_string(), call })
+    Some(Contender { op, base, path: path.to_string(), call: Box::new(call) })
 }
 
 fn peer<'a>(

@@ -1,46 +1,58 @@
-//! What a user would call instead: the frozen layer and the adapter by cuBLASLt.
+//! What a user would call instead: the frozen layer and the adapter by cuBLASLt, one projection
+//! after the other.
 
 use crate::common::gpu::Gpu;
-use crate::common::layer::{Layer, SCALE};
+use crate::common::layer::{from, Layer, SCALE};
 use crate::common::matrix::{Matrix, Rotating};
 use crate::common::Result;
-use crate::cublaslt::{Lt, Operand, Product};
-use lora_kernels::Problem;
+use crate::cublaslt::{Lt, Operand as Op, Product};
 use std::rc::Rc;
 
 /// The buffers that only the peers need.
 pub struct PeerBuffers {
-    /// X Aᵀ without the scale, which the peers' last product carries as its alpha.
+    /// X Aᵀ without the scale, which the peers' last product carries as its alpha; and dS. Those of
+    /// all projections lie side by side.
     s: Rotating,
     ds: Rotating,
+    /// Of a single projection.
+    augmented: Option<Augmented>,
+}
+
+struct Augmented {
     /// [x | x Aᵀ], T×(k + r).
-    augmented_x: Rotating,
+    x: Rotating,
     /// [W0 | s·B], d×(k + r).
-    augmented_w: Rotating,
+    w: Rotating,
 }
 
 impl PeerBuffers {
     pub fn new(gpu: &Gpu, layer: &Layer) -> Result<Self> {
-        let Problem { t, k, d, r, dtype, .. } = layer.problem;
-        let sets = layer.x.sets();
-        let scaled_b = layer.scaled_b(gpu)?;
-        let augmented_x = |i| {
+        let shape = [layer.problem.t(), layer.problem.rank()];
+        let rotating =
+            || Rotating::new(layer.x.sets(), |_| Matrix::new(gpu, shape, layer.problem.dtype()));
+        Ok(PeerBuffers { s: rotating()?, ds: rotating()?, augmented: Augmented::new(gpu, layer)? })
+    }
+}
+
+impl Augmented {
+    fn new(gpu: &Gpu, layer: &Layer) -> Result<Option<Self>> {
+        let &[(d, r)] = layer.problem.projections() else { return Ok(None) };
+        let (t, k, dtype) = (layer.problem.t(), layer.problem.k(), layer.problem.dtype());
+        // The numbers of the layer's B, times s.
+        let scaled_b = Matrix::gaussian(gpu, [d, r], dtype, f64::from(SCALE) * from(r), 5000)?;
+        let w0 = &layer.projections[0].w0;
+        let x = Rotating::new(layer.x.sets(), |i| {
             let matrix = Matrix::new(gpu, [t, k + r], dtype)?;
             matrix.copy_into_columns(0, layer.x.at(i))?;
             Ok(matrix)
-        };
-        let augmented_w = |i| {
+        })?;
+        let w = Rotating::new(w0.sets(), |i| {
             let matrix = Matrix::new(gpu, [d, k + r], dtype)?;
-            matrix.copy_into_columns(0, layer.w0.at(i))?;
+            matrix.copy_into_columns(0, w0.at(i))?;
             matrix.copy_into_columns(k, &scaled_b)?;
             Ok(matrix)
-        };
-        Ok(PeerBuffers {
-            s: Rotating::new(sets, |_| Matrix::new(gpu, [t, r], dtype))?,
-            ds: Rotating::new(sets, |_| Matrix::new(gpu, [t, r], dtype))?,
-            augmented_x: Rotating::new(sets, augmented_x)?,
-            augmented_w: Rotating::new(layer.w0.sets(), augmented_w)?,
-        })
+        })?;
+        Ok(Some(Augmented { x, w }))
     }
 }
 
@@ -48,23 +60,12 @@ impl PeerBuffers {
 pub struct Sequence<'a>(Vec<Rc<Product<'a>>>);
 
 /// A product, unless cuBLASLt has no algorithm for it.
-pub type Planned<'a> = Option<Rc<Product<'a>>>;
-
-/// Plans and tunes Out = alpha · L R + beta · Out for so many calls, given [alpha, beta] and L, R and Out of
-/// call `i`.
-pub fn product<'a>(
-    lt: &'a Lt<'a>,
-    calls: usize,
-    scales: [f32; 2],
-    operands: impl Fn(usize) -> [Operand<'a>; 3],
-) -> Result<Planned<'a>> {
-    Ok(Product::tuned(lt, scales, (0..calls).map(operands).collect())?.map(Rc::new))
-}
+type Planned<'a> = Option<Rc<Product<'a>>>;
 
 impl<'a> Sequence<'a> {
     /// `None` if one of them is missing.
-    pub fn new(products: &[&Planned<'a>]) -> Option<Self> {
-        products.iter().map(|&product| product.clone()).collect::<Option<_>>().map(Sequence)
+    fn new(products: Vec<Planned<'a>>) -> Option<Self> {
+        products.into_iter().collect::<Option<_>>().map(Sequence)
     }
 
     pub fn run(&self, i: usize) -> Result<()> {
@@ -74,13 +75,14 @@ impl<'a> Sequence<'a> {
 
 /// A peer is absent where cuBLASLt has no algorithm for one of its products.
 pub struct Peers<'a> {
-    /// H = X W0ᵀ.
+    /// H = X W0ᵀ of each projection.
     pub frozen: Option<Sequence<'a>>,
-    /// dX = dH W0.
+    /// dX = dH W0 of the first, and dX += dH W0 of the others.
     pub frozen_dx: Option<Sequence<'a>>,
     /// H = X W0ᵀ, X Aᵀ, and H += s · (X Aᵀ) Bᵀ in place.
     pub addmm_forward: Option<Sequence<'a>>,
-    /// X Aᵀ into the last columns of [x | x Aᵀ], and H = [x | x Aᵀ] [W0 | s·B]ᵀ.
+    /// X Aᵀ into the last columns of [x | x Aᵀ], and H = [x | x Aᵀ] [W0 | s·B]ᵀ: of a single
+    /// projection.
     pub augmented_forward: Option<Sequence<'a>>,
     /// dS, dX = dH W0, dX += dS A in place, dA and dB in f32. Like ours it is given the S of the
     /// forward pass, which a user of PyTorch's addmm would have to save.
@@ -90,45 +92,60 @@ pub struct Peers<'a> {
 impl<'a> Peers<'a> {
     /// Plans and tunes all products. The layer's S must have been computed for every set.
     pub fn new(lt: &'a Lt<'a>, layer: &'a Layer, buffers: &'a PeerBuffers) -> Result<Self> {
-        let Problem { k, r, .. } = layer.problem;
-        let product = |scales, operands: &dyn Fn(usize) -> [Operand<'a>; 3]| {
-            product(lt, layer.calls(), scales, operands)
+        // Out = alpha · L R + beta · Out, given [alpha, beta] and L, R and Out of call i.
+        let product = |scales, operands: &dyn Fn(usize) -> [Op<'a>; 3]| -> Result<Planned<'a>> {
+            let operands = (0..layer.calls()).map(operands).collect();
+            Ok(Product::tuned(lt, scales, operands)?.map(Rc::new))
         };
-        let sequence = Sequence::new;
-        let (a, b) = (&layer.a, &layer.b);
-        let (x, dh) = (|i| layer.x.at(i), |i| layer.dh.at(i));
-        let (w0, h, dx) = (|i| layer.w0.at(i), |i| layer.h.at(i), |i| layer.dx.at(i));
-        let (peer_s, ds) = (|i| buffers.s.at(i), |i| buffers.ds.at(i));
-        let (xr, wr) = (|i| buffers.augmented_x.at(i), |i| buffers.augmented_w.at(i));
-        use Operand as Op;
+        let (x, dx) = (|i| layer.x.at(i), |i| layer.dx.at(i));
+        let (mut frozen, mut frozen_dx) = (Vec::new(), Vec::new());
+        let (mut forward, mut backward) = (Vec::new(), Vec::new());
+        for (j, one) in layer.projections.iter().enumerate() {
+            let ranks = || one.ranks.clone();
+            let (w0, h, dh) = (|i| one.w0.at(i), |i| one.h.at(i), |i| one.dh.at(i));
+            let (a, b) = (Op::rows(&layer.a, ranks()), &one.b);
+            let (da, db) = (Op::rows(&layer.da, ranks()), &one.db);
+            let s = |i| Op::columns(buffers.s.at(i), ranks());
+            let ds = |i| Op::columns(buffers.ds.at(i), ranks());
+            let s_of_ours = |i| Op::columns(layer.s.at(i), ranks());
+            let first = if j == 0 { 0.0 } else { 1.0 };
 
-        let frozen = product([1.0, 0.0], &|i| [x(i).into(), Op::transposed(w0(i)), h(i).into()])?;
-        let frozen_dx = product([1.0, 0.0], &|i| [dh(i).into(), w0(i).into(), dx(i).into()])?;
+            let make_h =
+                product([1.0, 0.0], &|i| [x(i).into(), Op::transposed(w0(i)), h(i).into()])?;
+            let make_s = product([1.0, 0.0], &|i| [x(i).into(), Op::transposed(a), s(i)])?;
+            let update = product([SCALE, 1.0], &|i| [s(i), Op::transposed(b), h(i).into()])?;
+            frozen.push(make_h.clone());
+            forward.extend([make_h, make_s, update]);
 
-        let s = product([1.0, 0.0], &|i| [x(i).into(), Op::transposed(a), peer_s(i).into()])?;
-        let update = [SCALE, 1.0];
-        let h_update = product(update, &|i| [peer_s(i).into(), Op::transposed(b), h(i).into()])?;
-
-        let s_in_place = product([1.0, 0.0], &|i| {
-            let (x, s) = (Op::columns(xr(i), 0..k), Op::columns(xr(i), k..k + r));
-            [x, Op::transposed(a), s]
-        })?;
-        let augmented =
-            product([1.0, 0.0], &|i| [xr(i).into(), Op::transposed(wr(i)), h(i).into()])?;
-
-        let make_ds = product([SCALE, 0.0], &|i| [dh(i).into(), b.into(), ds(i).into()])?;
-        let dx_update = product([1.0, 1.0], &|i| [ds(i).into(), a.into(), dx(i).into()])?;
-        let (s_of_ours, da, db) = (|i| layer.s.at(i), &layer.da, &layer.db);
-        let make_da = product([1.0, 0.0], &|i| [Op::transposed(ds(i)), x(i).into(), da.into()])?;
-        let make_db =
-            product([1.0, 0.0], &|i| [Op::transposed(dh(i)), s_of_ours(i).into(), db.into()])?;
-
+            let make_dx = product([1.0, first], &|i| [dh(i).into(), w0(i).into(), dx(i).into()])?;
+            let make_ds = product([SCALE, 0.0], &|i| [dh(i).into(), b.into(), ds(i)])?;
+            let update = product([1.0, 1.0], &|i| [ds(i), a, dx(i).into()])?;
+            let make_da = product([1.0, 0.0], &|i| [Op::transposed(ds(i)), x(i).into(), da])?;
+            let make_db =
+                product([1.0, 0.0], &|i| [Op::transposed(dh(i)), s_of_ours(i), db.into()])?;
+            frozen_dx.push(make_dx.clone());
+            backward.extend([make_ds, make_dx, update, make_da, make_db]);
+        }
+        let augmented_forward = match &buffers.augmented {
+            None => None,
+            Some(Augmented { x, w }) => {
+                let (k, h) = (layer.problem.k(), &layer.projections[0].h);
+                let make_s = product([1.0, 0.0], &|i| {
+                    let x = x.at(i);
+                    [Op::columns(x, 0..k), Op::transposed(&layer.a), Op::columns(x, k..x.cols)]
+                })?;
+                let make_h = product([1.0, 0.0], &|i| {
+                    [x.at(i).into(), Op::transposed(w.at(i)), h.at(i).into()]
+                })?;
+                Sequence::new(vec![make_s, make_h])
+            }
+        };
         Ok(Peers {
-            addmm_forward: sequence(&[&frozen, &s, &h_update]),
-            augmented_forward: sequence(&[&s_in_place, &augmented]),
-            addmm_backward: sequence(&[&make_ds, &frozen_dx, &dx_update, &make_da, &make_db]),
-            frozen: sequence(&[&frozen]),
-            frozen_dx: sequence(&[&frozen_dx]),
+            frozen: Sequence::new(frozen),
+            frozen_dx: Sequence::new(frozen_dx),
+            addmm_forward: Sequence::new(forward),
+            augmented_forward,
+            addmm_backward: Sequence::new(backward),
         })
     }
 }

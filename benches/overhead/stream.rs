@@ -2,8 +2,7 @@
 
 use crate::common::gpu::Gpu;
 use crate::common::matrix::Matrix;
-use crate::common::Result;
-use crate::timing::median;
+use crate::common::{median, Result};
 use lora_kernels::cudarc::driver::sys::CUdevice_attribute;
 use lora_kernels::cudarc::driver::{LaunchConfig, PushKernelArg};
 use lora_kernels::cudarc::nvrtc::Ptx;

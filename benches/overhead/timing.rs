@@ -1,7 +1,7 @@
 //! Contenders in turns: CUDA graphs replayed round after round, so that all see the same clocks.
 //!
-//! The card's clocks follow its power with a lag, so whoever runs after a contender that draws
-//! little starts faster. Every round has an order of its own, to share such neighbours out.
+//! The card's clocks follow its power with a lag, so a contender starts faster after one that
+//! draws little. Every round has another order, so that none has the same neighbour in all.
 
 use crate::common::gpu::Gpu;
 use crate::common::Result;
@@ -101,16 +101,5 @@ impl Replay {
         graph.launch()?;
         let us = gpu.time(|| Ok(graph.launch()?))? / calls as f64;
         Ok(Replay { graph, calls, us })
-    }
-}
-
-pub fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let middle = sorted.len() / 2;
-    if sorted.len() % 2 == 1 {
-        sorted[middle]
-    } else {
-        (sorted[middle - 1] + sorted[middle]) / 2.0
     }
 }

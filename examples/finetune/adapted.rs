@@ -8,8 +8,7 @@ use crate::training::{
 use crate::Result;
 use indicatif::ProgressBar;
 use lora_kernels::{
-    Accumulation, Adapter, AdapterConfig, DType, Device, Forward, Gradients, InputGradient,
-    LoraLinear, Tensor,
+    Accumulation, Adapter, AdapterConfig, DType, Device, LayerGradients, LoraLinear, Tensor,
 };
 
 const PEAK_LEARNING_RATE: f32 = 5e-3;
@@ -29,7 +28,7 @@ pub struct Adapted {
 /// A LoRA layer and what its training takes.
 struct Layer {
     lora: LoraLinear,
-    gradients: Gradients,
+    gradients: LayerGradients,
     a: Adam,
     b: Adam,
 }
@@ -52,8 +51,8 @@ pub fn adapters(
     rng: &mut Rng,
 ) -> Result<[Adapter; 2]> {
     let mut adapter = |d, k| {
-        let config = AdapterConfig { rank, alpha, seed: rng.next_u64(), ..Default::default() };
-        Adapter::for_weight(device, [d, k], dtype, &config)
+        let config = AdapterConfig::new(rank).with_alpha(alpha).with_seed(rng.next_u64());
+        Adapter::new(device, [d, k], dtype, &config)
     };
     Ok([adapter(HIDDEN, PIXELS)?, adapter(CLASSES, HIDDEN)?])
 }
@@ -103,32 +102,19 @@ impl Adapted {
         let (first, second) = (&self.first.lora, &self.second.lora);
 
         let x = self.upload(&batch.pixels, PIXELS)?;
-        let Forward { h: z, s: s1 } = first.forward(&x)?;
-        let y = relu(z.to_f32_vec()?);
+        let z = first.forward(&x)?;
+        let y = relu(z.h[0].to_f32_vec()?);
         let y_tensor = self.upload(&y, HIDDEN)?;
-        let Forward { h: logits, s: s2 } = second.forward(&y_tensor)?;
-        let (loss, dlogits) = cross_entropy(&logits.to_f32_vec()?, &batch.labels);
+        let logits = second.forward(&y_tensor)?;
+        let (loss, dlogits) = cross_entropy(&logits.h[0].to_f32_vec()?, &batch.labels);
 
+        let overwrite = Accumulation::Overwrite;
         let dlogits = self.upload(&dlogits, CLASSES)?;
-        let dy = second.backward(
-            &dlogits,
-            &y_tensor,
-            &s2,
-            &mut self.second.gradients,
-            Accumulation::Overwrite,
-            InputGradient::Compute,
-        )?;
-        let dy = dy.expect("dX was asked for").to_f32_vec()?;
-        let dz = self.upload(&relu_backward(dy, &y), HIDDEN)?;
+        let gradients = &mut self.second.gradients;
+        let dy = second.backward(&[&dlogits], &logits.saved, gradients, overwrite)?;
+        let dz = self.upload(&relu_backward(dy.to_f32_vec()?, &y), HIDDEN)?;
         // Nothing comes before the first layer that could use its dX.
-        first.backward(
-            &dz,
-            &x,
-            &s1,
-            &mut self.first.gradients,
-            Accumulation::Overwrite,
-            InputGradient::Skip,
-        )?;
+        first.backward_params(&[&dz], &z.saved, &mut self.first.gradients, overwrite)?;
 
         self.first.update(learning_rate)?;
         self.second.update(learning_rate)?;
@@ -155,25 +141,23 @@ impl Adapted {
 
     /// How many numbers are trained.
     pub fn parameters(&self) -> usize {
-        self.layers().map(|layer| layer.lora.adapter().parameters()).sum()
+        self.layers().map(|layer| layer.lora.parameters()).sum()
     }
 
     pub fn adapter_bytes(&self) -> usize {
-        self.layers().map(|layer| layer.lora.adapter().bytes()).sum()
+        self.layers().flat_map(Layer::adapter).map(Tensor::bytes).sum()
     }
 
     pub fn gradient_bytes(&self) -> usize {
-        self.layers().map(|layer| layer.gradients.a.bytes() + layer.gradients.b.bytes()).sum()
+        self.layers().map(|layer| layer.gradients.a.bytes() + layer.gradients.b[0].bytes()).sum()
     }
 
     /// A hash of every bit of the adapters (64-bit FNV-1a), to compare runs by.
     pub fn fingerprint(&self) -> Result<u64> {
         let mut hash = 0xcbf2_9ce4_8422_2325;
-        for layer in self.layers() {
-            for tensor in [layer.lora.adapter().a(), layer.lora.adapter().b()] {
-                for byte in tensor.to_f32_vec()?.into_iter().flat_map(f32::to_le_bytes) {
-                    hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-                }
+        for tensor in self.layers().flat_map(Layer::adapter) {
+            for byte in tensor.to_f32_vec()?.into_iter().flat_map(f32::to_le_bytes) {
+                hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
             }
         }
         Ok(hash)
@@ -193,23 +177,30 @@ impl Adapted {
 impl Layer {
     fn new(lora: LoraLinear) -> Result<Self> {
         let gradients = lora.zero_gradients()?;
-        let a = Adam::new(lora.adapter().a().to_f32_vec()?);
-        let b = Adam::new(lora.adapter().b().to_f32_vec()?);
+        let a = Adam::new(lora.a().to_f32_vec()?);
+        let b = Adam::new(lora.projections()[0].b().to_f32_vec()?);
         Ok(Layer { lora, gradients, a, b })
     }
 
+    /// A and B.
+    fn adapter(&self) -> [&Tensor; 2] {
+        [self.lora.a(), self.lora.projections()[0].b()]
+    }
+
     fn apply(&self, x: &Tensor, weights: Weights) -> Result<Tensor> {
-        Ok(match weights {
-            Weights::Adapted => self.lora.forward(x)?.h,
-            Weights::Own => self.lora.forward_frozen(x)?,
-        })
+        let mut h = match weights {
+            Weights::Adapted => self.lora.infer(x)?,
+            Weights::Own => self.lora.forward_base(x)?,
+        };
+        // Of the only projection.
+        Ok(h.remove(0))
     }
 
     /// Moves A and B against their gradients. W0 has none.
     fn update(&mut self, learning_rate: f32) -> Result<()> {
-        let (a, b) = self.lora.adapter_mut().tensors_mut();
+        let (a, mut b) = self.lora.tensors_mut()?;
         for (tensor, gradient, adam) in
-            [(a, &self.gradients.a, &mut self.a), (b, &self.gradients.b, &mut self.b)]
+            [(a, &self.gradients.a, &mut self.a), (b.remove(0), &self.gradients.b[0], &mut self.b)]
         {
             adam.step(&gradient.to_vec::<f32>()?, learning_rate);
             tensor.copy_from_f32(adam.parameters())?;

@@ -14,7 +14,7 @@ mod digits;
 mod training;
 
 use crate::adapted::{adapters, Adapted, Weights};
-use crate::args::{DeviceName, Options, USAGE};
+use crate::args::{Options, USAGE};
 use crate::base::{Base, HIDDEN};
 use crate::chart::Chart;
 use crate::digits::{Digits, Rng, CLASSES, PIXELS};
@@ -45,7 +45,7 @@ fn run() -> Result<()> {
         .map_err(|error| format!("{error}; --help lists the options"))?;
     let Some(options) = options else { return Ok(write!(out, "{USAGE}")?) };
 
-    let (device, reason) = choose_device(options.device)?;
+    let (device, reason) = choose_device(options.device.as_deref())?;
     // CUDA devices take no f32, and on the CPU bf16 has nothing to give.
     let dtype = if device.is_cuda() { DType::Bf16 } else { DType::F32 };
     writeln!(out, "device  {device}, in {dtype}: {reason}")?;
@@ -116,11 +116,9 @@ fn run() -> Result<()> {
 }
 
 /// The device asked for, or the best there is, and why it is this one.
-fn choose_device(name: Option<DeviceName>) -> Result<(Device, String)> {
-    let asked = "as --device says".to_string();
+fn choose_device(name: Option<&str>) -> Result<(Device, String)> {
     Ok(match name {
-        Some(DeviceName::Cpu) => (Device::cpu(), asked),
-        Some(DeviceName::Cuda(ordinal)) => (Device::cuda(ordinal)?, asked),
+        Some(name) => (name.parse()?, "as --device says".to_string()),
         None => match Device::cuda(0) {
             Ok(device) => (device, "the first GPU".to_string()),
             Err(error) => (Device::cpu(), error.to_string()),

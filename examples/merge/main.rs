@@ -11,7 +11,7 @@ mod output;
 #[cfg(test)]
 mod tests;
 
-use crate::args::{DeviceName, Options, USAGE};
+use crate::args::{Options, USAGE};
 use crate::checkpoint::Checkpoint;
 use crate::merging::{plan, rewrite, Change};
 use crate::output::{refuse_inputs, sync_names, Output};
@@ -67,7 +67,7 @@ fn run(options: &Options, out: &mut impl Write) -> Result<()> {
     for place in &places {
         refuse_inputs(place, inputs().iter().map(PathBuf::as_path))?;
     }
-    let device = choose_device(options.device)?;
+    let device = choose_device(options.device.as_deref())?;
     let f32s = changes.iter().flatten().any(|change| change.dtype == DType::F32);
     let note = if device.is_cuda() && f32s { "; f32 on the CPU" } else { "" };
     writeln!(out, "device   {device}{note}")?;
@@ -116,10 +116,9 @@ fn list(checkpoint: &Checkpoint, changes: &[Vec<Change>], out: &mut impl Write) 
     Ok(())
 }
 
-fn choose_device(name: Option<DeviceName>) -> Result<Device> {
+fn choose_device(name: Option<&str>) -> Result<Device> {
     Ok(match name {
-        Some(DeviceName::Cpu) => Device::cpu(),
-        Some(DeviceName::Cuda(ordinal)) => Device::cuda(ordinal)?,
+        Some(name) => name.parse()?,
         None => Device::cuda(0).unwrap_or(Device::cpu()),
     })
 }

@@ -117,7 +117,7 @@ fn merge(
         // Every element type is exact in f32, there and back.
         let mut w = Tensor::from_f32(&device, &numbers(bytes, dtype), [rows, k], computed_in)?;
         let b = Tensor::from_f32(&device, b, [rows, r], computed_in)?;
-        ops::merge_in_place(&device, w.view_mut(), &a.view(), &b.view(), scale)?;
+        ops::merge_in_place(&device, w.view_mut(), a.view(), b.view(), scale)?;
         round(&w.to_f32_vec()?, dtype, bytes);
         to.write_all(bytes)?;
         progress.inc(bytes.len() as u64);

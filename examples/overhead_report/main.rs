@@ -6,8 +6,8 @@
 //!
 //! The tables go to standard output, the chart of FILE.json to FILE.svg beside it. Where a file
 //! follows its layers over many numbers of tokens T, as the set `decode` does, the chart has T as
-//! an axis; otherwise it has a row for every layer. Of projections that share their input there is a
-//! table alone.
+//! an axis; otherwise it has a row for every layer. Projections that share their input have a table
+//! and no chart.
 
 mod layers_chart;
 mod results;

@@ -1,7 +1,7 @@
 //! Both files of a PEFT directory from arbitrary bytes: an adapter or an error, never a panic.
 //!
-//! Input: two bytes of flags and of the data's length, the configuration, `\0`, and the tensors' file:
-//! as it is, or, with the first flag, as a header to which the length in front and data behind are
+//! Input: a byte of flags, one of the data's length, the configuration, `\0`, and the tensors'
+//! file. With the first flag, the file is a header: the length in front and the data behind are
 //! added, so that the fuzzer need not guess them.
 
 #![no_main]

@@ -1,72 +1,149 @@
 //! The buffers of a call.
 
-use super::memory::{self, Resolved};
-use crate::{Error, Result, TensorView, TensorViewMut};
-use cudarc::driver::{sys, CudaStream, SyncOnDrop};
+use crate::driver::params::Operand;
+use crate::driver::{LentUse, Run};
+use crate::error::{Error, Result};
+use crate::tensor::{TensorView, TensorViewMut};
+use crate::workspace::Workspace;
+
+/// The most buffers that a call has: of a backward pass, 8 for all projections and 5 for each.
+const MOST: usize = 8 + 5 * crate::problem::MAX_PROJECTIONS;
 
 /// The buffers of a call: their addresses, checked for overlap, and cudarc's records of their use,
 /// which are taken when this is dropped, after the launches.
-pub(super) struct Buffers<'a> {
-    stream: &'a CudaStream,
-    ranges: Vec<Range>,
-    records: Vec<SyncOnDrop<'a>>,
+pub(super) struct Buffers<'r> {
+    run: &'r Run<'r>,
+    ranges: [Range; MOST],
+    records: [Option<LentUse<'r>>; MOST],
+    count: usize,
 }
 
+/// Where a buffer has which bytes.
+#[derive(Clone, Copy)]
 struct Range {
     argument: &'static str,
-    start: sys::CUdeviceptr,
+    start: u64,
+    /// From the first to the last.
     bytes: u64,
+    /// Of a row, and from a row to the next.
+    row: [u64; 2],
     written: bool,
 }
 
-impl<'a> Buffers<'a> {
-    pub(super) fn new(stream: &'a CudaStream) -> Self {
-        Buffers { stream, ranges: Vec::new(), records: Vec::new() }
+impl Range {
+    const NONE: Range = Range { argument: "", start: 0, bytes: 0, row: [0; 2], written: false };
+
+    fn overlaps(&self, other: &Range) -> bool {
+        if self.start + self.bytes <= other.start || other.start + other.bytes <= self.start {
+            return false;
+        }
+        let (first, second) = if self.start <= other.start { (self, other) } else { (other, self) };
+        let distance = second.start - first.start;
+        if self.bytes == 0 || other.bytes == 0 || distance >= first.bytes {
+            return false;
+        }
+        // Columns of the same matrix lie in the gaps of one another.
+        let ([row, stride], [other_row, other_stride]) = (first.row, second.row);
+        let column = distance % stride.max(1);
+        let beside = column >= row && column + other_row <= stride;
+        !(stride == other_stride && beside)
+    }
+}
+
+impl<'r> Buffers<'r> {
+    pub(super) fn new(run: &'r Run<'r>) -> Self {
+        let records = [const { None }; MOST];
+        Buffers { run, ranges: [Range::NONE; MOST], records, count: 0 }
     }
 
     pub(super) fn read(
         &mut self,
         argument: &'static str,
-        view: &'a TensorView<'_>,
-    ) -> sys::CUdeviceptr {
-        let bytes = memory::bytes(view.shape, view.dtype);
-        self.add(argument, view.region.resolve(self.stream), bytes, false)
+        view: &TensorView<'r>,
+    ) -> Result<Operand> {
+        let (start, record) = view.resolve(self.run)?;
+        let (dtype, stride) = (view.dtype(), view.row_stride());
+        let layout = [view.shape().cols(), stride, view.extent()].map(|n| n * dtype.bytes());
+        self.add(argument, start, layout, record, false);
+        Ok(Operand::new(start, stride, dtype))
     }
 
     pub(super) fn write(
         &mut self,
         argument: &'static str,
-        view: &'a mut TensorViewMut<'_>,
-    ) -> sys::CUdeviceptr {
-        let bytes = memory::bytes(view.shape, view.dtype);
-        self.add(argument, view.region.resolve(self.stream), bytes, true)
+        view: &'r mut TensorViewMut<'_>,
+    ) -> Result<Operand> {
+        let (dtype, stride) = (view.dtype(), view.row_stride());
+        let layout = [view.shape().cols(), stride, view.extent()].map(|n| n * dtype.bytes());
+        let (start, record) = view.resolve(self.run)?;
+        self.add(argument, start, layout, record, true);
+        Ok(Operand::new(start, stride, dtype))
+    }
+
+    /// The addresses of a workspace's scratch and flags.
+    pub(super) fn workspace(&mut self, workspace: &mut Workspace) -> Result<[u64; 2]> {
+        let mut addresses = [0; 2];
+        let names = ["scratch of the workspace", "flags of the workspace"];
+        for ((address, tensor), name) in addresses.iter_mut().zip(workspace.tensors()).zip(names) {
+            let allocation = tensor.allocation().expect("checked to be on the device");
+            *address = allocation.write_bound(self.run)?;
+            let bytes = tensor.bytes();
+            self.add(name, *address, [bytes; 3], None, true);
+        }
+        Ok(addresses)
     }
 
     fn add(
         &mut self,
         argument: &'static str,
-        (start, record): Resolved<'a>,
-        bytes: u64,
+        start: u64,
+        [row, stride, bytes]: [usize; 3],
+        record: Option<LentUse<'r>>,
         written: bool,
-    ) -> sys::CUdeviceptr {
-        self.ranges.push(Range { argument, start, bytes, written });
-        self.records.extend(record);
-        start
+    ) {
+        let row = [row as u64, stride as u64];
+        self.ranges[self.count] = Range { argument, start, bytes: bytes as u64, row, written };
+        self.records[self.count] = record;
+        self.count += 1;
     }
 
     /// Refuses outputs that share memory with anything else.
     pub(super) fn check_overlap(&self) -> Result<()> {
-        for (i, a) in self.ranges.iter().enumerate() {
-            for b in &self.ranges[i + 1..] {
-                let apart = a.start + a.bytes <= b.start || b.start + b.bytes <= a.start;
-                if apart || !(a.written || b.written) {
-                    continue;
-                }
-                let (output, other) = if b.written { (b, a) } else { (a, b) };
+        let ranges = &self.ranges[..self.count];
+        for (i, output) in ranges.iter().enumerate().filter(|(_, range)| range.written) {
+            let mut others = ranges.iter().enumerate().filter(|&(j, _)| j != i);
+            if let Some((_, other)) = others.find(|(_, other)| output.overlaps(other)) {
                 let (output, other) = (output.argument, other.argument);
                 return Err(Error::Overlap { output, other });
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_of_one_matrix_do_not_overlap() {
+        // Rows of `cols` bytes, 100 apart, 5 of them.
+        let columns = |start, cols| {
+            let bytes = if cols == 0 { 0 } else { 400 + cols };
+            Range { argument: "", start, bytes, row: [cols, 100], written: true }
+        };
+        let overlap = |a: &Range, b: &Range| {
+            assert_eq!(a.overlaps(b), b.overlaps(a));
+            a.overlaps(b)
+        };
+        assert!(!overlap(&columns(1000, 40), &columns(1040, 60)));
+        assert!(!overlap(&columns(1000, 40), &columns(1240, 60)));
+        assert!(overlap(&columns(1000, 41), &columns(1040, 60)));
+        assert!(overlap(&columns(1000, 40), &columns(1040, 61)));
+        assert!(overlap(&columns(1000, 40), &columns(1039, 10)));
+        assert!(!overlap(&columns(1000, 40), &columns(1440, 40)), "behind the last row");
+        assert!(!overlap(&columns(1000, 0), &columns(1000, 40)), "nothing");
+        let dense = Range { argument: "", start: 1050, bytes: 10, row: [10, 10], written: true };
+        assert!(overlap(&columns(1000, 40), &dense), "another stride");
     }
 }

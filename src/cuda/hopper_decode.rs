@@ -1,71 +1,22 @@
 //! The launches of kernels/hopper_decode.cu.
 
-use super::hopper::HopperGradsParams;
-use super::launch::{Gradients, LaunchMode, Layer, Layers, Linear};
-use super::params::Operand;
-use super::tensor_map::TensorMap;
-use super::Cuda;
-use crate::plan::hopper_decode::Schedule;
-use crate::{DType, Result};
-use cudarc::driver::{sys, DeviceRepr};
-
-/// As in kernels/hopper_decode.cu.
-#[repr(C)]
-struct HopperDecodeParams {
-    w0: TensorMap,
-    a: TensorMap,
-    b: TensorMap,
-    x: TensorMap,
-    s: TensorMap,
-    down_x: TensorMap,
-    h: sys::CUdeviceptr,
-    s_out: sys::CUdeviceptr,
-    flags: sys::CUdeviceptr,
-    t: i32,
-    k: i32,
-    d: i32,
-    r: i32,
-    s_cols: i32,
-    scale: f32,
-    x_rows: i32,
-    split: i32,
-    rows: i32,
-    rounds: i32,
-    stages: i32,
-    ahead: i32,
-    next_at: i32,
-    down_pairs: i32,
-    down_ranks: i32,
-    down_rows: i32,
-    down_tile: i32,
-    down_tokens: i32,
-    down_stages: i32,
-    down_ahead: i32,
-    grads_at: i32,
-}
-
-/// As in kernels/hopper_decode.cu.
-#[repr(C)]
-struct HopperDecodeBackwardParams {
-    product: HopperDecodeParams,
-    grads: HopperGradsParams,
-}
-
-// The same sizes are asserted in the kernel.
-const _: () = {
-    assert!(size_of::<HopperDecodeParams>() == 896);
-    assert!(size_of::<HopperDecodeBackwardParams>() == 2496);
+use super::hopper_grads::{grads_beside, Grads};
+use super::operands::{Gradients, Layer, Layers};
+use crate::driver::params::{
+    HopperDecodeBackwardParams, HopperDecodeParams, HopperGradsParams, Operand,
 };
-
-// SAFETY: plain integers, floats, descriptors and device addresses, laid out as C lays them out.
-unsafe impl DeviceRepr for HopperDecodeParams {}
-// SAFETY: as above.
-unsafe impl DeviceRepr for HopperDecodeBackwardParams {}
+use crate::driver::{Gpu, Kernel, LaunchMode, Run};
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::plan::hopper_decode::Schedule;
+use crate::plan::hopper_grads::Makes;
+use crate::problem::Problem;
 
 /// A product as kernels/hopper_decode.cu names its operands: h (t×d) over k, with s (t×r).
 struct Product {
     dtype: DType,
-    linear: Linear,
+    /// The weights are read by columns, as in dX.
+    by_columns: bool,
     sizes: [usize; 4],
     x: Operand,
     w0: Operand,
@@ -76,19 +27,38 @@ struct Product {
     scale: f32,
 }
 
-impl Cuda {
-    /// S and H of a layer with aligned operands, or H alone where r = 0, given its A and its columns of S.
-    pub(super) fn hopper_decode(
+/// Its first CTAs wait for nobody, so that it need not be cooperative, which takes longer.
+fn mode(gpu: &Gpu) -> LaunchMode {
+    LaunchMode { overlap: gpu.kernels.overlap, cooperative: false }
+}
+
+/// S and H of a layer, or H alone where r = 0.
+pub(super) struct DecodeForward {
+    kernel: Kernel<HopperDecodeParams>,
+    mode: LaunchMode,
+    schedule: Schedule,
+}
+
+impl DecodeForward {
+    pub(super) fn new(gpu: &Gpu, dtype: DType, schedule: Schedule) -> Self {
+        let kernel = gpu.kernels.of(dtype).decode_forward.get(schedule.tile_t);
+        let kernel = kernel.expect("there is a kernel for every tile");
+        let kernel = kernel.with_shared_bytes(schedule.shared_bytes as u32);
+        DecodeForward { kernel, mode: mode(gpu), schedule }
+    }
+
+    /// Given the layer's A and its columns of S.
+    pub(super) fn run(
         &self,
-        layers: &Layers<'_>,
+        run: &Run<'_>,
+        layers: &Layers,
         layer: &Layer,
         [a, s]: [Operand; 2],
-        schedule: &Schedule,
-        flags: sys::CUdeviceptr,
+        flags: u64,
     ) -> Result<()> {
         let product = Product {
             dtype: layers.dtype,
-            linear: Linear::Forward,
+            by_columns: false,
             sizes: [layers.t, layer.d, layers.k, layer.r],
             x: layers.x,
             w0: layer.w0,
@@ -98,27 +68,37 @@ impl Cuda {
             h: layer.h,
             scale: layer.scale,
         };
-        let params = product.params(schedule, flags)?;
-        self.hopper_decode_product(&product, schedule, &params)
+        let params = product.params(&self.schedule, flags)?;
+        run.launch(&self.kernel, [self.schedule.blocks(), 1], self.mode, &params)
+    }
+}
+
+/// dX, or dS alone, of a single layer.
+struct InputGrad {
+    kernel: Kernel<HopperDecodeBackwardParams>,
+    mode: LaunchMode,
+    schedule: Schedule,
+}
+
+impl InputGrad {
+    fn new(gpu: &Gpu, dtype: DType, schedule: Schedule) -> Self {
+        let kernel = gpu.kernels.of(dtype).decode_input_grad.get(schedule.tile_t);
+        let kernel = kernel.expect("there is a kernel for every tile");
+        let kernel = kernel.with_shared_bytes(schedule.shared_bytes as u32);
+        InputGrad { kernel, mode: mode(gpu), schedule }
     }
 
-    /// dX if `wants_dx`, and dA and dB, of a layer with aligned operands. dS is made here.
-    pub(super) fn hopper_decode_backward(
+    fn run(
         &self,
-        layers: &Layers<'_>,
-        wants_dx: bool,
-        gradients: &Gradients,
-        schedule: &Schedule,
-        flags: sys::CUdeviceptr,
+        run: &Run<'_>,
+        layers: &Layers,
+        grads: HopperGradsParams,
+        flags: u64,
     ) -> Result<()> {
-        let layer = &layers.of[0];
-        let (schedule, grads) = match wants_dx {
-            true => (*schedule, layers.grads_beside(gradients)?),
-            false => (schedule.without_out([layers.t, layer.r]), HopperGradsParams::NONE),
-        };
+        let layer = &layers.of()[0];
         let product = Product {
             dtype: layers.dtype,
-            linear: Linear::InputGrad,
+            by_columns: true,
             sizes: [layers.t, layers.k, layer.d, layer.r],
             x: layer.h,
             w0: layer.w0,
@@ -128,45 +108,70 @@ impl Cuda {
             h: layers.x,
             scale: layer.scale,
         };
-        let params =
-            HopperDecodeBackwardParams { product: product.params(&schedule, flags)?, grads };
-        self.hopper_decode_product(&product, &schedule, &params)?;
-        match wants_dx {
-            true => Ok(()),
-            false => self.hopper_da_db(layers, gradients),
+        let product = product.params(&self.schedule, flags)?;
+        let params = HopperDecodeBackwardParams { product, grads };
+        run.launch(&self.kernel, [self.schedule.blocks(), 1], self.mode, &params)
+    }
+}
+
+/// dX of a single layer without an adapter.
+pub(super) struct DecodeBaseInputGrad(InputGrad);
+
+impl DecodeBaseInputGrad {
+    pub(super) fn new(gpu: &Gpu, dtype: DType, schedule: Schedule) -> Self {
+        DecodeBaseInputGrad(InputGrad::new(gpu, dtype, schedule))
+    }
+
+    pub(super) fn run(&self, run: &Run<'_>, layers: &Layers) -> Result<()> {
+        self.0.run(run, layers, HopperGradsParams::NONE, 0)
+    }
+}
+
+/// dS, dA and dB of a single layer, with dX or without.
+pub(super) struct DecodeBackward {
+    with_dx: InputGrad,
+    without_dx: InputGrad,
+    da_db: Grads,
+}
+
+impl DecodeBackward {
+    pub(super) fn new(gpu: &Gpu, problem: &Problem, schedule: Schedule) -> Self {
+        let (t, r, dtype) = (problem.t(), problem.rank(), problem.dtype());
+        DecodeBackward {
+            with_dx: InputGrad::new(gpu, dtype, schedule),
+            without_dx: InputGrad::new(gpu, dtype, schedule.without_out([t, r])),
+            da_db: Grads::new(gpu, problem, Makes::DaDb),
         }
     }
 
-    /// The launch.
-    fn hopper_decode_product<P: DeviceRepr>(
+    pub(super) fn run(
         &self,
-        product: &Product,
-        schedule: &Schedule,
-        params: &P,
+        run: &Run<'_>,
+        layers: &Layers,
+        wants_dx: bool,
+        gradients: &Gradients,
+        flags: u64,
     ) -> Result<()> {
-        let wanted = (product.linear, schedule.tile_t);
-        let mut kernels = self.kernels.of(product.dtype).hopper_decode.iter();
-        let kernel = kernels.find(|(of, _)| *of == wanted);
-        let (_, kernel) = kernel.expect("there is a kernel for every tile");
-        // Its first blocks wait for nobody, so that it need not be cooperative, which takes longer.
-        let mode = LaunchMode { overlap: self.kernels.overlap, cooperative: false };
-        let mut config = kernel.config([schedule.blocks(), 1])?;
-        config.shared_mem_bytes = schedule.shared_bytes as u32;
-        self.launch_with(kernel, config, params, mode)
+        if wants_dx {
+            return self.with_dx.run(run, layers, grads_beside(layers, gradients)?, flags);
+        }
+        self.without_dx.run(run, layers, HopperGradsParams::NONE, flags)?;
+        self.da_db.run(run, layers, gradients, 0)
     }
 }
 
 impl Product {
-    fn params(&self, schedule: &Schedule, flags: sys::CUdeviceptr) -> Result<HopperDecodeParams> {
+    fn params(&self, schedule: &Schedule, flags: u64) -> Result<HopperDecodeParams> {
         let &Schedule { split, rows, rounds, stages, ahead, next_at, down, .. } = schedule;
-        let &Product { dtype, linear, sizes: [t, d, k, r], x, w0, a, b, s, h, scale } = self;
+        let &Product { dtype, by_columns, sizes: [t, d, k, r], .. } = self;
+        let &Product { x, w0, a, b, s, h, scale, .. } = self;
         let boxes = |operand: Operand, size: [usize; 2], box_rows: usize| {
-            TensorMap::new(operand, size, dtype, [box_rows as u32, 64])
+            operand.boxes(size, dtype, [box_rows as u32, 64])
         };
         // Weights as they lie: in the input gradient, in boxes of 64 rows along what is summed over.
-        let weight = |operand: Operand, [n, k]: [usize; 2], rows: usize| match linear {
-            Linear::Forward => boxes(operand, [n, k], rows),
-            Linear::InputGrad => boxes(operand, [k, n], 64),
+        let weight = |operand: Operand, [n, k]: [usize; 2], rows: usize| match by_columns {
+            false => boxes(operand, [n, k], rows),
+            true => boxes(operand, [k, n], 64),
         };
         let x_rows = schedule.x_rows(t);
         let (x, down_x) = (boxes(x, [t, k], x_rows)?, boxes(x, [t, k], down.tokens)?);
@@ -177,7 +182,6 @@ impl Product {
             b_boxes = weight(b, [d, r], rows)?;
             s_boxes = boxes(s, [t, r], t)?;
         }
-        let s_cols = s.ld;
         let grads_at = schedule.grads_at([t, r]);
         let [t, k, d, r] = [t, k, d, r].map(|size| size as i32);
         let [rows, rounds, stages] = [rows, rounds, stages].map(|n| n as i32);
@@ -195,7 +199,7 @@ impl Product {
             k,
             d,
             r,
-            s_cols,
+            s_cols: s.ld,
             scale,
             x_rows: x_rows as i32,
             split: split.into(),
@@ -212,6 +216,7 @@ impl Product {
             down_stages: down.stages as i32,
             down_ahead: down.ahead as i32,
             grads_at: grads_at as i32,
+            h_cols: h.ld,
         })
     }
 }

@@ -1,60 +1,23 @@
 //! The launches of kernels/hopper_short.cu.
 
-use super::hopper::HopperGradsParams;
-use super::kernels::HopperShort;
-use super::launch::{Gradients, LaunchMode, Layer, Layers, Linear};
-use super::params::Operand;
-use super::tensor_map::TensorMap;
-use super::Cuda;
-use crate::plan::hopper_short::Schedule;
-use crate::plan::rank_tile;
-use crate::{DType, Result};
-use cudarc::driver::{sys, DeviceRepr};
-
-/// As in kernels/hopper_short.cu.
-#[repr(C)]
-struct HopperShortParams {
-    lhs: TensorMap,
-    lhs_ext: TensorMap,
-    rhs: TensorMap,
-    rhs_ext: TensorMap,
-    down: TensorMap,
-    out: sys::CUdeviceptr,
-    s: sys::CUdeviceptr,
-    flags: sys::CUdeviceptr,
-    m: i32,
-    n: i32,
-    k: i32,
-    r: i32,
-    rows: i32,
-    s_cols: i32,
-    scale: f32,
-    down_pairs: i32,
-    tells: i32,
-}
-
-/// As in kernels/hopper_short.cu.
-#[repr(C)]
-struct HopperShortBackwardParams {
-    product: HopperShortParams,
-    grads: HopperGradsParams,
-}
-
-// The same sizes are asserted in the kernel.
-const _: () = {
-    assert!(size_of::<HopperShortParams>() == 704);
-    assert!(size_of::<HopperShortBackwardParams>() == 2304);
+use super::hopper_grads::{grads_beside, Grads};
+use super::operands::{Gradients, Layer, Layers};
+use crate::driver::params::{
+    HopperGradsParams, HopperShortBackwardParams, HopperShortParams, Operand,
 };
-
-// SAFETY: plain integers, floats, descriptors and device addresses, laid out as C lays them out.
-unsafe impl DeviceRepr for HopperShortParams {}
-// SAFETY: as above.
-unsafe impl DeviceRepr for HopperShortBackwardParams {}
+use crate::driver::{Gpu, Kernel, LaunchMode, Run};
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::plan::hopper_grads::Makes;
+use crate::plan::hopper_short::Schedule;
+use crate::plan::mma::rank_tile;
+use crate::problem::Problem;
 
 /// A product as kernels/hopper_short.cu names its operands: out (m×n) over k, with lhs_ext (m×r).
 struct Product {
     dtype: DType,
-    linear: Linear,
+    /// What is multiplied with lies MN-major, as in dX.
+    mn_major: bool,
     sizes: [usize; 4],
     lhs: Operand,
     rhs: Operand,
@@ -65,19 +28,37 @@ struct Product {
     scale: f32,
 }
 
-impl Cuda {
-    /// S and H of a layer with aligned operands, or H alone where r = 0, given its A and its columns of S.
-    pub(super) fn hopper_short(
+/// Its first CTAs wait for nobody, so that it need not be cooperative, which takes longer.
+fn mode(gpu: &Gpu) -> LaunchMode {
+    LaunchMode { overlap: gpu.kernels.overlap, cooperative: false }
+}
+
+/// S and H of a layer, or H alone where r = 0.
+pub(super) struct ShortForward {
+    kernel: Kernel<HopperShortParams>,
+    mode: LaunchMode,
+    schedule: Schedule,
+}
+
+impl ShortForward {
+    pub(super) fn new(gpu: &Gpu, dtype: DType, schedule: Schedule) -> Self {
+        let kernel = gpu.kernels.of(dtype).short_forward.get([schedule.tile_m, schedule.tile_n]);
+        let kernel = kernel.expect("there is a kernel for every tile");
+        ShortForward { kernel, mode: mode(gpu), schedule }
+    }
+
+    /// Given the layer's A and its columns of S.
+    pub(super) fn run(
         &self,
-        layers: &Layers<'_>,
+        run: &Run<'_>,
+        layers: &Layers,
         layer: &Layer,
         [a, s]: [Operand; 2],
-        schedule: &Schedule,
-        flags: sys::CUdeviceptr,
+        flags: u64,
     ) -> Result<()> {
         let product = Product {
             dtype: layers.dtype,
-            linear: Linear::Forward,
+            mn_major: false,
             sizes: [layers.t, layer.d, layers.k, layer.r],
             lhs: layers.x,
             rhs: layer.w0,
@@ -87,27 +68,37 @@ impl Cuda {
             out: layer.h,
             scale: layer.scale,
         };
-        let params = product.params(schedule, flags)?;
-        self.hopper_short_product(&product, schedule, &params)
+        let params = product.params(&self.schedule, flags)?;
+        run.launch(&self.kernel, [self.schedule.blocks(), 1], self.mode, &params)
+    }
+}
+
+/// dX, or dS alone, of a single layer.
+struct InputGrad {
+    kernel: Kernel<HopperShortBackwardParams>,
+    mode: LaunchMode,
+    schedule: Schedule,
+}
+
+impl InputGrad {
+    fn new(gpu: &Gpu, dtype: DType, schedule: Schedule) -> Self {
+        let tile = [schedule.tile_m, schedule.tile_n];
+        let kernel = gpu.kernels.of(dtype).short_input_grad.get(tile);
+        let kernel = kernel.expect("there is a kernel for every tile");
+        InputGrad { kernel, mode: mode(gpu), schedule }
     }
 
-    /// dX if `wants_dx`, and dA and dB, of a layer with aligned operands. dS is made here.
-    pub(super) fn hopper_short_backward(
+    fn run(
         &self,
-        layers: &Layers<'_>,
-        wants_dx: bool,
-        gradients: &Gradients,
-        schedule: &Schedule,
-        flags: sys::CUdeviceptr,
+        run: &Run<'_>,
+        layers: &Layers,
+        grads: HopperGradsParams,
+        flags: u64,
     ) -> Result<()> {
-        let layer = &layers.of[0];
-        let schedule = match wants_dx {
-            true => *schedule,
-            false => schedule.without_out([layers.t, layer.r], self.profile().pairs),
-        };
+        let layer = &layers.of()[0];
         let product = Product {
             dtype: layers.dtype,
-            linear: Linear::InputGrad,
+            mn_major: true,
             sizes: [layers.t, layers.k, layer.d, layer.r],
             lhs: layer.h,
             rhs: layer.w0,
@@ -117,52 +108,70 @@ impl Cuda {
             out: layers.x,
             scale: layer.scale,
         };
-        let beside = schedule.makes_grads();
-        let grads = match beside {
-            true => layers.grads_beside(gradients)?,
-            false => HopperGradsParams::NONE,
-        };
-        let params =
-            HopperShortBackwardParams { product: product.params(&schedule, flags)?, grads };
-        self.hopper_short_product(&product, &schedule, &params)?;
-        match beside {
-            true => Ok(()),
-            false => self.hopper_da_db(layers, gradients),
+        let product = product.params(&self.schedule, flags)?;
+        let params = HopperShortBackwardParams { product, grads };
+        run.launch(&self.kernel, [self.schedule.blocks(), 1], self.mode, &params)
+    }
+}
+
+/// dX of a single layer without an adapter.
+pub(super) struct ShortBaseInputGrad(InputGrad);
+
+impl ShortBaseInputGrad {
+    pub(super) fn new(gpu: &Gpu, dtype: DType, schedule: Schedule) -> Self {
+        ShortBaseInputGrad(InputGrad::new(gpu, dtype, schedule))
+    }
+
+    pub(super) fn run(&self, run: &Run<'_>, layers: &Layers) -> Result<()> {
+        self.0.run(run, layers, HopperGradsParams::NONE, 0)
+    }
+}
+
+/// dS, dA and dB of a single layer, with dX or without.
+pub(super) struct ShortBackward {
+    with_dx: InputGrad,
+    without_dx: InputGrad,
+    da_db: Grads,
+}
+
+impl ShortBackward {
+    pub(super) fn new(gpu: &Gpu, problem: &Problem, schedule: Schedule) -> Self {
+        let (t, r, dtype) = (problem.t(), problem.rank(), problem.dtype());
+        let without_dx = schedule.without_out([t, r], gpu.profile.clusters());
+        ShortBackward {
+            with_dx: InputGrad::new(gpu, dtype, schedule),
+            without_dx: InputGrad::new(gpu, dtype, without_dx),
+            da_db: Grads::new(gpu, problem, Makes::DaDb),
         }
     }
 
-    /// The launch.
-    fn hopper_short_product<P: DeviceRepr>(
+    pub(super) fn run(
         &self,
-        product: &Product,
-        schedule: &Schedule,
-        params: &P,
+        run: &Run<'_>,
+        layers: &Layers,
+        wants_dx: bool,
+        gradients: &Gradients,
+        flags: u64,
     ) -> Result<()> {
-        let &Product { dtype, linear, .. } = product;
-        let &Schedule { tile_m, tile_n, .. } = schedule;
-        let wanted = HopperShort { linear, tile_m, tile_n };
-        let mut kernels = self.kernels.of(dtype).hopper_short.iter();
-        let kernel = kernels.find(|(of, _)| *of == wanted);
-        let (_, kernel) = kernel.expect("there is a kernel for every tile");
-        // Its first blocks wait for nobody, so that it need not be cooperative, which takes longer.
-        let mode = LaunchMode { overlap: self.kernels.overlap, cooperative: false };
-        self.launch_with(kernel, kernel.config([schedule.blocks(), 1])?, params, mode)
+        let launch = if wants_dx { &self.with_dx } else { &self.without_dx };
+        if launch.schedule.makes_grads() {
+            return launch.run(run, layers, grads_beside(layers, gradients)?, flags);
+        }
+        launch.run(run, layers, HopperGradsParams::NONE, flags)?;
+        self.da_db.run(run, layers, gradients, 0)
     }
 }
 
 impl Product {
-    fn params(&self, schedule: &Schedule, flags: sys::CUdeviceptr) -> Result<HopperShortParams> {
+    fn params(&self, schedule: &Schedule, flags: u64) -> Result<HopperShortParams> {
         let &Schedule { rows, tile_n, pairs, down_pairs, .. } = schedule;
-        let &Product { dtype, linear, sizes: [m, n, k, r], .. } = self;
+        let &Product { dtype, mn_major, sizes: [m, n, k, r], .. } = self;
         let &Product { lhs, rhs, down, lhs_ext, rhs_ext, out, scale, .. } = self;
         let boxes = |operand: Operand, size: [usize; 2], box_rows: usize| {
-            TensorMap::new(operand, size, dtype, [box_rows as u32, 64])
+            operand.boxes(size, dtype, [box_rows as u32, 64])
         };
-        // Matrices as they lie, and of what a pair's blocks share, half for each.
-        let (mn_major, rhs_rows, down_rows) = match linear {
-            Linear::Forward => (false, tile_n / 2, rank_tile(r)),
-            Linear::InputGrad => (true, 32, 64),
-        };
+        // Matrices as they lie, and of what a cluster's CTAs share, half for each.
+        let (rhs_rows, down_rows) = if mn_major { (32, 64) } else { (tile_n / 2, rank_tile(r)) };
         let size = |n, k| if mn_major { [k, n] } else { [n, k] };
         let lhs = boxes(lhs, [m, k], rows)?;
         // Never read if there are no tiles of out, or r = 0.
@@ -195,6 +204,7 @@ impl Product {
             scale,
             down_pairs: down_pairs as i32,
             tells: (pairs > 0).into(),
+            out_cols: out.ld,
         })
     }
 }

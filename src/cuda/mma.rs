@@ -1,144 +1,227 @@
 //! The launches of the kernels that serve every GPU: kernels/linear.cu, project.cu, grad.cu,
 //! reduce.cu.
 
-use super::kernels::{ByRank, Kernel};
-use super::launch::{Gradients, Layer, Layers};
-use super::params::{GradParams, LinearParams, Operand, ProjectParams, ReduceParams, Segment};
-use super::Cuda;
-use crate::plan::{self, rank_tile, GradSplit, MAX_PROJECTIONS};
-use crate::{DType, Result};
-use cudarc::driver::sys;
+use super::operands::{Gradients, Layer, Layers};
+use crate::driver::params::{
+    GradParams, LinearParams, Operand, ProjectParams, ReduceParams, Segment,
+};
+use crate::driver::{Instances, Kernel, Kernels, LaunchMode, Run};
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::plan::mma::{linear_blocks, project_blocks, rank_tile, GradSplit};
+use crate::problem::{Problem, MAX_PROJECTIONS};
+use std::slice;
 
-impl Layers<'_> {
-    /// Each with its own columns of S or dS.
-    pub(super) fn with_columns(&self) -> impl Iterator<Item = (&Layer, Operand)> {
-        self.of.iter().scan(0, |end, layer| {
-            let start = *end;
-            *end += layer.r;
-            Some((layer, self.s.columns_from(start, self.dtype)))
-        })
+/// In stream order, after the launch before.
+const PLAIN: LaunchMode = LaunchMode { overlap: false, cooperative: false };
+
+/// S or dS by kernels/project.cu.
+pub(super) struct Project {
+    /// For the sum of the ranks.
+    of_all: Kernel<ProjectParams>,
+    /// For the rank of each layer.
+    of_each: [Kernel<ProjectParams>; MAX_PROJECTIONS],
+}
+
+impl Project {
+    fn new(kernels: &Instances<usize, ProjectParams>, problem: &Problem) -> Self {
+        let kernel = |r| by_rank(kernels, r);
+        let mut of_each = [kernel(1); MAX_PROJECTIONS];
+        for (of, &(_, r)) in of_each.iter_mut().zip(problem.projections()) {
+            *of = kernel(r);
+        }
+        Project { of_all: kernel(problem.rank()), of_each }
+    }
+
+    /// For S.
+    pub(super) fn s(kernels: &Kernels, problem: &Problem) -> Self {
+        Project::new(&kernels.of(problem.dtype()).project_s, problem)
+    }
+
+    /// For dS.
+    pub(super) fn ds(kernels: &Kernels, problem: &Problem) -> Self {
+        Project::new(&kernels.of(problem.dtype()).project_ds, problem)
+    }
+
+    /// S of all layers in one launch.
+    pub(super) fn run_s(&self, run: &Run<'_>, layers: &Layers) -> Result<()> {
+        let &Layers { t, k, x, a, s, .. } = layers;
+        project(run, &self.of_all, [t, k], [x, a, s], layers.of())
+    }
+
+    /// dS of every layer.
+    fn run_ds(&self, run: &Run<'_>, layers: &Layers) -> Result<()> {
+        for ((layer, ds), kernel) in layers.with_columns().zip(&self.of_each) {
+            let operands = [layer.h, layer.b, ds];
+            project(run, kernel, [layers.t, layer.d], operands, slice::from_ref(layer))?;
+        }
+        Ok(())
     }
 }
 
-impl Cuda {
-    /// S, in one launch.
-    pub(super) fn mma_project(&self, layers: &Layers<'_>) -> Result<()> {
-        let &Layers { dtype, t, k, x: lhs, a: rhs, s: out, of } = layers;
-        if layers.rank() == 0 {
-            return Ok(());
-        }
-        let kernels = &self.kernels.of(dtype).project_s;
-        self.project(kernels, [t, k], [lhs, rhs, out], of)
-    }
+fn by_rank<P>(kernels: &Instances<usize, P>, r: usize) -> Kernel<P> {
+    kernels.get(rank_tile(r)).expect("there is a kernel for every rank tile")
+}
 
-    /// H of every layer, of the S that is there.
-    pub(super) fn mma_forward(&self, layers: &Layers<'_>) -> Result<()> {
-        let &Layers { dtype, t, k, x, .. } = layers;
-        let kernel = &self.kernels.of(dtype).linear.forward;
-        for (layer, s) in layers.with_columns() {
-            let &Layer { d, r, w0, b, h, .. } = layer;
-            let segments = [Segment::new(x, w0, k), Segment::new(s, b, r)];
-            let segments = if r > 0 { &segments[..] } else { &segments[..1] };
-            self.linear(kernel, [t, d], segments, h)?;
+/// out = lhs rhsᵀ over k, with as many columns as these layers have ranks, scaled by the scale of
+/// each.
+fn project(
+    run: &Run<'_>,
+    kernel: &Kernel<ProjectParams>,
+    [m, k]: [usize; 2],
+    [lhs, rhs, out]: [Operand; 3],
+    layers: &[Layer],
+) -> Result<()> {
+    let (mut ends, mut scales) = ([i32::MAX; MAX_PROJECTIONS], [0.0; MAX_PROJECTIONS]);
+    let mut r = 0;
+    for ((end, scale), layer) in ends.iter_mut().zip(&mut scales).zip(layers) {
+        r += layer.r;
+        (*end, *scale) = (r as i32, layer.scale);
+    }
+    let blocks = project_blocks(m, r);
+    let (m, r, k) = (m as i32, r as i32, k as i32);
+    run.launch(kernel, [blocks, 1], PLAIN, &ProjectParams { lhs, rhs, out, m, r, k, ends, scales })
+}
+
+/// The sum of the segments' products, m×n, by kernels/linear.cu.
+fn linear(
+    run: &Run<'_>,
+    kernel: &Kernel<LinearParams>,
+    [m, n]: [usize; 2],
+    segments: [Segment; MAX_PROJECTIONS + 1],
+    count: usize,
+    out: Operand,
+) -> Result<()> {
+    let blocks = linear_blocks(m, n);
+    let (m, n, count) = (m as i32, n as i32, count as i32);
+    run.launch(kernel, [blocks, 1], PLAIN, &LinearParams { segments, out, m, n, count })
+}
+
+/// H of every layer, of the S that is there.
+pub(super) fn run_forward(
+    run: &Run<'_>,
+    kernel: &Kernel<LinearParams>,
+    layers: &Layers,
+) -> Result<()> {
+    let &Layers { t, k, x, .. } = layers;
+    for (layer, s) in layers.with_columns() {
+        let &Layer { d, r, w0, b, h, .. } = layer;
+        let mut segments = [Segment::NONE; MAX_PROJECTIONS + 1];
+        segments[0] = Segment::new(x, w0, k);
+        segments[1] = Segment::new(s, b, r);
+        linear(run, kernel, [t, d], segments, if r > 0 { 2 } else { 1 }, h)?;
+    }
+    Ok(())
+}
+
+/// dX, of the dS that is there.
+pub(super) fn run_input_grad(
+    run: &Run<'_>,
+    kernel: &Kernel<LinearParams>,
+    layers: &Layers,
+) -> Result<()> {
+    let &Layers { t, k, x: dx, a, s: ds, .. } = layers;
+    let (count, rank) = (layers.of().len(), layers.rank());
+    let mut segments = [Segment::NONE; MAX_PROJECTIONS + 1];
+    for (segment, layer) in segments.iter_mut().zip(layers.of()) {
+        *segment = Segment::new(layer.h, layer.w0, layer.d);
+    }
+    segments[count] = Segment::new(ds, a, rank);
+    linear(run, kernel, [t, k], segments, if rank > 0 { count + 1 } else { count }, dx)
+}
+
+/// A sum over T by kernels/grad.cu and reduce.cu.
+struct Grad {
+    split: GradSplit,
+    kernel: Kernel<GradParams>,
+}
+
+impl Grad {
+    /// (r×n) = lhsᵀ rhs, or its transpose, in f32. `partials` is memory for the partial sums.
+    fn run(
+        &self,
+        run: &Run<'_>,
+        backward: &MmaBackward,
+        [lhs, rhs]: [Operand; 2],
+        partials: u64,
+        out: u64,
+        [transpose, accumulate]: [bool; 2],
+    ) -> Result<()> {
+        let &GradSplit { r, n, rows_per_split, splits, rank_tiles, column_tiles } = &self.split;
+        let params = GradParams {
+            lhs,
+            rhs,
+            partials: Operand::new(partials, n, DType::F32),
+            t: backward.t as i32,
+            r: r as i32,
+            n: n as i32,
+            rows_per_split: rows_per_split as i32,
+        };
+        run.launch(&self.kernel, [rank_tiles * column_tiles, splits], PLAIN, &params)?;
+        let params = ReduceParams {
+            partials,
+            out,
+            splits: splits as i32,
+            r: r as i32,
+            n: n as i32,
+            transpose: transpose.into(),
+            accumulate: accumulate.into(),
+        };
+        let blocks = [n, r].map(|extent| extent.div_ceil(32));
+        run.launch(&backward.reduce, blocks, PLAIN, &params)
+    }
+}
+
+/// A backward pass.
+pub(super) struct MmaBackward {
+    t: usize,
+    project: Project,
+    linear: Kernel<LinearParams>,
+    da: Grad,
+    db: [Option<Grad>; MAX_PROJECTIONS],
+    reduce: Kernel<ReduceParams>,
+}
+
+impl MmaBackward {
+    pub(super) fn new(kernels: &Kernels, problem: &Problem) -> Self {
+        let of = kernels.of(problem.dtype());
+        let (t, k, rank) = (problem.t(), problem.k(), problem.rank());
+        let grad = |r, n| Grad { split: GradSplit::new(t, r, n), kernel: by_rank(&of.grad, r) };
+        let mut db = [const { None }; MAX_PROJECTIONS];
+        for (db, &(d, r)) in db.iter_mut().zip(problem.projections()) {
+            *db = Some(grad(r, d));
         }
-        Ok(())
+        MmaBackward {
+            t,
+            project: Project::ds(kernels, problem),
+            linear: of.linear_input_grad,
+            da: grad(rank, k),
+            db,
+            reduce: kernels.reduce,
+        }
     }
 
     /// dS, dX if `wants_dx`, dA, and dB of every layer. `partials` is memory for those of any
     /// gradient.
-    pub(super) fn mma_backward(
+    pub(super) fn run(
         &self,
-        layers: &Layers<'_>,
+        run: &Run<'_>,
+        layers: &Layers,
         wants_dx: bool,
         gradients: &Gradients,
-        partials: sys::CUdeviceptr,
+        partials: u64,
     ) -> Result<()> {
-        let &Layers { dtype, t, k, x: dx, a, s: ds, of } = layers;
-        let &Gradients { x, s, da, db, accumulate } = gradients;
-        let (kernels, rank) = (self.kernels.of(dtype), layers.rank());
-        for (layer, ds) in layers.with_columns() {
-            let one = std::slice::from_ref(layer);
-            self.project(&kernels.project_ds, [t, layer.d], [layer.h, layer.b, ds], one)?;
-        }
+        self.project.run_ds(run, layers)?;
         if wants_dx {
-            let base = of.iter().map(|layer| Segment::new(layer.h, layer.w0, layer.d));
-            let segments: Vec<_> = base.chain([Segment::new(ds, a, rank)]).collect();
-            self.linear(&kernels.linear.input_grad, [t, k], &segments, dx)?;
+            run_input_grad(run, &self.linear, layers)?;
         }
-        let grad = |lhs, rhs, [r, n]: [usize; 2], out, transpose: bool| {
-            let split = GradSplit::new(t, r, n);
-            self.grad(dtype, t, &split, [lhs, rhs], partials)?;
-            let (splits, r, n) = (split.splits as i32, r as i32, n as i32);
-            let (transpose, accumulate) = (transpose.into(), accumulate.into());
-            self.reduce(ReduceParams { partials, out, splits, r, n, transpose, accumulate })
-        };
-        grad(ds, x, [rank, k], da, false)?;
-        let of_s = Layers { s, ..*layers };
-        for ((layer, s), db) in of_s.with_columns().zip(db) {
-            grad(s, layer.h, [layer.r, layer.d], db, true)?;
+        let &Gradients { x, s, da, db, accumulate } = gradients;
+        self.da.run(run, self, [layers.s, x], partials, da, [false, accumulate])?;
+        let mut of_s = *layers;
+        of_s.s = s;
+        for (((layer, s), out), grad) in of_s.with_columns().zip(db).zip(self.db.iter().flatten()) {
+            grad.run(run, self, [s, layer.h], partials, out, [true, accumulate])?;
         }
         Ok(())
-    }
-
-    /// The sum of the segments' products, m×n.
-    fn linear(
-        &self,
-        kernel: &Kernel,
-        [m, n]: [usize; 2],
-        segments: &[Segment],
-        out: Operand,
-    ) -> Result<()> {
-        let mut all = [Segment::NONE; MAX_PROJECTIONS + 1];
-        all[..segments.len()].copy_from_slice(segments);
-        let blocks = plan::linear_blocks(m, n);
-        let (m, n, count) = (m as i32, n as i32, segments.len() as i32);
-        let params = LinearParams { segments: all, out, m, n, count };
-        self.launch(kernel, [blocks, 1], &params)
-    }
-
-    /// out = lhs rhsᵀ over k, with as many columns as these layers have ranks, scaled by the scale
-    /// of each.
-    fn project(
-        &self,
-        kernels: &ByRank,
-        [m, k]: [usize; 2],
-        [lhs, rhs, out]: [Operand; 3],
-        layers: &[Layer],
-    ) -> Result<()> {
-        let (mut ends, mut scales) = ([i32::MAX; MAX_PROJECTIONS], [0.0; MAX_PROJECTIONS]);
-        let mut r = 0;
-        for ((end, scale), layer) in ends.iter_mut().zip(&mut scales).zip(layers) {
-            r += layer.r;
-            (*end, *scale) = (r as i32, layer.scale);
-        }
-        let (blocks, kernel) = (plan::project_blocks(m, r), kernels.get(rank_tile(r)));
-        let (m, r, k) = (m as i32, r as i32, k as i32);
-        self.launch(kernel, [blocks, 1], &ProjectParams { lhs, rhs, out, m, r, k, ends, scales })
-    }
-
-    fn grad(
-        &self,
-        dtype: DType,
-        t: usize,
-        split: &GradSplit,
-        [lhs, rhs]: [Operand; 2],
-        partials: sys::CUdeviceptr,
-    ) -> Result<()> {
-        let kernel = self.kernels.of(dtype).grad.get(rank_tile(split.r));
-        let params = GradParams {
-            lhs,
-            rhs,
-            partials: Operand::new(partials, split.n, DType::F32),
-            t: t as i32,
-            r: split.r as i32,
-            n: split.n as i32,
-            rows_per_split: split.rows_per_split as i32,
-        };
-        self.launch(kernel, [split.rank_tiles * split.column_tiles, split.splits], &params)
-    }
-
-    fn reduce(&self, params: ReduceParams) -> Result<()> {
-        let blocks = [params.n as usize, params.r as usize].map(|extent| extent.div_ceil(32));
-        self.launch(&self.kernels.reduce, blocks, &params)
     }
 }

@@ -1,7 +1,7 @@
 //! The fields of `adapter_config.json`: which are read, which are kept, and which are refused.
 
 use super::file::{malformed, unsupported};
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use serde_json::{json, Value};
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -1,9 +1,15 @@
-//! Opening files, and errors that name them.
+//! The names in a PEFT directory, opening its files, and errors that name them.
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;
+
+pub(super) const CONFIG_FILE: &str = "adapter_config.json";
+pub(super) const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+
+/// What PEFT puts in front of a module's path.
+pub(super) const PREFIX: &str = "base_model.model.";
 
 /// Opens a file, unless it is something else, such as a pipe that never ends.
 pub(super) fn open_regular(path: &Path) -> Result<File> {

@@ -2,12 +2,26 @@
 
 use super::config::{Config, MAX_CONFIG};
 use super::file::{malformed, open_regular, unreadable, unsupported};
+use super::file::{CONFIG_FILE, PREFIX, WEIGHTS_FILE};
 use super::tensors::{not_numbers, TensorFile};
-use super::{Adapters, CONFIG_FILE, PREFIX, WEIGHTS_FILE};
-use crate::{Adapter, DType, Device, Error, Result};
+use crate::device::Device;
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::layers::Adapter;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Cursor, Read, Seek};
 use std::path::Path;
+
+/// What a PEFT directory holds.
+#[derive(Debug)]
+pub struct Adapters {
+    /// The configuration, for [`save`](super::save) to write back.
+    pub config: Config,
+    /// The adapters, by the path of the module in the base model: `model.layers.0.self_attn.q_proj`
+    /// for the tensors `base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight` [r, k] and
+    /// `...lora_B.weight` [d, r]. The weight that it adapts is `PATH.weight` [d, k].
+    pub adapters: BTreeMap<String, Adapter>,
+}
 
 /// Loads all adapters of a PEFT directory.
 ///

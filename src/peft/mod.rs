@@ -1,9 +1,9 @@
 //! Adapters as [PEFT](https://huggingface.co/docs/peft) keeps them: a directory of
 //! `adapter_config.json` and `adapter_model.safetensors`.
 //!
-//! [`load`] makes an [`Adapter`] of each pair of tensors, under the path of its module, and
-//! [`save`] writes adapters so that PEFT loads them. [`TensorFile`] reads base weights, or any
-//! other safetensors file, a tensor at a time.
+//! [`load`] makes an [`Adapter`](crate::Adapter) of each pair of tensors, under the path of its
+//! module, and [`save`] writes adapters so that PEFT loads them. [`TensorFile`] reads base weights,
+//! or any other safetensors file, a tensor at a time.
 //!
 //! # Example
 //!
@@ -11,12 +11,12 @@
 //!
 //! ```
 //! use lora_kernels::peft::{self, TensorFile};
-//! use lora_kernels::{Accumulation, DType, Device, InputGradient, LoraLinear, Tensor};
+//! use lora_kernels::{Accumulation, DType, Device, LoraLinear, Tensor};
 //! use std::collections::BTreeMap;
 //!
 //! # fn example(device: &Device, dir: &std::path::Path) -> lora_kernels::Result<Vec<u8>> {
-//! #     let config = lora_kernels::AdapterConfig { rank: 2, ..Default::default() };
-//! #     let adapter = lora_kernels::Adapter::for_weight(device, [4, 8], DType::F32, &config)?;
+//! #     let config = lora_kernels::AdapterConfig::new(2);
+//! #     let adapter = lora_kernels::Adapter::new(device, [4, 8], DType::F32, &config)?;
 //! #     peft::save(dir, &peft::Config::default(), [("model.layers.0.q_proj", &adapter)])?;
 //! #     let header = br#"{"model.layers.0.q_proj.weight":
 //! #         {"dtype":"F32","shape":[4,8],"data_offsets":[0,128]}}"#;
@@ -42,28 +42,32 @@
 //!
 //! // Run: h [T, d] of x [T, k].
 //! let layer = layers.get_mut("model.layers.0.q_proj").ok_or("no such adapter")?;
-//! let (d, k) = (layer.w0().shape().rows(), layer.w0().shape().cols());
+//! let w0 = layer.projections()[0].w0().shape();
+//! let (d, k) = (w0.rows(), w0.cols());
 //! let x = Tensor::from_f32(&device, &vec![0.5; 3 * k], [3, k], dtype)?;
 //! let out_of_layer = layer.forward(&x)?;
 //!
 //! // Train: one step of gradient descent, with dh [T, d] from the layers above.
 //! let dh = Tensor::from_f32(&device, &vec![0.1; 3 * d], [3, d], dtype)?;
-//! let mut gradients = layer.zero_gradients()?;
-//! let (set, skip) = (Accumulation::Overwrite, InputGradient::Skip);
-//! layer.backward(&dh, &x, &out_of_layer.s, &mut gradients, set, skip)?;
-//! let (a, b) = layer.adapter_mut().tensors_mut();
-//! for (weight, gradient) in [(a, &gradients.a), (b, &gradients.b)] {
+//! let (mut gradients, set) = (layer.zero_gradients()?, Accumulation::Overwrite);
+//! layer.backward_params(&[&dh], &out_of_layer.saved, &mut gradients, set)?;
+//! let (a, mut b) = layer.tensors_mut()?;
+//! for (weight, gradient) in [(a, &gradients.a), (b.remove(0), &gradients.b[0])] {
 //!     let (old, gradient) = (weight.to_f32_vec()?, gradient.to_vec::<f32>()?);
 //!     let new: Vec<f32> = old.iter().zip(&gradient).map(|(w, g)| w - 0.01 * g).collect();
 //!     weight.copy_from_f32(&new)?;
 //! }
 //!
 //! // Save, with the configuration that was loaded.
-//! let adapters = layers.iter().map(|(module, layer)| (module.as_str(), layer.adapter()));
-//! peft::save(&out, &loaded.config, adapters)?;
+//! let mut adapters = BTreeMap::new();
+//! for (module, layer) in &layers {
+//!     adapters.insert(module.as_str(), layer.adapters()?.remove(0));
+//! }
+//! peft::save(&out, &loaded.config, adapters.iter().map(|(module, adapter)| (*module, adapter)))?;
 //! # let again = peft::load(&out, &device, None)?.adapters;
 //! # let b = again["model.layers.0.q_proj"].b().to_vec::<f32>()?;
-//! # assert_eq!(b, layers["model.layers.0.q_proj"].adapter().b().to_vec::<f32>()?);
+//! # let own = layers["model.layers.0.q_proj"].projections()[0].b();
+//! # assert_eq!(b, own.to_vec::<f32>()?);
 //! # assert!(b.iter().all(|&b| b != 0.0));
 //! # Ok(())
 //! # }
@@ -71,18 +75,16 @@
 //!
 //! # Modules that share their input
 //!
-//! q, k and v of an attention, or gate and up of an MLP, go into one
-//! [`SharedLoraLinear`](crate::SharedLoraLinear), and are saved each by itself again:
+//! q, k and v of an attention, or gate and up of an MLP, go into one layer
+//! ([`LoraLinear::group`](crate::LoraLinear::group)), and are saved each by itself again:
 //!
 //! ```
 //! use lora_kernels::peft::{self, TensorFile};
-//! use lora_kernels::{Accumulation, DType, Device, InputGradient, SharedLoraLinear, Tensor};
+//! use lora_kernels::{Accumulation, DType, Device, LoraLinear, Tensor};
 //!
 //! # fn example(device: &Device, dir: &std::path::Path) -> lora_kernels::Result<Vec<u8>> {
-//! #     let config = lora_kernels::AdapterConfig { rank: 2, ..Default::default() };
-//! #     let adapter = |d| {
-//! #         lora_kernels::Adapter::for_weight(device, [d, 8], DType::F32, &config)
-//! #     };
+//! #     let config = lora_kernels::AdapterConfig::new(2);
+//! #     let adapter = |d| lora_kernels::Adapter::new(device, [d, 8], DType::F32, &config);
 //! #     let names = ["q_proj", "k_proj", "v_proj"].map(|name| format!("model.layers.0.{name}"));
 //! #     let adapters = [adapter(4)?, adapter(2)?, adapter(2)?];
 //! #     let named = names.iter().map(String::as_str).zip(&adapters);
@@ -111,7 +113,7 @@
 //!     let adapter = loaded.adapters.remove(module).ok_or("no such adapter")?;
 //!     projections.push((w0, adapter));
 //! }
-//! let mut layer = SharedLoraLinear::new(projections)?;
+//! let mut layer = LoraLinear::group(projections)?;
 //!
 //! // Run: an h [T, d] of each, of the same x [T, k].
 //! let k = layer.a().shape().cols();
@@ -124,11 +126,10 @@
 //!     Tensor::from_f32(&device, &vec![0.1; h.shape().elements()], h.shape(), dtype)
 //! };
 //! let dh = [&dh(q)?, &dh(k)?, &dh(v)?];
-//! let mut gradients = layer.zero_gradients()?;
-//! let (set, compute) = (Accumulation::Overwrite, InputGradient::Compute);
-//! let dx = layer.backward(&dh, &x, &out_of_layer.s, &mut gradients, set, compute)?;
-//! # assert_eq!(dx.ok_or("no dX")?.shape(), x.shape());
-//! let (a, b) = layer.tensors_mut();
+//! let (mut gradients, set) = (layer.zero_gradients()?, Accumulation::Overwrite);
+//! let dx = layer.backward(&dh, &out_of_layer.saved, &mut gradients, set)?;
+//! # assert_eq!(dx.shape(), x.shape());
+//! let (a, b) = layer.tensors_mut()?;
 //! let gradients = [&gradients.a].into_iter().chain(&gradients.b);
 //! for (weight, gradient) in [a].into_iter().chain(b).zip(gradients) {
 //!     let (old, gradient) = (weight.to_f32_vec()?, gradient.to_vec::<f32>()?);
@@ -190,26 +191,6 @@ mod tensors;
 mod unique;
 
 pub use config::Config;
-pub use load::{load, load_from_bytes};
+pub use load::{load, load_from_bytes, Adapters};
 pub use save::save;
 pub use tensors::{TensorEntry, TensorFile};
-
-use crate::Adapter;
-use std::collections::BTreeMap;
-
-const CONFIG_FILE: &str = "adapter_config.json";
-const WEIGHTS_FILE: &str = "adapter_model.safetensors";
-
-/// What PEFT puts in front of a module's path.
-const PREFIX: &str = "base_model.model.";
-
-/// What a PEFT directory holds.
-#[derive(Debug)]
-pub struct Adapters {
-    /// The configuration, for [`save`] to write back.
-    pub config: Config,
-    /// The adapters, by the path of the module in the base model: `model.layers.0.self_attn.q_proj`
-    /// for the tensors `base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight` [r, k] and
-    /// `...lora_B.weight` [d, r]. The weight that it adapts is `PATH.weight` [d, k].
-    pub adapters: BTreeMap<String, Adapter>,
-}

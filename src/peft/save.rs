@@ -1,10 +1,12 @@
 //! Both files of a PEFT directory, written so that a reader sees old or new ones.
 
 use super::config::{Config, Defaults, MAX_CONFIG, MAX_KEYS};
-use super::file::{malformed, unsupported, unwritable};
+use super::file::{malformed, unsupported, unwritable, CONFIG_FILE, WEIGHTS_FILE};
 use super::load::{check_module, key};
-use super::{CONFIG_FILE, WEIGHTS_FILE};
-use crate::{Adapter, DType, Element, Result, Scaling, Tensor};
+use crate::dtype::{DType, Element};
+use crate::error::Result;
+use crate::layers::{Adapter, Scaling};
+use crate::tensor::Tensor;
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde::ser::{Serialize, SerializeMap, Serializer};

@@ -2,7 +2,11 @@
 
 use super::file::{malformed, open_regular, unreadable, unsupported};
 use super::unique::Header;
-use crate::{DType, Device, Element, Error, Result, Shape, Tensor};
+use crate::device::Device;
+use crate::dtype::{DType, Element};
+use crate::error::{Error, Result};
+use crate::shape::Shape;
+use crate::tensor::Tensor;
 use bytemuck::Pod;
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype, TensorInfo};

@@ -1,16 +1,18 @@
-//! How `kernels/hopper_grads.cu` is launched, and how long its items take beside dX.
+//! How `kernels/hopper_grads.cu` is launched, and the time of its items beside dX.
+//!
+//! An item is a tile of dA or dB over all of T.
 
-use super::hopper::Sizes;
-use super::Footprint;
+use super::footprint::Footprint;
+use super::sizes::Sizes;
 
-/// What a block takes: 224 KiB, and what aligning to 1024 bytes may take.
+/// A CTA: 224 KiB, and alignment to 1024 bytes.
 pub(crate) const FOOTPRINT: Footprint =
     Footprint { threads: [384, 1], shared_bytes: (224 << 10) + 1024 };
 
-/// The tiles of the rank that the kernel is there for.
+/// Tiles along r the kernel is instantiated for.
 pub(crate) const RANK_TILES: [usize; 3] = [16, 64, 128];
 
-/// The one that serves this rank.
+/// The tile that serves this rank.
 pub(crate) fn rank_tile(r: usize) -> usize {
     match r {
         ..=16 => 16,
@@ -19,12 +21,12 @@ pub(crate) fn rank_tile(r: usize) -> usize {
     }
 }
 
-/// The rows of T and columns of S that an item beside dX of few tokens takes at a time.
+/// Rows of T and columns of S in a step of an item, beside dX of a small batch.
 pub(crate) fn box_beside(t: usize, r: usize) -> [usize; 2] {
     [t.next_multiple_of(16).min(64), if r <= 16 { 16 } else { 32 }]
 }
 
-/// What they take in shared memory, beside as many rows and 64 columns of dH or X.
+/// Shared memory of such a step, with 64 columns of dH or X.
 pub(crate) fn bytes_beside(t: usize, r: usize) -> usize {
     let [rows, ranks] = box_beside(t, r);
     rows * (64 + ranks) * 2
@@ -33,15 +35,15 @@ pub(crate) fn bytes_beside(t: usize, r: usize) -> usize {
 /// Rows of dS in a tile.
 const TILE_ROWS: usize = 128;
 
-/// Columns of dH or X in an item of a launch of its own.
+/// Columns of dH or X in an item, in a separate launch.
 const ITEM_COLS: usize = 128;
 
-/// The words by which blocks tell each other of dS (T×r): a count, and one for every tile's rows.
+/// Flags for dS (T×r): a counter, and one flag for every 128 rows.
 pub(crate) fn flags(t: usize) -> usize {
     1 + t.div_ceil(TILE_ROWS)
 }
 
-/// What a launch makes.
+/// What a launch computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Makes {
     Ds,
@@ -52,13 +54,13 @@ pub(crate) enum Makes {
 /// A launch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Schedule {
-    /// Blocks that make dS, the first of all.
+    /// CTAs that compute dS, the first of the grid.
     pub(crate) projectors: usize,
     pub(crate) blocks: usize,
 }
 
 impl Schedule {
-    /// For the sizes of dX, on so many multiprocessors, two at least.
+    /// For the sizes of dX, on `sms` SMs, two at least.
     pub(crate) fn new(sizes: &Sizes, makes: Makes, sms: usize) -> Self {
         let r = sizes.rank();
         let tiles = sizes.m.div_ceil(TILE_ROWS) * r.div_ceil(rank_tile(r));
@@ -67,8 +69,7 @@ impl Schedule {
             Makes::Ds => Schedule { projectors: tiles.min(sms), blocks: tiles.min(sms) },
             Makes::DaDb => Schedule { projectors: 0, blocks: items.min(sms) },
             Makes::All => {
-                // Enough for dS to be made as fast as dA and dB are added up, and no more, so that its
-                // first rows are soon there.
+                // As many as keep dS ahead of dA and dB. With more, its first rows come later.
                 let quarter = (sms / 4).max(1);
                 let projectors = if items <= sms - quarter { quarter } else { sms / 2 };
                 let projectors = projectors.min(tiles);
@@ -78,33 +79,33 @@ impl Schedule {
     }
 }
 
-/// The items of all layers' dB, of so many columns of dH, and as many of S as a tile has.
+/// Items of dB of all layers, of `cols` columns of dH and a tile of S.
 fn items_of_db(sizes: &Sizes, cols: usize) -> usize {
     let rank_tile = rank_tile(sizes.rank());
     let layers = sizes.k.iter().zip(&sizes.r);
     layers.map(|(d, r)| d.div_ceil(cols) * r.div_ceil(rank_tile)).sum()
 }
 
-/// The items of dA, of so many columns of X.
+/// Items of dA, of `cols` columns of X and a tile of dS.
 fn items_of_da(sizes: &Sizes, cols: usize) -> usize {
     let r = sizes.rank();
     sizes.n[0].div_ceil(cols) * r.div_ceil(rank_tile(r))
 }
 
-/// How long a launch for dA and dB takes, in µs.
+/// µs of a launch for dA and dB.
 pub(crate) fn alone_us(sizes: &Sizes) -> f64 {
-    /// The launch, and bytes of dH and X that are read a µs.
+    /// The launch, and bytes of dH and X it reads in a µs.
     const LAUNCH: f64 = 9.0;
     const BYTES: f64 = 2.6e6;
     let d = sizes.k.iter().sum::<usize>();
     LAUNCH + (sizes.m * (sizes.n[0] + d) * 2) as f64 / BYTES
 }
 
-/// The columns of an item beside dX, and how long it takes, in µs.
+/// Columns of an item beside dX, and its µs.
 fn item_beside(t: usize, r: usize) -> (usize, f64) {
     /// The start and the end of an item.
     const ITEM: f64 = 1.5;
-    // The bytes of dH or X that a block reads a µs: wgmmas of few columns are bound by reading their rows.
+    // Bytes of dH or X a CTA reads in a µs. A wgmma of few columns is bound by reading its rows.
     let (cols, bytes) = match rank_tile(r) {
         16 => (256, 110e3),
         64 => (256, 80e3),
@@ -113,28 +114,63 @@ fn item_beside(t: usize, r: usize) -> (usize, f64) {
     (cols, ITEM + (t * cols * 2) as f64 / bytes)
 }
 
-/// How long so many pairs of blocks take for dB and then dA beside dX, in µs, if dS is there after `ds_us`.
-pub(crate) fn beside_us(sizes: &Sizes, pairs: usize, ds_us: f64) -> f64 {
-    let (cols, item_us) = item_beside(sizes.m, sizes.rank());
-    let (blocks, of_db) = (2 * pairs, items_of_db(sizes, cols));
-    let all = of_db + items_of_da(sizes, cols);
-    let of_block = |block: usize| {
-        let count = |items: usize| (items + blocks - 1 - block) / blocks;
-        let (db, da) = (count(of_db), count(all) - count(of_db));
-        let start = if da > 0 { f64::max(db as f64 * item_us, ds_us) } else { db as f64 * item_us };
-        start + da as f64 * item_us
-    };
-    // Blocks between these have as many items as the one of these before them.
-    [0, of_db % blocks, all % blocks].map(of_block).into_iter().fold(0.0, f64::max)
+/// The items of dB and dA beside dX, whatever the number of grad CTAs.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Items {
+    of_db: usize,
+    all: usize,
+    item_us: f64,
+}
+
+impl Items {
+    pub(crate) fn new(sizes: &Sizes) -> Self {
+        let (cols, item_us) = item_beside(sizes.m, sizes.rank());
+        let of_db = items_of_db(sizes, cols);
+        Items { of_db, all: of_db + items_of_da(sizes, cols), item_us }
+    }
+
+    /// Those of `pairs` clusters of grad CTAs, which go through dB, then dA, in turns.
+    pub(crate) fn on(&self, pairs: usize) -> GradCtas {
+        let (blocks, &Items { of_db, all, item_us }) = (2 * pairs, self);
+        let of_block = |block: usize| {
+            let count = |items: usize| (items + blocks - 1 - block) / blocks;
+            let (db, da) = (count(of_db), count(all) - count(of_db));
+            GradCta { db_us: db as f64 * item_us, da_us: da as f64 * item_us }
+        };
+        // CTAs between these have as many items as the one of these before them.
+        GradCtas([0, of_db % blocks, all % blocks].map(of_block))
+    }
+}
+
+/// µs of the items of a grad CTA.
+#[derive(Debug, Clone, Copy)]
+struct GradCta {
+    db_us: f64,
+    da_us: f64,
+}
+
+/// The grad CTAs of a launch of which one is the slowest.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct GradCtas([GradCta; 3]);
+
+impl GradCtas {
+    /// µs of dB, then dA, if dS is complete after `ds_us`. A later dS never makes it shorter.
+    pub(crate) fn us(&self, ds_us: f64) -> f64 {
+        let of_cta = |cta: &GradCta| match cta.da_us > 0.0 {
+            true => f64::max(cta.db_us, ds_us) + cta.da_us,
+            false => cta.db_us + cta.da_us,
+        };
+        self.0.iter().map(of_cta).fold(0.0, f64::max)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::tests::shapes;
+    use crate::plan::testing::shapes;
 
     #[test]
-    fn launches_have_blocks_for_all_they_make_and_no_idle_ones() {
+    fn launches_have_no_idle_ctas() {
         for sizes in shapes() {
             let [t, k, d, r] = sizes;
             let ranks = r.div_ceil(rank_tile(r));
@@ -155,9 +191,9 @@ mod tests {
         }
     }
 
-    /// Item by item, as the blocks go through them.
+    /// Item by item, as the CTAs go through them.
     #[test]
-    fn the_slowest_block_decides() {
+    fn the_slowest_cta_decides() {
         for [t, k, d, r] in shapes() {
             let (cols, item_us) = item_beside(t, r);
             let ranks = r.div_ceil(rank_tile(r));
@@ -173,7 +209,7 @@ mod tests {
                     *end = end.max(ready) + item_us;
                 }
                 let slowest = ends.into_iter().fold(0.0, f64::max);
-                let got = beside_us(&Sizes::of_layer([t, k, d, r]), pairs, ds_us);
+                let got = Items::new(&Sizes::of_layer([t, k, d, r])).on(pairs).us(ds_us);
                 let context = format!("T={t} k={k} d={d} r={r}, {pairs} pairs: {got} {slowest}");
                 assert!((got - slowest).abs() <= 1e-9 * slowest, "{context}");
             }
@@ -182,7 +218,7 @@ mod tests {
 
     #[test]
     fn rank_tiles_hold_every_rank() {
-        for r in 1..=crate::plan::MAX_RANK {
+        for r in 1..=crate::problem::MAX_RANK {
             let tile = rank_tile(r);
             assert!(RANK_TILES.contains(&tile) && r.next_multiple_of(tile) < r + tile, "{r}");
         }

@@ -8,15 +8,13 @@ mod oracle;
 #[cfg(feature = "peft")]
 pub mod peft;
 mod run;
-mod shared;
 
-pub use inputs::{Inputs, Rng, Sizes};
+pub use inputs::{columns, Inputs, Of, Rng, Sizes};
 pub use oracle::{check_samples, f32_sums, unit_roundoff, Expect};
-pub use run::{on_cpu, Buffer, Buffers, DeviceElement, Outputs, Place, Placement};
-pub use shared::{columns, shared_on_cpu, shared_on_cuda};
-pub use shared::{Of, SharedBuffers, SharedInputs, SharedOutputs, SharedSizes};
+pub use run::{on_cpu, Buffer, Buffers, DeviceElement, Lent, Outputs, Place, Placement};
 
-use lora_kernels::{ops, Device, Element, Path};
+use lora_kernels::ops::{Forward, Path};
+use lora_kernels::{Device, Element, Problem};
 use std::sync::OnceLock;
 
 /// The first CUDA device and its default stream, for the whole process: were every test to make
@@ -31,10 +29,14 @@ pub fn cuda_paths() -> [Device; 2] {
     [cuda(), cuda().generic()]
 }
 
-/// The device held to few multiprocessors, which gives small products the tiles and the waits of
-/// large ones.
+/// The device held to few SMs, which gives small products the tiles and the waits of large ones.
 pub fn few_sms() -> [Device; 2] {
-    [cuda().with_sms(6), cuda().with_sms(20)]
+    [cuda().with_sm_limit(6), cuda().with_sm_limit(20)]
+}
+
+/// The path of a forward pass.
+pub fn forward_path(device: &Device, problem: &Problem) -> Path {
+    Forward::new(device, problem).expect("a forward pass").path()
 }
 
 /// Runs every operation twice in fresh buffers on a CUDA device, and fails unless both runs made
@@ -51,32 +53,36 @@ pub fn on_cuda<E: DeviceElement>(place: &Place, inputs: &Inputs<E>) -> Outputs<E
     outputs
 }
 
-/// Fails unless tokens have the same H, S and frozen H, bit for bit, in smaller batches than this one, all of
-/// which go the same way.
+/// Fails unless tokens have the same H, S and base H, bit for bit, in smaller batches than this one,
+/// all of which are served by the same path.
 pub fn check_tokens(device: &Device, sizes: Sizes, smaller: &[usize], path: Path) {
     let run = |inputs: &Inputs<half::bf16>| {
-        let on_hopper = device.profile().is_some_and(|profile| profile.hopper);
-        let got = ops::forward_plan(device, &inputs.problem()).path;
-        assert!(got == path || !on_hopper, "{} goes by {got}", inputs.sizes);
+        let on_hopper = device.profile().is_some_and(|profile| profile.hopper());
+        let got = forward_path(device, &inputs.problem());
+        assert!(got == path || !on_hopper, "{} is served by {got}", inputs.sizes);
         on_cuda(&Place::aligned(device), inputs)
     };
     let all = Inputs::reals(sizes, 9);
     let want = run(&all);
     for &t in smaller {
         let inputs = all.first_tokens(t);
-        let Outputs { h, s, frozen, .. } = run(&inputs);
+        let Outputs { h, s, base_h, .. } = run(&inputs);
         let context = |output: &str| format!("{output} of {} of {sizes}", inputs.sizes);
-        assert_same_bits(&context("h"), &h, &want.h[..h.len()]);
         assert_same_bits(&context("s"), &s, &want.s[..s.len()]);
-        assert_same_bits(&context("frozen"), &frozen, &want.frozen[..frozen.len()]);
+        for (h, want) in h.iter().zip(&want.h) {
+            assert_same_bits(&context("h"), h, &want[..h.len()]);
+        }
+        for (h, want) in base_h.iter().zip(&want.base_h) {
+            assert_same_bits(&context("h of base"), h, &want[..h.len()]);
+        }
     }
 }
 
-/// Fails unless every operation is exact on layers of T, d, k and r, on so many multiprocessors.
+/// Fails unless every operation is exact on layers of T, d, k and r, under an SM limit.
 pub fn check_exact(device: &Device, shapes: &[([usize; 4], usize)]) {
     for &([t, d, k, r], sms) in shapes {
         let inputs = Inputs::<half::f16>::integers(Sizes::new(t, k, d, r), 5);
-        let outputs = on_cuda(&Place::aligned(&device.with_sms(sms)), &inputs);
+        let outputs = on_cuda(&Place::aligned(&device.with_sm_limit(sms)), &inputs);
         outputs.assert_same_values(&on_cpu(&inputs), &format!("{} on {sms}", inputs.sizes));
     }
 }

@@ -7,7 +7,7 @@
 //! (Cauchy-Schwarz bounds each of them by ‖l‖ ‖r‖). On top comes every rounding to the element
 //! type: of the output, and of dS before it is multiplied again.
 
-use super::{DeviceElement, Inputs, Outputs, Rng, Sizes};
+use super::{DeviceElement, Inputs, Of, Outputs, Rng, Sizes};
 use lora_kernels::{DType, Element};
 
 /// What to ask of an entry.
@@ -115,51 +115,67 @@ fn positions(n: usize, random: usize, rng: &mut Rng) -> Vec<usize> {
 
 /// Checks a few hundred entries of every output, O(k), O(d) or O(T) each.
 pub fn check_samples<E: DeviceElement>(inputs: &Inputs<E>, outputs: &Outputs<E>, expect: Expect) {
-    let Sizes { t, k, d, r } = inputs.sizes;
-    let Inputs { x, w0, a, b, s: s_in, dh, .. } = inputs;
-    let scale = f64::from(inputs.scale);
+    let (Sizes { t, k, .. }, rank) = (inputs.sizes, inputs.sizes.rank());
+    let Inputs { x, a, s: s_in, .. } = inputs;
     let rng = &mut Rng(1);
     let (t_at, k_at) = (positions(t, 12, rng), positions(k, 12, rng));
-    let (d_at, r_at) = (positions(d, 12, rng), positions(r, 2, rng));
     let check = Check { sizes: inputs.sizes, expect };
+    let mut dx = vec![Sum::default(); t_at.len() * k_at.len()];
 
-    for &i in &t_at {
-        for &j in &r_at {
-            let s = Sum::of(row(x, k, i).zip(row(a, k, j))).scaled(scale);
-            check.entry("s", [i, j], outputs.s[i * r + j], s);
+    for (p, (of, &(d, r))) in inputs.of.iter().zip(inputs.sizes.of()).enumerate() {
+        let (Of { w0, b, dh, .. }, start) = (of, inputs.sizes.start(p));
+        let scale = f64::from(of.scale);
+        let name = |output: &str| format!("{output} of projection {p}");
+        let (d_at, r_at) = (positions(d, 12, rng), positions(r, 2, rng));
+        let ds = |row_: usize, j: usize| {
+            Sum::of(row(dh, d, row_).zip(col(b, r, j))).scaled(scale).rounded_to(E::DTYPE)
+        };
+
+        for (&i, dx) in t_at.iter().zip(dx.chunks_mut(k_at.len())) {
+            for &j in &r_at {
+                let s = Sum::of(row(x, k, i).zip(row(a, k, start + j))).scaled(scale);
+                check.entry(&name("s"), [i, j], outputs.s[i * rank + start + j], s);
+            }
+            for &j in &d_at {
+                // S as the kernel rounded it: checked above, and what it multiplies from here on.
+                let s = row(&outputs.s, rank, i).skip(start);
+                let base = Sum::of(row(x, k, i).zip(row(w0, k, j)));
+                let update = Sum::of(s.zip(row(b, r, j)));
+                check.entry(&name("h of base"), [i, j], outputs.base_h[p][i * d + j], base);
+                check.entry(&name("h"), [i, j], outputs.h[p][i * d + j], base.plus(update));
+            }
+            let ds: Vec<Sum> = (0..r).map(|j| ds(i, j)).collect();
+            for (&j, dx) in k_at.iter().zip(dx) {
+                let base = Sum::of(row(dh, d, i).zip(col(w0, k, j)));
+                let a = col(a, k, j).skip(start);
+                let update = Sum::of_uncertain(ds.iter().copied().zip(a));
+                check.entry(&name("dx of base"), [i, j], outputs.base_dx[p][i * k + j], base);
+                *dx = dx.plus(base).plus(update);
+            }
         }
-        for &j in &d_at {
-            // S as the kernel rounded it: checked above, and what it multiplies from here on.
-            let base = Sum::of(row(x, k, i).zip(row(w0, k, j)));
-            let update = Sum::of(row(&outputs.s, r, i).zip(row(b, r, j)));
-            check.entry("h of frozen", [i, j], outputs.frozen[i * d + j], base);
-            check.entry("h", [i, j], outputs.h[i * d + j], base.plus(update));
+        for &i in &r_at {
+            let ds: Vec<Sum> = (0..t).map(|row| ds(row, i)).collect();
+            for &j in &k_at {
+                let da = Sum::of_uncertain(ds.iter().copied().zip(col(x, k, j)));
+                check.entry(&name("da"), [i, j], outputs.da[(start + i) * k + j], da);
+            }
+            for &j in &d_at {
+                let db = Sum::of(col(dh, d, j).zip(col(s_in, rank, start + i)));
+                check.entry(&name("db"), [j, i], outputs.db[p][j * r + i], db);
+            }
         }
-        let ds = |j: usize| Sum::of(row(dh, d, i).zip(col(b, r, j))).scaled(scale);
-        let ds: Vec<Sum> = (0..r).map(|j| ds(j).rounded_to(E::DTYPE)).collect();
-        for &j in &k_at {
-            let base = Sum::of(row(dh, d, i).zip(col(w0, k, j)));
-            let update = Sum::of_uncertain(ds.iter().copied().zip(col(a, k, j)));
-            check.entry("dx", [i, j], outputs.dx[i * k + j], base.plus(update));
+        for &i in &d_at {
+            for &j in &k_at {
+                let w = Sum { value: w0[i * k + j].to_f64(), error: 0.0 };
+                let a = col(a, k, j).skip(start);
+                let update = Sum::of(row(b, r, i).zip(a)).scaled(scale);
+                check.entry(&name("merged"), [i, j], outputs.merged[p][i * k + j], w.plus(update));
+            }
         }
     }
-    for &i in &r_at {
-        let ds = |row_: usize| Sum::of(row(dh, d, row_).zip(col(b, r, i))).scaled(scale);
-        let ds: Vec<Sum> = (0..t).map(|row| ds(row).rounded_to(E::DTYPE)).collect();
-        for &j in &k_at {
-            let da = Sum::of_uncertain(ds.iter().copied().zip(col(x, k, j)));
-            check.entry("da", [i, j], outputs.da[i * k + j], da);
-        }
-        for &j in &d_at {
-            let db = Sum::of(col(dh, d, j).zip(col(s_in, r, i)));
-            check.entry("db", [j, i], outputs.db[j * r + i], db);
-        }
-    }
-    for &i in &d_at {
-        for &j in &k_at {
-            let w = Sum { value: w0[i * k + j].to_f64(), error: 0.0 };
-            let update = Sum::of(row(b, r, i).zip(col(a, k, j))).scaled(scale);
-            check.entry("merged", [i, j], outputs.merged[i * k + j], w.plus(update));
+    for (&i, dx) in t_at.iter().zip(dx.chunks(k_at.len())) {
+        for (&j, &dx) in k_at.iter().zip(dx) {
+            check.entry("dx", [i, j], outputs.dx[i * k + j], dx);
         }
     }
 }

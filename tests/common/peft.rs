@@ -1,7 +1,7 @@
 //! The fixtures that PEFT made, and a run of one of their layers.
 
 use lora_kernels::peft::TensorFile;
-use lora_kernels::{Accumulation, DType, Device, InputGradient, LoraLinear, Result, Tensor};
+use lora_kernels::{Accumulation, DType, Device, LoraLinear, Result, Tensor};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -48,14 +48,13 @@ pub fn expected(case: &str, module: &str) -> Outputs<&'static str> {
 
 /// What the crate's layer makes of them, in its own element type.
 pub fn run(layer: &LoraLinear, module: &str) -> Result<Outputs<&'static str>> {
-    let (device, dtype) = (layer.device(), layer.w0().dtype());
+    let (device, dtype) = (layer.device(), layer.a().dtype());
     let input = |name| tensor("inputs.safetensors", &format!("{module}.{name}"), device, dtype);
     let (x, dh) = (input("x"), input("dh"));
     let out = layer.forward(&x)?;
     let mut gradients = layer.zero_gradients()?;
-    let (set, compute) = (Accumulation::Overwrite, InputGradient::Compute);
-    let dx = layer.backward(&dh, &x, &out.s, &mut gradients, set, compute)?.expect("dX");
-    let outputs = [("h", &out.h), ("dx", &dx), ("da", &gradients.a), ("db", &gradients.b)];
+    let dx = layer.backward(&[&dh], &out.saved, &mut gradients, Accumulation::Overwrite)?;
+    let outputs = [("h", &out.h[0]), ("dx", &dx), ("da", &gradients.a), ("db", &gradients.b[0])];
     Ok(outputs.map(|(name, tensor)| (name, values(tensor))).into())
 }
 

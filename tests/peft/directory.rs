@@ -65,8 +65,8 @@ fn tensor_files_name_what_they_lack() {
 }
 
 fn adapter(rank: usize, scaling: Scaling) -> Adapter {
-    let config = AdapterConfig { rank, scaling, ..AdapterConfig::default() };
-    Adapter::for_weight(&Device::cpu(), [4, 3], DType::F32, &config).unwrap()
+    let config = AdapterConfig::new(rank).with_alpha(8.0).with_scaling(scaling);
+    Adapter::new(&Device::cpu(), [4, 3], DType::F32, &config).unwrap()
 }
 
 #[test]

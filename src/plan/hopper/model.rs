@@ -1,153 +1,236 @@
-//! How long a schedule takes.
+//! The time of a schedule.
 
-use super::{Projection, Schedule, Sizes, GROUP, PAIR_M};
+use super::schedule::{Projection, Schedule, GROUP, PAIR_M};
 use crate::plan::hopper_grads;
+use crate::plan::sizes::Sizes;
 
-/// How long a launch takes, in µs: a model of an H100 with settled clocks, whose constants were
-/// fitted to whole runs. Those that are shared by all candidates matter little.
+/// A schedule and its time.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Candidate {
+    pub(super) us: f64,
+    /// µs until S is complete, if tiles compute it.
+    pub(super) s_us: f64,
+    pub(super) schedule: Schedule,
+}
+
+/// Predicts the µs of a launch: a model of an H100 at settled clocks, with constants fitted to
+/// whole runs. Constants that all candidates share matter little.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Model {
-    sizes: Sizes,
-    tile_n: usize,
-    /// Pairs of blocks that run at once.
-    pairs: usize,
-    /// Pairs of tiles along m and n.
+    pub(super) tile_n: usize,
+    /// Tiles along m, along n, and both.
     rows: usize,
     cols: usize,
+    tiles: usize,
     /// Steps of 64 along k.
     steps: f64,
+    /// A tile, with S given.
+    tile_us: f64,
+    /// A separate projection.
+    project_us: f64,
+    /// Columns of S, and of lhs of the first layer.
+    rank: usize,
+    k: usize,
+    /// Clusters that run at once and compute tiles: full waves of them, and the tiles of a tail
+    /// wave.
+    pairs: usize,
+    waves: usize,
+    tail: usize,
+    /// The product with S given, of full tiles, and with a stream-K tail.
+    full_tiles_us: f64,
+    stream_k_us: f64,
 }
 
 impl Model {
-    /// A step of a pair of tiles, and what each of their columns adds to it.
+    /// A step of a tile, and what each of its columns adds.
     const STEP: f64 = 0.045;
     const STEP_COLUMN: f64 = 0.00276;
-    /// What the end of a tile takes of the tensor cores' time.
+    /// Tensor core time that the epilogue costs.
     const TILE_END: f64 = 0.1;
-    /// Handing over and taking over a part of a tile, and what each of its steps adds to that, since
-    /// not all blocks go along k together then.
+    /// The fix-up of a stream-K tile, and what each step adds: clusters drift apart along k.
     const SHARE: f64 = 7.0;
     const SHARE_STEP: f64 = 0.045;
-    /// From the end of a slice of S to its use by others.
-    pub(super) const HANDOVER: f64 = 2.8;
-    /// When others make S: from the start to the first of it, and the bytes of X that a block reads a µs.
+    /// From the end of a slice of S to its use by another cluster.
+    const HANDOVER: f64 = 2.8;
+    /// A dedicated projection: from the start to the first rows of S, and bytes of X a CTA reads in
+    /// a µs.
     const BESIDE: f64 = 4.0;
     const BESIDE_BYTES: f64 = 90e3;
-    /// What a launch takes longer where all blocks must run at the same time, and may not start early.
+    /// What a cooperative launch costs: all CTAs start together, and none by PDL.
     const COOPERATIVE: f64 = 1.0;
-    /// When S comes before: what another launch costs, and the bytes of X that it reads a µs.
+    /// A separate projection: its launch, and bytes of X it reads in a µs.
     const LAUNCH: f64 = 9.0;
     const PROJECT_BYTES: f64 = 2.9e6;
 
     pub(super) fn new(sizes: &Sizes, tile_n: usize, pairs: usize) -> Self {
         let (rows, cols) = (sizes.m.div_ceil(PAIR_M), sizes.tile_cols(tile_n));
-        Model { sizes: *sizes, tile_n, pairs, rows, cols, steps: sizes.steps() as f64 }
+        let steps = sizes.steps() as f64;
+        let with_ext = steps + sizes.tile_rank().div_ceil(16) as f64 / 4.0;
+        let step_us = Self::STEP + Self::STEP_COLUMN * tile_n as f64;
+        let model = Model {
+            tile_n,
+            rows,
+            cols,
+            tiles: rows * cols,
+            steps,
+            tile_us: with_ext * step_us + Self::TILE_END,
+            project_us: sizes.lhs_bytes() as f64 / Self::PROJECT_BYTES + Self::LAUNCH,
+            rank: sizes.rank(),
+            k: sizes.k[0],
+            pairs: 0,
+            waves: 0,
+            tail: 0,
+            full_tiles_us: 0.0,
+            stream_k_us: 0.0,
+        };
+        model.on(pairs)
     }
 
-    /// A tile, with S given.
-    pub(super) fn tile(&self) -> f64 {
-        let steps = self.steps + self.sizes.tile_rank().div_ceil(16) as f64 / 4.0;
-        steps * (Self::STEP + Self::STEP_COLUMN * self.tile_n as f64) + Self::TILE_END
+    /// The same tiles on this number of clusters.
+    pub(super) fn on(&self, pairs: usize) -> Self {
+        let &Model { tiles, tile_us, steps, .. } = self;
+        let (waves, tail) = (tiles / pairs, tiles % pairs);
+        let full_tiles_us = (waves + usize::from(tail > 0)) as f64 * tile_us;
+        let share = Self::SHARE + Self::SHARE_STEP * steps;
+        let stream_k_us = tiles as f64 / pairs as f64 * tile_us + share;
+        Model { pairs, waves, tail, full_tiles_us, stream_k_us, ..*self }
     }
 
-    /// Less than any schedule takes.
-    pub(super) fn least(&self) -> f64 {
-        (self.rows * self.cols) as f64 / self.pairs as f64 * self.tile()
+    /// The product with S given: a lower bound of full tiles and of a stream-K tail. Candidates add
+    /// to it, and rounding is monotonic, so bounds hold in floats too.
+    fn least(&self) -> f64 {
+        f64::min(self.full_tiles_us, self.stream_k_us)
     }
 
-    /// The product alone, of whole tiles.
-    pub(super) fn product(&self) -> (f64, Schedule) {
-        let whole = self.rows * self.cols;
-        let pairs = whole.min(self.pairs);
-        let &Model { tile_n, .. } = self;
-        let projection = Projection::Before;
-        let (shares, streamers) = (false, 0);
-        let schedule = Schedule { tile_n, projection, whole, pairs, shares, streamers };
-        (whole.div_ceil(self.pairs) as f64 * self.tile(), schedule)
+    /// A lower bound of [`Model::before`].
+    pub(super) fn least_separate(&self) -> f64 {
+        self.least() + self.project_us
     }
 
-    /// The tiles that make slices, one after the other.
-    pub(super) fn slice_waves(&self, projection: Projection) -> usize {
-        match projection {
-            Projection::Before | Projection::Beside { .. } => 0,
-            Projection::Within { slice_cols, makers, .. } => {
-                (self.rows * slice_cols).div_ceil(makers)
-            }
-        }
+    /// A lower bound of [`Model::beside`].
+    pub(super) fn least_dedicated(&self) -> f64 {
+        self.full_tiles_us - Self::COOPERATIVE
     }
 
-    /// The product with S made so, or given, of whole tiles or not.
-    fn products(self, projection: Projection) -> impl Iterator<Item = (f64, Schedule)> {
-        let (us, schedule) = self.product();
-        let (tiles, pairs) = (schedule.whole, self.pairs);
-        let slice_waves = self.slice_waves(projection);
-        // Every pair of blocks ends with more than a tile's steps, so no more than two make a tile.
-        let waves = (tiles / pairs).saturating_sub(1);
-        let whole = waves * pairs;
-        let possible = tiles > pairs && tiles % pairs > 0 && slice_waves <= waves;
-        // The kernel counts the steps of the others in floats.
-        let possible = possible && ((tiles - whole) as f64 * self.steps) < (1 << 24) as f64;
-        let share = Self::SHARE + Self::SHARE_STEP * self.steps;
-        let shared_us = tiles as f64 / pairs as f64 * self.tile() + share;
-        let shared = possible.then_some((shared_us, Schedule { whole, shares: true, ..schedule }));
-        [(us, schedule)]
-            .into_iter()
-            .chain(shared)
-            .map(move |(us, schedule)| (us, Schedule { projection, ..schedule }))
+    /// A lower bound of [`Model::within`] for all of these slices, and of the µs until S is
+    /// complete: one wave of tiles computes slices, and waits for each other's if they are several.
+    pub(super) fn least_fused(&self, slices: &[usize]) -> [f64; 2] {
+        let more_us = |&slice: &usize| {
+            let waits = f64::from(self.rank > slice);
+            self.slice_us(slice) + waits * Self::HANDOVER
+        };
+        let more_us = slices.iter().map(more_us).fold(f64::INFINITY, f64::min);
+        [self.least() + more_us, self.s_us(1)]
     }
 
-    pub(super) fn before(self) -> impl Iterator<Item = (f64, Schedule)> {
-        let projection = self.sizes.lhs_bytes() as f64 / Self::PROJECT_BYTES + Self::LAUNCH;
-        self.products(Projection::Before).map(move |(us, schedule)| (us + projection, schedule))
+    /// What a slice adds to a tile.
+    fn slice_us(&self, slice: usize) -> f64 {
+        self.steps * Self::STEP_COLUMN * slice as f64
     }
 
-    /// With S from other pairs, ahead of these.
-    pub(super) fn beside(self, projectors: usize) -> (f64, Schedule) {
-        let (k, r) = (self.sizes.k[0], self.sizes.rank());
-        let (us, schedule) = self.product();
-        let rank_tile = hopper_grads::rank_tile(r);
-        let passes = r.div_ceil(rank_tile) as f64;
-        // The ranks are bound by wgmma as well as by reading.
+    /// Until S is complete, after `slice_waves` waves of tiles that compute slices.
+    pub(super) fn s_us(&self, slice_waves: usize) -> f64 {
+        slice_waves as f64 * self.tile_us + Self::HANDOVER
+    }
+
+    /// The product with S given, of full tiles.
+    pub(super) fn product(&self) -> Candidate {
+        let &Model { tile_n, tiles, .. } = self;
+        let schedule = Schedule {
+            tile_n,
+            projection: Projection::Before,
+            whole: tiles,
+            pairs: tiles.min(self.pairs),
+            shares: false,
+            streamers: 0,
+        };
+        Candidate { us: self.full_tiles_us, s_us: self.s_us(0), schedule }
+    }
+
+    /// The product, of full tiles, then with a stream-K tail. `more_us` is the cost of the
+    /// projection, of which `slice_waves` waves of tiles compute slices.
+    fn products(
+        &self,
+        projection: Projection,
+        slice_waves: usize,
+        more_us: f64,
+    ) -> impl Iterator<Item = Candidate> {
+        let Candidate { us, schedule, .. } = self.product();
+        // A cluster ends with more than a tile's steps, so at most two compute a tile.
+        let waves = self.waves.saturating_sub(1);
+        let whole = waves * self.pairs;
+        let possible = self.waves > 0 && self.tail > 0 && slice_waves <= waves;
+        // The kernel counts the steps of the tail in floats.
+        let steps = (self.tiles - whole) as f64 * self.steps;
+        let possible = possible && steps < (1 << 24) as f64;
+        let stream_k = Schedule { whole, shares: true, ..schedule };
+        let stream_k = possible.then_some((self.stream_k_us, stream_k));
+        let s_us = self.s_us(slice_waves);
+        [(us, schedule)].into_iter().chain(stream_k).map(move |(us, schedule)| {
+            let schedule = Schedule { projection, ..schedule };
+            Candidate { us: us + more_us, s_us, schedule }
+        })
+    }
+
+    /// The first candidate of [`Model::before`].
+    pub(super) fn product_after_projection(&self) -> Candidate {
+        let product = self.product();
+        Candidate { us: product.us + self.project_us, ..product }
+    }
+
+    /// With a separate projection.
+    pub(super) fn before(&self) -> impl Iterator<Item = Candidate> {
+        self.products(Projection::Before, 0, self.project_us)
+    }
+
+    /// With a dedicated projection, by other clusters than these.
+    pub(super) fn beside(&self, projectors: usize) -> Candidate {
+        let Candidate { us, schedule, .. } = self.product();
+        let rank_tile = hopper_grads::rank_tile(self.rank);
+        let passes = self.rank.div_ceil(rank_tile) as f64;
+        // Wider tiles of the rank are bound by wgmma as well as by reading.
         let bytes = if rank_tile == 16 { Self::BESIDE_BYTES } else { Self::BESIDE_BYTES * 0.7 };
-        let row_us = (PAIR_M * k * 2) as f64 * passes / (2 * projectors) as f64 / bytes;
-        // The tiles that are worked on first need so many rows of S at their end, the others later.
+        let row_us = (PAIR_M * self.k * 2) as f64 * passes / (2 * projectors) as f64 / bytes;
+        // The tiles of the first wave need the first rows of S at their end, the others later.
         let first = self.rows.min(GROUP) as f64 * row_us + Self::BESIDE;
         let all = self.rows as f64 * row_us + Self::BESIDE;
-        let late = f64::max(first - self.tile(), all - us).max(0.0);
-        let projection = Projection::Beside { projectors };
-        (us + late - Self::COOPERATIVE, Schedule { projection, ..schedule })
+        let late = f64::max(first - self.tile_us, all - us).max(0.0);
+        let schedule = Schedule { projection: Projection::Beside { projectors }, ..schedule };
+        Candidate { us: us + late - Self::COOPERATIVE, s_us: 0.0, schedule }
     }
 
-    /// With slices of so many columns.
-    pub(super) fn within(self, slice: usize) -> impl Iterator<Item = (f64, Schedule)> {
-        let slices = self.sizes.rank().div_ceil(slice);
+    /// With a projection fused in slices of this many columns.
+    pub(super) fn within(&self, slice: usize) -> impl Iterator<Item = Candidate> + '_ {
+        let slices = self.rank.div_ceil(slice);
         let (least, most) = match slices {
-            // Enough for all pairs to start with a tile that needs nobody else's slice, or nearly.
+            // Enough for all clusters to start with a tile that needs only its own slice, or
+            // nearly.
             1 => {
                 let enough = (self.pairs / self.rows).clamp(1, self.cols);
                 (enough, (enough + 1).min(self.cols))
             }
-            // One slice a tile; and all slices of a row of tiles are made at the same time.
+            // A tile computes one slice, and all slices of a row of tiles are computed at once.
             2.. if slices <= self.cols.min(self.pairs) => (slices, slices),
             _ => (1, 0),
         };
+        let all_makers = self.pairs.min(self.tiles);
         (least..=most).flat_map(move |slice_cols| {
             let tiles = self.rows * slice_cols;
-            let all_makers = self.pairs.min(self.rows * self.cols);
-            // The other pairs need other tiles, meanwhile.
             let whole_rows = all_makers / slices * slices;
-            let others = tiles.div_ceil(whole_rows) * (all_makers - whole_rows);
-            let possible = slices > 1 && tiles + others <= self.rows * self.cols;
+            // Clusters that compute no slice need other tiles meanwhile.
+            let others = || tiles.div_ceil(whole_rows) * (all_makers - whole_rows);
+            let possible = slices > 1 && tiles + others() <= self.tiles;
             let makers = if possible { whole_rows } else { all_makers };
-            let waves = tiles.div_ceil(makers) as f64;
-            // While tiles make several slices, all others wait for them; if one, those that start with
-            // another tile. Few may, since they have one tile less then, or time to catch up.
+            let slice_waves = tiles.div_ceil(makers);
+            let waves = slice_waves as f64;
+            // While tiles compute one of several slices, every other tile waits. With one slice,
+            // only clusters that start with another tile wait. A few may: they have a tile less, or
+            // time to catch up.
             let few = self.pairs / 8;
             let waits = if slices > 1 { waves } else { f64::from(tiles + few < self.pairs) };
-            let slice_us = self.steps * Self::STEP_COLUMN * slice as f64;
-            let more = waves * slice_us + waits * Self::HANDOVER;
-            let products = self.products(Projection::Within { slice, slice_cols, makers });
-            products.map(move |(us, schedule)| (us + more, schedule))
+            let more_us = waves * self.slice_us(slice) + waits * Self::HANDOVER;
+            let projection = Projection::Within { slice, slice_cols, makers };
+            self.products(projection, slice_waves, more_us)
         })
     }
 }

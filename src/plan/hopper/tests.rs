@@ -1,26 +1,31 @@
-//! Every schedule that can be chosen, walked through as the kernel does.
+//! Every schedule that can be chosen, walked as the kernel walks it; and the plain search.
 
-use super::*;
-use crate::plan::tests::shapes;
-use crate::plan::{hopper_decode, hopper_short, Alone};
-use std::collections::HashSet;
+use super::model::Model;
+use super::schedule::{Projection, Schedule, FORWARD_TILES_N, GROUP, PAIR_M, TILES_N};
+use super::search::{beside_us, forward_slices, input_grad_slices, projectors, streamers};
+use super::search::{forward, input_grad, separate_or_fused};
+use crate::plan::hopper_grads;
+use crate::plan::sizes::Sizes;
+use crate::plan::testing::{bench_problems, shapes, Rng};
+use crate::problem::MAX_PROJECTIONS;
 
-/// A pair of tiles: its row and column, the slice that it makes, and whether it waits for others'.
+/// The tile of a cluster: its row and column, the slice it computes, and whether it waits for
+/// others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Tile {
     row: usize,
     col: usize,
     slice: Option<usize>,
     waits: bool,
-    /// The steps along k: so many from the first on, and after the last of all, step 0.
+    /// Steps along k, from the first on. Behind the last of all comes step 0.
     first: usize,
     steps: usize,
-    /// What others have made of the tile is added; or it is they who add.
+    /// It adds a partial tile of the next cluster; it writes one for the cluster before.
     finishes: bool,
     leaves: bool,
 }
 
-/// The kernel's `Tiles`, of every pair of blocks.
+/// The kernel's `Tiles`, of every cluster.
 fn tiles(schedule: &Schedule, sizes: &Sizes) -> Vec<Vec<Tile>> {
     let (rows, cols) = (sizes.m.div_ceil(PAIR_M), sizes.tile_cols(schedule.tile_n));
     let (slice_cols, makers) = match schedule.projection {
@@ -74,7 +79,7 @@ fn tiles(schedule: &Schedule, sizes: &Sizes) -> Vec<Vec<Tile>> {
             tile.leaves = before > 0;
             tile.finishes = at + steps - before > end;
             if tile.leaves {
-                // Whoever finishes a tile takes S.
+                // The cluster that adds the partial tile multiplies with S.
                 (tile.steps, tile.waits) = (steps - before, false);
             } else if tile.finishes {
                 (tile.steps, tile.first) = (end - at, steps - (end - at));
@@ -89,8 +94,8 @@ fn tiles(schedule: &Schedule, sizes: &Sizes) -> Vec<Vec<Tile>> {
     (0..pairs).map(of_pair).collect()
 }
 
-/// Shapes small enough to go through all their tiles: of one layer, and of up to four, as the forward and
-/// the input gradient have them.
+/// Shapes small enough to walk all their tiles: of one layer, and of up to four, for the forward
+/// and the input gradient.
 fn cases() -> impl Iterator<Item = (Sizes, usize)> {
     let small = shapes().filter(|&[t, _, d, _]| t.div_ceil(256) * d.div_ceil(128) < 4000);
     let sizes = small.step_by(7).enumerate().flat_map(|(i, [m, k, n, r])| {
@@ -106,15 +111,91 @@ fn cases() -> impl Iterator<Item = (Sizes, usize)> {
     sizes.flat_map(|sizes| [1, 2, 3, 10, 66].map(|pairs| (sizes, pairs)))
 }
 
-/// All that a model chooses from.
-fn schedules(sizes: &Sizes, pairs: usize) -> impl Iterator<Item = Schedule> + '_ {
-    let forward = forward_candidates(sizes, pairs);
-    let input_grad = streamers(pairs).flat_map(move |n| input_grad_candidates(sizes, pairs, n));
-    forward.chain(input_grad).map(|(_, schedule)| schedule)
+/// All candidates of the forward, in order.
+fn forward_candidates(sizes: &Sizes, pairs: usize) -> Vec<(f64, Schedule)> {
+    let model = |tile_n, pairs| Model::new(sizes, tile_n, pairs);
+    let mut all = Vec::new();
+    for tile_n in TILES_N {
+        let candidates = separate_or_fused(&model(tile_n, pairs), forward_slices(sizes.rank()))
+            .map(|c| (c.us, c.schedule))
+            .collect::<Vec<_>>();
+        all.extend(candidates);
+    }
+    for projectors in projectors(pairs) {
+        all.extend(FORWARD_TILES_N.map(|tile_n| {
+            let c = model(tile_n, pairs - projectors).beside(projectors);
+            (c.us, c.schedule)
+        }));
+    }
+    all
+}
+
+/// All candidates of the input gradient, in order.
+fn input_grad_candidates(sizes: &Sizes, pairs: usize) -> Vec<(f64, Schedule)> {
+    let slices = input_grad_slices(sizes.rank());
+    let mut all = Vec::new();
+    for streamers in [0].into_iter().chain(streamers(pairs)) {
+        for tile_n in TILES_N {
+            let model = Model::new(sizes, tile_n, pairs - streamers);
+            for c in separate_or_fused(&model, slices) {
+                let us = match streamers {
+                    0 => c.us + hopper_grads::alone_us(sizes),
+                    // Kernels without slices have grad CTAs for the ranks that allow none.
+                    _ if (c.schedule.slice() == 0) != slices.is_empty() => continue,
+                    _ => {
+                        let grads = hopper_grads::Items::new(sizes).on(streamers);
+                        beside_us(&model, c.us, grads.us(c.s_us))
+                    }
+                };
+                all.push((us, Schedule { streamers, ..c.schedule }));
+            }
+        }
+    }
+    all
+}
+
+/// The first of the fastest.
+fn fastest(candidates: Vec<(f64, Schedule)>) -> Schedule {
+    candidates.into_iter().min_by(|a, b| a.0.total_cmp(&b.0)).expect("a candidate").1
+}
+
+/// All candidates of both.
+fn schedules(sizes: &Sizes, pairs: usize) -> impl Iterator<Item = Schedule> {
+    let mut all = forward_candidates(sizes, pairs);
+    all.extend(input_grad_candidates(sizes, pairs));
+    all.into_iter().map(|(_, schedule)| schedule)
+}
+
+/// Branch and bound finds what the plain search finds.
+#[test]
+fn the_first_of_the_fastest_is_found() {
+    let check = |t, k, layers: &[(usize, usize)], pairs| {
+        let of_h = Sizes::of_forward(t, k, layers.iter().copied());
+        let of_dx = Sizes::of_input_grad(t, k, layers.iter().copied());
+        let context = || format!("T={t} k={k} {layers:?} on {pairs}");
+        let wanted = fastest(forward_candidates(&of_h, pairs));
+        assert_eq!(forward(&of_h, pairs), wanted, "{}", context());
+        let wanted = fastest(input_grad_candidates(&of_dx, pairs));
+        assert_eq!(input_grad(&of_dx, pairs), wanted, "{}", context());
+    };
+    let all_pairs = [1, 2, 3, 5, 8, 10, 16, 33, 57, 60, 65, 66, 72];
+    for problem in bench_problems() {
+        let check = |pairs| check(problem.t(), problem.k(), problem.projections(), pairs);
+        all_pairs.into_iter().for_each(check);
+    }
+    let mut rng = Rng(3);
+    for i in 0..24_000 {
+        let (most_t, most_r) = (rng.pick(&[1 << 21, 32_768, 4096]), rng.pick(&[256, 64, 16]));
+        let mut size = |most| rng.size(most).next_multiple_of(8);
+        let (t, k) = (size(most_t), size(30_000));
+        let layers: Vec<_> = (0..=i % 4).map(|_| (size(30_000), size(most_r))).collect();
+        let pairs = if i % 2 == 0 { 66 } else { rng.pick(&all_pairs) };
+        check(t, k, &layers, pairs);
+    }
 }
 
 #[test]
-fn every_step_once_and_every_slice_told_once() {
+fn every_step_once_and_every_slice_published_once() {
     for (sizes, pairs) in cases() {
         for schedule in schedules(&sizes, pairs) {
             let context = format!("{sizes:?} on {pairs}: {schedule:?}");
@@ -127,8 +208,8 @@ fn every_step_once_and_every_slice_told_once() {
             assert_eq!(told.count(), rows * wanted, "{context}");
             let (cols, steps) = (sizes.tile_cols(schedule.tile_n), sizes.steps());
             assert_eq!(schedule.shares, schedule.whole < rows * cols, "{context}");
-            // Every tile is made by one that has all of its steps, or by two that have the first
-            // and the last; who makes a slice has all.
+            // One cluster computes a tile, or two: the first steps and the last. A tile with a
+            // slice has one.
             tiles.sort_unstable_by_key(|tile| (tile.row, tile.col, tile.first));
             let mut tiles = tiles.into_iter();
             for (row, col) in (0..rows).flat_map(|row| (0..cols).map(move |col| (row, col))) {
@@ -154,10 +235,10 @@ fn every_step_once_and_every_slice_told_once() {
     }
 }
 
-/// In the kernel, only the last tile of a pair may be one to finish, and what it takes is what the
-/// next pair leaves, which is no more than one tile.
+/// In the kernel, only the last tile of a cluster adds a partial tile, the only one that the next
+/// cluster writes.
 #[test]
-fn what_a_pair_leaves_the_one_before_finishes() {
+fn the_cluster_before_adds_every_partial_tile() {
     let mut checked = 0;
     for (sizes, pairs) in cases() {
         for schedule in schedules(&sizes, pairs) {
@@ -167,7 +248,7 @@ fn what_a_pair_leaves_the_one_before_finishes() {
                 let mut left = of_pair.iter().filter(|tile| tile.leaves);
                 assert_eq!(left.next().map(|tile| (tile.row, tile.col)), wanted, "{context}");
                 assert_eq!(left.next(), None, "{context}");
-                let (last, others) = of_pair.split_last().expect("a tile for every pair");
+                let (last, others) = of_pair.split_last().expect("a tile for every cluster");
                 assert!(others.iter().all(|tile| !tile.finishes), "{context}");
                 assert!(!(last.leaves && last.finishes), "{context}");
                 wanted = last.finishes.then_some((last.row, last.col));
@@ -176,10 +257,10 @@ fn what_a_pair_leaves_the_one_before_finishes() {
             assert_eq!(wanted, None, "{context}");
         }
     }
-    assert!(checked > 1000, "{checked} tiles are shared");
+    assert!(checked > 1000, "{checked} tiles are stream-K");
 }
 
-/// What was measured to be fastest on an H100.
+/// Winners measured on an H100.
 #[test]
 fn the_model_finds_the_fastest() {
     let chosen = |m, n, k, r| {
@@ -202,7 +283,7 @@ fn the_model_finds_the_fastest() {
     assert_eq!(chosen(8192, 1024, 4096, 16), (256, within(16, 2, 66)));
     assert_eq!(chosen(8192, 1024, 4096, 64), (256, within(16, 4, 66)));
     assert_eq!(chosen(8191, 2112, 7168, 8), (176, within(16, 2, 66)));
-    // T, k, d and r; the columns of a slice, and the pairs that make dA and dB.
+    // T, k, d and r; the columns of a slice, and the clusters of grad CTAs.
     let chosen = |t, k, d, r| {
         let schedule = input_grad(&Sizes::of_layer([t, k, d, r]), 66);
         (schedule.slice(), schedule.streamers)
@@ -227,92 +308,8 @@ fn the_model_finds_the_fastest() {
     assert_eq!(input_grad([8192, 4096, 4096, 16]).tile_n, 256);
 }
 
-/// What of the kernel a launch comes to: its tile with its slices, whether they are several, whether a
-/// pair makes some more than once, whether tiles are shared, and how gradients are made, if at all.
-fn comes_to(schedule: &Schedule, sizes: &Sizes) -> Vec<String> {
-    let r = sizes.rank();
-    let slice = schedule.slice();
-    let again = match schedule.projection {
-        Projection::Before | Projection::Beside { .. } => false,
-        Projection::Within { slice_cols, makers, .. } => {
-            sizes.m.div_ceil(PAIR_M) * slice_cols > makers
-        }
-    };
-    let several = if slice > 0 && schedule.slices(r) > 1 { " several" } else { "" };
-    let kernel = format!("{} with {slice}{several}", schedule.tile_n);
-    let again = again.then(|| format!("{slice}{several} again"));
-    let shared = schedule.shares.then(|| format!("{slice} and shared"));
-    let rank_tile = hopper_grads::rank_tile(r);
-    let s = (schedule.projectors() > 0).then(|| format!("S of {rank_tile} beside"));
-    let grads = match schedule.streamers {
-        0 => format!("{rank_tile} after"),
-        _ => format!("{rank_tile} beside {slice}"),
-    };
-    [Some(kernel), again, shared, s, Some(grads)].into_iter().flatten().collect()
-}
-
-/// The shapes that compute-sanitizer runs on come to every kernel and every way of its blocks, of a layer
-/// alone and of several that share X.
-#[test]
-fn everything_is_sanitized() {
-    let alone: [([usize; 4], usize); 20] = include!("../../../tests/common/hopper_shapes.in");
-    let mut seen = [HashSet::new(), HashSet::new()];
-    for ([t, d, k, r], sms) in alone {
-        let [of_h, of_dx] = [[t, d, k, r], [t, k, d, r]].map(Sizes::of_layer);
-        // Few tokens go another way.
-        if Alone::forward([t, d, k, r], sms / 2).is_none() {
-            seen[0].extend(comes_to(&forward(&of_h, sms / 2), &of_h));
-        }
-        if hopper_short::Schedule::input_grad([t, k, r], sms / 2).is_none() {
-            seen[1].extend(comes_to(&input_grad(&of_dx, sms / 2), &of_dx));
-        }
-    }
-    assert_all_seen(&seen);
-
-    type Shared = (usize, usize, &'static [(usize, usize)], usize);
-    let shared: [Shared; 22] = include!("../../../tests/common/hopper_shared_shapes.in");
-    let mut seen = [HashSet::new(), HashSet::new()];
-    for (t, k, layers, sms) in shared {
-        assert!(t > hopper_decode::MOST_TOKENS && layers.len() > 1);
-        let layers = || layers.iter().copied();
-        let of_h = Sizes::of_forward(t, k, layers());
-        let of_dx = Sizes::of_input_grad(t, k, layers());
-        seen[0].extend(comes_to(&forward(&of_h, sms / 2), &of_h));
-        seen[1].extend(comes_to(&input_grad(&of_dx, sms / 2), &of_dx));
-    }
-    assert_all_seen(&seen);
-}
-
-/// That forwards and input gradients have come to all that there is.
-fn assert_all_seen(seen: &[HashSet<String>; 2]) {
-    let kernels = |slices| TILES_N.map(|tile_n| format!("{tile_n} with {slices}"));
-    let mut wanted = ["0", "16", "16 several", "64"].map(kernels).concat();
-    let others = ["16 again", "16 several again", "64 again"];
-    let others = others.into_iter().chain(["0 and shared", "16 and shared", "64 and shared"]);
-    wanted.extend(others.map(String::from));
-    let grads = ["16 after", "64 after", "128 after"];
-    let grads = grads.into_iter().chain(["16 beside 16", "64 beside 16", "64 beside 64"]);
-    let grads = grads.chain(["128 beside 0"]).map(String::from).collect::<Vec<_>>();
-    let mut s = [16, 64, 128].map(|rank| format!("S of {rank} beside")).to_vec();
-    s.push("224 with 0".into());
-    let wanted = [[wanted.clone(), s].concat(), [wanted, grads].concat()];
-    for (seen, wanted) in seen.iter().zip(wanted) {
-        let missing: Vec<_> = wanted.iter().filter(|&what| !seen.contains(what)).collect();
-        assert_eq!(missing, Vec::<&String>::new());
-    }
-}
-
-/// What is not looked at is not faster.
-#[test]
-fn the_fastest_input_grad_is_found() {
-    for (sizes, pairs) in cases() {
-        let all = streamers(pairs).flat_map(|n| input_grad_candidates(&sizes, pairs, n));
-        assert_eq!(input_grad(&sizes, pairs), fastest(all).1, "{sizes:?} on {pairs}");
-    }
-}
-
-/// All pairs of blocks run at once, each through its tiles in order; where a tile makes a slice,
-/// it does so before it waits for those of its row.
+/// All clusters run at once, each through its tiles in order. A tile publishes its slice before it
+/// waits for the others of its row.
 #[test]
 fn nobody_waits_forever() {
     let is_within = |schedule: &Schedule| matches!(schedule.projection, Projection::Within { .. });
@@ -321,7 +318,7 @@ fn nobody_waits_forever() {
         for schedule in schedules(&sizes, pairs).filter(is_within) {
             let (tiles, wanted) = (tiles(&schedule, &sizes), schedule.slices(sizes.rank()));
             let mut made = vec![0; sizes.m.div_ceil(PAIR_M)];
-            // The tile of a pair, and whether it has told its slice or left its part.
+            // The tile of a cluster, and whether it has published its slice or its partial tile.
             let mut at = vec![0; tiles.len()];
             let mut told = vec![false; tiles.len()];
             let mut left = vec![false; tiles.len() + 1];
@@ -349,5 +346,5 @@ fn nobody_waits_forever() {
             checked += 1;
         }
     }
-    assert!(checked > 1000, "{checked} schedules make S within");
+    assert!(checked > 1000, "{checked} schedules fuse S");
 }

@@ -1,0 +1,117 @@
+// Rounds f32 tensors to bf16 or f16, up to eight in one launch:
+//
+//   dst[i] = round(src[i])                    or, with `accumulate`,
+//   dst[i] = round(float(dst[i]) + src[i])    summed in f32, rounded to 16 bits once
+//
+// for every segment, a dense f32 tensor and a dense 16-bit tensor of as many elements. f16
+// overflows to inf.
+//
+// Callers: the refresh of the 16-bit copies of f32 master weights A and B, and the output of dA and
+// dB in 16 bits from f32 scratch.
+//
+// Alignment: 4 bytes for src, 2 for dst. Where src starts at a multiple of 16 bytes and dst at a
+// multiple of 8, whole chunks are read and written four elements at a time; 16 bytes for both will
+// do. No dst may overlap another tensor of the launch. A segment may be empty, or longer than 2^32.
+//
+// Bound by memory: 6 bytes an element, 8 with `accumulate`.
+//
+// Grid: any, 1-D. Chunks of kChunk elements go to the CTAs in turns, through all segments; only the
+// last chunk of a segment is shorter. Block: 256 threads, 8 elements of a chunk each.
+// Reads src, and dst with `accumulate`; writes dst, every element once.
+#include "element.cuh"
+
+// Mirrored by cuda::params::RoundParams in Rust.
+constexpr int kMaxSegments = 8;
+struct RoundParams {
+    const float* src[kMaxSegments];
+    void* dst[kMaxSegments];
+    int64_t elements[kMaxSegments];
+    int count;  // of segments
+    int accumulate;
+};
+static_assert(sizeof(RoundParams) == 200);
+
+constexpr int kThreads = 256, kElements = 8, kChunk = kThreads * kElements;
+
+// `before` is what dst holds, used only with kAccumulate.
+template <bool kAccumulate, typename E>
+__device__ __forceinline__ E rounded(E before, float src) {
+    E to;
+    round_to(to, kAccumulate ? widen(before) + src : src);
+    return to;
+}
+
+// A whole chunk of aligned tensors. Here and below, all loads are in flight before the first store.
+template <bool kAccumulate, typename E>
+__device__ __forceinline__ void round_aligned(E* dst, const float* src) {
+    constexpr int kFours = kElements / 4;
+    auto* to = reinterpret_cast<uint2*>(dst) + threadIdx.x;
+    const auto* from = reinterpret_cast<const float4*>(src) + threadIdx.x;
+    alignas(16) float v[kFours][4];
+    alignas(8) E out[kFours][4];
+#pragma unroll
+    for (int i = 0; i < kFours; i++) {
+        reinterpret_cast<float4&>(v[i]) = from[i * kThreads];
+        if (kAccumulate) reinterpret_cast<uint2&>(out[i]) = to[i * kThreads];
+    }
+#pragma unroll
+    for (int i = 0; i < kFours; i++) {
+#pragma unroll
+        for (int j = 0; j < 4; j++) out[i][j] = rounded<kAccumulate>(out[i][j], v[i][j]);
+        to[i * kThreads] = reinterpret_cast<const uint2&>(out[i]);
+    }
+}
+
+// The first `count` elements of a chunk, one at a time.
+template <bool kAccumulate, typename E>
+__device__ __forceinline__ void round_unaligned(E* dst, const float* src, int count) {
+    float v[kElements];
+    E out[kElements];
+#pragma unroll
+    for (int i = 0; i < kElements; i++) {
+        const int at = i * kThreads + threadIdx.x;
+        if (at >= count) continue;
+        v[i] = src[at];
+        if (kAccumulate) out[i] = dst[at];
+    }
+#pragma unroll
+    for (int i = 0; i < kElements; i++) {
+        const int at = i * kThreads + threadIdx.x;
+        if (at < count) dst[at] = rounded<kAccumulate>(out[i], v[i]);
+    }
+}
+
+template <typename E, bool kAccumulate>
+__device__ __forceinline__ void round_tensors(const RoundParams& p) {
+    int64_t chunk = blockIdx.x;  // in segment i; past its end, in a later one
+    for (int i = 0; i < p.count; i++) {
+        const int64_t elements = p.elements[i], chunks = (elements + kChunk - 1) / kChunk;
+        const float* src = p.src[i];
+        E* dst = static_cast<E*>(p.dst[i]);
+        const bool aligned = reinterpret_cast<uintptr_t>(src) % sizeof(float4) == 0 &&
+                             reinterpret_cast<uintptr_t>(dst) % sizeof(uint2) == 0;
+        for (; chunk < chunks; chunk += gridDim.x) {
+            const int64_t start = chunk * kChunk;
+            const int count = (int)min((int64_t)kChunk, elements - start);
+            if (aligned && count == kChunk) {
+                round_aligned<kAccumulate>(dst + start, src + start);
+            } else {
+                round_unaligned<kAccumulate>(dst + start, src + start, count);
+            }
+        }
+        chunk -= chunks;
+    }
+}
+
+#define ROUND_KERNEL(name, E)                                     \
+    extern "C" __global__ void __launch_bounds__(kThreads)        \
+        name(const __grid_constant__ RoundParams params) {        \
+        if (params.accumulate) {                                  \
+            round_tensors<E, true>(params);                       \
+        } else {                                                  \
+            round_tensors<E, false>(params);                      \
+        }                                                         \
+    }
+
+ROUND_KERNEL(round_bf16, __nv_bfloat16)
+ROUND_KERNEL(round_f16, __half)

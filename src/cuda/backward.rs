@@ -1,0 +1,209 @@
+//! Backward passes.
+
+use super::buffers::Buffers;
+use super::hopper_decode::DecodeBackward;
+use super::hopper_grads::Grads;
+use super::hopper_linear::LargeInputGrad;
+use super::hopper_short::ShortBackward;
+use super::mma::MmaBackward;
+use super::operands::{Gradients, Handover, Layer, Layers};
+use super::round::{Rounding, Segment};
+use crate::call::{Accumulation, BackwardCall};
+use crate::driver::params::Operand;
+use crate::driver::{Gpu, Run};
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::plan::hopper::{Projection, Schedule};
+use crate::plan::hopper_grads::Makes;
+use crate::plan::{Alone, BackwardWorkspace, Plan, Strategy};
+use crate::problem::{Problem, MAX_PROJECTIONS};
+use crate::tensor::TensorViewMut;
+use crate::workspace::Workspace;
+
+/// f32 elements in a line of 128 bytes, at which what is in the scratch starts.
+const LINE: usize = 32;
+
+/// The launches of a backward pass, with dX or without.
+pub(crate) struct Backward {
+    /// Where all rows start at multiples of 16 bytes.
+    hopper: Hopper,
+    mma: MmaBackward,
+    rounding: Rounding,
+    /// f32 elements from the start of the scratch: to the partial sums, and behind them.
+    partials: usize,
+    end: usize,
+}
+
+enum Hopper {
+    None,
+    Large(LargeBackward),
+    Decode(DecodeBackward),
+    Short(ShortBackward),
+}
+
+/// dS, dX, dA and dB of all layers.
+struct LargeBackward {
+    input_grad: LargeInputGrad,
+    /// The launches around it, or without it.
+    ds: Grads,
+    da_db: Grads,
+    all: Grads,
+}
+
+impl LargeBackward {
+    fn new(gpu: &Gpu, problem: &Problem, schedule: Schedule) -> Self {
+        LargeBackward {
+            input_grad: LargeInputGrad::new(gpu, problem, schedule),
+            ds: Grads::new(gpu, problem, Makes::Ds),
+            da_db: Grads::new(gpu, problem, Makes::DaDb),
+            all: Grads::new(gpu, problem, Makes::All),
+        }
+    }
+
+    fn run(
+        &self,
+        run: &Run<'_>,
+        layers: &Layers,
+        wants_dx: bool,
+        gradients: &Gradients,
+        handover: Handover,
+    ) -> Result<()> {
+        let (schedule, flags) = (self.input_grad.schedule(), handover.flags);
+        if !wants_dx {
+            return self.all.run(run, layers, gradients, flags);
+        }
+        if schedule.projection == Projection::Before {
+            self.ds.run(run, layers, gradients, flags)?;
+        }
+        self.input_grad.run(run, layers, Some(gradients), handover)?;
+        if schedule.streamers == 0 {
+            self.da_db.run(run, layers, gradients, flags)?;
+        }
+        Ok(())
+    }
+}
+
+/// f32 elements of scratch in which dA and dB are summed before they are rounded to 16 bits.
+pub(crate) fn rounding_elements(problem: &Problem) -> usize {
+    let db = problem.projections().iter().map(|&(d, r)| (d * r).next_multiple_of(LINE));
+    (problem.rank() * problem.k()).next_multiple_of(LINE) + db.sum::<usize>()
+}
+
+impl Backward {
+    pub(crate) fn new(gpu: &Gpu, problem: &Problem, plan: &Plan) -> Self {
+        let (hopper, shared) = match plan.strategy {
+            Strategy::Large(schedule) => {
+                let large = LargeBackward::new(gpu, problem, schedule);
+                (Hopper::Large(large), schedule.partials())
+            }
+            Strategy::Small([Some(Alone::Decode(schedule)), ..]) => {
+                (Hopper::Decode(DecodeBackward::new(gpu, problem, schedule)), 0)
+            }
+            Strategy::Small([Some(Alone::Short(schedule)), ..]) => {
+                (Hopper::Short(ShortBackward::new(gpu, problem, schedule)), 0)
+            }
+            _ => (Hopper::None, 0),
+        };
+        Backward {
+            hopper,
+            mma: MmaBackward::new(gpu.kernels, problem),
+            rounding: Rounding::new(gpu, problem.dtype()),
+            partials: BackwardWorkspace::new(problem, shared).partials_offset(),
+            end: plan.scratch.next_multiple_of(LINE),
+        }
+    }
+
+    /// f32 elements of scratch for gradients of this element type.
+    pub(crate) fn scratch(&self, problem: &Problem, gradients: DType) -> usize {
+        match gradients {
+            DType::F32 => self.end,
+            _ => self.end + rounding_elements(problem),
+        }
+    }
+
+    pub(crate) fn run(
+        &self,
+        gpu: &Gpu,
+        call: BackwardCall<'_, '_, '_>,
+        workspace: &mut Workspace,
+    ) -> Result<()> {
+        let BackwardCall { problem, weights, names, dh, x, s, mut dx, mut out } = call;
+        let (k, rank, dtype) = (problem.k(), problem.rank(), problem.dtype());
+        let rounds = out.da.dtype() != DType::F32;
+        let run = gpu.stream.enter()?;
+        let mut buffers = Buffers::new(&run);
+        let a = buffers.read("a", &weights.a)?;
+        let x = buffers.read("x", &x)?;
+        let s = buffers.read("s", &s)?;
+        let dx = dx.as_mut().map(|dx| buffers.write("dx", dx)).transpose()?;
+        let da = buffers.write("da", &mut out.da)?.data;
+        let mut layers = Layers::new(problem, [dx.unwrap_or(Operand::NONE), a, Operand::NONE]);
+        let mut db = [0; MAX_PROJECTIONS];
+        let each = weights.projections.iter().zip(problem.projections()).zip(names).zip(dh);
+        for ((((projection, &(d, r)), names), dh), (db, out)) in
+            each.zip(db.iter_mut().zip(out.db.iter_mut()))
+        {
+            let w0 = buffers.read(names.w0, &projection.w0)?;
+            let b = buffers.read(names.b, &projection.b)?;
+            let h = buffers.read(names.dh, dh)?;
+            *db = buffers.write(names.db, out)?.data;
+            layers.push(Layer { d, r, w0, b, h, scale: projection.scale });
+        }
+        let [scratch, flags] = buffers.workspace(workspace)?;
+        buffers.check_overlap()?;
+
+        layers.s = Operand::new(scratch, rank, dtype);
+        let partials = scratch + 4 * self.partials as u64;
+        let accumulate = out.accumulation == Accumulation::Add;
+        let mut gradients = Gradients { x, s, da, db, accumulate };
+        // Gradients of 16 bits are summed in f32 in the scratch, and rounded from there.
+        let mut segments = [Segment { src: 0, dst: 0, elements: 0 }; 1 + MAX_PROJECTIONS];
+        if rounds {
+            gradients.accumulate = false;
+            let mut end = scratch + 4 * self.end as u64;
+            let db = gradients.db.iter_mut().zip(problem.projections());
+            let all = [(&mut gradients.da, rank * k)].into_iter();
+            let all = all.chain(db.map(|(db, &(d, r))| (db, d * r)));
+            for (segment, (out, elements)) in segments.iter_mut().zip(all) {
+                *segment = Segment { src: end, dst: *out, elements };
+                *out = end;
+                end += 4 * elements.next_multiple_of(LINE) as u64;
+            }
+        }
+
+        let wants_dx = dx.is_some();
+        let aligned = layers.is_aligned() && gradients.is_aligned();
+        match &self.hopper {
+            Hopper::Large(large) if aligned => {
+                let handover = Handover { flags, partials };
+                large.run(&run, &layers, wants_dx, &gradients, handover)?;
+            }
+            Hopper::Decode(decode) if aligned => {
+                decode.run(&run, &layers, wants_dx, &gradients, flags)?;
+            }
+            Hopper::Short(short) if aligned => {
+                short.run(&run, &layers, wants_dx, &gradients, flags)?;
+            }
+            _ => self.mma.run(&run, &layers, wants_dx, &gradients, partials)?,
+        }
+        match rounds {
+            true => self.rounding.run(&run, &segments[..1 + layers.of().len()], accumulate),
+            false => Ok(()),
+        }
+    }
+}
+
+/// dA and dB of an empty batch: zeros.
+pub(crate) fn zero_gradients(gpu: &Gpu, call: BackwardCall<'_, '_, '_>) -> Result<()> {
+    let BackwardCall { names, mut out, .. } = call;
+    let run = gpu.stream.enter()?;
+    let mut buffers = Buffers::new(&run);
+    let bytes = |gradient: &TensorViewMut<'_>| gradient.extent() * gradient.dtype().bytes();
+    let of_da = bytes(&out.da);
+    run.zero(buffers.write("da", &mut out.da)?.data, of_da)?;
+    for (db, names) in out.db.iter_mut().zip(names) {
+        let of_db = bytes(db);
+        run.zero(buffers.write(names.db, db)?.data, of_db)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,102 @@
+//! The launches of kernels/hopper_grads.cu, and the parameters of kernels that make dA and dB
+//! beside dX.
+
+use super::operands::{parts, Gradients, Layers};
+use crate::driver::params::HopperGradsParams;
+use crate::driver::{Gpu, Kernel, LaunchMode, Run, TensorMap};
+use crate::error::Result;
+use crate::plan::hopper_grads::{box_beside, rank_tile, Makes, Schedule};
+use crate::plan::{Sizes, STEP_K};
+use crate::problem::{Problem, MAX_PROJECTIONS};
+
+/// Rows of T and columns of S that kernels/hopper_grads.cu loads at a time, for S of r columns.
+pub(super) fn boxes(r: usize) -> [u32; 2] {
+    [64, rank_tile(r).min(64) as u32]
+}
+
+/// What dA and dB of a layer take in a launch for few tokens, which makes dS and knows who waits
+/// for it.
+pub(super) fn grads_beside(layers: &Layers, gradients: &Gradients) -> Result<HopperGradsParams> {
+    let [rows, ranks] = box_beside(layers.t, layers.rank());
+    grads_params(layers, gradients, 0, [rows, ranks].map(|size| size as u32))
+}
+
+/// What dA and dB of these layers take, and dS, if others need not be waited for, with T in boxes
+/// of so many rows, and S of so many columns.
+pub(super) fn grads_params(
+    layers: &Layers,
+    gradients: &Gradients,
+    flags: u64,
+    [rows, rank_cols]: [u32; 2],
+) -> Result<HopperGradsParams> {
+    let &Layers { dtype, t, k, s: ds, .. } = layers;
+    let &Gradients { x, s, da, db, accumulate } = gradients;
+    let r = layers.rank();
+    let (parts, outputs) = parts(layers, STEP_K);
+    let mut d = [0; MAX_PROJECTIONS];
+    for (d, layer) in d.iter_mut().zip(layers.of()) {
+        *d = layer.d as i32;
+    }
+    let none = TensorMap::NONE;
+    Ok(HopperGradsParams {
+        dh: layers.each(none, |layer| layer.h.boxes([t, layer.d], dtype, [rows, 64]))?,
+        b: layers.each(none, |layer| layer.b.boxes([layer.d, layer.r], dtype, [64, 64]))?,
+        x: x.boxes([t, k], dtype, [rows, 64])?,
+        s: s.boxes([t, r], dtype, [rows, rank_cols])?,
+        ds: ds.boxes([t, r], dtype, [rows, rank_cols])?,
+        ds_out: ds.data,
+        flags,
+        db,
+        da,
+        d,
+        t: t as i32,
+        k: k as i32,
+        r: r as i32,
+        outputs,
+        projectors: 0,
+        ds_parts: 0,
+        accumulate: accumulate.into(),
+        parts,
+    })
+}
+
+/// A launch for dS, dA and dB, or a part of them.
+pub(super) struct Grads {
+    kernel: Kernel<HopperGradsParams>,
+    mode: LaunchMode,
+    makes: Makes,
+    schedule: Schedule,
+}
+
+impl Grads {
+    pub(super) fn new(gpu: &Gpu, problem: &Problem, makes: Makes) -> Self {
+        let kernels = gpu.kernels.of(problem.dtype());
+        let kernel = kernels.hopper_grads.get(rank_tile(problem.rank()));
+        let kernel = kernel.expect("there is a kernel for every tile of the rank");
+        let (cooperative, after) = (makes == Makes::All, makes == Makes::DaDb);
+        let mode = LaunchMode { overlap: gpu.kernels.overlap && after, cooperative };
+        let sizes =
+            Sizes::of_input_grad(problem.t(), problem.k(), problem.projections().iter().copied());
+        let schedule = Schedule::new(&sizes, makes, 2 * gpu.profile.clusters());
+        Grads { kernel, mode, makes, schedule }
+    }
+
+    /// `flags` are zeros, unless this makes only dA and dB.
+    pub(super) fn run(
+        &self,
+        run: &Run<'_>,
+        layers: &Layers,
+        gradients: &Gradients,
+        flags: u64,
+    ) -> Result<()> {
+        let r = layers.rank();
+        let mut params = grads_params(layers, gradients, flags, boxes(r))?;
+        params.projectors = self.schedule.projectors as i32;
+        match self.makes {
+            Makes::All => params.ds_parts = r.div_ceil(rank_tile(r)) as i32,
+            Makes::Ds => params.da = 0,
+            Makes::DaDb => {}
+        }
+        run.launch(&self.kernel, [self.schedule.blocks, 1], self.mode, &params)
+    }
+}

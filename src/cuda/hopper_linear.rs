@@ -1,0 +1,195 @@
+//! The launches of kernels/hopper_linear.cuh.
+
+use super::hopper_grads::{self, grads_params};
+use super::operands::{parts, Gradients, Handover, Layer, Layers};
+use crate::driver::params::{
+    ForwardLayer, ForwardParams, HopperGradsParams, HopperProduct, InputGradLayer, InputGradParams,
+    Operand, OutBoxes, Parts,
+};
+use crate::driver::{Gpu, HopperLinear, Kernel, LaunchMode, Run, TensorMap};
+use crate::error::Result;
+use crate::plan::hopper::{Projection, Schedule, GROUP};
+use crate::plan::hopper_grads::rank_tile;
+use crate::plan::STEP_K;
+use crate::problem::Problem;
+
+fn out_boxes(layers: &Layers, of: Operand, cols: usize) -> Result<OutBoxes> {
+    let boxes = |box_cols| of.boxes([layers.t, cols], layers.dtype, [64, box_cols]);
+    Ok([boxes(64)?, boxes(32)?, boxes(16)?])
+}
+
+/// The kernel of a schedule, and how it is launched.
+struct Launch<P> {
+    kernel: Kernel<P>,
+    mode: LaunchMode,
+    schedule: Schedule,
+}
+
+impl<P> Launch<P> {
+    fn new(
+        gpu: &Gpu,
+        problem: &Problem,
+        schedule: Schedule,
+        kernel: impl Fn(HopperLinear) -> Option<Kernel<P>>,
+    ) -> Self {
+        let shared = problem.projections().len() > 1;
+        let (tile_n, slice) = (schedule.tile_n, schedule.slice());
+        let kernel = kernel(HopperLinear { shared, tile_n, slice });
+        let kernel = kernel.expect("there is a kernel for every schedule");
+        let cooperative = schedule.is_cooperative();
+        // Where there is room beside this launch, early CTAs of the next would take it from others,
+        // and at 2048×4096×1024 that one took 9 % longer than without overlap.
+        let fills_gpu = schedule.blocks() == 2 * gpu.kernels.profile.clusters();
+        // CTAs that wait for others than the first must run at the same time. Nothing says that this
+        // still holds where some of them start early, and another stream may take the room of the
+        // rest.
+        let overlap = gpu.kernels.overlap && fills_gpu && !cooperative;
+        Launch { kernel, mode: LaunchMode { overlap, cooperative }, schedule }
+    }
+
+    fn grid(&self) -> [usize; 2] {
+        [self.schedule.blocks(), 1]
+    }
+
+    /// What both forms of the product have, for an output of n columns over k.
+    fn product(
+        &self,
+        layers: &Layers,
+        [n, k]: [i32; 2],
+        parts: Parts,
+        handover: Handover,
+    ) -> HopperProduct {
+        let schedule = &self.schedule;
+        let (slice_cols, makers) = match schedule.projection {
+            Projection::Before | Projection::Beside { .. } => (0, 0),
+            Projection::Within { slice_cols, makers, .. } => (slice_cols, makers),
+        };
+        let r = layers.rank();
+        HopperProduct {
+            s: layers.s.data,
+            flags: handover.flags,
+            partials: handover.partials,
+            m: layers.t as i32,
+            n,
+            k,
+            r: r as i32,
+            slices: schedule.slices(r) as i32,
+            slice_cols: slice_cols as i32,
+            group: GROUP as i32,
+            makers: makers as i32,
+            whole: schedule.whole as i32,
+            projectors: schedule.projectors() as i32,
+            streamers: schedule.streamers as i32,
+            parts,
+        }
+    }
+}
+
+/// H of every layer. Unless the projection is a launch before, S too.
+pub(super) struct LargeForward(Launch<ForwardParams>);
+
+impl LargeForward {
+    pub(super) fn new(gpu: &Gpu, problem: &Problem, schedule: Schedule) -> Self {
+        let kernels = gpu.kernels.of(problem.dtype());
+        LargeForward(Launch::new(gpu, problem, schedule, |of| kernels.hopper_forward.get(of)))
+    }
+
+    /// Whether S is a launch before.
+    pub(super) fn wants_s(&self) -> bool {
+        self.0.schedule.projection == Projection::Before
+    }
+
+    pub(super) fn run(&self, run: &Run<'_>, layers: &Layers, handover: Handover) -> Result<()> {
+        let &Layers { dtype, t, k, x, a, s, .. } = layers;
+        let schedule = &self.0.schedule;
+        let (r, tile_n) = (layers.rank(), schedule.tile_n);
+        let (parts, n) = parts(layers, tile_n);
+        // A cluster's two CTAs load half of the rows of W0 and B each.
+        let half = tile_n as u32 / 2;
+        let lhs = x.boxes([t, k], dtype, [128, 64])?;
+        let down_rows = match schedule.projection {
+            Projection::Before => None,
+            Projection::Within { slice, .. } => Some(slice as u32),
+            Projection::Beside { .. } => Some(rank_tile(r) as u32),
+        };
+        let none = ForwardLayer {
+            rhs: TensorMap::NONE,
+            rhs_ext: TensorMap::NONE,
+            out: [TensorMap::NONE; 3],
+        };
+        let params = ForwardParams {
+            product: self.0.product(layers, [n, k as i32], parts, handover),
+            lhs,
+            // Never read if S is not made here, or r = 0.
+            down: down_rows.map_or(Ok(lhs), |rows| a.boxes([r, k], dtype, [rows, 64]))?,
+            lhs_ext: if r > 0 { s.boxes([t, r], dtype, [128, 64])? } else { lhs },
+            of: layers.each(none, |layer| {
+                let &Layer { d, r, w0, b, h, .. } = layer;
+                let rhs = w0.boxes([d, k], dtype, [half, 64])?;
+                let rhs_ext = if r > 0 { b.boxes([d, r], dtype, [half, 64])? } else { rhs };
+                Ok(ForwardLayer { rhs, rhs_ext, out: out_boxes(layers, h, d)? })
+            })?,
+        };
+        run.launch(&self.0.kernel, self.0.grid(), self.0.mode, &params)
+    }
+}
+
+/// dX, and dS unless it is a launch before, with the gradients that some clusters make meanwhile.
+pub(super) struct LargeInputGrad(Launch<InputGradParams>);
+
+impl LargeInputGrad {
+    pub(super) fn new(gpu: &Gpu, problem: &Problem, schedule: Schedule) -> Self {
+        let kernels = gpu.kernels.of(problem.dtype());
+        LargeInputGrad(Launch::new(gpu, problem, schedule, |of| kernels.hopper_input_grad.get(of)))
+    }
+
+    pub(super) fn schedule(&self) -> &Schedule {
+        &self.0.schedule
+    }
+
+    /// Without `gradients` there is no adapter, and all r are 0.
+    pub(super) fn run(
+        &self,
+        run: &Run<'_>,
+        layers: &Layers,
+        gradients: Option<&Gradients>,
+        handover: Handover,
+    ) -> Result<()> {
+        let &Layers { dtype, t, k, x: dx, a, s: ds, .. } = layers;
+        let r = layers.rank();
+        let (parts, outputs) = parts(layers, STEP_K);
+        // Not looked at if no CTA works on gradients.
+        let grads = match gradients {
+            None => HopperGradsParams::NONE,
+            Some(gradients) => HopperGradsParams {
+                ds_parts: self.0.schedule.slices(r) as i32,
+                ..grads_params(layers, gradients, handover.flags, hopper_grads::boxes(r))?
+            },
+        };
+        let none =
+            InputGradLayer { lhs: TensorMap::NONE, rhs: TensorMap::NONE, down: TensorMap::NONE };
+        // What is read MN-major, in boxes of 64 columns, which is what the swizzle allows, and half
+        // of a step's rows for each CTA of a cluster.
+        let half = [STEP_K as u32 / 2, 64];
+        let of_s = |operand: Operand, size, box_size| match gradients {
+            None => Ok(TensorMap::NONE),
+            Some(_) => operand.boxes(size, dtype, box_size),
+        };
+        let params = InputGradParams {
+            product: self.0.product(layers, [k as i32, outputs], parts, handover),
+            lhs_ext: of_s(ds, [t, r], [128, 64])?,
+            rhs_ext: of_s(a, [r, k], half)?,
+            out: out_boxes(layers, dx, k)?,
+            of: layers.each(none, |layer| {
+                let &Layer { d, r, w0, b, h: dh, .. } = layer;
+                Ok(InputGradLayer {
+                    lhs: dh.boxes([t, d], dtype, [128, 64])?,
+                    rhs: w0.boxes([d, k], dtype, half)?,
+                    down: of_s(b, [d, r], half)?,
+                })
+            })?,
+            grads,
+        };
+        run.launch(&self.0.kernel, self.0.grid(), self.0.mode, &params)
+    }
+}

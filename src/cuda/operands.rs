@@ -1,0 +1,141 @@
+//! The operands of a pass, as the launches take them.
+
+use crate::driver::params::{Operand, Parts};
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::problem::{Problem, MAX_PROJECTIONS};
+
+/// Projections that share X, and what a pass works on: the forward, or the backward up to dX.
+#[derive(Clone, Copy)]
+pub(super) struct Layers {
+    pub(super) dtype: DType,
+    pub(super) t: usize,
+    pub(super) k: usize,
+    /// X or dX, T×k.
+    pub(super) x: Operand,
+    /// The layers' A, one below the other, R×k with the sum of their ranks as R.
+    pub(super) a: Operand,
+    /// S or dS, T×R.
+    pub(super) s: Operand,
+    /// The first `count` are used.
+    of: [Layer; MAX_PROJECTIONS],
+    count: usize,
+}
+
+/// What each has for itself. Without an adapter, r = 0.
+#[derive(Clone, Copy)]
+pub(super) struct Layer {
+    pub(super) d: usize,
+    pub(super) r: usize,
+    /// W0, d×k.
+    pub(super) w0: Operand,
+    /// B, d×r.
+    pub(super) b: Operand,
+    /// H or dH, T×d.
+    pub(super) h: Operand,
+    pub(super) scale: f32,
+}
+
+impl Layer {
+    const NONE: Layer =
+        Layer { d: 0, r: 0, w0: Operand::NONE, b: Operand::NONE, h: Operand::NONE, scale: 0.0 };
+}
+
+impl Layers {
+    /// Without layers yet.
+    pub(super) fn new(problem: &Problem, [x, a, s]: [Operand; 3]) -> Self {
+        let (dtype, t, k) = (problem.dtype(), problem.t(), problem.k());
+        Layers { dtype, t, k, x, a, s, of: [Layer::NONE; MAX_PROJECTIONS], count: 0 }
+    }
+
+    pub(super) fn push(&mut self, layer: Layer) {
+        self.of[self.count] = layer;
+        self.count += 1;
+    }
+
+    pub(super) fn of(&self) -> &[Layer] {
+        &self.of[..self.count]
+    }
+
+    /// R.
+    pub(super) fn rank(&self) -> usize {
+        self.of().iter().map(|layer| layer.r).sum()
+    }
+
+    /// Each with its own columns of S or dS.
+    pub(super) fn with_columns(&self) -> impl Iterator<Item = (&Layer, Operand)> {
+        self.of().iter().scan(0, |end, layer| {
+            let start = *end;
+            *end += layer.r;
+            Some((layer, self.s.columns_from(start, self.dtype)))
+        })
+    }
+
+    /// Whether all rows start at multiples of 16 bytes, as the tensor memory accelerator needs.
+    pub(super) fn is_aligned(&self) -> bool {
+        let of_all = [self.x, self.a, self.s].into_iter();
+        let of_each = self.of().iter().flat_map(|layer| [layer.w0, layer.b, layer.h]);
+        of_all.chain(of_each).all(|operand| operand.is_aligned())
+    }
+
+    /// What a descriptor is made of, for every layer.
+    pub(super) fn each<T: Copy>(
+        &self,
+        none: T,
+        of: impl Fn(&Layer) -> Result<T>,
+    ) -> Result<[T; MAX_PROJECTIONS]> {
+        let mut all = [none; MAX_PROJECTIONS];
+        for (one, layer) in all.iter_mut().zip(self.of()) {
+            *one = of(layer)?;
+        }
+        Ok(all)
+    }
+}
+
+/// Where layers begin, if the outputs of each are counted in so many at a time, and where the last
+/// one ends.
+pub(super) fn parts(layers: &Layers, unit: usize) -> (Parts, i32) {
+    let mut parts = Parts::NONE;
+    let (mut outputs, mut end, mut ranks) = (0, 0, 0);
+    for (i, layer) in layers.of().iter().enumerate() {
+        (parts.start[i], parts.rank_start[i]) = (outputs, ranks);
+        (parts.rank[i], parts.scale[i]) = (layer.r as i32, layer.scale);
+        end = outputs + layer.d as i32;
+        outputs += layer.d.next_multiple_of(unit) as i32;
+        ranks += layer.r as i32;
+    }
+    (parts, end)
+}
+
+/// What the gradients of A and B are made of, and where they go.
+#[derive(Clone, Copy)]
+pub(super) struct Gradients {
+    pub(super) x: Operand,
+    pub(super) s: Operand,
+    /// f32, dense, as every dB.
+    pub(super) da: u64,
+    pub(super) db: [u64; MAX_PROJECTIONS],
+    /// Added to what is there.
+    pub(super) accumulate: bool,
+}
+
+impl Gradients {
+    /// As [`Layers::is_aligned`].
+    pub(super) fn is_aligned(&self) -> bool {
+        let all = self.db.iter().fold(self.da, |all, db| all | db);
+        self.x.is_aligned() && self.s.is_aligned() && all.is_multiple_of(16)
+    }
+}
+
+/// Where CTAs tell each other what they have made: memory of the sizes that the plan asks for.
+#[derive(Clone, Copy)]
+pub(super) struct Handover {
+    /// Zeros.
+    pub(super) flags: u64,
+    pub(super) partials: u64,
+}
+
+impl Handover {
+    /// For a launch that needs none.
+    pub(super) const NONE: Handover = Handover { flags: 0, partials: 0 };
+}

@@ -1,0 +1,22 @@
+//! The floor over the CUDA driver: contexts, streams, memory, kernels and launches. All unsafe code
+//! of the crate is in here.
+
+mod context;
+mod gpu;
+mod kernels;
+mod launch;
+mod lent;
+mod memory;
+pub(crate) mod params;
+mod probe;
+mod stream;
+mod tensor_map;
+
+pub(crate) use gpu::Gpu;
+pub(crate) use kernels::{HopperLinear, Instances, Kernels};
+pub(crate) use launch::{Kernel, LaunchMode};
+pub(crate) use lent::{ContextId, DeviceMemory, DeviceMemoryMut, LentUse, RawMemory};
+pub use lent::{CudaMemory, CudaMemoryMut};
+pub(crate) use memory::Allocation;
+pub(crate) use stream::{Run, Stream};
+pub(crate) use tensor_map::TensorMap;

@@ -1,0 +1,13 @@
+//! How `kernels/hopper_linear.cuh` is launched: its tiles, where S comes from, and the tile order.
+//!
+//! `model` predicts the time of a schedule; `search` finds the fastest.
+
+mod model;
+mod schedule;
+mod search;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use schedule::{Projection, Schedule};
+pub(crate) use schedule::{FOOTPRINT, FORWARD_TILES_N, GROUP, PAIR_M, SLICES, TILES_N};
+pub(crate) use search::{base, forward, input_grad};

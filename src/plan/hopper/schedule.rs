@@ -1,0 +1,128 @@
+//! A launch of `kernels/hopper_linear.cuh`.
+
+use crate::plan::footprint::Footprint;
+use crate::plan::hopper_grads;
+
+/// Where the projection of a product comes from: S of the forward, dS of the input gradient.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Projection {
+    /// Separate: from a launch before. With r = 0 there is none.
+    Before,
+    /// Dedicated: the first clusters of the grid compute it and nothing else. Forward only.
+    Beside {
+        /// The projection clusters.
+        projectors: usize,
+    },
+    /// Fused: some tiles of the product compute a slice of S beside their own columns.
+    Within {
+        /// Columns of S in a slice, one of [`SLICES`].
+        slice: usize,
+        /// Columns of tiles that compute slices, before all other tiles. There are more of them
+        /// than slices only if S is one slice: each tile then computes it for itself, and the first
+        /// also publishes it.
+        slice_cols: usize,
+        /// Clusters that compute slices, a multiple of the slices of a row if possible: the slices
+        /// of a row are then computed at the same time.
+        makers: usize,
+    },
+}
+
+/// A launch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Schedule {
+    /// Columns of an output tile. The tile of a cluster has 256 rows.
+    pub(crate) tile_n: usize,
+    pub(crate) projection: Projection,
+    /// Full tiles, each computed by one cluster: all tiles, or the same number for every cluster.
+    /// The rest, the tail wave, is stream-K.
+    pub(crate) whole: usize,
+    /// Clusters that compute output tiles.
+    pub(crate) pairs: usize,
+    /// Whether the tail wave is stream-K.
+    pub(crate) shares: bool,
+    /// Clusters of grad CTAs, which compute dA and dB; with dX only.
+    pub(crate) streamers: usize,
+}
+
+/// Tile widths (N) every variant of the kernel is instantiated for.
+pub(crate) const TILES_N: [usize; 3] = [128, 176, 256];
+
+/// Tile widths of the forward without slices. 14336 columns are 64 tiles of 224.
+pub(crate) const FORWARD_TILES_N: [usize; 4] = [128, 176, 224, 256];
+
+/// Rows of tiles in a group of the tile order, which goes through it column by column. The L2 does
+/// not hold what more rows share.
+pub(crate) const GROUP: usize = 8;
+
+/// Consumer warps of a CTA.
+const WARPS: usize = 8;
+
+/// Rows of the tile of a cluster.
+pub(crate) const PAIR_M: usize = 256;
+
+/// Columns of S in a slice. A slice of 64 is all of S.
+pub(crate) const SLICES: [usize; 2] = [16, 64];
+
+impl Schedule {
+    /// Whether CTAs wait on flags.
+    pub(super) fn waits(&self) -> bool {
+        self.projection != Projection::Before || self.shares
+    }
+
+    /// Whether CTAs wait on others than the first of the grid, so that all must run at once.
+    pub(crate) fn is_cooperative(&self) -> bool {
+        matches!(self.projection, Projection::Within { .. }) || self.shares
+    }
+
+    /// CTAs of the grid.
+    pub(crate) fn blocks(&self) -> usize {
+        2 * (self.projectors() + self.pairs + self.streamers)
+    }
+
+    /// Projection clusters.
+    pub(crate) fn projectors(&self) -> usize {
+        match self.projection {
+            Projection::Beside { projectors } => projectors,
+            Projection::Before | Projection::Within { .. } => 0,
+        }
+    }
+
+    /// Columns of a slice of S that tiles compute, or 0.
+    pub(crate) fn slice(&self) -> usize {
+        match self.projection {
+            Projection::Before | Projection::Beside { .. } => 0,
+            Projection::Within { slice, .. } => slice,
+        }
+    }
+
+    /// The parts of a row of S (m×r) that this launch computes.
+    pub(crate) fn slices(&self, r: usize) -> usize {
+        match self.projection {
+            Projection::Before => 0,
+            Projection::Beside { .. } => r.div_ceil(hopper_grads::rank_tile(r)),
+            Projection::Within { slice, .. } => r.div_ceil(slice),
+        }
+    }
+
+    /// Flags for m rows: a counter, one flag for every 128 rows of S, and one for every consumer
+    /// warp that writes a partial tile.
+    pub(crate) fn flags(&self, m: usize) -> usize {
+        match self.waits() {
+            true => 1 + m.div_ceil(128) + if self.shares { self.pairs * 2 * WARPS } else { 0 },
+            false => 0,
+        }
+    }
+
+    /// f32 elements of the partial tiles of stream-K.
+    pub(crate) fn partials(&self) -> usize {
+        if self.shares {
+            self.pairs * 2 * WARPS * 32 * self.tile_n / 2
+        } else {
+            0
+        }
+    }
+}
+
+/// A CTA of any tile: 224 KiB, its barriers, and alignment to 1024 bytes.
+pub(crate) const FOOTPRINT: Footprint =
+    Footprint { threads: [384, 1], shared_bytes: (224 << 10) + 128 + 1024 };

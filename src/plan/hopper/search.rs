@@ -1,0 +1,170 @@
+//! The fastest schedule of a product.
+//!
+//! Branch and bound over a list of candidates: a lower bound rules out most tiles and numbers of
+//! grad CTAs before their candidates are built. Of equally fast candidates the first in the list
+//! wins.
+
+use super::model::{Candidate, Model};
+use super::schedule::{Schedule, FORWARD_TILES_N, TILES_N};
+use crate::plan::hopper_grads::{self, Items};
+use crate::plan::sizes::Sizes;
+
+/// Clusters of grad CTAs, at most.
+pub(super) const MAX_STREAMERS: usize = 12;
+
+/// Projection clusters, at most.
+pub(super) const MAX_PROJECTORS: usize = 4;
+
+/// The first of the fastest candidates so far.
+struct Best {
+    us: f64,
+    schedule: Schedule,
+}
+
+impl Best {
+    fn new(first: Candidate) -> Self {
+        Best { us: first.us, schedule: first.schedule }
+    }
+
+    fn take(&mut self, us: f64, schedule: Schedule) {
+        if us < self.us {
+            *self = Best { us, schedule };
+        }
+    }
+
+    /// Whether candidates of `least` µs or more are not worth building.
+    fn rules_out(&self, least: f64) -> bool {
+        least >= self.us
+    }
+}
+
+/// For out (m×n) over k without an adapter, and without flags or scratch.
+pub(crate) fn base([m, n, k]: [usize; 3], pairs: usize) -> Schedule {
+    let sizes = Sizes::of_layer([m, n, k, 0]);
+    let models = TILES_N.map(|tile_n| Model::new(&sizes, tile_n, pairs));
+    let mut best = Best::new(models[0].product());
+    for Candidate { us, schedule, .. } in models.map(|model| model.product()) {
+        best.take(us, schedule);
+    }
+    best.schedule
+}
+
+/// For H (m×n) over k and its S (m×r).
+pub(crate) fn forward(sizes: &Sizes, pairs: usize) -> Schedule {
+    let models = FORWARD_TILES_N.map(|tile_n| Model::new(sizes, tile_n, pairs));
+    let slices = forward_slices(sizes.rank());
+    let mut best = Best::new(models[0].product_after_projection());
+    for model in models.iter().filter(|model| TILES_N.contains(&model.tile_n)) {
+        if best.rules_out(least(model, slices)) {
+            continue;
+        }
+        separate_or_fused(model, slices).for_each(|c| best.take(c.us, c.schedule));
+    }
+    for projectors in projectors(pairs) {
+        for model in &models {
+            let model = model.on(pairs - projectors);
+            if best.rules_out(model.least_dedicated()) {
+                continue;
+            }
+            let Candidate { us, schedule, .. } = model.beside(projectors);
+            best.take(us, schedule);
+        }
+    }
+    best.schedule
+}
+
+/// For dX (m×n) over k and its dS (m×r), with dA and dB.
+pub(crate) fn input_grad(sizes: &Sizes, pairs: usize) -> Schedule {
+    let models = TILES_N.map(|tile_n| Model::new(sizes, tile_n, pairs));
+    let slices = input_grad_slices(sizes.rank());
+    // dA and dB in a launch of their own.
+    let grads_us = hopper_grads::alone_us(sizes);
+    let first = models[0].product_after_projection();
+    let mut best = Best::new(Candidate { us: first.us + grads_us, ..first });
+    for model in &models {
+        if best.rules_out(least(model, slices) + grads_us) {
+            continue;
+        }
+        separate_or_fused(model, slices).for_each(|c| best.take(c.us + grads_us, c.schedule));
+    }
+    // By grad CTAs, which leave fewer clusters to dX.
+    let items = Items::new(sizes);
+    for streamers in streamers(pairs) {
+        let grads = items.on(streamers);
+        for model in &models {
+            let model = model.on(pairs - streamers);
+            let [least, s_us] = match slices {
+                [] => [model.least_separate(), model.s_us(0)],
+                _ => model.least_fused(slices),
+            };
+            if best.rules_out(beside_us(&model, least, grads.us(s_us))) {
+                continue;
+            }
+            separate_xor_fused(&model, slices).for_each(|Candidate { us, s_us, schedule }| {
+                let us = beside_us(&model, us, grads.us(s_us));
+                best.take(us, Schedule { streamers, ..schedule });
+            });
+        }
+    }
+    best.schedule
+}
+
+/// µs of dX beside grad CTAs, given the µs of either alone. Never shorter if either is longer.
+pub(super) fn beside_us(model: &Model, us: f64, grads_us: f64) -> f64 {
+    // Narrow tiles read their operands more often from the L2, as grad CTAs read dH and X. The
+    // shorter of the two still slows the longer by about 1 %.
+    let us = us * (1.0 + (256 - model.tile_n) as f64 * 6e-4);
+    f64::max(us, grads_us) + 0.01 * f64::min(us, grads_us)
+}
+
+/// A lower bound of [`separate_or_fused`].
+fn least(model: &Model, slices: &[usize]) -> f64 {
+    let [fused, _] = model.least_fused(slices);
+    f64::min(model.least_separate(), fused)
+}
+
+/// A separate projection, or one fused in slices of any of these columns.
+pub(super) fn separate_or_fused<'a>(
+    model: &'a Model,
+    slices: &'static [usize],
+) -> impl Iterator<Item = Candidate> + 'a {
+    model.before().chain(slices.iter().flat_map(|&slice| model.within(slice)))
+}
+
+/// A fused projection, or a separate one if no slices are possible. Kernels with slices have grad
+/// CTAs for the ranks that allow slices, and kernels without for all others.
+pub(super) fn separate_xor_fused<'a>(
+    model: &'a Model,
+    slices: &'static [usize],
+) -> impl Iterator<Item = Candidate> + 'a {
+    let separate = slices.is_empty().then(|| model.before());
+    let fused = slices.iter().flat_map(|&slice| model.within(slice));
+    separate.into_iter().flatten().chain(fused)
+}
+
+/// Slices of S that tiles of H may compute.
+pub(super) fn forward_slices(rank: usize) -> &'static [usize] {
+    match rank {
+        17..=64 => &[16, 64],
+        _ => &[16],
+    }
+}
+
+/// Slices of dS that tiles of dX may compute.
+pub(super) fn input_grad_slices(rank: usize) -> &'static [usize] {
+    match rank {
+        ..=16 => &[16],
+        17..=64 => &[16, 64],
+        _ => &[],
+    }
+}
+
+/// Numbers of projection clusters.
+pub(super) fn projectors(pairs: usize) -> impl Iterator<Item = usize> {
+    1..=MAX_PROJECTORS.min(pairs - 1)
+}
+
+/// Numbers of clusters of grad CTAs.
+pub(super) fn streamers(pairs: usize) -> impl Iterator<Item = usize> {
+    1..=MAX_STREAMERS.min(pairs - 1)
+}

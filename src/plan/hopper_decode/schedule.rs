@@ -1,0 +1,327 @@
+//! Which rows of W0 and A the CTAs of `kernels/hopper_decode.cu` read.
+
+use crate::plan::footprint::Footprint;
+use crate::plan::hopper_grads;
+
+/// The most tokens the kernel serves.
+pub(crate) const MOST_TOKENS: usize = 128;
+
+/// Tiles of tokens the forward kernel is instantiated for.
+pub(crate) const TILES_T: [usize; 5] = [8, 16, 32, 64, MOST_TOKENS];
+
+/// Tiles of tokens the input gradient kernel is instantiated for.
+pub(crate) const INPUT_GRAD_TILES_T: [usize; 4] = [8, 16, 32, 64];
+
+/// A CTA, at most.
+pub(crate) const FOOTPRINT: Footprint =
+    Footprint { threads: [288, 1], shared_bytes: MOST_SHARED_BYTES as u32 };
+
+/// The same of a CTA that computes dX, with a warpgroup for dA and dB.
+pub(crate) const INPUT_GRAD_FOOTPRINT: Footprint = Footprint { threads: [416, 1], ..FOOTPRINT };
+
+pub(super) const MOST_SHARED_BYTES: usize = 224 << 10;
+
+/// Shared memory with which two CTAs fit on an SM.
+pub(super) const HALF_SHARED_BYTES: usize = 113 << 10;
+
+/// Of that, for barriers, and for alignment to 1024 bytes.
+pub(super) const BARRIER_BYTES: usize = 1024 + 1024;
+
+/// Flags for S.
+pub(crate) const FLAGS: usize = 2;
+
+/// Rows of a share, at most.
+pub(super) const MOST_ROWS: usize = 128;
+
+/// Rows of a cluster, at least, with two CTAs per SM: with fewer, X is read too often.
+const LEAST_ROWS: usize = 32;
+
+/// Rows up to which the warpgroups of a CTA alternate steps, or split the tokens.
+pub(super) const TURNS_ROWS: usize = 64;
+
+/// Columns of S of a cluster, at most, with one CTA per SM.
+const DOWN_ROWS: usize = 32;
+
+/// Columns and tokens of S of a cluster, at most, with two CTAs per SM.
+const HALF_DOWN_ROWS: usize = 64;
+pub(super) const HALF_DOWN_TOKENS: usize = 32;
+
+/// Clusters left for S, at least, with two CTAs per SM.
+pub(super) const HALF_DOWN_PAIRS: usize = 2;
+
+/// Stages of a CTA, at most.
+pub(super) const MOST_STAGES: usize = 40;
+
+/// Elements of W0 a cluster reads, up to which a launch is short.
+const FEW_ELEMENTS: usize = 1 << 19;
+
+/// Bytes of a row in a step.
+const STEP_BYTES: usize = 64 * 2;
+
+/// The tokens up to which two CTAs per SM compute dX. With more, registers run out.
+const HALF_INPUT_GRAD_TOKENS: usize = 32;
+
+/// How a product reads its weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Reads {
+    /// The forward.
+    Rows,
+    /// The input gradient: columns, in whole boxes, as the rows of the transposed. Columns of the
+    /// last box that belong to another CTA come from the L2.
+    Columns,
+}
+
+impl Reads {
+    /// Rows of a share are a multiple of this.
+    pub(super) fn unit(self) -> usize {
+        match self {
+            Reads::Rows => 8,
+            Reads::Columns => 64,
+        }
+    }
+}
+
+/// The stages of a CTA.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ring {
+    /// Tokens and rows of a weight in a stage.
+    pub(super) tile_t: usize,
+    pub(super) rows: usize,
+    /// The CTAs of a cluster add up their sums.
+    pub(super) split: bool,
+    /// The cluster computes S.
+    pub(super) makes_s: bool,
+}
+
+impl Ring {
+    pub(super) fn stage_bytes(&self) -> usize {
+        (self.tile_t + self.rows) * STEP_BYTES
+    }
+
+    /// Behind the stages: the buffers of the cluster reduce, and the staged output, as `multiply`
+    /// in the kernel lays them out. wgmma reads up to 56 rows beyond a stage.
+    pub(super) fn handover_bytes(&self) -> usize {
+        let half = (self.tile_t / 8).div_ceil(2) * 8;
+        let out = |tokens: usize, rows: usize| tokens * (rows * 2 + 16);
+        let bytes = match (self.rows <= TURNS_ROWS, self.split) {
+            (true, _) => {
+                let places = if self.tile_t == 64 && !self.makes_s { 1 } else { 3 };
+                places * half * 64 * 4 + out(half, 64)
+            }
+            (false, true) => 2 * half * 64 * 4 + out(half, 128),
+            (false, false) => out(self.tile_t, 128),
+        };
+        bytes.max(56 * STEP_BYTES)
+    }
+
+    /// Stages that keep `in_flight` bytes of the weight in flight, as far as they fit.
+    pub(super) fn stages(&self, shared_bytes: usize, in_flight: usize) -> usize {
+        let fit = (shared_bytes - BARRIER_BYTES - self.handover_bytes()) / self.stage_bytes();
+        let stages = (in_flight / (self.rows * STEP_BYTES)).max(4).min(fit).min(MOST_STAGES);
+        // Warpgroups that alternate steps have stages of their own.
+        stages - if self.rows <= TURNS_ROWS { stages % 2 } else { 0 }
+    }
+}
+
+/// A launch. The rows of W0 are cut into shares, each of a CTA or of a cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Schedule {
+    /// The tile of tokens, one of [`TILES_T`].
+    pub(crate) tile_t: usize,
+    /// Dynamic shared memory of a CTA.
+    pub(crate) shared_bytes: usize,
+    /// The CTAs of a cluster split a share along k.
+    pub(crate) split: bool,
+    /// Rows of a share.
+    pub(crate) rows: usize,
+    /// Shares per CTA or cluster, one after the other; 1 if split.
+    pub(crate) rounds: usize,
+    /// Clusters that compute H.
+    pub(crate) pairs: usize,
+    /// Stages of their CTAs.
+    pub(crate) stages: usize,
+    /// Steps of W0 to prefetch into the L2 before the PDL wait.
+    pub(crate) ahead: usize,
+    /// The step at which their CTAs trigger PDL.
+    pub(crate) next_at: usize,
+    /// The clusters that compute S.
+    pub(crate) down: Down,
+}
+
+/// The clusters that compute S, each some columns of some tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Down {
+    pub(crate) pairs: usize,
+    /// Clusters for the same tokens.
+    pub(crate) ranks: usize,
+    /// Columns of S of a cluster: rows of A.
+    pub(crate) rows: usize,
+    /// Tokens of a cluster, and of a stage.
+    pub(crate) tokens: usize,
+    pub(crate) tile_t: usize,
+    pub(crate) stages: usize,
+    /// Steps of A and X to prefetch into the L2 before the PDL wait.
+    pub(crate) ahead: usize,
+}
+
+impl Down {
+    fn new(
+        [t, r]: [usize; 2],
+        reads: Reads,
+        ranks: usize,
+        tile_t: usize,
+        shared_bytes: usize,
+    ) -> Self {
+        let rows = r.div_ceil(ranks.max(1)).next_multiple_of(8).max(8);
+        let (ranks, slices) = (r.div_ceil(rows), t.div_ceil(tile_t));
+        let loaded = rows.next_multiple_of(reads.unit());
+        let ring = Ring { tile_t, rows: loaded, split: true, makes_s: true };
+        let stages = ring.stages(shared_bytes, usize::MAX);
+        let (pairs, tokens) = (ranks * slices, t.div_ceil(slices));
+        Down { pairs, ranks, rows, tokens, tile_t, stages, ahead: 0 }
+    }
+}
+
+/// Shared memory of a step of dA or dB, aligned to 1024 bytes.
+fn grads_bytes(reads: Reads, t: usize, r: usize) -> usize {
+    match reads {
+        Reads::Rows => 0,
+        Reads::Columns => hopper_grads::bytes_beside(t, r) + 1024,
+    }
+}
+
+impl Schedule {
+    /// For H (T×d) over k, with S (T×r) unless r is 0, on `pairs` clusters.
+    pub(crate) fn forward(sizes: [usize; 4], pairs: usize) -> Self {
+        Self::new(sizes, Reads::Rows, pairs)
+    }
+
+    /// For dX (T×k) over d, with dS (T×r), dA and dB; `None` for more tokens than a tile has.
+    pub(crate) fn input_grad(sizes: [usize; 4], pairs: usize) -> Option<Self> {
+        let few = INPUT_GRAD_TILES_T.iter().any(|&tile| sizes[0] <= tile);
+        few.then(|| Self::new(sizes, Reads::Columns, pairs))
+    }
+
+    /// In the letters of the forward.
+    fn new(sizes: [usize; 4], reads: Reads, pairs: usize) -> Self {
+        let halves = Self::halves(sizes, reads, pairs);
+        halves.unwrap_or_else(|| Self::wholes(sizes, reads, pairs))
+    }
+
+    /// Two CTAs per SM, for layers where each reads little: memory idles between two launches, so a
+    /// CTA of the next launch starts early and prefetches W0 meanwhile.
+    fn halves([t, d, k, r]: [usize; 4], reads: Reads, pairs: usize) -> Option<Self> {
+        let most_tokens = if reads == Reads::Rows { 64 } else { HALF_INPUT_GRAD_TOKENS };
+        let tile_t = *TILES_T.iter().find(|&&tile| t <= tile && tile <= most_tokens)?;
+        let down_tile = tile_t.min(HALF_DOWN_TOKENS);
+        let slices = t.div_ceil(down_tile);
+        // No more clusters than have SMs of their own: two CTAs that read W0 on one SM are the
+        // slowest of the launch, and leave no room for the next. The order of sums along k depends
+        // on this choice, so T must not.
+        let left_to_s = if r > 0 { HALF_DOWN_PAIRS } else { 0 };
+        let of_h = pairs.checked_sub(left_to_s).filter(|&pairs| pairs > 0)?;
+        let least_rows = LEAST_ROWS.min(d.next_multiple_of(8));
+        let rows = d.div_ceil(of_h).max(least_rows).next_multiple_of(reads.unit());
+        if rows > TURNS_ROWS || rows * k > FEW_ELEMENTS {
+            return None;
+        }
+        let of_h = d.div_ceil(rows);
+        // S must not be late: all clusters left compute it, or as many as its columns need.
+        let ranks = (pairs - of_h) / slices;
+        let most_ranks = r.div_ceil(reads.unit().max(16));
+        let ranks = ranks.clamp(r.div_ceil(HALF_DOWN_ROWS), most_ranks);
+        let for_stages = HALF_SHARED_BYTES - grads_bytes(reads, t, r);
+        // Bytes of W0 left to a CTA at the PDL trigger. Earlier, prefetches of the next launch
+        // compete with this one; later, they come too late.
+        let left = match tile_t {
+            ..=16 => 128 << 10,
+            32 => 96 << 10,
+            _ => 64 << 10,
+        };
+        let ring = Ring { tile_t, rows, split: true, makes_s: false };
+        let steps = k.div_ceil(64).div_ceil(2);
+        Some(Schedule {
+            tile_t,
+            shared_bytes: HALF_SHARED_BYTES,
+            split: true,
+            rows,
+            rounds: 1,
+            pairs: of_h,
+            stages: ring.stages(for_stages, 80 << 10),
+            ahead: (48 << 10) / (rows * STEP_BYTES),
+            next_at: steps.saturating_sub(left / (rows * STEP_BYTES)),
+            down: Down { ahead: steps, ..Down::new([t, r], reads, ranks, down_tile, for_stages) },
+        })
+    }
+
+    fn wholes([t, d, k, r]: [usize; 4], reads: Reads, pairs: usize) -> Self {
+        let tile_t = *TILES_T.iter().find(|&&tile| t <= tile).expect("plans look at T first");
+        let for_stages = MOST_SHARED_BYTES - grads_bytes(reads, t, r);
+        let makes_s = |rows, tile_t| Down::new([t, r], reads, r.div_ceil(rows), tile_t, for_stages);
+        // As few clusters as S allows. dS gets more if they fit. With two SMs idle, the next launch
+        // has fully started when the slowest cluster ends.
+        let (down, more_down, left_over) = match reads {
+            Reads::Rows => (makes_s(DOWN_ROWS, tile_t), None, 0),
+            Reads::Columns => {
+                let more = makes_s(HALF_DOWN_ROWS, tile_t.min(HALF_DOWN_TOKENS));
+                (makes_s(HALF_DOWN_ROWS, tile_t), Some(more), 1)
+            }
+        };
+        // If no cluster is left, H runs behind S.
+        let of_h = pairs.saturating_sub(down.pairs + left_over).max(1);
+        // A cluster that splits k reads half as much of X, but needs a cluster reduce.
+        let split = d.div_ceil(of_h) <= MOST_ROWS;
+        let per_pair = if split { 1 } else { 2 };
+        let shares = of_h * per_pair;
+        let rounds = d.div_ceil(shares).div_ceil(MOST_ROWS);
+        let rows = d.div_ceil(shares * rounds).next_multiple_of(reads.unit());
+        let of_h = d.div_ceil(rows * rounds * per_pair);
+        // Enough to keep memory busy. More only queues, and S queues behind it; and prefetches
+        // compete with the launch before. CTAs that read much gain more from both.
+        let (in_flight, ahead) = match (rows * rounds * per_pair * k, reads) {
+            (..=FEW_ELEMENTS, _) => (64 << 10, 48 << 10),
+            (_, Reads::Rows) => (96 << 10, 128 << 10),
+            (_, Reads::Columns) => (64 << 10, 128 << 10),
+        };
+        let ring = Ring { tile_t, rows, split, makes_s: false };
+        Schedule {
+            tile_t,
+            shared_bytes: MOST_SHARED_BYTES,
+            split,
+            rows,
+            rounds,
+            pairs: of_h,
+            stages: ring.stages(for_stages, in_flight),
+            ahead: ahead / (rows * STEP_BYTES),
+            next_at: 0,
+            down: more_down.filter(|more| of_h + more.pairs + left_over <= pairs).unwrap_or(down),
+        }
+    }
+
+    /// For the same dS (T×r) without dX, with the same bits.
+    pub(crate) fn without_out(&self, [t, r]: [usize; 2]) -> Self {
+        let shared_bytes = MOST_SHARED_BYTES;
+        let Down { ranks, tile_t, .. } = self.down;
+        let down = Down::new([t, r], Reads::Columns, ranks, tile_t, shared_bytes);
+        Schedule { shared_bytes, pairs: 0, down, ..*self }
+    }
+
+    /// The offset in shared memory of the steps of dA and dB, in a CTA that computes dX.
+    pub(crate) fn grads_at(&self, [t, r]: [usize; 2]) -> usize {
+        (self.shared_bytes - grads_bytes(Reads::Columns, t, r)) / 1024 * 1024
+    }
+
+    /// Rows of X a CTA loads in a step: all T, or half of them if the CTAs of a cluster multicast
+    /// X. A multiple of 8 then, as the swizzle needs.
+    pub(crate) fn x_rows(&self, t: usize) -> usize {
+        match !self.split && self.tile_t >= 32 {
+            true => t.div_ceil(2).next_multiple_of(8),
+            false => t,
+        }
+    }
+
+    /// The grid.
+    pub(crate) fn blocks(&self) -> usize {
+        2 * (self.pairs + self.down.pairs)
+    }
+}

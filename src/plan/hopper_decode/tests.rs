@@ -1,0 +1,155 @@
+//! Every schedule, walked as the kernel walks it.
+
+use super::schedule::*;
+use crate::plan::hopper_grads;
+use crate::plan::testing::shapes;
+use std::collections::HashSet;
+
+/// In the letters of the forward.
+struct Case {
+    reads: Reads,
+    sizes: [usize; 4],
+    pairs: usize,
+    schedule: Schedule,
+    context: String,
+}
+
+fn cases() -> impl Iterator<Item = Case> {
+    let sizes = shapes().flat_map(|[t, k, d, r]| {
+        let t = (t - 1) % MOST_TOKENS + 1;
+        let with = move |r| [1, 2, 8, 66].map(|pairs| ([t, d, k, r], pairs));
+        with(r).into_iter().chain(with(0))
+    });
+    sizes.flat_map(|(sizes, pairs)| {
+        let forward = (Reads::Rows, Some(Schedule::forward(sizes, pairs)));
+        let input_grad = Schedule::input_grad(sizes, pairs);
+        let both = [forward, (Reads::Columns, input_grad)].into_iter();
+        both.filter_map(move |(reads, schedule)| {
+            let (schedule, [t, d, k, r]) = (schedule?, sizes);
+            let context = format!("{reads:?}, T={t} d={d} k={k} r={r} on {pairs}: {schedule:?}");
+            Some(Case { reads, sizes, pairs, schedule, context })
+        })
+    })
+}
+
+/// The rows of the kernel's `Work`, of every CTA that computes H.
+#[test]
+fn every_row_of_w0_is_in_one_share() {
+    for Case { reads, sizes: [_, d, ..], schedule, context, .. } in cases() {
+        let Schedule { split, rows, rounds, pairs: of_h, .. } = schedule;
+        let shares = if split { of_h } else { 2 * of_h };
+        let all = (0..rounds).flat_map(|round| (0..shares).map(move |i| round * shares + i));
+        let mut starts: Vec<usize> = all.map(|share| share * rows).collect();
+        starts.dedup();
+        assert_eq!(starts.len(), shares * rounds, "{context}");
+        assert!(starts.iter().enumerate().all(|(i, &start)| start == i * rows), "{context}");
+        assert!(starts.len() * rows >= d, "rows left over: {context}");
+        // No cluster without a row.
+        assert!((of_h - 1) * rows * (shares / of_h) < d, "{context}");
+        assert!(rows % reads.unit() == 0 && rows <= MOST_ROWS, "{context}");
+        // The cluster reduce has a buffer for one round, and without it the first warpgroup of a
+        // CTA has 64 rows.
+        assert!(if split { rounds == 1 } else { rows > TURNS_ROWS }, "{context}");
+    }
+}
+
+/// The kernel's `Work`, of every cluster that computes S.
+#[test]
+fn every_element_of_s_is_computed_once() {
+    for Case { reads, sizes: [t, _, _, r], schedule, context, .. } in cases() {
+        let Schedule { tile_t, down, .. } = schedule;
+        let starts: HashSet<[usize; 2]> = (0..down.pairs)
+            .map(|pair| [pair / down.ranks * down.tokens, pair % down.ranks * down.rows])
+            .collect();
+        assert_eq!(starts.len(), down.pairs, "{context}");
+        assert!(starts.iter().all(|&[token, col]| token < t && col < r), "{context}");
+        let shares = t.div_ceil(down.tokens) * r.div_ceil(down.rows);
+        assert_eq!(down.pairs, shares, "{context}");
+        assert!(down.tokens <= down.tile_t && down.rows <= TURNS_ROWS, "{context}");
+        assert!(down.rows > 0 && down.rows % 8 == 0, "{context}");
+        // Tiles the kernel is instantiated for.
+        let sliced = down.tile_t == HALF_DOWN_TOKENS && tile_t == 64;
+        assert!(down.tile_t == tile_t || sliced, "{context}");
+        if reads == Reads::Rows {
+            continue;
+        }
+        // Without H, the order of the sums of an element stays.
+        let alone = schedule.without_out([t, r]);
+        assert_eq!((alone.pairs, alone.down.pairs > 0), (0, r > 0), "{context}");
+        assert_eq!((alone.tile_t, alone.down.rows), (tile_t, down.rows), "{context}");
+        assert_eq!(alone.down.tokens, down.tokens, "{context}");
+    }
+}
+
+#[test]
+fn stages_fit_and_all_clusters_run_at_once() {
+    for Case { reads, sizes: [t, _, k, r], pairs, schedule, context } in cases() {
+        let Schedule { tile_t, shared_bytes, split, rows, down, .. } = schedule;
+        let tiles = if reads == Reads::Rows { &TILES_T[..] } else { &INPUT_GRAD_TILES_T };
+        assert!(t <= tile_t && tiles.contains(&tile_t), "{context}");
+        let of_h = Ring { tile_t, rows, split, makes_s: false };
+        let down_rows = down.rows.next_multiple_of(reads.unit());
+        let of_s = Ring { tile_t: down.tile_t, rows: down_rows, split: true, makes_s: true };
+        for (ring, stages) in [(of_h, schedule.stages), (of_s, down.stages)] {
+            assert!((3..=MOST_STAGES).contains(&stages), "{context}");
+            assert!(ring.rows > TURNS_ROWS || stages % 2 == 0, "{context}");
+            let taken = BARRIER_BYTES + stages * ring.stage_bytes() + ring.handover_bytes();
+            let end = match reads {
+                Reads::Rows => shared_bytes,
+                // The kernel counts from its aligned start.
+                Reads::Columns => 1024 + schedule.grads_at([t, r]),
+            };
+            assert!(taken <= end, "{context}");
+        }
+        assert!(shared_bytes <= FOOTPRINT.shared_bytes as usize, "{context}");
+        if reads == Reads::Columns {
+            let [at, bytes] = [schedule.grads_at([t, r]), hopper_grads::bytes_beside(t, r)];
+            assert!(at % 1024 == 0 && 1023 + at + bytes <= shared_bytes, "{context}");
+        }
+        // A step triggers PDL.
+        let steps = schedule.rounds * k.div_ceil(64).div_ceil(if split { 2 } else { 1 });
+        assert!(schedule.next_at < steps, "{context}");
+        // X, or both halves of it, fit in a stage.
+        let x_rows = schedule.x_rows(t);
+        let boxes = t.div_ceil(x_rows);
+        assert!(boxes == 1 || !schedule.split && boxes == 2 && x_rows % 8 == 0, "{context}");
+        assert!(boxes * x_rows <= schedule.tile_t, "{context}");
+        let beside = match shared_bytes {
+            HALF_SHARED_BYTES => down.pairs.min(HALF_DOWN_PAIRS),
+            _ => down.pairs,
+        };
+        if pairs > beside && reads == Reads::Rows {
+            assert!(schedule.pairs + beside <= pairs, "{context}");
+        }
+        if reads == Reads::Columns && shared_bytes == MOST_SHARED_BYTES && pairs > down.pairs + 1 {
+            assert!(schedule.pairs + down.pairs < pairs, "two SMs stay idle: {context}");
+        }
+    }
+}
+
+/// The order of sums: CTAs of a cluster have halves of k, and warpgroups even and odd steps.
+#[test]
+fn the_order_of_sums_does_not_depend_on_t() {
+    for Case { sizes: [_, d, k, r], pairs, .. } in cases().filter(|c| c.reads == Reads::Rows) {
+        let orders = (1..=64).map(|t| {
+            let Schedule { split, rows, .. } = Schedule::forward([t, d, k, r], pairs);
+            (split, rows <= TURNS_ROWS)
+        });
+        let orders: HashSet<_> = orders.collect();
+        assert_eq!(orders.len(), 1, "d={d} k={k} r={r} on {pairs}: {orders:?}");
+    }
+}
+
+/// Winners measured on an H100.
+#[test]
+fn layers_of_known_models_have_few_rows_per_cta() {
+    let of = |d| {
+        let Schedule { split, rows, rounds, pairs, .. } = Schedule::forward([16, d, 4096, 16], 66);
+        (split, rows, rounds, pairs)
+    };
+    assert_eq!(of(4096), (true, 64, 1, 64));
+    assert_eq!(of(8192), (true, 128, 1, 64));
+    assert_eq!(of(14336), (false, 112, 1, 64));
+    assert_eq!(of(28672), (false, 112, 2, 64));
+    assert_eq!(of(1024), (true, 32, 1, 32));
+}

@@ -1,0 +1,84 @@
+//! What plans know of a GPU.
+
+/// What plans know of a CUDA device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceProfile {
+    name: String,
+    compute_capability: (u32, u32),
+    sms: usize,
+    pairs: usize,
+}
+
+impl DeviceProfile {
+    /// An H100 SXM: 132 SMs, and a build with the Hopper kernels. To plan without a GPU.
+    pub fn h100_sxm() -> Self {
+        DeviceProfile::new("NVIDIA H100 80GB HBM3".to_string(), (9, 0), 132, 66)
+    }
+
+    /// `pairs` are the clusters of 2 CTAs of the Hopper kernels that run at once: 0 if the build or
+    /// the device has none of these kernels.
+    pub(crate) fn new(
+        name: String,
+        compute_capability: (u32, u32),
+        sms: usize,
+        pairs: usize,
+    ) -> Self {
+        DeviceProfile { name, compute_capability, sms, pairs }
+    }
+
+    /// The same device without its Hopper kernels.
+    pub(crate) fn without_hopper(self) -> Self {
+        DeviceProfile { pairs: 0, ..self }
+    }
+
+    /// The same device with at most this many SMs for persistent kernels, 2 at least.
+    pub(crate) fn with_sm_limit(self, sms: usize) -> Self {
+        let sms = self.sms.min(sms.max(2));
+        DeviceProfile { sms, pairs: self.pairs.min(sms / 2), ..self }
+    }
+
+    /// The name the driver gives.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Compute capability, major and minor.
+    pub fn compute_capability(&self) -> (u32, u32) {
+        self.compute_capability
+    }
+
+    /// SMs.
+    pub fn sms(&self) -> usize {
+        self.sms
+    }
+
+    /// Clusters of 2 CTAs of the Hopper kernels that run at once; 0 without these kernels.
+    pub fn clusters(&self) -> usize {
+        self.pairs
+    }
+
+    /// Whether the Hopper kernels run: compute capability 9.0, and a build that has them.
+    pub fn hopper(&self) -> bool {
+        self.pairs > 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_only_lower() {
+        let h100 = DeviceProfile::h100_sxm();
+        let limit = |sms| {
+            let limited = h100.clone().with_sm_limit(sms);
+            (limited.sms(), limited.clusters(), limited.hopper())
+        };
+        assert_eq!(limit(1000), (132, 66, true));
+        assert_eq!(limit(9), (9, 4, true));
+        assert_eq!(limit(0), (2, 1, true));
+        let generic = h100.clone().without_hopper();
+        assert_eq!((generic.sms(), generic.clusters(), generic.hopper()), (132, 0, false));
+        assert!(!generic.with_sm_limit(8).hopper());
+    }
+}

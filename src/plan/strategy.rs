@@ -1,0 +1,111 @@
+//! A plan: how a call is served, and the workspace it needs.
+
+use super::hopper::{Projection, Schedule};
+use super::mma::LINEAR_TILE;
+use super::path::Path;
+use super::small::Alone;
+use crate::problem::MAX_PROJECTIONS;
+use std::fmt;
+
+/// How a call is served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant)] // half a KiB, one per op
+pub(crate) enum Strategy {
+    /// On the CPU.
+    Reference,
+    /// By the `mma.sync` kernels.
+    Mma,
+    /// By kernels/hopper_linear.cuh, one launch for all layers, and kernels/hopper_grads.cu.
+    Large(Schedule),
+    /// By one launch for each layer. Unused entries are `None`.
+    Small([Option<Alone>; MAX_PROJECTIONS]),
+}
+
+/// How a call will be served, and the workspace it needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Plan {
+    pub(crate) strategy: Strategy,
+    /// f32 elements of scratch; may be 0.
+    pub(crate) scratch: usize,
+    /// Flags, of 32 bits; may be 0.
+    pub(crate) flags: usize,
+}
+
+impl Plan {
+    /// On the CPU.
+    pub(super) const REFERENCE: Plan = Plan { strategy: Strategy::Reference, scratch: 0, flags: 0 };
+
+    /// By the `mma.sync` kernels.
+    pub(super) fn mma(scratch: usize) -> Self {
+        Plan { strategy: Strategy::Mma, scratch, flags: 0 }
+    }
+
+    /// The code that serves the call.
+    pub(crate) fn path(&self) -> Path {
+        match &self.strategy {
+            Strategy::Reference => Path::Reference,
+            Strategy::Mma => Path::Mma,
+            Strategy::Large(_) => Path::Hopper,
+            Strategy::Small(launches) => {
+                let mut launches = launches.iter().flatten();
+                match launches.all(|launch| launch.path() == Path::HopperShort) {
+                    true => Path::HopperShort,
+                    false => Path::HopperDecode,
+                }
+            }
+        }
+    }
+}
+
+/// The path, its tiles and the scratch, on one line.
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.path().fmt(f)?;
+        match &self.strategy {
+            Strategy::Reference => return Ok(()),
+            Strategy::Mma => write!(f, " {}×{} tiles", LINEAR_TILE[0], LINEAR_TILE[1])?,
+            // The plan of a base op has no projection, and no scratch.
+            Strategy::Large(schedule) => large(f, schedule, self.scratch > 0)?,
+            Strategy::Small(launches) => {
+                for (i, launch) in launches.iter().flatten().enumerate() {
+                    f.write_str(if i == 0 { " " } else { "; " })?;
+                    launch.fmt(f)?;
+                }
+            }
+        }
+        f.write_str(", ")?;
+        bytes(f, 4 * self.scratch)?;
+        f.write_str(" scratch")
+    }
+}
+
+fn large(f: &mut fmt::Formatter<'_>, schedule: &Schedule, projects: bool) -> fmt::Result {
+    let &Schedule { tile_n, pairs, .. } = schedule;
+    write!(f, " 128×{tile_n} tiles, {pairs} clusters")?;
+    match schedule.projection {
+        Projection::Before if projects => f.write_str(", separate projection")?,
+        Projection::Before => {}
+        Projection::Beside { projectors } => {
+            write!(f, ", dedicated projection on {projectors} clusters")?
+        }
+        Projection::Within { slice, .. } => {
+            write!(f, ", fused projection in {slice}-column slices")?;
+        }
+    }
+    if schedule.shares {
+        f.write_str(", stream-K tail")?;
+    }
+    match schedule.streamers {
+        0 => Ok(()),
+        grads => write!(f, ", {grads} clusters of grad CTAs"),
+    }
+}
+
+fn bytes(f: &mut fmt::Formatter<'_>, bytes: usize) -> fmt::Result {
+    if bytes == 0 {
+        return f.write_str("no");
+    }
+    let units = ["KiB", "MiB", "GiB", "TiB"];
+    let unit = (bytes.ilog2() as usize / 10).clamp(1, units.len());
+    write!(f, "{:.1} {}", bytes as f64 / (1u64 << (10 * unit)) as f64, units[unit - 1])
+}

@@ -1,0 +1,82 @@
+//! Large batches of kernels/hopper_linear.cuh that compute-sanitizer runs on.
+
+use crate::plan::hopper::{forward, input_grad, Projection, Schedule, PAIR_M, TILES_N};
+use crate::plan::sizes::Sizes;
+use crate::plan::small::Alone;
+use crate::plan::{hopper_decode, hopper_grads, hopper_short};
+use std::collections::HashSet;
+
+/// The code a launch reaches: its tile and its slices, whether a cluster computes slices
+/// repeatedly, a stream-K tail, a dedicated projection, and how dA and dB are computed.
+fn reaches(schedule: &Schedule, sizes: &Sizes) -> Vec<String> {
+    let r = sizes.rank();
+    let slice = schedule.slice();
+    let again = match schedule.projection {
+        Projection::Before | Projection::Beside { .. } => false,
+        Projection::Within { slice_cols, makers, .. } => {
+            sizes.m.div_ceil(PAIR_M) * slice_cols > makers
+        }
+    };
+    let several = if slice > 0 && schedule.slices(r) > 1 { " several" } else { "" };
+    let kernel = format!("{} with {slice}{several}", schedule.tile_n);
+    let again = again.then(|| format!("{slice}{several} again"));
+    let shared = schedule.shares.then(|| format!("{slice} and shared"));
+    let rank_tile = hopper_grads::rank_tile(r);
+    let s = (schedule.projectors() > 0).then(|| format!("S of {rank_tile} beside"));
+    let grads = match schedule.streamers {
+        0 => format!("{rank_tile} after"),
+        _ => format!("{rank_tile} beside {slice}"),
+    };
+    [Some(kernel), again, shared, s, Some(grads)].into_iter().flatten().collect()
+}
+
+/// The shapes that compute-sanitizer runs on reach every kernel and every role of its CTAs, of a
+/// single layer and of several that share X.
+#[test]
+fn everything_is_sanitized() {
+    let alone: [([usize; 4], usize); 20] = include!("../../../tests/common/hopper_shapes.in");
+    let mut seen = [HashSet::new(), HashSet::new()];
+    for ([t, d, k, r], sms) in alone {
+        let [of_h, of_dx] = [[t, d, k, r], [t, k, d, r]].map(Sizes::of_layer);
+        // Small batches have other kernels.
+        if Alone::forward([t, d, k, r], sms / 2).is_none() {
+            seen[0].extend(reaches(&forward(&of_h, sms / 2), &of_h));
+        }
+        if hopper_short::Schedule::input_grad([t, k, r], sms / 2).is_none() {
+            seen[1].extend(reaches(&input_grad(&of_dx, sms / 2), &of_dx));
+        }
+    }
+    assert_all_seen(&seen);
+
+    type Shared = (usize, usize, &'static [(usize, usize)], usize);
+    let shared: [Shared; 22] = include!("../../../tests/common/hopper_shared_shapes.in");
+    let mut seen = [HashSet::new(), HashSet::new()];
+    for (t, k, layers, sms) in shared {
+        assert!(t > hopper_decode::MOST_TOKENS && layers.len() > 1);
+        let layers = || layers.iter().copied();
+        let of_h = Sizes::of_forward(t, k, layers());
+        let of_dx = Sizes::of_input_grad(t, k, layers());
+        seen[0].extend(reaches(&forward(&of_h, sms / 2), &of_h));
+        seen[1].extend(reaches(&input_grad(&of_dx, sms / 2), &of_dx));
+    }
+    assert_all_seen(&seen);
+}
+
+/// Asserts that forwards and input gradients reach all code.
+fn assert_all_seen(seen: &[HashSet<String>; 2]) {
+    let kernels = |slices| TILES_N.map(|tile_n| format!("{tile_n} with {slices}"));
+    let mut wanted = ["0", "16", "16 several", "64"].map(kernels).concat();
+    let others = ["16 again", "16 several again", "64 again"];
+    let others = others.into_iter().chain(["0 and shared", "16 and shared", "64 and shared"]);
+    wanted.extend(others.map(String::from));
+    let grads = ["16 after", "64 after", "128 after"];
+    let grads = grads.into_iter().chain(["16 beside 16", "64 beside 16", "64 beside 64"]);
+    let grads = grads.chain(["128 beside 0"]).map(String::from).collect::<Vec<_>>();
+    let mut s = [16, 64, 128].map(|rank| format!("S of {rank} beside")).to_vec();
+    s.push("224 with 0".into());
+    let wanted = [[wanted.clone(), s].concat(), [wanted, grads].concat()];
+    for (seen, wanted) in seen.iter().zip(wanted) {
+        let missing: Vec<_> = wanted.iter().filter(|&what| !seen.contains(what)).collect();
+        assert_eq!(missing, Vec::<&String>::new());
+    }
+}

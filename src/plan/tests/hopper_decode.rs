@@ -1,0 +1,59 @@
+//! Small batches of kernels/hopper_decode.cu that compute-sanitizer runs on.
+
+use crate::plan::hopper_decode::{Schedule, INPUT_GRAD_TILES_T, TILES_T};
+use crate::plan::hopper_grads;
+use crate::plan::small::Alone;
+use std::collections::HashSet;
+
+/// How a product reads its weights, and the rows up to which warpgroups alternate steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Reads {
+    Rows,
+    Columns,
+}
+const TURNS_ROWS: usize = 64;
+
+/// The shapes that compute-sanitizer runs on reach every kernel and every role of its CTAs. More
+/// than 64 tokens only with several rounds.
+#[test]
+fn everything_is_sanitized() {
+    let shapes: [([usize; 4], usize); 22] =
+        include!("../../../tests/common/hopper_decode_shapes.in");
+    let (mut ways, mut kinds) = (HashSet::new(), HashSet::new());
+    for ([t, d, k, r], sms) in shapes {
+        let forward = (Reads::Rows, Alone::forward([t, d, k, r], sms / 2), d);
+        let input_grad = (Reads::Columns, Alone::input_grad([t, k, d, r], sms / 2), k);
+        for (reads, alone, n) in [forward, input_grad] {
+            let Some(Alone::Decode(schedule)) = alone else {
+                assert!(reads == Reads::Columns && t > 64, "{:?} has another kernel", [t, d, k, r]);
+                continue;
+            };
+            let Schedule { tile_t, shared_bytes, split, rows, rounds, pairs, down, .. } = schedule;
+            ways.insert((reads, tile_t, split, rows > TURNS_ROWS, shared_bytes));
+            let of_all = [
+                ("several rounds", rounds > 1),
+                ("several clusters for columns of S", down.ranks > 1),
+                ("several clusters for tokens of S", down.pairs > down.ranks),
+                ("steps along r for both CTAs", split && r > 64),
+                ("a CTA without rows", !split && rounds == 1 && n.div_ceil(rows) < 2 * pairs),
+            ];
+            let [_, ranks] = hopper_grads::box_beside(t, r);
+            let items = (k.div_ceil(64) + d.div_ceil(64)) * r.div_ceil(ranks);
+            let of_input_grad = [
+                ("one dA or dB of 16 ranks for a CTA", ranks == 16 && items <= 2 * pairs),
+                ("several of 16 ranks", ranks == 16 && items > 2 * pairs),
+                ("several of 32 ranks", ranks == 32 && items > 2 * pairs),
+                ("a part of a box", n % 64 > 0),
+            ];
+            let of_input_grad =
+                of_input_grad.map(|(kind, is)| (kind, is && reads == Reads::Columns));
+            let is = of_all.into_iter().chain(of_input_grad).filter(|(_, is)| *is);
+            kinds.extend(is.map(|(kind, _)| (reads, kind)));
+        }
+    }
+    let of = |reads| ways.iter().filter(|way| way.0 == reads).count();
+    assert_eq!(of(Reads::Rows), (TILES_T.len() - 1) * 4 + 1, "{ways:?}");
+    // No halves for 64 tokens.
+    assert_eq!(of(Reads::Columns), INPUT_GRAD_TILES_T.len() * 4 - 1, "{ways:?}");
+    assert_eq!(kinds.len(), 2 * 5 + 4, "{kinds:?}");
+}

@@ -1,0 +1,170 @@
+//! Plans agree with the schedules and the workspace of their launches.
+
+use crate::dtype::DType;
+use crate::plan::hopper::Projection;
+use crate::plan::mma::GradSplit;
+use crate::plan::testing::{problems, single_problems};
+use crate::plan::Path;
+use crate::plan::{backward, base_forward, base_input_grad, forward, hopper};
+use crate::plan::{Alone, BackwardWorkspace, DeviceProfile, Plan, Sizes, Strategy};
+use crate::problem::{Problem, MAX_SIZE};
+use std::collections::HashSet;
+
+fn single(problem: &Problem) -> [usize; 4] {
+    let &[(d, r)] = problem.projections() else { panic!("several projections") };
+    [problem.t(), problem.k(), d, r]
+}
+
+#[test]
+fn scratch_holds_ds_and_the_partial_sums_of_a_layer() {
+    for problem in single_problems() {
+        let [t, k, d, r] = single(&problem);
+        let workspace = BackwardWorkspace::new(&problem, 0);
+        let context = format!("{problem}: {workspace:?}");
+        let (offset, elements) = (workspace.partials_offset(), workspace.elements());
+        assert!(t * r * 2 <= 4 * offset, "dS runs into the sums: {context}");
+        assert_eq!(4 * offset % 128, 0, "{context}");
+        for n in [k, d] {
+            let split = GradSplit::new(t, r, n);
+            assert_eq!(split.partials(), split.splits * r * n, "{context}");
+            assert!(offset + split.partials() <= elements, "{context}");
+        }
+        let schedule = hopper::input_grad(&Sizes::of_layer([t, k, d, r]), 66);
+        let with_partials = BackwardWorkspace::new(&problem, schedule.partials()).elements();
+        assert_eq!(with_partials, elements.max(offset + schedule.partials()), "{context}");
+        // And no more, but for a line.
+        let most = GradSplit::new(t, r, k).partials().max(GradSplit::new(t, r, d).partials());
+        assert!(elements <= t * r * 2 / 4 + 32 + most + t.div_ceil(128), "{context}");
+    }
+}
+
+#[test]
+fn scratch_holds_s_or_ds_and_the_partial_sums_of_projections() {
+    let generic = DeviceProfile::h100_sxm().without_hopper();
+    for problem in problems() {
+        let (t, k, rank) = (problem.t(), problem.k(), problem.rank());
+        let workspace = BackwardWorkspace::new(&problem, 0);
+        let (offset, elements) = (workspace.partials_offset(), workspace.elements());
+        let context = format!("{problem}: {workspace:?}");
+        assert!(t * rank * 2 <= 4 * offset, "dS runs into the sums: {context}");
+        assert_eq!(4 * offset % 128, 0, "{context}");
+        let mut all = vec![GradSplit::new(t, rank, k)];
+        all.extend(problem.parts().map(|part| GradSplit::new(t, part.r, part.d)));
+        for split in all {
+            assert!(offset + split.partials() <= elements, "{context}");
+            assert!(split.splits <= 65_535, "the limit of grid.y: {context}");
+        }
+        let forward = forward(&problem, Some(&generic));
+        let backward = backward(&problem, Some(&generic));
+        assert_eq!((forward.path(), backward.path()), (Path::Mma, Path::Mma));
+        assert!(t * rank * 2 <= 4 * forward.scratch, "{context}");
+        assert_eq!(backward.scratch, elements, "{context}");
+        assert_eq!((forward.flags, backward.flags), (0, 0));
+    }
+}
+
+#[test]
+fn plans_agree_with_what_the_launches_use() {
+    let h100 = DeviceProfile::h100_sxm();
+    let generic = h100.clone().without_hopper();
+    let small = |launch| Strategy::Small([Some(launch), None, None, None]);
+    for problem in single_problems() {
+        let [t, k, d, r] = single(&problem);
+        let s = (t * r * 2).div_ceil(128) * 32;
+        let ds = BackwardWorkspace::new(&problem, 0).elements();
+        let mma = |scratch| Plan { strategy: Strategy::Mma, scratch, flags: 0 };
+        assert_eq!(backward(&problem, Some(&generic)), mma(ds));
+        assert_eq!(forward(&problem, Some(&generic)), mma(s));
+        assert_eq!(base_forward(&problem, Some(&generic)), mma(0));
+        assert_eq!(base_input_grad(&problem, Some(&generic)), mma(0));
+        let aligned = k % 8 == 0 && d % 8 == 0 && r % 8 == 0;
+        let [of_h, of_dx] = [[t, d, k, r], [t, k, d, r]].map(Sizes::of_layer);
+
+        let wanted = match Alone::input_grad([t, k, d, r], 66) {
+            _ if !aligned => mma(ds),
+            Some(launch) => Plan { strategy: small(launch), scratch: ds, flags: launch.flags(t) },
+            None => {
+                let schedule = hopper::input_grad(&of_dx, 66);
+                let scratch = BackwardWorkspace::new(&problem, schedule.partials()).elements();
+                let flags = schedule.flags(t).max(1 + t.div_ceil(128));
+                Plan { strategy: Strategy::Large(schedule), scratch, flags }
+            }
+        };
+        assert_eq!(backward(&problem, Some(&h100)), wanted);
+        let wanted = match Alone::forward([t, d, k, r], 66) {
+            _ if !aligned => mma(s),
+            Some(launch) => Plan { strategy: small(launch), scratch: s, flags: launch.flags(t) },
+            None => {
+                let schedule = hopper::forward(&of_h, 66);
+                let (scratch, flags) = (s + schedule.partials(), schedule.flags(t));
+                Plan { strategy: Strategy::Large(schedule), scratch, flags }
+            }
+        };
+        assert_eq!(forward(&problem, Some(&h100)), wanted);
+        for plan in [forward, backward, base_forward, base_input_grad] {
+            let reference = Plan { strategy: Strategy::Reference, scratch: 0, flags: 0 };
+            assert_eq!(plan(&problem, None), reference);
+        }
+    }
+}
+
+/// Without an adapter no CTA computes S, waits on a flag or writes a partial tile.
+/// kernels/hopper_decode.cu has no such input gradient.
+#[test]
+fn base_ops_need_no_adapter_and_no_workspace() {
+    let h100 = DeviceProfile::h100_sxm();
+    let mut paths = HashSet::new();
+    for problem in single_problems() {
+        let [t, k, d, _] = single(&problem);
+        let aligned = k % 8 == 0 && d % 8 == 0;
+        let plans = [base_forward, base_input_grad].map(|plan| plan(&problem, Some(&h100)));
+        for (is_forward, plan) in [true, false].into_iter().zip(plans) {
+            let context = format!("{problem}: {plan:?}");
+            assert_eq!((plan.scratch, plan.flags), (0, 0), "{context}");
+            assert_eq!(plan.strategy == Strategy::Mma, !aligned, "{context}");
+            paths.insert((is_forward, plan.path()));
+            match plan.strategy {
+                Strategy::Reference | Strategy::Mma => {}
+                Strategy::Large(schedule) => {
+                    assert_eq!(schedule.projection, Projection::Before, "{context}");
+                    assert!(!schedule.shares && schedule.streamers == 0, "{context}");
+                    assert_eq!((schedule.flags(t), schedule.partials()), (0, 0), "{context}");
+                }
+                Strategy::Small([Some(Alone::Decode(schedule)), None, None, None]) => {
+                    assert_eq!(schedule.down.pairs, 0, "{context}");
+                }
+                Strategy::Small([Some(Alone::Short(schedule)), None, None, None]) => {
+                    assert_eq!((schedule.down_pairs, schedule.flags(t)), (0, 0), "{context}");
+                }
+                Strategy::Small(_) => panic!("{context}"),
+            }
+        }
+    }
+    assert_eq!(paths.len(), 4 + 4, "{paths:?}");
+}
+
+#[test]
+fn a_projection_that_is_not_aligned_takes_all_to_the_generic_path() {
+    let h100 = DeviceProfile::h100_sxm();
+    let paths = |t, layers: &[(usize, usize)]| {
+        let problem = Problem::new(t, 64, layers, DType::Bf16).unwrap();
+        [forward, backward].map(|plan| plan(&problem, Some(&h100)).path())
+    };
+    assert_eq!(paths(129, &[(40, 8), (24, 16)]), [Path::Hopper; 2]);
+    assert_eq!(paths(128, &[(40, 8), (24, 16)]), [Path::HopperShort, Path::Hopper]);
+    assert_eq!(paths(128, &[(40, 8), (28_672, 16)]), [Path::HopperDecode, Path::Hopper]);
+    assert_eq!(paths(64, &[(40, 8), (24, 16)]), [Path::HopperDecode, Path::Hopper]);
+    assert_eq!(paths(129, &[(40, 8), (20, 16)]), [Path::Mma; 2]);
+    assert_eq!(paths(129, &[(40, 8), (24, 4)]), [Path::Mma; 2]);
+    let most = MAX_SIZE / 8 * 8;
+    assert_eq!(paths(129, &[(most, 8); 2]), [Path::Mma; 2]);
+}
+
+#[test]
+fn the_cpu_needs_no_workspace() {
+    for problem in problems() {
+        for plan in [forward(&problem, None), backward(&problem, None)] {
+            assert_eq!((plan.path(), plan.scratch, plan.flags), (Path::Reference, 0, 0));
+        }
+    }
+}

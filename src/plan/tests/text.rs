@@ -1,0 +1,62 @@
+//! Plans as a user reads them.
+
+use crate::dtype::DType;
+use crate::plan::{backward, base_forward, base_input_grad, forward, DeviceProfile};
+use crate::problem::Problem;
+
+fn problem(t: usize, k: usize, layers: &[(usize, usize)]) -> Problem {
+    Problem::new(t, k, layers, DType::Bf16).unwrap()
+}
+
+#[test]
+fn a_plan_is_one_line() {
+    let h100 = DeviceProfile::h100_sxm();
+    let generic = h100.clone().without_hopper();
+    let layer = |t, r| problem(t, 4096, &[(4096, r)]);
+    let lines =
+        |problem: &Problem| [forward, backward].map(|plan| plan(problem, Some(&h100)).to_string());
+    assert_eq!(forward(&layer(8, 16), None).to_string(), "reference");
+    assert_eq!(
+        forward(&layer(8192, 16), Some(&generic)).to_string(),
+        "mma 128×256 tiles, 256.0 KiB scratch"
+    );
+    let [forward, backward] = lines(&layer(8192, 16));
+    assert_eq!(
+        forward,
+        "hopper 128×256 tiles, 66 clusters, fused projection in 16-column slices, stream-K tail, \
+         16.8 MiB scratch"
+    );
+    assert_eq!(
+        backward,
+        "hopper 128×256 tiles, 64 clusters, fused projection in 16-column slices, 2 clusters of grad CTAs, \
+         2.2 MiB scratch"
+    );
+    let [forward, _] = lines(&layer(2048, 16));
+    assert_eq!(
+        forward,
+        "hopper 128×256 tiles, 64 clusters, dedicated projection on 2 clusters, 64.0 KiB scratch"
+    );
+    let [_, backward] = lines(&layer(8192, 128));
+    assert_eq!(
+        backward,
+        "hopper 128×256 tiles, 62 clusters, separate projection, stream-K tail, \
+         4 clusters of grad CTAs, 17.5 MiB scratch"
+    );
+    let [forward, _] = lines(&layer(128, 16));
+    assert_eq!(
+        forward,
+        "hopper-short 64×64 tiles, 64 clusters + 2 for the projection, 4.0 KiB scratch"
+    );
+    let [forward, _] = lines(&problem(16, 4096, &[(4096, 16), (1024, 16)]));
+    assert_eq!(
+        forward,
+        "hopper-decode 16×64 tiles, 64 clusters + 1 for the projection; \
+         16×32 tiles, 32 clusters + 1 for the projection, 1.0 KiB scratch"
+    );
+    let base = [base_forward, base_input_grad];
+    let base = |t| base.map(|plan| plan(&layer(t, 16), Some(&h100)).to_string());
+    assert_eq!(base(8192), ["hopper 128×256 tiles, 66 clusters, no scratch"; 2]);
+    let [forward, input_grad] = base(16);
+    assert_eq!(forward, "hopper-decode 16×64 tiles, 64 clusters, no scratch");
+    assert_eq!(input_grad, "hopper-decode 16×64 tiles, 64 clusters, no scratch");
+}

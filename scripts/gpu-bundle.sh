@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Collects what there is to run on a GPU in gpu-bundle/: test, benchmark and example
-# executables and a run.sh. The folder, or gpu-bundle.tgz, which unpacks to it and is a third of its size, can
-# be copied to a machine that has an NVIDIA driver but neither Rust nor a CUDA toolkit (benchmarks against
-# cuBLASLt need that library there).
+# executables and a run.sh. The folder can be copied to a machine that has an NVIDIA driver but neither
+# Rust nor a CUDA toolkit (benchmarks against cuBLASLt need that library there). So can
+# gpu-bundle.tar.xz, which unpacks to it, and has the machine code of all executables once.
 #
 # usage: scripts/gpu-bundle.sh [NAME...]
 #   NAME   takes only these: `linear` is whatever has this name, `tests/linear` the test;
@@ -12,11 +12,12 @@ shopt -s inherit_errexit
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 bundle=gpu-bundle
-max_mib=60 # of the archive
+max_mib=40 # of the archive
 
 die() { echo "gpu-bundle: $*" >&2; exit 1; }
 command -v python3 >/dev/null || die "python3 was not found"
 command -v strip >/dev/null || die "strip was not found (apt install binutils)"
+command -v xz >/dev/null || die "xz was not found (apt install xz-utils)"
 
 # executables KIND...: reads cargo's messages, prints "folder/name path" for each executable of
 # the kinds. The paths have a hash in them, the names do not.
@@ -114,7 +115,8 @@ RUN
 chmod +x "$bundle/run.sh"
 
 (cd "$bundle" && find . -type f -printf '%10s  %P\n' | sort -k 2)
-tar -czf "$bundle.tgz" "$bundle"
-bytes=$(stat -c %s "$bundle.tgz")
-echo "$bundle.tgz: $((bytes >> 10)) KiB"
+# The dictionary reaches back over all executables.
+tar -cf - "$bundle" | xz --lzma2=preset=3,dict=512MiB >"$bundle.tar.xz"
+bytes=$(stat -c %s "$bundle.tar.xz")
+echo "$bundle.tar.xz: $((bytes >> 10)) KiB"
 ((bytes <= max_mib << 20)) || die "more than $max_mib MiB: name what to take, see the usage"

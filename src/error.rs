@@ -141,10 +141,10 @@ pub enum Error {
         /// The bytes asked for.
         bytes: usize,
     },
-    /// The call is not possible while its stream captures a CUDA graph, or would wait for a stream
-    /// that does.
+    /// The call is not possible while a stream captures a CUDA graph, or would break the order that
+    /// a captured graph relies on.
     Capture {
-        /// What was refused, and what to do instead.
+        /// What is not possible, and what to do instead.
         what: String,
     },
     /// A text does not name what it should.
@@ -256,7 +256,7 @@ impl fmt::Display for Error {
             Error::RowStride { argument, got } => {
                 write!(f, "{argument} must have dense rows, but they start {got} elements apart")
             }
-            Error::Capture { what } => write!(f, "{what} while a CUDA graph is captured"),
+            Error::Capture { what } => write!(f, "refused for the sake of a CUDA graph: {what}"),
             Error::Parse { expected, got } => write!(f, "{got:?} is not {expected}"),
             Error::Driver { call, code, name } => write!(f, "{call} failed: {name} ({code})"),
             #[cfg(feature = "peft")]

@@ -486,7 +486,7 @@ fn errors_say_what_happened() {
     let words = "da must have dense rows, but they start 24 elements apart";
     assert_eq!(row_stride.to_string(), words);
     let capture = Error::Capture { what: "no tensor can be copied to the host".into() };
-    let words = "no tensor can be copied to the host while a CUDA graph is captured";
+    let words = "refused for the sake of a CUDA graph: no tensor can be copied to the host";
     assert_eq!(capture.to_string(), words);
     let parse = "gpu".parse::<Device>().unwrap_err();
     assert!(matches!(&parse, Error::Parse { got, .. } if got == "gpu"), "{parse:?}");

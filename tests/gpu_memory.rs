@@ -413,7 +413,7 @@ fn f32_is_for_the_cpu() -> Result<()> {
     refused(Forward::new(&device, &problem), "x");
     refused(ops::Backward::new(&device, &problem), "x");
     let (a, b) = (a.view(), b.view());
-    refused(ops::merge(&device, w0.view(), a, b, 1.0, out.view_mut()), "out");
+    refused(ops::merge(&device, w0.view(), a, b, 1.0, out.view_mut()), "w0");
     refused(ops::merge_in_place(&device, out.view_mut(), a, b, 1.0), "w");
     Ok(())
 }

@@ -14,8 +14,9 @@ const MOST: usize = 8 + 5 * crate::problem::MAX_PROJECTIONS;
 pub(super) struct Buffers<'r> {
     run: &'r Run<'r>,
     ranges: [Range; MOST],
-    records: [Option<LentUse<'r>>; MOST],
     count: usize,
+    /// Of lent memory; the crate's own has none.
+    records: Vec<LentUse<'r>>,
 }
 
 /// Where a buffer has which bytes.
@@ -52,8 +53,7 @@ impl Range {
 
 impl<'r> Buffers<'r> {
     pub(super) fn new(run: &'r Run<'r>) -> Self {
-        let records = [const { None }; MOST];
-        Buffers { run, ranges: [Range::NONE; MOST], records, count: 0 }
+        Buffers { run, ranges: [Range::NONE; MOST], count: 0, records: Vec::new() }
     }
 
     pub(super) fn read(
@@ -103,15 +103,17 @@ impl<'r> Buffers<'r> {
     ) {
         let row = [row as u64, stride as u64];
         self.ranges[self.count] = Range { argument, start, bytes: bytes as u64, row, written };
-        self.records[self.count] = record;
         self.count += 1;
+        self.records.extend(record);
     }
 
     /// Refuses outputs that share memory with anything else.
     pub(super) fn check_overlap(&self) -> Result<()> {
         let ranges = &self.ranges[..self.count];
         for (i, output) in ranges.iter().enumerate().filter(|(_, range)| range.written) {
-            let mut others = ranges.iter().enumerate().filter(|&(j, _)| j != i);
+            // Of two outputs, the later one is said to overlap the other.
+            let others = ranges.iter().enumerate();
+            let mut others = others.filter(|&(j, other)| j < i || !other.written);
             if let Some((_, other)) = others.find(|(_, other)| output.overlaps(other)) {
                 let (output, other) = (output.argument, other.argument);
                 return Err(Error::Overlap { output, other });

@@ -1,6 +1,7 @@
 //! The launches of kernels/hopper_decode.cu.
 
 use super::hopper_grads::{grads_beside, Grads};
+use super::last::Last;
 use super::operands::{Gradients, Layer, Layers};
 use crate::driver::params::{
     HopperDecodeBackwardParams, HopperDecodeParams, HopperGradsParams, Operand,
@@ -13,6 +14,7 @@ use crate::plan::hopper_grads::Makes;
 use crate::problem::Problem;
 
 /// A product as kernels/hopper_decode.cu names its operands: h (t×d) over k, with s (t×r).
+#[derive(Clone, Copy, PartialEq)]
 struct Product {
     dtype: DType,
     /// The weights are read by columns, as in dX.
@@ -37,6 +39,7 @@ pub(super) struct DecodeForward {
     kernel: Kernel<HopperDecodeParams>,
     mode: LaunchMode,
     schedule: Schedule,
+    last: Last<(Product, u64), HopperDecodeParams>,
 }
 
 impl DecodeForward {
@@ -44,7 +47,7 @@ impl DecodeForward {
         let kernel = gpu.kernels.of(dtype).decode_forward.get(schedule.tile_t);
         let kernel = kernel.expect("there is a kernel for every tile");
         let kernel = kernel.with_shared_bytes(schedule.shared_bytes as u32);
-        DecodeForward { kernel, mode: mode(gpu), schedule }
+        DecodeForward { kernel, mode: mode(gpu), schedule, last: Last::new() }
     }
 
     /// Given the layer's A and its columns of S.
@@ -68,16 +71,24 @@ impl DecodeForward {
             h: layer.h,
             scale: layer.scale,
         };
-        let params = product.params(&self.schedule, flags)?;
-        run.launch(&self.kernel, [self.schedule.blocks(), 1], self.mode, &params)
+        let grid = [self.schedule.blocks(), 1];
+        self.last.launch(
+            (product, flags),
+            || product.params(&self.schedule, flags),
+            |params| run.launch(&self.kernel, grid, self.mode, params),
+        )
     }
 }
 
-/// dX, or dS alone, of a single layer.
+/// The product, what dA and dB are made of, and the flags.
+type Operands = (Product, Option<(Layers, Gradients)>, u64);
+
+/// dX, or dS alone, of a single layer; with `gradients`, dA and dB beside dX.
 struct InputGrad {
     kernel: Kernel<HopperDecodeBackwardParams>,
     mode: LaunchMode,
     schedule: Schedule,
+    last: Last<Operands, HopperDecodeBackwardParams>,
 }
 
 impl InputGrad {
@@ -85,14 +96,14 @@ impl InputGrad {
         let kernel = gpu.kernels.of(dtype).decode_input_grad.get(schedule.tile_t);
         let kernel = kernel.expect("there is a kernel for every tile");
         let kernel = kernel.with_shared_bytes(schedule.shared_bytes as u32);
-        InputGrad { kernel, mode: mode(gpu), schedule }
+        InputGrad { kernel, mode: mode(gpu), schedule, last: Last::new() }
     }
 
     fn run(
         &self,
         run: &Run<'_>,
         layers: &Layers,
-        grads: HopperGradsParams,
+        gradients: Option<&Gradients>,
         flags: u64,
     ) -> Result<()> {
         let layer = &layers.of()[0];
@@ -108,9 +119,21 @@ impl InputGrad {
             h: layers.x,
             scale: layer.scale,
         };
-        let product = product.params(&self.schedule, flags)?;
-        let params = HopperDecodeBackwardParams { product, grads };
-        run.launch(&self.kernel, [self.schedule.blocks(), 1], self.mode, &params)
+        let params = || {
+            let grads = match gradients {
+                Some(gradients) => grads_beside(layers, gradients)?,
+                None => HopperGradsParams::NONE,
+            };
+            Ok(HopperDecodeBackwardParams {
+                product: product.params(&self.schedule, flags)?,
+                grads,
+            })
+        };
+        let operands = gradients.map(|gradients| (*layers, *gradients));
+        let grid = [self.schedule.blocks(), 1];
+        self.last.launch((product, operands, flags), params, |params| {
+            run.launch(&self.kernel, grid, self.mode, params)
+        })
     }
 }
 
@@ -123,7 +146,7 @@ impl DecodeBaseInputGrad {
     }
 
     pub(super) fn run(&self, run: &Run<'_>, layers: &Layers) -> Result<()> {
-        self.0.run(run, layers, HopperGradsParams::NONE, 0)
+        self.0.run(run, layers, None, 0)
     }
 }
 
@@ -153,9 +176,9 @@ impl DecodeBackward {
         flags: u64,
     ) -> Result<()> {
         if wants_dx {
-            return self.with_dx.run(run, layers, grads_beside(layers, gradients)?, flags);
+            return self.with_dx.run(run, layers, Some(gradients), flags);
         }
-        self.without_dx.run(run, layers, HopperGradsParams::NONE, flags)?;
+        self.without_dx.run(run, layers, None, flags)?;
         self.da_db.run(run, layers, gradients, 0)
     }
 }

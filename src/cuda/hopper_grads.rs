@@ -1,6 +1,7 @@
 //! The launches of kernels/hopper_grads.cu, and the parameters of kernels that make dA and dB
 //! beside dX.
 
+use super::last::Last;
 use super::operands::{parts, Gradients, Layers};
 use crate::driver::params::HopperGradsParams;
 use crate::driver::{Gpu, Kernel, LaunchMode, Run, TensorMap};
@@ -37,10 +38,10 @@ pub(super) fn grads_params(
     for (d, layer) in d.iter_mut().zip(layers.of()) {
         *d = layer.d as i32;
     }
-    let none = TensorMap::NONE;
-    Ok(HopperGradsParams {
-        dh: layers.each(none, |layer| layer.h.boxes([t, layer.d], dtype, [rows, 64]))?,
-        b: layers.each(none, |layer| layer.b.boxes([layer.d, layer.r], dtype, [64, 64]))?,
+    let none = [TensorMap::NONE; MAX_PROJECTIONS];
+    let mut params = HopperGradsParams {
+        dh: none,
+        b: none,
         x: x.boxes([t, k], dtype, [rows, 64])?,
         s: s.boxes([t, r], dtype, [rows, rank_cols])?,
         ds: ds.boxes([t, r], dtype, [rows, rank_cols])?,
@@ -57,7 +58,10 @@ pub(super) fn grads_params(
         ds_parts: 0,
         accumulate: accumulate.into(),
         parts,
-    })
+    };
+    layers.fill(&mut params.dh, |layer| layer.h.boxes([t, layer.d], dtype, [rows, 64]))?;
+    layers.fill(&mut params.b, |layer| layer.b.boxes([layer.d, layer.r], dtype, [64, 64]))?;
+    Ok(params)
 }
 
 /// A launch for dS, dA and dB, or a part of them.
@@ -66,6 +70,7 @@ pub(super) struct Grads {
     mode: LaunchMode,
     makes: Makes,
     schedule: Schedule,
+    last: Last<(Layers, Gradients, u64), HopperGradsParams>,
 }
 
 impl Grads {
@@ -78,7 +83,7 @@ impl Grads {
         let sizes =
             Sizes::of_input_grad(problem.t(), problem.k(), problem.projections().iter().copied());
         let schedule = Schedule::new(&sizes, makes, 2 * gpu.profile.clusters());
-        Grads { kernel, mode, makes, schedule }
+        Grads { kernel, mode, makes, schedule, last: Last::new() }
     }
 
     /// `flags` are zeros, unless this makes only dA and dB.
@@ -89,6 +94,20 @@ impl Grads {
         gradients: &Gradients,
         flags: u64,
     ) -> Result<()> {
+        let grid = [self.schedule.blocks, 1];
+        self.last.launch(
+            (*layers, *gradients, flags),
+            || self.params(layers, gradients, flags),
+            |params| run.launch(&self.kernel, grid, self.mode, params),
+        )
+    }
+
+    fn params(
+        &self,
+        layers: &Layers,
+        gradients: &Gradients,
+        flags: u64,
+    ) -> Result<HopperGradsParams> {
         let r = layers.rank();
         let mut params = grads_params(layers, gradients, flags, boxes(r))?;
         params.projectors = self.schedule.projectors as i32;
@@ -97,6 +116,6 @@ impl Grads {
             Makes::Ds => params.da = 0,
             Makes::DaDb => {}
         }
-        run.launch(&self.kernel, [self.schedule.blocks, 1], self.mode, &params)
+        Ok(params)
     }
 }

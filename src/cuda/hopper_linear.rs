@@ -1,17 +1,18 @@
 //! The launches of kernels/hopper_linear.cuh.
 
 use super::hopper_grads::{self, grads_params};
+use super::last::Last;
 use super::operands::{parts, Gradients, Handover, Layer, Layers};
 use crate::driver::params::{
     ForwardLayer, ForwardParams, HopperGradsParams, HopperProduct, InputGradLayer, InputGradParams,
-    Operand, OutBoxes, Parts,
+    KernelParams, Operand, OutBoxes, Parts,
 };
 use crate::driver::{Gpu, HopperLinear, Kernel, LaunchMode, Run, TensorMap};
 use crate::error::Result;
 use crate::plan::hopper::{Projection, Schedule, GROUP};
 use crate::plan::hopper_grads::rank_tile;
 use crate::plan::STEP_K;
-use crate::problem::Problem;
+use crate::problem::{Problem, MAX_PROJECTIONS};
 
 fn out_boxes(layers: &Layers, of: Operand, cols: usize) -> Result<OutBoxes> {
     let boxes = |box_cols| of.boxes([layers.t, cols], layers.dtype, [64, box_cols]);
@@ -23,9 +24,10 @@ struct Launch<P> {
     kernel: Kernel<P>,
     mode: LaunchMode,
     schedule: Schedule,
+    last: Last<(Layers, Option<Gradients>, Handover), P>,
 }
 
-impl<P> Launch<P> {
+impl<P: KernelParams> Launch<P> {
     fn new(
         gpu: &Gpu,
         problem: &Problem,
@@ -44,11 +46,18 @@ impl<P> Launch<P> {
         // still holds where some of them start early, and another stream may take the room of the
         // rest.
         let overlap = gpu.kernels.overlap && fills_gpu && !cooperative;
-        Launch { kernel, mode: LaunchMode { overlap, cooperative }, schedule }
+        Launch { kernel, mode: LaunchMode { overlap, cooperative }, schedule, last: Last::new() }
     }
 
-    fn grid(&self) -> [usize; 2] {
-        [self.schedule.blocks(), 1]
+    fn run(
+        &self,
+        run: &Run<'_>,
+        operands: (Layers, Option<Gradients>, Handover),
+        params: impl FnOnce() -> Result<P>,
+    ) -> Result<()> {
+        let grid = [self.schedule.blocks(), 1];
+        self.last
+            .launch(operands, params, |params| run.launch(&self.kernel, grid, self.mode, params))
     }
 
     /// What both forms of the product have, for an output of n columns over k.
@@ -100,6 +109,10 @@ impl LargeForward {
     }
 
     pub(super) fn run(&self, run: &Run<'_>, layers: &Layers, handover: Handover) -> Result<()> {
+        self.0.run(run, (*layers, None, handover), || self.params(layers, handover))
+    }
+
+    fn params(&self, layers: &Layers, handover: Handover) -> Result<ForwardParams> {
         let &Layers { dtype, t, k, x, a, s, .. } = layers;
         let schedule = &self.0.schedule;
         let (r, tile_n) = (layers.rank(), schedule.tile_n);
@@ -112,25 +125,26 @@ impl LargeForward {
             Projection::Within { slice, .. } => Some(slice as u32),
             Projection::Beside { .. } => Some(rank_tile(r) as u32),
         };
-        let none = ForwardLayer {
+        const NONE: ForwardLayer = ForwardLayer {
             rhs: TensorMap::NONE,
             rhs_ext: TensorMap::NONE,
             out: [TensorMap::NONE; 3],
         };
-        let params = ForwardParams {
+        let mut params = ForwardParams {
             product: self.0.product(layers, [n, k as i32], parts, handover),
             lhs,
             // Never read if S is not made here, or r = 0.
             down: down_rows.map_or(Ok(lhs), |rows| a.boxes([r, k], dtype, [rows, 64]))?,
             lhs_ext: if r > 0 { s.boxes([t, r], dtype, [128, 64])? } else { lhs },
-            of: layers.each(none, |layer| {
-                let &Layer { d, r, w0, b, h, .. } = layer;
-                let rhs = w0.boxes([d, k], dtype, [half, 64])?;
-                let rhs_ext = if r > 0 { b.boxes([d, r], dtype, [half, 64])? } else { rhs };
-                Ok(ForwardLayer { rhs, rhs_ext, out: out_boxes(layers, h, d)? })
-            })?,
+            of: [NONE; MAX_PROJECTIONS],
         };
-        run.launch(&self.0.kernel, self.0.grid(), self.0.mode, &params)
+        layers.fill(&mut params.of, |layer| {
+            let &Layer { d, r, w0, b, h, .. } = layer;
+            let rhs = w0.boxes([d, k], dtype, [half, 64])?;
+            let rhs_ext = if r > 0 { b.boxes([d, r], dtype, [half, 64])? } else { rhs };
+            Ok(ForwardLayer { rhs, rhs_ext, out: out_boxes(layers, h, d)? })
+        })?;
+        Ok(params)
     }
 }
 
@@ -155,6 +169,17 @@ impl LargeInputGrad {
         gradients: Option<&Gradients>,
         handover: Handover,
     ) -> Result<()> {
+        self.0.run(run, (*layers, gradients.copied(), handover), || {
+            self.params(layers, gradients, handover)
+        })
+    }
+
+    fn params(
+        &self,
+        layers: &Layers,
+        gradients: Option<&Gradients>,
+        handover: Handover,
+    ) -> Result<InputGradParams> {
         let &Layers { dtype, t, k, x: dx, a, s: ds, .. } = layers;
         let r = layers.rank();
         let (parts, outputs) = parts(layers, STEP_K);
@@ -166,7 +191,7 @@ impl LargeInputGrad {
                 ..grads_params(layers, gradients, handover.flags, hopper_grads::boxes(r))?
             },
         };
-        let none =
+        const NONE: InputGradLayer =
             InputGradLayer { lhs: TensorMap::NONE, rhs: TensorMap::NONE, down: TensorMap::NONE };
         // What is read MN-major, in boxes of 64 columns, which is what the swizzle allows, and half
         // of a step's rows for each CTA of a cluster.
@@ -175,21 +200,22 @@ impl LargeInputGrad {
             None => Ok(TensorMap::NONE),
             Some(_) => operand.boxes(size, dtype, box_size),
         };
-        let params = InputGradParams {
+        let mut params = InputGradParams {
             product: self.0.product(layers, [k as i32, outputs], parts, handover),
             lhs_ext: of_s(ds, [t, r], [128, 64])?,
             rhs_ext: of_s(a, [r, k], half)?,
             out: out_boxes(layers, dx, k)?,
-            of: layers.each(none, |layer| {
-                let &Layer { d, r, w0, b, h: dh, .. } = layer;
-                Ok(InputGradLayer {
-                    lhs: dh.boxes([t, d], dtype, [128, 64])?,
-                    rhs: w0.boxes([d, k], dtype, half)?,
-                    down: of_s(b, [d, r], half)?,
-                })
-            })?,
+            of: [NONE; MAX_PROJECTIONS],
             grads,
         };
-        run.launch(&self.0.kernel, self.0.grid(), self.0.mode, &params)
+        layers.fill(&mut params.of, |layer| {
+            let &Layer { d, r, w0, b, h: dh, .. } = layer;
+            Ok(InputGradLayer {
+                lhs: dh.boxes([t, d], dtype, [128, 64])?,
+                rhs: w0.boxes([d, k], dtype, half)?,
+                down: of_s(b, [d, r], half)?,
+            })
+        })?;
+        Ok(params)
     }
 }

@@ -1,6 +1,7 @@
 //! The launches of kernels/hopper_short.cu.
 
 use super::hopper_grads::{grads_beside, Grads};
+use super::last::Last;
 use super::operands::{Gradients, Layer, Layers};
 use crate::driver::params::{
     HopperGradsParams, HopperShortBackwardParams, HopperShortParams, Operand,
@@ -14,6 +15,7 @@ use crate::plan::mma::rank_tile;
 use crate::problem::Problem;
 
 /// A product as kernels/hopper_short.cu names its operands: out (m×n) over k, with lhs_ext (m×r).
+#[derive(Clone, Copy, PartialEq)]
 struct Product {
     dtype: DType,
     /// What is multiplied with lies MN-major, as in dX.
@@ -38,13 +40,14 @@ pub(super) struct ShortForward {
     kernel: Kernel<HopperShortParams>,
     mode: LaunchMode,
     schedule: Schedule,
+    last: Last<(Product, u64), HopperShortParams>,
 }
 
 impl ShortForward {
     pub(super) fn new(gpu: &Gpu, dtype: DType, schedule: Schedule) -> Self {
         let kernel = gpu.kernels.of(dtype).short_forward.get([schedule.tile_m, schedule.tile_n]);
         let kernel = kernel.expect("there is a kernel for every tile");
-        ShortForward { kernel, mode: mode(gpu), schedule }
+        ShortForward { kernel, mode: mode(gpu), schedule, last: Last::new() }
     }
 
     /// Given the layer's A and its columns of S.
@@ -68,16 +71,24 @@ impl ShortForward {
             out: layer.h,
             scale: layer.scale,
         };
-        let params = product.params(&self.schedule, flags)?;
-        run.launch(&self.kernel, [self.schedule.blocks(), 1], self.mode, &params)
+        let grid = [self.schedule.blocks(), 1];
+        self.last.launch(
+            (product, flags),
+            || product.params(&self.schedule, flags),
+            |params| run.launch(&self.kernel, grid, self.mode, params),
+        )
     }
 }
 
-/// dX, or dS alone, of a single layer.
+/// The product, what dA and dB are made of, and the flags.
+type Operands = (Product, Option<(Layers, Gradients)>, u64);
+
+/// dX, or dS alone, of a single layer; with `gradients`, dA and dB beside dX.
 struct InputGrad {
     kernel: Kernel<HopperShortBackwardParams>,
     mode: LaunchMode,
     schedule: Schedule,
+    last: Last<Operands, HopperShortBackwardParams>,
 }
 
 impl InputGrad {
@@ -85,14 +96,14 @@ impl InputGrad {
         let tile = [schedule.tile_m, schedule.tile_n];
         let kernel = gpu.kernels.of(dtype).short_input_grad.get(tile);
         let kernel = kernel.expect("there is a kernel for every tile");
-        InputGrad { kernel, mode: mode(gpu), schedule }
+        InputGrad { kernel, mode: mode(gpu), schedule, last: Last::new() }
     }
 
     fn run(
         &self,
         run: &Run<'_>,
         layers: &Layers,
-        grads: HopperGradsParams,
+        gradients: Option<&Gradients>,
         flags: u64,
     ) -> Result<()> {
         let layer = &layers.of()[0];
@@ -108,9 +119,18 @@ impl InputGrad {
             out: layers.x,
             scale: layer.scale,
         };
-        let product = product.params(&self.schedule, flags)?;
-        let params = HopperShortBackwardParams { product, grads };
-        run.launch(&self.kernel, [self.schedule.blocks(), 1], self.mode, &params)
+        let params = || {
+            let grads = match gradients {
+                Some(gradients) => grads_beside(layers, gradients)?,
+                None => HopperGradsParams::NONE,
+            };
+            Ok(HopperShortBackwardParams { product: product.params(&self.schedule, flags)?, grads })
+        };
+        let operands = gradients.map(|gradients| (*layers, *gradients));
+        let grid = [self.schedule.blocks(), 1];
+        self.last.launch((product, operands, flags), params, |params| {
+            run.launch(&self.kernel, grid, self.mode, params)
+        })
     }
 }
 
@@ -123,7 +143,7 @@ impl ShortBaseInputGrad {
     }
 
     pub(super) fn run(&self, run: &Run<'_>, layers: &Layers) -> Result<()> {
-        self.0.run(run, layers, HopperGradsParams::NONE, 0)
+        self.0.run(run, layers, None, 0)
     }
 }
 
@@ -155,9 +175,9 @@ impl ShortBackward {
     ) -> Result<()> {
         let launch = if wants_dx { &self.with_dx } else { &self.without_dx };
         if launch.schedule.makes_grads() {
-            return launch.run(run, layers, grads_beside(layers, gradients)?, flags);
+            return launch.run(run, layers, Some(gradients), flags);
         }
-        launch.run(run, layers, HopperGradsParams::NONE, flags)?;
+        launch.run(run, layers, None, flags)?;
         self.da_db.run(run, layers, gradients, 0)
     }
 }

@@ -8,6 +8,7 @@ mod hopper_decode;
 mod hopper_grads;
 mod hopper_linear;
 mod hopper_short;
+mod last;
 mod merge;
 mod mma;
 mod operands;

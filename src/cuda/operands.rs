@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::problem::{Problem, MAX_PROJECTIONS};
 
 /// Projections that share X, and what a pass works on: the forward, or the backward up to dX.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 pub(super) struct Layers {
     pub(super) dtype: DType,
     pub(super) t: usize,
@@ -23,7 +23,7 @@ pub(super) struct Layers {
 }
 
 /// What each has for itself. Without an adapter, r = 0.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 pub(super) struct Layer {
     pub(super) d: usize,
     pub(super) r: usize,
@@ -78,17 +78,17 @@ impl Layers {
         of_all.chain(of_each).all(|operand| operand.is_aligned())
     }
 
-    /// What a descriptor is made of, for every layer.
-    pub(super) fn each<T: Copy>(
+    /// Overwrites an entry for every layer; the others stay.
+    pub(super) fn fill<T>(
         &self,
-        none: T,
+        entries: &mut [T; MAX_PROJECTIONS],
         of: impl Fn(&Layer) -> Result<T>,
-    ) -> Result<[T; MAX_PROJECTIONS]> {
-        let mut all = [none; MAX_PROJECTIONS];
-        for (one, layer) in all.iter_mut().zip(self.of()) {
-            *one = of(layer)?;
-        }
-        Ok(all)
+    ) -> Result<()> {
+        let mut each = entries.iter_mut().zip(self.of());
+        each.try_for_each(|(entry, layer)| {
+            *entry = of(layer)?;
+            Ok(())
+        })
     }
 }
 
@@ -108,7 +108,7 @@ pub(super) fn parts(layers: &Layers, unit: usize) -> (Parts, i32) {
 }
 
 /// What the gradients of A and B are made of, and where they go.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 pub(super) struct Gradients {
     pub(super) x: Operand,
     pub(super) s: Operand,
@@ -128,7 +128,7 @@ impl Gradients {
 }
 
 /// Where CTAs tell each other what they have made: memory of the sizes that the plan asks for.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 pub(super) struct Handover {
     /// Zeros.
     pub(super) flags: u64,

@@ -222,10 +222,9 @@ impl Uses {
     fn check_bound(&self, run: &Run<'_>) -> Result<()> {
         match &self.bound {
             Some(lane) if lane != run.lane() => {
-                let what = "a workspace that a CUDA graph uses belongs to the stream that \
-                            captured it; other streams need one of their own, as"
-                    .to_string();
-                Err(Error::Capture { what })
+                let what = "the workspace is used by a graph of another stream, and belongs to \
+                            that; take one for each stream";
+                Err(Error::Capture { what: what.into() })
             }
             _ => Ok(()),
         }

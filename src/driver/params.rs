@@ -14,7 +14,7 @@ pub(crate) unsafe trait KernelParams {}
 
 /// A matrix in device memory, as `Operand` in kernels/tile.cuh.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 pub(crate) struct Operand {
     pub(crate) data: sys::CUdeviceptr,
     pub(crate) ld: i32,

@@ -56,9 +56,9 @@ fn is_capturing(stream: sys::CUstream) -> Result<bool> {
     let mut status = sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
     // SAFETY: the stream is alive, and its context current.
     let result = unsafe { sys::cuStreamIsCapturing(stream, &mut status) };
-    // The legacy default stream waits for blocking streams, of which one captures.
     if result == sys::CUresult::CUDA_ERROR_STREAM_CAPTURE_IMPLICIT {
-        return Ok(true);
+        let what = "nothing can be enqueued on the default stream while a blocking stream captures";
+        return Err(Error::Capture { what: what.into() });
     }
     check("cuStreamIsCapturing", result)?;
     Ok(status != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
@@ -88,8 +88,8 @@ fn capture(stream: sys::CUstream) -> Result<Option<Capture>> {
         check("cuStreamGetCaptureInfo", result)?;
     }
     if status != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_ACTIVE || graph.is_null() {
-        let what = "the call cannot join a capture that was invalidated, nor run".to_string();
-        return Err(Error::Capture { what });
+        let what = "the capture of the stream was invalidated";
+        return Err(Error::Capture { what: what.into() });
     }
     Ok(Some(Capture { graph }))
 }
@@ -121,11 +121,11 @@ impl<'a> Run<'a> {
         self.capture.map(|capture| capture.graph)
     }
 
-    /// An error if the stream captures: `what` says what is not possible then.
+    /// An error if the stream captures: `what` is not possible then.
     pub(crate) fn refuse_capture(&self, what: &str) -> Result<()> {
         match self.capture {
             None => Ok(()),
-            Some(_) => Err(Error::Capture { what: what.to_string() }),
+            Some(_) => Err(Error::Capture { what: format!("{what} while its stream captures") }),
         }
     }
 
@@ -135,8 +135,8 @@ impl<'a> Run<'a> {
             return Ok(());
         }
         if self.capture.is_some() {
-            let what = "memory that another stream has used cannot be ordered after that use; \
-                        use it once on this stream before,";
+            let what = "a capture cannot wait for memory that another stream has used; use it \
+                        once on the stream that captures, before it does";
             return Err(Error::Capture { what: what.into() });
         }
         other.hold_up(self.raw())
@@ -227,8 +227,8 @@ impl Lane {
             Ok(Lane::Thread(lanes[lanes.len() - 1].clone()))
         });
         lane.unwrap_or_else(|_| {
-            let what = "the default stream of a thread that ends".to_string();
-            Err(Error::Capture { what })
+            let what = "the default stream of a thread that ends cannot be used";
+            Err(Error::Capture { what: what.into() })
         })
     }
 
@@ -244,10 +244,9 @@ impl Lane {
                 // NOTES: an event recorded in a stream that captures belongs to its graph, and so
                 // would all that waits for it.
                 if is_capturing(other.cu_stream())? {
-                    let what = "memory that another stream has used cannot be ordered after that \
-                                use; synchronise that stream before, or use the memory,"
-                        .to_string();
-                    return Err(Error::Capture { what });
+                    let what = "memory that a capturing stream has used cannot be waited for; use \
+                                it here before the capture, or after";
+                    return Err(Error::Capture { what: what.into() });
                 }
                 let event = Event::new(other.context())?;
                 // SAFETY: both are alive. The driver destroys the event after it has completed.

@@ -185,6 +185,50 @@ fn others_work_while_a_stream_captures() {
     assert_no_kept_error(&cuda());
 }
 
+/// The NULL stream waits for blocking streams, which a capture does not allow.
+#[test]
+#[ignore = "needs a CUDA GPU"]
+fn the_default_stream_while_a_blocking_stream_captures() {
+    let _alone = alone();
+    let device = cuda();
+    let mut pass = Pass::new(&device, PATHS[0], 26).expect("a pass");
+    let dropped = Tensor::zeros(&device, [1 << 20], DType::F32).expect("a tensor");
+    let expected = serial(&device, PATHS[0], 26);
+    let before = pool_bytes();
+    let mut raw = std::ptr::null_mut();
+    set_current(device.context().expect("a CUDA device").cu_ctx());
+    // SAFETY: writes the handle; the stream lives until the process ends.
+    let blocking = unsafe {
+        sys::cuStreamCreate(&mut raw, 0).result().expect("a blocking stream");
+        Device::from_raw_stream(raw).expect("a device")
+    };
+    let mut captured = Pass::new(&blocking, PATHS[0], 26).expect("a pass");
+    captured.run().expect("both passes enqueued");
+    let own = pool_bytes() - before;
+    let (graph, results) = capture(&blocking, || {
+        let refused = [
+            pass.run(),
+            pass.bits().map(|_| ()),
+            Tensor::zeros(&device, [16], DType::F32).map(|_| ()),
+            device.synchronize(),
+        ];
+        drop(dropped);
+        (refused, captured.run())
+    });
+    let (refused, result) = results;
+    for (i, result) in refused.into_iter().enumerate() {
+        assert!(matches!(result, Err(Error::Capture { .. })), "{i}: {result:?}");
+    }
+    result.expect("captured");
+    graph.launch().expect("a replay");
+    assert_eq!(captured.bits().expect("results"), expected);
+    pass.run().expect("both passes enqueued");
+    assert_eq!(pass.bits().expect("results"), expected);
+    assert_eq!(pool_bytes(), before + own - (4 << 20), "freed later");
+    assert_no_kept_error(&device);
+    set_current(std::ptr::null_mut());
+}
+
 /// Replays and direct calls on one stream, in turns, with one workspace.
 #[test]
 #[ignore = "needs a CUDA GPU"]

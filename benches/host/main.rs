@@ -15,6 +15,7 @@
 //! | `whole`    | host and GPU: the calls of `layer`                                    |
 //! | `make ..`  | host: `Forward::new`, `Backward::new`                                 |
 //! | `device`   | host: `Device::from_stream`, with kernels loaded                      |
+//! | `launch ..`| host: the driver's part of a call, for a kernel that does nothing     |
 //!
 //! - A host time is that of a call, in batches of 20. The launch queue holds a batch, and is empty
 //!   before it. All tensors are of one stream. `other stream` is the same on two streams in turns:
@@ -34,6 +35,7 @@ mod args;
 mod calls;
 #[path = "../common/mod.rs"]
 mod common;
+mod launch;
 mod report;
 mod rows;
 mod timing;
@@ -94,6 +96,7 @@ fn run(options: &Options) -> Result<()> {
         all.extend(shapes::parse(set)?);
     }
     make(&gpu, options, &all, &mut report)?;
+    launch::measure(&gpu, options, &mut report)?;
     if options.wants("device") {
         let device = || Ok(Device::from_stream(gpu.stream.clone())?);
         let us = timing::each_us(options.batches(), device)?;

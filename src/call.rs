@@ -26,8 +26,8 @@ impl<'a> Projection<'a> {
     }
 }
 
-/// The weights of 1 to [`MAX_PROJECTIONS`] adapted projections of the same x, borrowed: those of a
-/// single layer, or q, k and v of an attention, or gate and up of a gated MLP.
+/// The weights of 1 to [`MAX_PROJECTIONS`] adapted projections of the same x, borrowed: a single
+/// layer, or q, k and v of an attention, or gate and up of a gated MLP.
 ///
 /// Each may have a d, an r and a scale of its own. With R the sum of the ranks, A is [R, k]: the
 /// down-projections one below the other, in the order of `projections`.

@@ -201,8 +201,8 @@ impl MmaBackward {
         }
     }
 
-    /// dS, dX if `wants_dx`, dA, and dB of every layer. `partials` is memory for those of any
-    /// gradient.
+    /// dS, dX if `wants_dx`, dA, and dB of every layer. `partials` is memory for the partial sums
+    /// of one gradient.
     pub(super) fn run(
         &self,
         run: &Run<'_>,

@@ -67,9 +67,9 @@ impl RawMemory {
 
 /// Memory of a cudarc slice or of a view of one.
 ///
-/// cudarc orders its uses by events, as long as the slice was made while its context tracked
-/// events. A writer waits for the last reader only, so concurrent readers on several streams are
-/// the caller's to wait for.
+/// cudarc orders its uses by events, if its context tracked events when the slice was made. A
+/// writer waits for the last reader only: the caller waits for concurrent readers on several
+/// streams.
 pub trait LentMemory: Send + Sync {
     #[doc(hidden)]
     fn context_of(&self) -> &Arc<CudaContext>;

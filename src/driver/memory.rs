@@ -1,7 +1,7 @@
 //! Device memory that the crate owns.
 //!
-//! It remembers which queues use it (see [`Lane`]), so that whoever reads, overwrites or frees it
-//! waits for them, on any thread and stream.
+//! It remembers which lanes use it (see [`Lane`]): a call that reads or overwrites it, and its
+//! release, wait for them, on any thread and stream.
 
 use super::context::Relaxed;
 use super::probe::check;
@@ -31,14 +31,14 @@ struct Block {
     uses: Mutex<Uses>,
 }
 
-/// Who is to be waited for.
+/// The lanes to wait for.
 #[derive(Debug, Clone)]
 struct Uses {
-    /// The queue of the last write, at first of the allocation.
+    /// The lane of the last write, at first of the allocation.
     writer: Lane,
-    /// Those that have waited for it, and may have read since.
+    /// The lanes that have waited for that write, and may have read since.
     readers: Vec<Lane>,
-    /// The only queue that may use it, once a graph does so without anybody being told.
+    /// The only lane that may use it, once a graph does: the crate does not see its replays.
     bound: Option<Lane>,
 }
 
@@ -128,7 +128,7 @@ impl Allocation {
     }
 
     /// As [`Allocation::write`], for memory that must not be used on another stream once a graph
-    /// uses it: its replays take place without a word to this crate.
+    /// uses it: the crate does not see its replays.
     pub(crate) fn write_bound(&self, run: &Run<'_>) -> Result<sys::CUdeviceptr> {
         let address = self.write(run)?;
         if run.graph().is_some() {
@@ -165,7 +165,7 @@ impl Allocation {
         run.refuse_capture("a tensor cannot be copied from the host")?;
         let address = self.write(&run)?;
         assert!(bytes.len() <= self.block.bytes);
-        // SAFETY: the allocation holds as many bytes, and those of the host live until the
+        // SAFETY: the allocation holds as many bytes, and the host's slice lives until the
         // synchronisation below.
         let copied = unsafe {
             sys::cuMemcpyHtoDAsync_v2(address, bytes.as_ptr().cast(), bytes.len(), run.raw())
@@ -184,7 +184,7 @@ impl Allocation {
         run.refuse_capture("a tensor cannot be read")?;
         let address = self.read(&run)?;
         assert!(bytes.len() <= self.block.bytes);
-        // SAFETY: the allocation holds as many bytes, and those of the host live until the
+        // SAFETY: the allocation holds as many bytes, and the host's slice lives until the
         // synchronisation below.
         let copied = unsafe {
             sys::cuMemcpyDtoHAsync_v2(bytes.as_mut_ptr().cast(), address, bytes.len(), run.raw())
@@ -193,7 +193,7 @@ impl Allocation {
         run.synchronize()
     }
 
-    /// Overwrites `bytes` from `start` on with those of another allocation, from its `from` on.
+    /// Overwrites `bytes` from `start` on with the bytes of another allocation, from its `from` on.
     pub(crate) fn copy_from(
         &mut self,
         start: usize,
@@ -213,7 +213,7 @@ impl Allocation {
 }
 
 impl Uses {
-    /// Has the call wait for everybody.
+    /// Has the call wait for all lanes.
     fn wait_for_all(&self, run: &Run<'_>) -> Result<()> {
         run.wait(&self.writer)?;
         self.readers.iter().try_for_each(|reader| run.wait(reader))
@@ -231,8 +231,8 @@ impl Uses {
     }
 }
 
-/// Blocks to be freed when nobody captures: those dropped during a capture, and those that graphs
-/// gave back, by a function that must not call the driver.
+/// Blocks to be freed when no stream captures. They were dropped during a capture, or by a graph,
+/// whose callback must not call the driver.
 static PENDING: Mutex<Vec<Arc<Block>>> = Mutex::new(Vec::new());
 /// Whether there are any.
 static IS_PENDING: AtomicBool = AtomicBool::new(false);

@@ -159,14 +159,14 @@ impl Drop for Run<'_> {
     }
 }
 
-/// A queue of work whose end others can wait for.
+/// A queue of work that others can wait for.
 ///
-/// NOTES: cudarc keeps an event for the last read of a slice and one for the last write. A writer
-/// then waits for the last of several readers alone, and for nobody once the last stream that the
-/// context made is dropped (`is_managing_stream_synchronization`). Here memory remembers the
-/// queues instead, and keeps them alive, and an event is recorded when somebody has to wait: one
-/// stream by itself never pays for it. What is waited for is all that the queue has by then, which
-/// may be more than the use in question.
+/// NOTES: cudarc keeps one event for the last read of a slice and one for the last write. A writer
+/// waits for the last of several readers only, and for none once the last stream that the context
+/// made is dropped (`is_managing_stream_synchronization`). Here memory remembers the lanes and
+/// keeps them alive. An event is recorded when a call has to wait, so a single stream pays nothing.
+/// The call waits for all work that the lane has by then, which may be more than the use in
+/// question.
 #[derive(Debug, Clone)]
 pub(super) enum Lane {
     Stream(Arc<CudaStream>),
@@ -184,9 +184,9 @@ pub(super) struct ThreadLane {
 struct ThreadLanes(Vec<Arc<ThreadLane>>);
 
 impl Drop for ThreadLanes {
-    /// NOTES: the stream goes with its thread, and what it still waits for then never takes place.
-    /// Whoever waits for an event behind that hangs (seen with driver 580). So a thread that has
-    /// used the stream ends when its work is done.
+    /// NOTES: the driver destroys the stream with its thread, and with it the waits that are still
+    /// in it. A wait for an event behind them hangs (seen with driver 580). So a thread that has
+    /// used the stream ends when the stream's work is done.
     fn drop(&mut self) {
         for lane in &self.0 {
             let _ = lane.last.synchronize();
@@ -208,7 +208,7 @@ impl PartialEq for Lane {
 }
 
 impl Lane {
-    /// The queue that this thread enqueues on by this stream. Its context is current.
+    /// The lane of this stream for this thread. Its context is current.
     pub(super) fn of(stream: &Arc<CudaStream>) -> Result<Self> {
         thread_local! {
             static LANES: RefCell<ThreadLanes> = const { RefCell::new(ThreadLanes(Vec::new())) };

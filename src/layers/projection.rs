@@ -5,7 +5,8 @@ use crate::call::Projection;
 use crate::tensor::Tensor;
 use std::ops::Range;
 
-/// One of the projections of a [`LoraLinear`](crate::LoraLinear): what it has beside its rows of the layer's A.
+/// One of the projections of a [`LoraLinear`](crate::LoraLinear): what it has beside its rows of
+/// the layer's A.
 #[derive(Debug)]
 pub struct LayerProjection {
     pub(super) w0: Tensor,
@@ -26,7 +27,7 @@ impl LayerProjection {
         &self.b
     }
 
-    /// Which rows of the layer's A and dA are those of this projection, and which columns of S.
+    /// The projection's rows of the layer's A and dA, and its columns of S.
     pub fn rows(&self) -> Range<usize> {
         self.rows.clone()
     }

@@ -101,8 +101,8 @@ impl Backward {
     /// carries the scales.
     ///
     /// The sums over T run in an order that depends on the shapes alone: the same bits on every
-    /// run, and those of dA and dB whether dX is asked for or not. dX is summed over all
-    /// projections before it is rounded, once.
+    /// run, and dA and dB have the same bits with dX and without. dX is summed over all projections
+    /// before it is rounded, once.
     ///
     /// On [`Path::Hopper`], where tensor cores truncate, no chain of their additions is longer than
     /// 2048 tokens, so that the error of a sum over T does not grow with T as theirs would: in norm,

@@ -1,10 +1,11 @@
 //! The operations on the caller's buffers.
 //!
-//! An operation is made once, from a device and a [`Problem`](crate::Problem): it decides how calls of these sizes
-//! are served, and prints it. Running it takes inputs, outputs and a [`Workspace`](crate::Workspace), checks them,
-//! enqueues on the device's stream and returns without waiting. It plans nothing, looks nothing
-//! up, allocates no device memory, synchronises nothing and makes no stream, so all of them can be
-//! captured in a CUDA graph (see [`Device`](crate::Device#cuda-graphs)).
+//! An operation is made once, from a device and a [`Problem`](crate::Problem): it decides how calls
+//! of these sizes are served, and prints it. Running it takes inputs, outputs and a
+//! [`Workspace`](crate::Workspace), checks them, enqueues on the device's stream and returns without
+//! waiting. It plans nothing, looks nothing up, allocates no device memory, synchronises nothing and
+//! makes no stream, so all of them can be captured in a CUDA graph (see
+//! [`Device`](crate::Device#cuda-graphs)).
 //!
 //! | operation | computes | |
 //! |---|---|---|
@@ -23,8 +24,8 @@
 //! are multiples of 8, in buffers at multiples of 16 bytes, are fastest. T = 0 is an empty batch.
 //!
 //! Rows of x, W0, A, B, h, dh and dx may lie apart
-//! ([`TensorView::row_stride`](crate::TensorView::row_stride)), and those of the S that a backward
-//! pass reads; S as an output, dA and dB are dense.
+//! ([`TensorView::row_stride`](crate::TensorView::row_stride)), and so may the rows of the S that a
+//! backward pass reads; S as an output, dA and dB are dense.
 //!
 //! # Numbers
 //! Products are summed in f32 (on the CPU in f64) and rounded once. The same call gives the same

@@ -1,4 +1,4 @@
-//! How the `mma.sync` kernels are launched. The tiles below are those of the kernel files named.
+//! How the `mma.sync` kernels are launched. Tile sizes repeat the kernel files named.
 
 use super::footprint::Footprint;
 

@@ -288,7 +288,7 @@ impl Tensor {
         TensorViewMut::new(shape, dtype, memory)
     }
 
-    /// Overwrites the bytes from `start` on with those of a dense view of a tensor, which fits.
+    /// Overwrites the bytes from `start` on with a dense view of a tensor, which fits.
     fn copy_part(
         &mut self,
         start: usize,

@@ -1,6 +1,6 @@
 //! Every error that the operations and tensors can meet on the CPU device: its variant, the argument
-//! and shapes it names, and that the outputs are left alone. tests/layer_errors.rs has those of
-//! layers.
+//! and shapes it names, and that the outputs are left alone. tests/layer_errors.rs has the
+//! errors of layers.
 
 use half::{bf16, f16};
 use lora_kernels::ops::{self, BaseForward, BaseInputGrad, GradientsMut, Projection, Weights};
@@ -150,7 +150,7 @@ use Operation::{Backward, Base, BaseBackward, Forward, Merge, MergeInPlace, Para
 
 const ALL: &[Operation] =
     &[Forward, Base, Backward, Params, BaseBackward, Merge, MergeInPlace, Round];
-/// Those of groups.
+/// The operations that take several projections.
 const PASSES: &[Operation] = &[Forward, Backward, Params];
 const BACKWARDS: &[Operation] = &[Backward, Params];
 const ON_W0: &[Operation] = &[Forward, Base, Backward, Params, BaseBackward];
@@ -323,7 +323,7 @@ fn element_types() {
     types_are_refused(THREE, cases);
 }
 
-/// LayerGradients of a backward pass that was made for those of 16 bits, or for none that there are.
+/// dA and dB of an element type that the backward pass was not made for, or that does not exist.
 #[test]
 fn element_types_of_gradients() -> Result<()> {
     let backward = ops::Backward::new(&Device::cpu(), &Arguments::good(ONE).problem)?;

@@ -24,7 +24,7 @@ fn replays_give_the_bits_of_direct_calls() {
     let group = Sizes::group(1100, 264, &[(136, 16), (264, 8), (72, 24)]);
     replays(20, group, |device| device);
     replays(20, group, |device| device.generic());
-    // Launches that fill the GPU, of which those of the base passes overlap.
+    // Launches that fill the GPU. The base passes' launches overlap.
     replays(20, Sizes::new(2305, 520, 2056, 16), |device| device);
     // All that CTAs have to tell each other by flags, which a replay must find as it left them.
     for ([t, d, k, r], sms) in HOPPER.into_iter().chain(FEW_TOKENS).chain(SHORT) {

@@ -29,7 +29,7 @@ const SHORT: [([usize; 4], usize); 11] = include!("common/hopper_short_shapes.in
 const HOPPER_GROUPS: [OfProjections; 22] = include!("common/hopper_shared_shapes.in");
 type OfProjections = (usize, usize, &'static [(usize, usize)], usize);
 
-/// For those of every GPU.
+/// For the kernels of every GPU.
 const GENERIC: [Sizes; 5] = [
     Sizes::new(1100, 648, 264, 72),
     Sizes::new(1100, 648, 520, 16),

@@ -9,7 +9,7 @@ use half::{bf16, f16};
 use lora_kernels::ops::{Backward, Forward, GradientsMut, Projection, Weights};
 use lora_kernels::{Accumulation, DType, Device, Result, Tensor, Workspace};
 
-/// One to four projections, with ones, odd rows, and the sizes of one unlike those of the next.
+/// One to four projections, with ones, odd rows, and sizes that differ from one to the next.
 const SIZES: [Sizes; 7] = [
     Sizes::group(1, 1, &[(1, 1)]),
     Sizes::group(6, 7, &[(9, 3)]),

@@ -11,7 +11,7 @@ use lora_kernels::{
 };
 use lora_kernels::{Scaling, Tensor, TensorView, Workspace};
 
-/// One to four projections, with ones, odd rows, and the sizes of one unlike those of the next.
+/// One to four projections, with ones, odd rows, and sizes that differ from one to the next.
 const SIZES: [Sizes; 5] = [
     Sizes::group(1, 1, &[(1, 1)]),
     Sizes::group(6, 7, &[(9, 3), (4, 2)]),
@@ -241,8 +241,8 @@ fn merging_is_that_of_each_alone() -> Result<()> {
     holds::<bf16>()
 }
 
-/// The weights go into operations on buffers of the caller's own: all of them at once, and those of
-/// one projection, with its rows of A.
+/// The weights go into operations on buffers of the caller's own: all of them at once, and one
+/// projection with its rows of A.
 #[test]
 fn operations_take_the_weights() -> Result<()> {
     let inputs = Inputs::<bf16>::reals(SIZES[2], 11);

@@ -34,7 +34,7 @@ const LLAMA: [(usize, usize); 8] = [
     (28672, 8192),
 ];
 
-/// Those of Qwen2.5 7B with the least regular sizes, then DeepSeek-V3's 7168→2112.
+/// (k, d) of the layers of Qwen2.5 7B with the least regular sizes, then DeepSeek-V3's 7168→2112.
 const AWKWARD: [(usize, usize); 4] = [(3584, 512), (3584, 18944), (18944, 3584), (7168, 2112)];
 
 /// q, k and v, then gate and up, of Llama 3 8B: k, and d of each.

@@ -10,8 +10,8 @@ use std::rc::Rc;
 
 /// The buffers that only the peers need.
 pub struct PeerBuffers {
-    /// X Aᵀ without the scale, which the peers' last product carries as its alpha; and dS. Those of
-    /// all projections lie side by side.
+    /// X Aᵀ without the scale, which the peers' last product carries as its alpha; and dS. All
+    /// projections lie side by side.
     s: Rotating,
     ds: Rotating,
     /// Of a single projection.

@@ -129,7 +129,7 @@ impl Items {
         Items { of_db, all: of_db + items_of_da(sizes, cols), item_us }
     }
 
-    /// Those of `pairs` clusters of grad CTAs, which go through dB, then dA, in turns.
+    /// The times of `pairs` clusters of grad CTAs, which go through dB, then dA, in turns.
     pub(crate) fn on(&self, pairs: usize) -> GradCtas {
         let (blocks, &Items { of_db, all, item_us }) = (2 * pairs, self);
         let of_block = |block: usize| {
@@ -149,7 +149,7 @@ struct GradCta {
     da_us: f64,
 }
 
-/// The grad CTAs of a launch of which one is the slowest.
+/// The grad CTAs of a launch that may be the slowest.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct GradCtas([GradCta; 3]);
 

@@ -60,7 +60,7 @@ impl Schedule {
             let of_out = m.div_ceil(2 * rows) * n.div_ceil(tile_n);
             let down_pairs = pairs.checked_sub(of_out)?.min(ext_tiles);
             let schedule = Schedule { tile_m, rows, tile_n, pairs: of_out, down_pairs };
-            // All CTAs read about as fast, and those of S split k.
+            // All CTAs read about as fast. The CTAs that make S split k.
             let in_time = |down_pairs| {
                 ext_tiles.div_ceil(down_pairs) * (tile_m + rank_tile) <= 2 * (tile_m + tile_n)
             };

@@ -167,8 +167,8 @@ impl<E: DeviceElement> Inputs<E> {
         })
     }
 
-    /// `layer` makes the numbers of a single layer of T, k, d and r. Those of a group come from
-    /// one of all ranks, for what is shared, and one for each projection.
+    /// `layer` makes the numbers of a single layer of T, k, d and r. A group takes x, A and S
+    /// from a layer of the sum of the ranks, and the rest from a layer for each projection.
     fn of_each(
         sizes: Sizes,
         scales: [f32; MAX_PROJECTIONS],
@@ -189,7 +189,7 @@ impl<E: DeviceElement> Inputs<E> {
         Inputs { sizes, x, a, s, of: sizes.of().iter().enumerate().map(one).collect() }
     }
 
-    /// Those of one projection, as a single layer.
+    /// The inputs of one projection, as a single layer.
     pub fn alone(&self, i: usize) -> Self {
         let (Sizes { t, k, .. }, (d, r)) = (self.sizes, self.sizes.of()[i]);
         let start = self.sizes.start(i);

@@ -15,7 +15,7 @@ pub trait DeviceElement: Element + DeviceRepr + PartialEq + std::fmt::Debug {}
 impl<E: Element + DeviceRepr + PartialEq + std::fmt::Debug> DeviceElement for E {}
 
 /// How buffers are laid out: which start at a multiple of 16 bytes, where the others are off by one
-/// element, and whether their rows are those of a wider matrix.
+/// element, and whether their rows lie in a wider matrix.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Placement {
     Aligned,

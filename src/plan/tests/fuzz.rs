@@ -78,7 +78,7 @@ fn counts_fit_the_hopper_kernels() {
         first
     };
     let (rows, cols) = (256, 128);
-    // 2²⁴ tiles, one less, and those of several layers.
+    // 2²⁴ tiles, one less, and 2²⁴ tiles of two layers.
     assert!(!on_hopper(rows << 12, cols << 12, &[(8, 8)]));
     assert!(on_hopper(rows << 12, (cols << 12) - cols, &[(8, 8)]));
     assert!(!on_hopper(rows << 12, 8, &[(cols << 12, 8)]));

@@ -1,10 +1,9 @@
 //! Backward passes.
 
 use super::buffers::Buffers;
-use super::hopper_decode::DecodeBackward;
+use super::few_tokens;
 use super::hopper_grads::Grads;
 use super::hopper_linear::LargeInputGrad;
-use super::hopper_short::ShortBackward;
 use super::mma::MmaBackward;
 use super::operands::{Gradients, Handover, Layer, Layers};
 use super::round::{Rounding, Segment};
@@ -15,7 +14,7 @@ use crate::dtype::DType;
 use crate::error::Result;
 use crate::plan::hopper::{Projection, Schedule};
 use crate::plan::hopper_grads::Makes;
-use crate::plan::{Alone, BackwardWorkspace, Plan, Strategy};
+use crate::plan::{hopper_decode, hopper_short, Alone, BackwardWorkspace, Plan, Strategy};
 use crate::problem::{Problem, MAX_PROJECTIONS};
 use crate::tensor::TensorViewMut;
 use crate::workspace::Workspace;
@@ -37,8 +36,8 @@ pub(crate) struct Backward {
 enum Hopper {
     None,
     Large(LargeBackward),
-    Decode(DecodeBackward),
-    Short(ShortBackward),
+    Decode(few_tokens::Backward<hopper_decode::Schedule>),
+    Short(few_tokens::Backward<hopper_short::Schedule>),
 }
 
 /// dS, dX, dA and dB of all layers.
@@ -97,10 +96,10 @@ impl Backward {
                 (Hopper::Large(large), schedule.partials())
             }
             Strategy::Small([Some(Alone::Decode(schedule)), ..]) => {
-                (Hopper::Decode(DecodeBackward::new(gpu, problem, schedule)), 0)
+                (Hopper::Decode(few_tokens::Backward::new(gpu, problem, schedule)), 0)
             }
             Strategy::Small([Some(Alone::Short(schedule)), ..]) => {
-                (Hopper::Short(ShortBackward::new(gpu, problem, schedule)), 0)
+                (Hopper::Short(few_tokens::Backward::new(gpu, problem, schedule)), 0)
             }
             _ => (Hopper::None, 0),
         };

@@ -1,17 +1,16 @@
 //! Products with a frozen weight alone.
 
 use super::buffers::Buffers;
+use super::few_tokens::InputGrad;
 use super::forward::SmallForward;
-use super::hopper_decode::DecodeBaseInputGrad;
 use super::hopper_linear::{LargeForward, LargeInputGrad};
-use super::hopper_short::ShortBaseInputGrad;
 use super::mma;
 use super::operands::{Handover, Layer, Layers};
 use crate::call::BaseCall;
 use crate::driver::params::{LinearParams, Operand};
 use crate::driver::{Gpu, Kernel};
 use crate::error::Result;
-use crate::plan::{Alone, Plan, Strategy};
+use crate::plan::{hopper_decode, hopper_short, Alone, Plan, Strategy};
 use crate::problem::Problem;
 
 /// H = X W0ᵀ.
@@ -77,8 +76,8 @@ pub(crate) struct BaseInputGrad {
 enum HopperInputGrad {
     None,
     Large(LargeInputGrad),
-    Decode(DecodeBaseInputGrad),
-    Short(ShortBaseInputGrad),
+    Decode(InputGrad<hopper_decode::Schedule>),
+    Short(InputGrad<hopper_short::Schedule>),
 }
 
 impl BaseInputGrad {
@@ -89,10 +88,10 @@ impl BaseInputGrad {
                 HopperInputGrad::Large(LargeInputGrad::new(gpu, problem, schedule))
             }
             Strategy::Small([Some(Alone::Decode(schedule)), ..]) => {
-                HopperInputGrad::Decode(DecodeBaseInputGrad::new(gpu, dtype, schedule))
+                HopperInputGrad::Decode(InputGrad::new(gpu, dtype, schedule))
             }
             Strategy::Small([Some(Alone::Short(schedule)), ..]) => {
-                HopperInputGrad::Short(ShortBaseInputGrad::new(gpu, dtype, schedule))
+                HopperInputGrad::Short(InputGrad::new(gpu, dtype, schedule))
             }
             _ => HopperInputGrad::None,
         };
@@ -116,8 +115,12 @@ impl BaseInputGrad {
             HopperInputGrad::Large(large) if layers.is_aligned() => {
                 large.run(&run, &layers, None, Handover::NONE)
             }
-            HopperInputGrad::Decode(decode) if layers.is_aligned() => decode.run(&run, &layers),
-            HopperInputGrad::Short(short) if layers.is_aligned() => short.run(&run, &layers),
+            HopperInputGrad::Decode(decode) if layers.is_aligned() => {
+                decode.run(&run, &layers, None, 0)
+            }
+            HopperInputGrad::Short(short) if layers.is_aligned() => {
+                short.run(&run, &layers, None, 0)
+            }
             _ => mma::run_input_grad(&run, &self.linear, &layers),
         }
     }

@@ -1,9 +1,8 @@
 //! Forward passes.
 
 use super::buffers::Buffers;
-use super::hopper_decode::DecodeForward;
+use super::few_tokens;
 use super::hopper_linear::LargeForward;
-use super::hopper_short::ShortForward;
 use super::mma::{self, Project};
 use super::operands::{Handover, Layer, Layers};
 use crate::call::ForwardCall;
@@ -11,7 +10,7 @@ use crate::driver::params::{LinearParams, Operand};
 use crate::driver::{Gpu, Kernel, Run};
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::plan::{projection_elements, Alone, Plan, Strategy};
+use crate::plan::{hopper_decode, hopper_short, projection_elements, Alone, Plan, Strategy};
 use crate::problem::{Problem, MAX_PROJECTIONS};
 use crate::workspace::Workspace;
 
@@ -33,17 +32,19 @@ enum Hopper {
 
 /// S and H of a layer of a small batch, or H alone where r = 0.
 pub(super) enum SmallForward {
-    Decode(DecodeForward),
-    Short(ShortForward),
+    Decode(few_tokens::Forward<hopper_decode::Schedule>),
+    Short(few_tokens::Forward<hopper_short::Schedule>),
 }
 
 impl SmallForward {
     pub(super) fn new(gpu: &Gpu, dtype: DType, launch: Alone) -> Self {
         match launch {
             Alone::Decode(schedule) => {
-                SmallForward::Decode(DecodeForward::new(gpu, dtype, schedule))
+                SmallForward::Decode(few_tokens::Forward::new(gpu, dtype, schedule))
             }
-            Alone::Short(schedule) => SmallForward::Short(ShortForward::new(gpu, dtype, schedule)),
+            Alone::Short(schedule) => {
+                SmallForward::Short(few_tokens::Forward::new(gpu, dtype, schedule))
+            }
         }
     }
 

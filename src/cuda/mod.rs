@@ -3,6 +3,7 @@
 mod backward;
 mod base;
 mod buffers;
+mod few_tokens;
 mod forward;
 mod hopper_decode;
 mod hopper_grads;

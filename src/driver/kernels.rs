@@ -3,9 +3,9 @@
 use super::context::{self, Current, Relaxed};
 use super::launch::Kernel;
 use super::params::{
-    ForwardParams, GradParams, HopperDecodeBackwardParams, HopperDecodeParams, HopperGradsParams,
-    HopperShortBackwardParams, HopperShortParams, InputGradParams, KernelParams, LinearParams,
-    MergeParams, ProjectParams, ReduceParams, RoundParams,
+    ForwardParams, GradParams, HopperDecodeParams, HopperGradsParams, HopperShortParams,
+    InputGradParams, KernelParams, LinearParams, MergeParams, ProjectParams, ReduceParams,
+    RoundParams, WithGrads,
 };
 use super::probe::{self, check};
 use crate::dtype::DType;
@@ -75,10 +75,10 @@ pub(crate) struct ElementKernels {
     pub(crate) hopper_grads: Instances<usize, HopperGradsParams>,
     /// By rows and columns of their tiles.
     pub(crate) short_forward: Instances<[usize; 2], HopperShortParams>,
-    pub(crate) short_input_grad: Instances<[usize; 2], HopperShortBackwardParams>,
+    pub(crate) short_input_grad: Instances<[usize; 2], WithGrads<HopperShortParams>>,
     /// By tokens of their tiles.
     pub(crate) decode_forward: Instances<usize, HopperDecodeParams>,
-    pub(crate) decode_input_grad: Instances<usize, HopperDecodeBackwardParams>,
+    pub(crate) decode_input_grad: Instances<usize, WithGrads<HopperDecodeParams>>,
 }
 
 /// All kernels of one context, and what plans need to know of it.

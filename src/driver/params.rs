@@ -306,13 +306,6 @@ pub(crate) struct HopperDecodeParams {
     pub(crate) h_cols: i32,
 }
 
-/// As in kernels/hopper_decode.cu.
-#[repr(C)]
-pub(crate) struct HopperDecodeBackwardParams {
-    pub(crate) product: HopperDecodeParams,
-    pub(crate) grads: HopperGradsParams,
-}
-
 /// As in kernels/hopper_short.cu.
 #[repr(C)]
 pub(crate) struct HopperShortParams {
@@ -336,10 +329,11 @@ pub(crate) struct HopperShortParams {
     pub(crate) out_cols: i32,
 }
 
-/// As in kernels/hopper_short.cu.
+/// As `HopperDecodeBackwardParams` in kernels/hopper_decode.cu, and `HopperShortBackwardParams` in
+/// kernels/hopper_short.cu.
 #[repr(C)]
-pub(crate) struct HopperShortBackwardParams {
-    pub(crate) product: HopperShortParams,
+pub(crate) struct WithGrads<Product> {
+    pub(crate) product: Product,
     pub(crate) grads: HopperGradsParams,
 }
 
@@ -358,9 +352,9 @@ const _: () = {
     assert!(size_of::<InputGradParams>() == 3968);
     assert!(size_of::<HopperGradsParams>() == 1600);
     assert!(size_of::<HopperDecodeParams>() == 896);
-    assert!(size_of::<HopperDecodeBackwardParams>() == 2496);
+    assert!(size_of::<WithGrads<HopperDecodeParams>>() == 2496);
     assert!(size_of::<HopperShortParams>() == 704);
-    assert!(size_of::<HopperShortBackwardParams>() == 2304);
+    assert!(size_of::<WithGrads<HopperShortParams>>() == 2304);
 };
 
 macro_rules! kernel_params {
@@ -381,7 +375,8 @@ kernel_params!(
     InputGradParams,
     HopperGradsParams,
     HopperDecodeParams,
-    HopperDecodeBackwardParams,
     HopperShortParams,
-    HopperShortBackwardParams,
 );
+
+// SAFETY: as the two kernel files declare it.
+unsafe impl<Product: KernelParams> KernelParams for WithGrads<Product> {}

@@ -3,6 +3,9 @@
 use super::fields::{self, Field};
 use super::file::{malformed, unsupported};
 use super::pattern::Pattern;
+use super::regex::TooCostly;
+use super::targets::Targets;
+use super::text;
 use super::unique::Entries;
 use crate::error::Result;
 use crate::layers::Scaling;
@@ -77,6 +80,7 @@ impl Config {
     /// Reads a configuration and refuses what it asks for that this crate does not compute.
     pub(super) fn parse(path: &Path, json: &[u8]) -> Result<Self> {
         let broken = |error: serde_json::Error| malformed(path, "the JSON", error.to_string());
+        let json = &*text::json(path, json)?;
         let Entries(fields) = serde_json::from_slice::<Entries<Value>>(json).map_err(broken)?;
         let mut fields: BTreeMap<String, Value> = fields.into_iter().collect();
         fields::check(path, &fields)?;
@@ -97,7 +101,48 @@ impl Config {
             Defaults::new(alpha, path, "alpha_pattern", patterns.alphas, |field| field.alpha())?;
         fields.remove("rank_pattern");
         fields.remove("alpha_pattern");
+        Targets::new(path, &fields)?;
         Ok(Config { fields, ranks, alphas, scaling, modules: BTreeSet::new() })
+    }
+
+    /// Whether layers that share a weight are to share their adapter.
+    pub(super) fn ties_weights(&self) -> bool {
+        self.fields.get("ensure_weight_tying").is_some_and(fields::is_set)
+    }
+
+    /// The fields that are set and that PEFT ignores.
+    pub(super) fn unknown_fields(&self) -> Vec<String> {
+        let unknown = self.fields.iter().filter(|(key, value)| fields::is_unknown(key, value));
+        unknown.map(|(key, _)| key.clone()).collect()
+    }
+
+    /// A number that differs between configurations of which adapters compute different things:
+    /// 64 bits of FNV-1a.
+    pub(super) fn fingerprint(&self) -> u64 {
+        let mut hash = Fnv(0xcbf2_9ce4_8422_2325);
+        let mut add = |text: String| hash.add(text.as_bytes());
+        add(format!("{:?} {} {:08x}", self.scaling, self.ranks.value, self.alphas.value.to_bits()));
+        for Exception { key, value, .. } in &self.ranks.exceptions {
+            add(format!("rank {key:?} {value}"));
+        }
+        for Exception { key, value, .. } in &self.alphas.exceptions {
+            add(format!("alpha {key:?} {:08x}", value.to_bits()));
+        }
+        for key in ["target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"] {
+            add(self.fields.get(key).map_or(String::new(), Value::to_string));
+        }
+        hash.0
+    }
+}
+
+struct Fnv(u64);
+
+impl Fnv {
+    /// Adds bytes and an end, so that two parts are not the same as their sum.
+    fn add(&mut self, bytes: &[u8]) {
+        for byte in bytes.iter().copied().chain([0xff]) {
+            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+        }
     }
 }
 
@@ -162,9 +207,15 @@ impl<T: Copy> Defaults<T> {
         Defaults { value, exceptions: exceptions.collect() }
     }
 
-    /// The value of a module, and the key that it has it from.
-    pub fn of(&self, module: &str) -> (T, Option<&str>) {
-        let found = self.exceptions.iter().find(|exception| exception.pattern.matches(module));
-        found.map_or((self.value, None), |found| (found.value, Some(&found.key)))
+    /// The value of a module, and the key that it has it from; or the key that was not decided.
+    pub fn of(&self, module: &str) -> Result<(T, Option<&str>), &str> {
+        for Exception { key, pattern, value } in &self.exceptions {
+            match pattern.matches(module) {
+                Ok(true) => return Ok((*value, Some(key))),
+                Ok(false) => {}
+                Err(TooCostly) => return Err(key),
+            }
+        }
+        Ok((self.value, None))
     }
 }

@@ -1,21 +1,20 @@
 //! The fields of `adapter_config.json`: which are read, which are kept, and which are refused.
 
 use super::file::{malformed, unsupported};
+use super::formats;
 use crate::error::{Error, Result};
 use serde_json::{json, Value};
 use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Fields that change what an adapter computes, where they are set, and what they then ask for.
-const REFUSED: [(&str, &str); 17] = [
+const REFUSED: [(&str, &str); 15] = [
     ("alora_invocation_tokens", "adapters that act from certain tokens on (aLoRA)"),
     ("arrow_config", "adapters that a router chooses among (Arrow)"),
     ("enable_lora", "adapters of a part of a fused layer"),
-    ("ensure_weight_tying", "adapters shared by layers that share a weight"),
     ("fan_in_fan_out", "weights stored as [k, d]"),
     ("kasa_config", "base weights without their smallest singular values (KaSA)"),
     ("layer_replication", "layers that are there several times"),
-    ("lora_bias", "biases of B"),
     ("megatron_config", "layers of Megatron"),
     ("modules_to_save", "modules that were trained in full"),
     ("monteclora_config", "adapters that are sampled (MonteCLoRA)"),
@@ -28,12 +27,15 @@ const REFUSED: [(&str, &str); 17] = [
 ];
 
 /// Fields that change nothing of what the tensors say, or that are read elsewhere.
-const KNOWN: [&str; 27] = [
+/// `ensure_weight_tying` counts where a tied module has an adapter; `lora_bias` and `bias` where the
+/// file has biases, which are refused by their names.
+const KNOWN: [&str; 29] = [
     "alpha_pattern",
     "auto_mapping",
     "base_model_name_or_path",
     "bias",
     "corda_config",
+    "ensure_weight_tying",
     "eva_config",
     "exclude_modules",
     "inference_mode",
@@ -42,6 +44,7 @@ const KNOWN: [&str; 27] = [
     "layers_to_transform",
     "loftq_config",
     "lora_alpha",
+    "lora_bias",
     "lora_dropout",
     "lora_ga_config",
     "megatron_core",
@@ -80,22 +83,33 @@ pub(super) fn of_new_adapters() -> BTreeMap<String, Value> {
     .into()
 }
 
-/// Refuses fields that ask for what this crate does not compute. A field that it has never heard
-/// of is refused if it is `true`, or a list or object with something in it, which is how PEFT
-/// switches things on; texts and numbers say more about what is on anyway.
+/// The version of PEFT whose fields this crate knows.
+const PEFT_VERSION: (u64, u64) = (0, 21);
+
+/// Refuses fields that ask for what this crate does not compute. PEFT ignores fields that it does
+/// not know, and so does this crate, unless a newer PEFT wrote the file: then a field that is
+/// `true`, or a list or object with something in it, may be how that one switches something on.
 pub(super) fn check(path: &Path, fields: &BTreeMap<String, Value>) -> Result<()> {
     let field = |key| Field { path, key, value: fields.get(key) };
     let peft_type = field("peft_type");
     match peft_type.value {
         Some(Value::String(name)) if name == "LORA" => {}
         Some(Value::String(name)) => return peft_type.refuse(format!("{name}, only LORA is")),
+        None => match formats::of_config(fields) {
+            Some(format) => return Err(unsupported(path, "the file", format)),
+            None => {
+                let reason =
+                    "is missing: this is no configuration that PEFT's save_pretrained wrote";
+                return Err(malformed(path, "peft_type", reason));
+            }
+        },
         _ => return Err(peft_type.wrong("is not \"LORA\" or another name")),
     }
     let bias = field("bias");
     match bias.value {
         None | Some(Value::Null) => {}
-        Some(Value::String(which)) if which == "none" => {}
-        Some(which) => return bias.refuse(format!("{which}: biases that were trained")),
+        Some(Value::String(which)) if ["none", "all", "lora_only"].contains(&which.as_str()) => {}
+        Some(_) => return Err(bias.wrong("is not \"none\", \"all\" or \"lora_only\"")),
     }
     let initial = field("init_lora_weights");
     match initial.value {
@@ -122,15 +136,34 @@ pub(super) fn check(path: &Path, fields: &BTreeMap<String, Value>) -> Result<()>
             return field(key).refuse(reason);
         }
     }
-    for (key, value) in fields {
-        if !KNOWN.contains(&key.as_str()) && !is_text_or_number(value) && is_set(value) {
-            return field(key).refuse("a setting that this version does not know");
+    let random_biases = field("lora_bias").value.is_some_and(is_set)
+        && field("init_lora_weights").value == Some(&Value::Bool(false));
+    if random_biases {
+        return field("lora_bias").refuse("with init_lora_weights of false: biases of B at random");
+    }
+    if is_newer(fields) {
+        if let Some((key, _)) = fields.iter().find(|(key, value)| is_unknown(key, value)) {
+            let reason = "a setting that PEFT 0.21 does not know, in a file of a newer PEFT";
+            return field(key).refuse(reason);
         }
     }
     Ok(())
 }
 
-fn is_set(value: &Value) -> bool {
+/// Whether PEFT ignores a field that is on.
+pub(super) fn is_unknown(key: &str, value: &Value) -> bool {
+    let known = KNOWN.contains(&key) || REFUSED.iter().any(|(refused, _)| *refused == key);
+    !known && !value.is_string() && !value.is_number() && is_set(value)
+}
+
+/// Whether a newer PEFT wrote the file than the one whose fields this crate knows.
+fn is_newer(fields: &BTreeMap<String, Value>) -> bool {
+    let version = fields.get("peft_version").and_then(Value::as_str).unwrap_or_default();
+    let mut parts = version.split('.').map_while(|part| part.parse::<u64>().ok());
+    parts.next().is_some_and(|major| (major, parts.next().unwrap_or(0)) > PEFT_VERSION)
+}
+
+pub(super) fn is_set(value: &Value) -> bool {
     match value {
         Value::Null => false,
         Value::Bool(flag) => *flag,
@@ -139,10 +172,6 @@ fn is_set(value: &Value) -> bool {
         Value::Array(values) => !values.is_empty(),
         Value::Object(fields) => !fields.is_empty(),
     }
-}
-
-fn is_text_or_number(value: &Value) -> bool {
-    value.is_string() || value.is_number()
 }
 
 fn is_text_or_texts(value: &Value) -> bool {

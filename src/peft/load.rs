@@ -1,16 +1,39 @@
-//! Adapters from `adapter_model.safetensors`.
+//! Adapters from the two files of a PEFT directory.
 
 use super::config::{Config, MAX_CONFIG};
 use super::file::{malformed, open_regular, unreadable, unsupported};
-use super::file::{CONFIG_FILE, PREFIX, WEIGHTS_FILE};
-use super::tensors::{not_numbers, TensorFile};
+use super::file::{CONFIG_FILE, WEIGHTS_FILE};
+use super::formats;
+use super::pairs::{pairs, Pair, Pairs};
+use super::targets::{undecided, Targets};
+use super::tensors::TensorFile;
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::layers::Adapter;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::fs;
 use std::io::{Cursor, Read, Seek};
 use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+/// How often the two files are read again while they do not belong together, and after which time:
+/// `save` renames one and then the other, and holds a lock in between.
+const RETRIES: usize = 100;
+const RETRY_AFTER: Duration = Duration::from_millis(10);
+
+/// The last names of modules that may share their weight with another module.
+const TIED: [&str; 8] = [
+    "lm_head",
+    "embed_tokens",
+    "embed_in",
+    "embed_out",
+    "wte",
+    "shared",
+    "word_embeddings",
+    "decoder",
+];
 
 /// What a PEFT directory holds.
 #[derive(Debug)]
@@ -21,35 +44,89 @@ pub struct Adapters {
     /// for the tensors `base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight` [r, k] and
     /// `...lora_B.weight` [d, r]. The weight that it adapts is `PATH.weight` [d, k].
     pub adapters: BTreeMap<String, Adapter>,
+    /// The names of the tensors that `target_modules`, `exclude_modules`, `layers_to_transform` or
+    /// `layers_pattern` leave out. PEFT does not load them, and [`save`](super::save) does not
+    /// write them.
+    pub left_out: Vec<String>,
+    /// The fields of the configuration that are set and that neither PEFT 0.21 nor this crate
+    /// knows. PEFT ignores them with a warning; they are kept for saving.
+    pub unknown_fields: Vec<String>,
 }
 
-/// Loads all adapters of a PEFT directory.
+/// Loads the adapters of a PEFT directory.
 ///
-/// With a `dtype`, A and B are rounded to it; without, they keep the element type of the file.
+/// With a `dtype`, A and B are rounded to it. Without, they keep the element type of the file; if
+/// A and B of a module differ in it, both get the type that holds the values of both (f32).
 /// [`LoraLinear`](crate::LoraLinear) wants that of the base weight, and a CUDA device computes with
 /// bf16 or f16 only.
 ///
-/// The tensors decide which modules have adapters; `target_modules` is only kept for saving.
+/// A module has an adapter if the file has its tensors and the configuration names it, as in PEFT.
+/// Tensors of other modules are not loaded: [`Adapters::left_out`] names them. Where
+/// `target_modules` is missing, the tensors decide.
+///
+/// If [`save`](super::save) replaces the files meanwhile, the adapters are all old or all new. This
+/// does not hold for files that PEFT replaces.
 ///
 /// # Errors
 /// [`Error::Io`]; [`Error::Malformed`] if a file is broken, half of a pair is missing, or tensors
-/// and configuration disagree; [`Error::Unsupported`] for what this crate does not compute, see
-/// [the list](crate::peft#what-is-refused); [`Error::OutOfMemory`], and [`Error::Driver`] of the device.
+/// and configuration disagree or are of two saves; [`Error::Unsupported`] for what this crate does
+/// not compute, see [the list](crate::peft#what-is-refused); [`Error::OutOfMemory`], and
+/// [`Error::Driver`] of the device.
 pub fn load(dir: impl AsRef<Path>, device: &Device, dtype: Option<DType>) -> Result<Adapters> {
     let dir = dir.as_ref();
+    let mut retries = 0;
+    let (config, weights) = loop {
+        let opened = open(dir)?;
+        if !is_torn(dir, &opened.0, &opened.1) {
+            break opened;
+        }
+        if retries == RETRIES {
+            let reason = format!(
+                "is of another save than {CONFIG_FILE} beside it: a save was interrupted, or the \
+                 files come from two places. Save the adapter again, or copy both files from one place"
+            );
+            return Err(malformed(opened.1.path(), "the file", reason));
+        }
+        retries += 1;
+        thread::sleep(RETRY_AFTER);
+    };
+    read_adapters(config, weights, device, dtype)
+}
+
+/// Reads the configuration and opens the weights, in this order: see `is_torn`.
+fn open(dir: &Path) -> Result<(Config, TensorFile)> {
     let (config_path, weights_path) = (dir.join(CONFIG_FILE), dir.join(WEIGHTS_FILE));
+    if let Err(error) = fs::metadata(&config_path) {
+        return Err(formats::no_config(dir, error));
+    }
     let mut json = Vec::new();
     open_regular(&config_path)?
         .take(MAX_CONFIG + 1)
         .read_to_end(&mut json)
         .map_err(|error| unreadable(&config_path, error))?;
     let config = parse_config(&config_path, &json)?;
-    let pickle = dir.join("adapter_model.bin");
-    if !weights_path.exists() && pickle.exists() {
-        let reason = format!("a pickle file; have PEFT save the adapter as {WEIGHTS_FILE}");
-        return Err(unsupported(&pickle, "the file", reason));
+    if let Err(error) = fs::metadata(&weights_path) {
+        return Err(formats::no_weights(dir, error));
     }
-    read_adapters(config, TensorFile::open(weights_path)?, device, dtype)
+    Ok((config, TensorFile::open(weights_path)?))
+}
+
+/// Whether the weights are of another save than the configuration, which was read first.
+///
+/// The weights' metadata has the fingerprint of the configuration they were saved with, unless
+/// another program wrote them. `save` replaces the weights first and stamps both files with the
+/// time, so a configuration that does not belong to the weights is older than they are, or as old.
+/// A newer one was edited since.
+fn is_torn(dir: &Path, config: &Config, weights: &TensorFile) -> bool {
+    let same = weights.fingerprint().is_none_or(|of_weights| of_weights == config.fingerprint());
+    if same {
+        return false;
+    }
+    let of_config = fs::metadata(dir.join(CONFIG_FILE)).and_then(|metadata| metadata.modified());
+    match (of_config, weights.modified()) {
+        (Ok(of_config), Ok(of_weights)) => of_config <= of_weights,
+        _ => true,
+    }
 }
 
 /// Loads adapters from the contents of the two files of a PEFT directory.
@@ -80,131 +157,52 @@ fn read_adapters<R: Read + Seek>(
     dtype: Option<DType>,
 ) -> Result<Adapters> {
     // All that can be wrong is looked for before anything is read.
-    let modules = pairs(&file)?;
-    for (module, rank) in &modules {
-        check_rank(file.path(), &config, module, *rank)?;
-        if dtype.is_none() {
-            check_types(&file, module)?;
+    let config_path = file.path().with_file_name(CONFIG_FILE);
+    let targets = Targets::new(&config_path, &config.fields)?;
+    let Pairs { modules, left_out } = pairs(&file, &targets)?;
+    for (module, pair) in &modules {
+        check_rank(file.path(), &config, module, pair)?;
+    }
+    if config.ties_weights() {
+        let tied = |module: &&String| TIED.contains(&module.rsplit('.').next().unwrap_or_default());
+        if let Some(module) = modules.keys().find(tied) {
+            let reason =
+                format!("adapters shared by layers that share a weight, as {module} may do");
+            return Err(unsupported(&config_path, "ensure_weight_tying", reason));
         }
     }
     let mut adapters = BTreeMap::new();
-    for module in modules.keys() {
-        let (name_a, name_b) = (key(module, 'A'), key(module, 'B'));
-        let a = file.tensor(&name_a, device, dtype)?;
-        let b = file.tensor(&name_b, device, dtype)?;
-        let (alpha, _) = config.alphas.of(module);
+    for (module, pair) in modules {
+        let dtype = Some(dtype.unwrap_or(pair.dtype));
+        let a = file.tensor(&pair.a, device, dtype)?;
+        let b = file.tensor(&pair.b, device, dtype)?;
+        let (alpha, _) = config
+            .alphas
+            .of(&module)
+            .map_err(|key| undecided(&config_path, &format!("alpha_pattern {key:?}"), &module))?;
         let adapter = Adapter::from_tensors(a, b, alpha, config.scaling)
-            .map_err(|error| malformed(file.path(), module, error.to_string()))?;
-        adapters.insert(module.clone(), adapter);
+            .map_err(|error| malformed(file.path(), &module, error.to_string()))?;
+        adapters.insert(module, adapter);
     }
     config.modules = adapters.keys().cloned().collect();
-    Ok(Adapters { config, adapters })
-}
-
-/// All modules that have an A and a B that fit each other, with their ranks.
-fn pairs<R: Read + Seek>(file: &TensorFile<R>) -> Result<BTreeMap<String, usize>> {
-    let path = file.path();
-    let mut modules = BTreeSet::new();
-    for (name, entry) in file.entries() {
-        let module = module_of(name).map_err(|reason| unsupported(path, name, reason))?;
-        check_module(module).map_err(|reason| malformed(path, name, reason))?;
-        if entry.dtype.is_none() {
-            return Err(unsupported(path, name, not_numbers(entry)));
-        }
-        let dims = entry.shape.len();
-        if dims > 2 {
-            let reason = format!("it has {dims} dimensions, as an adapter of a convolution");
-            return Err(unsupported(path, name, reason));
-        }
-        if dims < 2 || entry.shape.contains(&0) {
-            let reason = format!("is no matrix: its shape is {:?}", entry.shape);
-            return Err(malformed(path, name, reason));
-        }
-        modules.insert(module);
-    }
-    if modules.is_empty() {
-        return Err(malformed(path, "the header", "has no adapter"));
-    }
-    let shape = |name: String, other: String| match file.entries().get(&name) {
-        Some(entry) => Ok((entry.shape.clone(), name)),
-        None => Err(malformed(path, &name, format!("is missing, but {other} is there"))),
-    };
-    let mut pairs = BTreeMap::new();
-    for module in modules {
-        let (a, name_a) = shape(key(module, 'A'), key(module, 'B'))?;
-        let (b, name_b) = shape(key(module, 'B'), key(module, 'A'))?;
-        if a[0] != b[1] {
-            let reason = format!("has shape {b:?}, which does not fit {name_a} of {a:?}");
-            return Err(malformed(path, &name_b, reason));
-        }
-        pairs.insert(module.to_string(), a[0]);
-    }
-    Ok(pairs)
+    let unknown_fields = config.unknown_fields();
+    Ok(Adapters { config, adapters, left_out, unknown_fields })
 }
 
 /// The rank must be the one of the configuration, which is what PEFT would make room for.
-fn check_rank(path: &Path, config: &Config, module: &str, rank: usize) -> Result<()> {
-    let name = key(module, 'A');
-    if !(1..=256).contains(&rank) {
-        return Err(unsupported(path, &name, Error::Rank { r: rank }.to_string()));
+fn check_rank(path: &Path, config: &Config, module: &str, pair: &Pair) -> Result<()> {
+    let Pair { a: name, rank, .. } = pair;
+    if !(1..=256).contains(rank) {
+        return Err(unsupported(path, name, Error::Rank { r: *rank }.to_string()));
     }
-    let (expected, from) = config.ranks.of(module);
-    if rank != expected {
+    let (expected, from) = config.ranks.of(module).map_err(|key| {
+        let path = path.with_file_name(CONFIG_FILE);
+        undecided(&path, &format!("rank_pattern {key:?}"), module)
+    })?;
+    if *rank != expected {
         let from = from.map_or("r".into(), |key| format!("rank_pattern {key:?}"));
         let reason = format!("has rank {rank}, but {from} in {CONFIG_FILE} says {expected}");
-        return Err(malformed(path, &name, reason));
-    }
-    Ok(())
-}
-
-fn check_types<R: Read + Seek>(file: &TensorFile<R>, module: &str) -> Result<()> {
-    let (name_a, name_b) = (key(module, 'A'), key(module, 'B'));
-    let (a, b) = (&file.entries()[&name_a], &file.entries()[&name_b]);
-    if a.dtype != b.dtype {
-        let (a, b) = (&a.dtype_name, &b.dtype_name);
-        let reason = format!("holds {b}, but {name_a} {a}; load them as one element type");
-        return Err(malformed(file.path(), &name_b, reason));
-    }
-    Ok(())
-}
-
-/// The name of a module's A or B in the file.
-pub(super) fn key(module: &str, half: char) -> String {
-    format!("{PREFIX}{module}.lora_{half}.weight")
-}
-
-/// The module of a name, or what the name stands for instead.
-pub(super) fn module_of(name: &str) -> Result<&str, &'static str> {
-    let Some(rest) = name.strip_prefix(PREFIX) else {
-        return Err("its name does not begin with base_model.model.");
-    };
-    let ends = [".lora_A.weight", ".lora_B.weight"];
-    if let Some(module) = ends.iter().find_map(|end| rest.strip_suffix(end)) {
-        return Ok(module);
-    }
-    Err(if rest.contains("lora_embedding_") {
-        "an adapter of an embedding"
-    } else if rest.contains("lora_magnitude_vector") {
-        "a trained magnitude (DoRA)"
-    } else if rest.ends_with(".lora_B.bias") || rest.ends_with(".lora_A.bias") {
-        "a bias of an adapter (lora_bias)"
-    } else if rest.contains(".lora_A.") || rest.contains(".lora_B.") {
-        "a name other than MODULE.lora_A.weight and MODULE.lora_B.weight"
-    } else {
-        "neither A nor B of an adapter (modules_to_save, or embeddings saved along)"
-    })
-}
-
-/// Refuses what is not the path of a module: names with dots between them.
-pub(super) fn check_module(module: &str) -> Result<(), &'static str> {
-    if module.len() > 1024 {
-        return Err("has a module name of more than 1024 bytes");
-    }
-    if !module.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err("has a module name with spaces or characters that are not ASCII");
-    }
-    if module.split('.').any(str::is_empty) {
-        return Err("has a module name with nothing before, between or after its dots");
+        return Err(malformed(path, name, reason));
     }
     Ok(())
 }

@@ -155,39 +155,66 @@
 //!
 //! What PEFT 0.21 makes of a directory, as far as this says:
 //!
-//! Adapters of linear layers of rank 1 to 256, A [r, k] and B [d, r] in f32, f16 or bf16; `r`,
-//! `lora_alpha`, `use_rslora`, `rank_pattern` and `alpha_pattern`. `lora_dropout` is kept, but this
-//! crate drops nothing in training.
+//! * Adapters of linear layers of rank 1 to 256, A [r, k] and B [d, r] in f32, f16 or bf16. A and B
+//!   of different element types are loaded as f32, unless [`load`] is told a type.
+//! * `r`, `lora_alpha`, `use_rslora`, `rank_pattern` and `alpha_pattern`. `lora_dropout` is kept,
+//!   but this crate drops nothing in training.
+//! * `target_modules`, `exclude_modules`, `layers_to_transform` and `layers_pattern`: tensors of
+//!   modules that they leave out are not loaded, see [`Adapters::left_out`]. PEFT asks the model
+//!   what `all-linear` leaves out; here it is a module whose last name is `lm_head` or `embed_out`.
+//! * An adapter's name inside the keys, as in `q_proj.lora_A.default.weight`: one for the file.
+//! * `NaN` and `Infinity` in the JSON, which Python writes, in fields without effect.
 //!
-//! The keys of the patterns are regular expressions of Python, of which the first that matches
-//! counts. Names, dots, `^`, `$`, groups, alternatives, sets, repetitions, `\d`, `\w` and escaped
-//! punctuation mean what they mean there; a key with something else in it is refused.
+//! Patterns and texts of modules are regular expressions of Python's `re`. Of a pattern, the first
+//! key that matches counts. Back-references, flags, atomic groups, possessive repetitions and
+//! characters that are not ASCII are refused, and so is an expression that takes too long to match.
+//!
+//! PEFT ignores settings that it does not know, and so does [`load`], which names them in
+//! [`Adapters::unknown_fields`]. `bias`, `lora_bias` and `ensure_weight_tying` do not matter where
+//! the file has no bias, or no adapter of a head or an embedding.
 //!
 //! # What is refused
 //!
 //! With an [`Error::Unsupported`](crate::Error::Unsupported) that names the file and the key:
 //!
-//! * a `peft_type` other than `LORA`, and a `bias` other than `none`;
-//! * `fan_in_fan_out`, `use_dora`, `lora_bias`, `modules_to_save`, `target_parameters`,
-//!   `layer_replication`, `trainable_token_indices`, `alora_invocation_tokens`, `use_qalora`,
-//!   `use_bdlora`, `ensure_weight_tying`, `megatron_config`, and the configurations of Arrow, KaSA,
-//!   MonteCLoRA and VeLoRA;
+//! * a `peft_type` other than `LORA`;
+//! * `fan_in_fan_out`, `use_dora`, `modules_to_save`, `target_parameters`, `layer_replication`,
+//!   `trainable_token_indices`, `alora_invocation_tokens`, `use_qalora`, `use_bdlora`,
+//!   `megatron_config`, and the configurations of Arrow, KaSA, MonteCLoRA and VeLoRA;
+//!   `ensure_weight_tying` where a module that may be tied has an adapter;
 //! * `init_lora_weights` other than true, false, `gaussian`, `eva` and `orthogonal`: such an
 //!   adapter (`pissa`, `olora`, `corda`, `loftq`, `lora_ga`) belongs to base weights that were
 //!   changed, also when PEFT loads it, unless `save_pretrained` has made a plain one of it;
-//! * a field that this version does not know and that is `true`, or a list or object with
-//!   something in it;
+//! * in a file of a newer PEFT (`peft_version`), a field that this version does not know and that
+//!   is `true`, or a list or object with something in it;
 //! * tensors that are neither A nor B of a linear layer: adapters of embeddings and convolutions,
-//!   magnitudes, biases, whole modules;
-//! * ranks above 256, other element types, `adapter_model.bin`.
+//!   magnitudes, biases, whole modules; and tensors without the prefix `base_model.model.`, which
+//!   PEFT drops without an error;
+//! * keys of several adapters, ranks above 256, and other element types;
+//! * Git LFS pointers, adapters in several files, pickles (`adapter_model.bin`), and the formats of
+//!   mlx-lm, mistral-finetune, kohya and diffusers: the error says what to do.
+//!
+//! # While another process saves
+//!
+//! [`save`] writes both files to temporary names, forces them to disk, and renames them one after
+//! the other under a lock (`.saving-lock`). The metadata of the weights have a fingerprint of the
+//! configuration under `lora_kernels.config`, which PEFT ignores. [`load`] reads both files again
+//! while they are of two saves, for about a second. Files without the fingerprint are loaded as
+//! they are, and so is a configuration that was edited after the save.
 
 mod config;
 mod fields;
 mod file;
+mod formats;
 mod load;
+mod lock;
+mod pairs;
 mod pattern;
+mod regex;
 mod save;
+mod targets;
 mod tensors;
+mod text;
 mod unique;
 
 pub use config::Config;

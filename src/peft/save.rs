@@ -2,7 +2,9 @@
 
 use super::config::{Config, Defaults, MAX_CONFIG, MAX_KEYS};
 use super::file::{malformed, unsupported, unwritable, CONFIG_FILE, WEIGHTS_FILE};
-use super::load::{check_module, key};
+use super::lock::Lock;
+use super::pairs::{check_module, key};
+use super::tensors::FINGERPRINT;
 use crate::dtype::{DType, Element};
 use crate::error::Result;
 use crate::layers::{Adapter, Scaling};
@@ -11,10 +13,11 @@ use half::{bf16, f16};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::{json, Value};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
+use std::time::SystemTime;
 
 /// Saves adapters, under the paths of their modules, as PEFT does.
 ///
@@ -44,20 +47,37 @@ pub fn save<'a>(
     let (config_path, weights_path) = (dir.join(CONFIG_FILE), dir.join(WEIGHTS_FILE));
     let adapters = collect(&weights_path, adapters)?;
     let json = config_json(&config_path, config, &adapters)?;
+    let fingerprint = Config::parse(&config_path, json.as_bytes())?.fingerprint();
 
     fs::create_dir_all(dir).map_err(|error| unwritable(dir, error))?;
     let new = tempfile::Builder::new().prefix(".saving-").tempdir_in(dir);
     let new = new.map_err(|error| unwritable(dir, error))?;
     let (new_config, new_weights) = (new.path().join(CONFIG_FILE), new.path().join(WEIGHTS_FILE));
-    write_weights(&new_weights, &weights_path, &adapters)?;
+    write_weights(&new_weights, &weights_path, &adapters, fingerprint)?;
     let written = File::create_new(&new_config).and_then(|mut file| {
         file.write_all(json.as_bytes())?;
         file.sync_all()
     });
     written.map_err(|error| unwritable(&config_path, error))?;
 
-    fs::rename(new_weights, &weights_path).map_err(|error| unwritable(&weights_path, error))?;
-    fs::rename(new_config, &config_path).map_err(|error| unwritable(&config_path, error))?;
+    replace([(&new_weights, &weights_path), (&new_config, &config_path)], dir)
+}
+
+/// Renames both new files to their places, one saver at a time. Before that, they are stamped with
+/// the time: the configuration of one save is never newer than the weights of the next.
+fn replace([weights, config]: [(&Path, &Path); 2], dir: &Path) -> Result<()> {
+    let _lock = Lock::take(dir)?;
+    let now = SystemTime::now();
+    for (new, path) in [weights, config] {
+        if path.is_dir() {
+            return Err(unwritable(path, io::Error::other("it is a directory")));
+        }
+        let stamped = File::options().write(true).open(new).and_then(|file| file.set_modified(now));
+        stamped.map_err(|error| unwritable(path, error))?;
+    }
+    for (new, path) in [weights, config] {
+        fs::rename(new, path).map_err(|error| unwritable(path, error))?;
+    }
     sync_dir(dir).map_err(|error| unwritable(dir, error))
 }
 
@@ -169,7 +189,9 @@ impl<T: Copy + PartialEq> Defaults<T> {
         adapters: &BTreeMap<&str, &Adapter>,
         value: impl Fn(&Adapter) -> T,
     ) -> Defaults<T> {
-        if adapters.iter().all(|(module, adapter)| self.of(module).0 == value(adapter)) {
+        let fits =
+            |module: &str, adapter| self.of(module).is_ok_and(|(own, _)| own == value(adapter));
+        if adapters.iter().all(|(module, adapter)| fits(module, adapter)) {
             return self.clone();
         }
         let mut counts: Vec<(T, usize)> = Vec::new();
@@ -188,7 +210,12 @@ impl<T: Copy + PartialEq> Defaults<T> {
 
 /// Writes the tensors in the format's order, wide element types first, into a new file; errors
 /// call it by the name that it will have.
-fn write_weights(new: &Path, path: &Path, adapters: &BTreeMap<&str, &Adapter>) -> Result<()> {
+fn write_weights(
+    new: &Path,
+    path: &Path,
+    adapters: &BTreeMap<&str, &Adapter>,
+    fingerprint: u64,
+) -> Result<()> {
     let mut tensors: Vec<(String, &Tensor)> = Vec::new();
     for (module, adapter) in adapters {
         tensors.push((key(module, 'A'), adapter.a()));
@@ -203,11 +230,14 @@ fn write_weights(new: &Path, path: &Path, adapters: &BTreeMap<&str, &Adapter>) -
         let (dtype, shape) = (name_of(tensor.dtype()), tensor.shape().dims().to_vec());
         (name.clone(), TensorInfo { dtype, shape, data_offsets: (start, end) })
     });
-    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-    let header = Metadata::new(Some(metadata), infos.collect())
+    let header = Metadata::new(None, infos.collect())
         .map_err(|error| error.to_string())
-        .and_then(|header| serde_json::to_vec(&header).map_err(|error| error.to_string()));
-    let mut header = header.map_err(|reason| malformed(path, "the header", reason))?;
+        .and_then(|header| serde_json::to_string(&header).map_err(|error| error.to_string()))
+        .map_err(|reason| malformed(path, "the header", reason))?;
+    // The crate's own metadata is a hash map, of which the order is another each time.
+    let metadata = json!({ "format": "pt", FINGERPRINT: format!("{fingerprint:016x}") });
+    let mut header =
+        header.replacen('{', &format!(r#"{{"__metadata__":{metadata},"#), 1).into_bytes();
     header.resize(header.len().next_multiple_of(8), b' ');
 
     let failed = |error: io::Error| unwritable(path, error);

@@ -1,6 +1,7 @@
 //! Safetensors files, read a tensor at a time.
 
 use super::file::{malformed, open_regular, unreadable, unsupported};
+use super::text;
 use super::unique::Header;
 use crate::device::Device;
 use crate::dtype::{DType, Element};
@@ -15,9 +16,13 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 /// The longest header that is read. The format allows 100 MB; a header of 100 000 tensors has 15.
 const MAX_HEADER: u64 = 32 << 20;
+
+/// The key of the fingerprint in the metadata.
+pub(super) const FINGERPRINT: &str = "lora_kernels.config";
 
 /// A safetensors file that is open for reading.
 ///
@@ -48,6 +53,7 @@ pub struct TensorFile<R = File> {
     path: PathBuf,
     reader: R,
     entries: BTreeMap<String, TensorEntry>,
+    fingerprint: Option<u64>,
 }
 
 /// What the header of a [`TensorFile`] says of a tensor.
@@ -74,6 +80,11 @@ impl TensorFile {
         let path = path.as_ref();
         TensorFile::new(path, open_regular(path)?)
     }
+
+    /// When the file was last written.
+    pub(super) fn modified(&self) -> io::Result<SystemTime> {
+        self.reader.metadata()?.modified()
+    }
 }
 
 impl<R: Read + Seek> TensorFile<R> {
@@ -93,6 +104,11 @@ impl<R: Read + Seek> TensorFile<R> {
         }
         let mut prefix = [0; 8];
         read(&mut reader, 0, &mut prefix)?;
+        if prefix == *b"version " {
+            let mut start = zeros(length.min(64) as usize)?;
+            read(&mut reader, 0, &mut start)?;
+            text::refuse_pointer(&path, &start)?;
+        }
         let header_length = u64::from_le_bytes(prefix);
         if header_length > MAX_HEADER {
             return Err(malformed(format!("has {header_length} bytes, more than {MAX_HEADER}")));
@@ -104,10 +120,17 @@ impl<R: Read + Seek> TensorFile<R> {
         }
         let mut header = zeros(header_length as usize)?;
         read(&mut reader, 8, &mut header)?;
-        let Header(tensors) =
+        let Header { metadata, tensors } =
             serde_json::from_slice(&header).map_err(|error| malformed(error.to_string()))?;
         let entries = entries(&path, tensors, 8 + header_length, length)?;
-        Ok(TensorFile { path, reader, entries })
+        let fingerprint = metadata.iter().find(|(key, _)| key == FINGERPRINT);
+        let fingerprint = fingerprint.and_then(|(_, hex)| u64::from_str_radix(hex, 16).ok());
+        Ok(TensorFile { path, reader, entries, fingerprint })
+    }
+
+    /// The fingerprint of the configuration that `save` wrote along with the file.
+    pub(super) fn fingerprint(&self) -> Option<u64> {
+        self.fingerprint
     }
 
     /// The file's name, as errors call it.

@@ -38,7 +38,10 @@ impl<'de, V: Deserialize<'de>> Visitor<'de> for EntriesVisitor<V> {
 }
 
 /// The header of a safetensors file: `__metadata__`, which must be texts, and tensors.
-pub(super) struct Header(pub Vec<(String, TensorInfo)>);
+pub(super) struct Header {
+    pub metadata: Vec<(String, String)>,
+    pub tensors: Vec<(String, TensorInfo)>,
+}
 
 impl<'de> Deserialize<'de> for Header {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -52,16 +55,16 @@ impl<'de> Deserialize<'de> for Header {
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header, A::Error> {
                 let mut keys = Keys::default();
-                let mut tensors = Vec::new();
+                let (mut metadata, mut tensors) = (Vec::new(), Vec::new());
                 while let Some(key) = keys.next(&mut map)? {
                     if key == "__metadata__" {
-                        map.next_value::<Entries<String>>().map_err(|error| of(&key, error))?;
+                        Entries(metadata) = map.next_value().map_err(|error| of(&key, error))?;
                     } else {
                         let info = map.next_value().map_err(|error| of(&key, error))?;
                         tensors.push((key, info));
                     }
                 }
-                Ok(Header(tensors))
+                Ok(Header { metadata, tensors })
             }
         }
         deserializer.deserialize_map(HeaderVisitor)

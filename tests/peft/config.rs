@@ -1,6 +1,6 @@
 //! `adapter_config.json` as it may be, and as it should not.
 
-use crate::files::{assert_refused, config_with, good_weights, load, CONFIG};
+use crate::files::{assert_refused, config_with, good_config, good_weights, load, CONFIG};
 use lora_kernels::peft;
 use lora_kernels::Result;
 use serde_json::{json, Value};
@@ -11,11 +11,8 @@ fn what_changes_the_numbers_is_refused() {
     for (key, value) in [
         ("peft_type", json!("LOHA")),
         ("peft_type", json!("IA3")),
-        ("bias", json!("all")),
-        ("bias", json!("lora_only")),
         ("fan_in_fan_out", json!(true)),
         ("use_dora", json!(true)),
-        ("lora_bias", json!(true)),
         ("modules_to_save", json!(["classifier"])),
         ("layer_replication", json!([[0, 2], [1, 3]])),
         ("target_parameters", json!(["experts.gate_up_proj"])),
@@ -28,7 +25,6 @@ fn what_changes_the_numbers_is_refused() {
         ("monteclora_config", json!({"num_samples": 8})),
         ("velora_config", json!({"groups": 4})),
         ("megatron_config", json!({"tensor_model_parallel_size": 2})),
-        ("ensure_weight_tying", json!(true)),
         ("enable_lora", json!([true, false, true])),
         ("init_lora_weights", json!("pissa")),
         ("init_lora_weights", json!("pissa_niter_16")),
@@ -38,9 +34,6 @@ fn what_changes_the_numbers_is_refused() {
         ("init_lora_weights", json!("lora_ga")),
         ("init_lora_weights", json!({"a": 1})),
         ("r", json!(257)),
-        ("use_something_new", json!(true)),
-        ("something_new_config", json!({"n": 0})),
-        ("new_modules", json!(["q"])),
     ] {
         let result = load(&config_with(key, value.clone()), &good_weights());
         assert_refused(&format!("{key} = {value}"), result, "unsupported", CONFIG, key, "");
@@ -73,6 +66,14 @@ fn what_changes_nothing_is_taken_and_kept() -> Result<()> {
         ("task_type", json!("CAUSAL_LM")),
         ("inference_mode", json!(true)),
         ("peft_version", json!("99.0")),
+        // Set, but without effect: no bias in the file, nothing tied, nothing that PEFT knows.
+        ("bias", json!("all")),
+        ("bias", json!("lora_only")),
+        ("lora_bias", json!(true)),
+        ("ensure_weight_tying", json!(true)),
+        ("use_something_new", json!(true)),
+        ("something_new_config", json!({"n": 0})),
+        ("new_modules", json!(["q"])),
         ("use_something_new", json!(false)),
         ("something_new_config", Value::Null),
         ("something_new_size", json!(32)),
@@ -107,7 +108,31 @@ fn broken_configurations_are_named() {
         ("huge", huge, "malformed", "the file", "4194304 bytes"),
         ("a key twice", text(r#"{"r":2,"r":4}"#), "malformed", "the JSON", "\"r\" twice"),
         ("no type", text(r#"{"r":2}"#), "malformed", "peft_type", "missing"),
-        ("NaN", text(r#"{"peft_type":"LORA","lora_alpha":NaN}"#), "malformed", "the JSON", "col"),
+        ("NaN", text(r#"{"peft_type":"LORA","lora_alpha":NaN}"#), "malformed", "lora_alpha", "NaN"),
+        ("a key NaN", text(r#"{NaN:1}"#), "malformed", "the JSON", "key"),
+        ("NaN behind", text(r#"{"a":1NaN}"#), "malformed", "the JSON", "col"),
+        ("bias", config_with("bias", json!("some")), "malformed", "bias", "some"),
+        (
+            "layers",
+            config_with("layers_to_transform", json!([0.5])),
+            "malformed",
+            "layers_to_transform",
+            "whole",
+        ),
+        (
+            "exclude",
+            config_with("exclude_modules", json!({})),
+            "malformed",
+            "exclude_modules",
+            "texts",
+        ),
+        (
+            "target",
+            config_with("target_modules", json!("(q")),
+            "unsupported",
+            "target_modules",
+            "parenthesis",
+        ),
         ("1e999", text(r#"{"lora_alpha":1e999}"#), "malformed", "the JSON", "out of range"),
         ("1e39", config_with("lora_alpha", json!(1e39)), "malformed", "lora_alpha", "f32"),
         ("text", config_with("lora_alpha", json!("16")), "malformed", "lora_alpha", "\"16\""),
@@ -143,10 +168,10 @@ fn broken_configurations_are_named() {
         ),
         (
             "a key that only Python understands",
-            pattern("rank_pattern", "(?<=a)q", json!(2)),
+            pattern("rank_pattern", "(?>a)q", json!(2)),
             "unsupported",
-            "rank_pattern \"(?<=a)q\"",
-            "a regular expression with a group",
+            "rank_pattern \"(?>a)q\"",
+            "a regular expression with a group of flags",
         ),
         (
             "ten thousand and one keys",
@@ -187,6 +212,65 @@ fn missing_targets_are_written() -> Result<()> {
         let saved = fs::read(dir.path().join(CONFIG)).unwrap();
         let saved: Value = serde_json::from_slice(&saved).unwrap();
         assert_eq!(saved["target_modules"], json!(["q"]));
+    }
+    Ok(())
+}
+
+/// PEFT ignores what it does not know. In a file of a newer PEFT it may be what that one computes.
+#[test]
+fn unknown_fields_are_reported() -> Result<()> {
+    let mut config = good_config();
+    for (key, value) in [
+        ("match_all_linear", json!(true)),
+        ("trained_layers", json!([0])),
+        ("off", json!(false)),
+        ("empty", json!([])),
+        ("name", json!("x")),
+        ("lora_bias", json!(true)),
+    ] {
+        config[key] = value;
+    }
+    for version in [Value::Null, json!("0.21.2"), json!("0.3.0.dev0"), json!("none")] {
+        config["peft_version"] = version;
+        let loaded = load(config.to_string().as_bytes(), &good_weights())?;
+        assert_eq!(loaded.unknown_fields, ["match_all_linear", "trained_layers"]);
+    }
+    for version in ["0.22.0", "1.0.0", "1"] {
+        config["peft_version"] = json!(version);
+        let result = load(config.to_string().as_bytes(), &good_weights());
+        let key = "match_all_linear";
+        assert_refused(version, result, "unsupported", CONFIG, key, "newer PEFT");
+    }
+    Ok(())
+}
+
+/// PEFT leaves biases of B as they are at first: 0, or at random.
+#[test]
+fn a_flag_without_its_tensors_counts_if_they_would_be_random() {
+    let mut config = good_config();
+    config["lora_bias"] = json!(true);
+    config["init_lora_weights"] = json!(false);
+    let result = load(config.to_string().as_bytes(), &good_weights());
+    assert_refused("random", result, "unsupported", CONFIG, "lora_bias", "at random");
+}
+
+/// Python writes and reads numbers that JSON has not.
+#[test]
+fn nan_counts_where_it_is_used() -> Result<()> {
+    let with = |field: &str| {
+        format!(
+            r#"{{"peft_type":"LORA","r":2,"task_type":"a \" NaN","x":[NaN, -Infinity],{field}}}"#
+        )
+    };
+    let loaded = load(with(r#""loss":NaN,"best":Infinity"#).as_bytes(), &good_weights())?;
+    assert_eq!(loaded.config.task_type(), Some("a \" NaN"));
+    for (field, key) in [
+        (r#""lora_alpha":-Infinity"#, "lora_alpha"),
+        (r#""lora_dropout":NaN"#, "lora_dropout"),
+        (r#""rank_pattern":{"q":NaN}"#, "rank_pattern \"q\""),
+    ] {
+        let result = load(with(field).as_bytes(), &good_weights());
+        assert_refused(field, result, "malformed", CONFIG, key, "\"");
     }
     Ok(())
 }

@@ -75,3 +75,18 @@ pub fn header(a: &str, b: &str) -> String {
 pub fn info(dtype: &str, shape: &str, offsets: &str) -> String {
     format!(r#"{{"dtype":"{dtype}","shape":{shape},"data_offsets":{offsets}}}"#)
 }
+
+/// A file of f32 tensors with the given names and shapes.
+pub fn tensors(of: &[(&str, &[usize])]) -> Vec<u8> {
+    let mut end = 0;
+    let entries: Vec<String> = of
+        .iter()
+        .map(|(name, shape)| {
+            let start = end;
+            end += 4 * shape.iter().product::<usize>();
+            let info = info("F32", &format!("{shape:?}"), &format!("[{start},{end}]"));
+            format!("{}:{info}", json!(name))
+        })
+        .collect();
+    file(&format!("{{{}}}", entries.join(",")), end)
+}

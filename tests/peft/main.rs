@@ -5,8 +5,11 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod concurrent;
 mod config;
 mod directory;
 mod files;
 mod fixtures;
+mod formats;
+mod targets;
 mod weights;

@@ -1,11 +1,10 @@
 //! `adapter_model.safetensors` as it should not be, and files changed at random.
 
 use crate::files::{
-    assert_refused, file, good_config, good_weights, header, info, load, load_weights, A, B,
-    CONFIG, WEIGHTS,
+    assert_refused, file, good_config, good_weights, header, info, load, load_weights, tensors, A,
+    B, CONFIG, WEIGHTS,
 };
 use lora_kernels::{peft, DType, Device, Result};
-use serde_json::json;
 
 #[test]
 fn the_good_files_are_taken() -> Result<()> {
@@ -113,21 +112,6 @@ fn broken_headers_are_named() {
     }
 }
 
-/// A file of f32 tensors with the given names and shapes.
-fn tensors(of: &[(&str, &[usize])]) -> Vec<u8> {
-    let mut end = 0;
-    let entries: Vec<String> = of
-        .iter()
-        .map(|(name, shape)| {
-            let start = end;
-            end += 4 * shape.iter().product::<usize>();
-            let info = info("F32", &format!("{shape:?}"), &format!("[{start},{end}]"));
-            format!("{}:{info}", json!(name))
-        })
-        .collect();
-    file(&format!("{{{}}}", entries.join(",")), end)
-}
-
 #[test]
 fn tensors_that_do_not_make_adapters_are_named() {
     let name = |end: &str| format!("base_model.model.{end}");
@@ -140,6 +124,7 @@ fn tensors_that_do_not_make_adapters_are_named() {
         ("B turned round", vec![a, (B, &[2, 4])], "malformed", B, "does not fit"),
         ("another rank", vec![(A, &[3, 3]), (B, &[4, 3])], "malformed", A, "has rank 3, but r in"),
         ("A of one dimension", vec![(A, &[6]), b], "malformed", A, "no matrix"),
+        ("A of ZeRO-3", vec![(A, &[0]), (B, &[0])], "malformed", A, "ZeRO-3"),
         ("a number", vec![(A, &[]), b], "malformed", A, "no matrix"),
         ("nothing", vec![(A, &[2, 0]), b], "malformed", A, "no matrix"),
         ("rank 0", vec![(A, &[0, 3]), (B, &[4, 0])], "malformed", A, "no matrix"),
@@ -154,17 +139,26 @@ fn tensors_that_do_not_make_adapters_are_named() {
         ("q.lora_magnitude_vector", "DoRA"),
         ("q.lora_magnitude_vector.weight", "DoRA"),
         ("q.lora_B.bias", "lora_bias"),
-        ("q.lora_A.default.weight", "a name other than"),
-        ("q.bias", "modules_to_save"),
+        ("q.lora_A.a.b.weight", "a name other than"),
+        ("q.bias", "a bias that was trained"),
+        ("q.lora_down.weight", "kohya"),
         ("classifier.weight", "modules_to_save"),
     ] {
         let key = name(end);
         let weights = tensors(&[a, b, (&key, &[2, 2])]);
         assert_refused(end, load_weights(&weights), "unsupported", WEIGHTS, &key, words);
     }
-    let weights = tensors(&[a, b, ("q.lora_A.weight", &[2, 2])]);
-    let key = "q.lora_A.weight";
-    assert_refused("no prefix", load_weights(&weights), "unsupported", WEIGHTS, key, "not begin");
+    for (key, words) in [
+        ("q.lora_A.weight", "not begin"),
+        ("base_model.q.lora_A.weight", "not begin"),
+        ("model.layers.0.q_proj.lora_a", "mlx-lm"),
+        ("lora_unet_q.lora_down.weight", "kohya"),
+        ("transformer.q.lora_A.weight", "diffusers"),
+        ("layers.0.attention.wq.lora_A.weight", "mistral-finetune"),
+    ] {
+        let weights = tensors(&[a, b, (key, &[2, 2])]);
+        assert_refused(key, load_weights(&weights), "unsupported", WEIGHTS, key, words);
+    }
     let long = "a".repeat(1025);
     for module in ["", ".q", "q.", "a..q", "a b", "a\nb", "ü", &long] {
         let key = name(&format!("{module}.lora_A.weight"));
@@ -181,14 +175,62 @@ fn element_types_are_named() {
         let weights = file(&header(&a, &b), 6 * bytes + 32);
         assert_refused(dtype, load_weights(&weights), "unsupported", WEIGHTS, A, dtype);
     }
-    // A and B of two types are no adapter, unless one type is asked for.
-    let mixed = header(&info("F16", "[2,3]", "[0,12]"), &info("F32", "[4,2]", "[12,44]"));
-    let weights = file(&mixed, 44);
-    assert_refused("mixed", load_weights(&weights), "malformed", WEIGHTS, B, "holds F32, but");
+}
+
+#[test]
+fn a_and_b_of_two_types_get_the_wider() -> Result<()> {
+    use DType::{Bf16, F16, F32};
     let config = good_config().to_string();
-    let asked =
-        peft::load_from_bytes(config.as_bytes(), &weights, &Device::cpu(), Some(DType::F32));
-    assert_eq!(asked.unwrap().adapters["q"].a().dtype(), DType::F32);
+    let types = [("F32", F32, 4), ("F16", F16, 2), ("BF16", Bf16, 2)];
+    for (name_a, dtype_a, bytes_a) in types {
+        for (name_b, dtype_b, bytes_b) in types {
+            let (end_a, end) = (6 * bytes_a, 6 * bytes_a + 8 * bytes_b);
+            let a = info(name_a, "[2,3]", &format!("[0,{end_a}]"));
+            let b = info(name_b, "[4,2]", &format!("[{end_a},{end}]"));
+            let weights = file(&header(&a, &b), end);
+            let load = |dtype| {
+                peft::load_from_bytes(config.as_bytes(), &weights, &Device::cpu(), dtype).map(
+                    |loaded| (loaded.adapters["q"].a().dtype(), loaded.adapters["q"].b().dtype()),
+                )
+            };
+            let wider = if dtype_a == dtype_b { dtype_a } else { F32 };
+            assert_eq!(load(None)?, (wider, wider), "{name_a} and {name_b}");
+            assert_eq!(load(Some(Bf16))?, (Bf16, Bf16), "{name_a} and {name_b}");
+        }
+    }
+    Ok(())
+}
+
+/// The adapter's name inside the keys, as some programs leave it there.
+#[test]
+fn one_adapter_name_is_read_over() -> Result<()> {
+    let name = |module: &str, half, adapter: &str| {
+        format!("base_model.model.{module}.lora_{half}{adapter}.weight")
+    };
+    let load_named = |names: &[(&str, &str)]| {
+        let named: Vec<(String, [usize; 2])> = names
+            .iter()
+            .flat_map(|(module, adapter)| {
+                [(name(module, 'A', adapter), [2, 3]), (name(module, 'B', adapter), [4, 2])]
+            })
+            .collect();
+        let named: Vec<(&str, &[usize])> =
+            named.iter().map(|(name, shape)| (name.as_str(), &shape[..])).collect();
+        load_weights(&tensors(&named))
+    };
+    for names in [
+        [("q", ".default"), ("a.q", ".default")],
+        [("q", ".sql"), ("a.q", ".sql")],
+        [("q", ".default"), ("a.q", "")],
+    ] {
+        assert!(load_named(&names)?.adapters.keys().eq(["a.q", "q"]), "{names:?}");
+    }
+    let result = load_named(&[("q", ".default"), ("a.q", ".other")]);
+    let key = name("q", 'A', ".default");
+    assert_refused("two names", result, "unsupported", WEIGHTS, &key, "is of \"other\"");
+    let result = load_named(&[("q", ".default"), ("q", "")]);
+    assert_refused("both", result, "malformed", WEIGHTS, A, "is there twice");
+    Ok(())
 }
 
 /// Valid files with bytes changed, inserted, removed or cut off: an adapter or an error, and what

@@ -1,0 +1,151 @@
+//! What a directory holds that is not PEFT's two files, and what to do about it.
+
+use super::file::{unreadable, unsupported, CONFIG_FILE, WEIGHTS_FILE};
+use crate::error::Error;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+/// How many names of a directory are looked at, and how many sub-folders are named.
+const MAX_NAMES: usize = 10_000;
+const MAX_FOLDERS: usize = 8;
+
+const MLX: &str = "mlx-lm's format: lora_a is A transposed, lora_b is B transposed. `mlx_lm.fuse` \
+                   merges it; for PEFT, write lora_A.weight and lora_B.weight, with lora_alpha = \
+                   scale * rank";
+
+/// Other formats, by the file that they consist of.
+const OTHERS: [(&str, &str); 3] = [
+    ("adapters.safetensors", MLX),
+    (
+        "lora.safetensors",
+        "mistral-finetune's format, of the names of Mistral's own checkpoints (wq, w1): merge it \
+         with mistral-finetune, or rename its modules to those of transformers and write an \
+         adapter_config.json",
+    ),
+    (
+        "pytorch_lora_weights.safetensors",
+        "diffusers' format: load it there and save it with PEFT's save_pretrained",
+    ),
+];
+
+/// The error for a directory that has no `adapter_config.json`.
+pub(super) fn no_config(dir: &Path, error: io::Error) -> Error {
+    let path = dir.join(CONFIG_FILE);
+    if dir.is_file() {
+        let reason =
+            format!("it is a file; name the directory of {CONFIG_FILE} and {WEIGHTS_FILE}");
+        return unreadable(dir, with_reason(&error, reason));
+    }
+    if error.kind() != io::ErrorKind::NotFound {
+        return unreadable(&path, error);
+    }
+    if let Some(error) = another_format(dir) {
+        return error;
+    }
+    let reason = if dir.join(WEIGHTS_FILE).exists() {
+        format!("{error}; PEFT writes it beside {WEIGHTS_FILE}: copy it from where that comes from")
+    } else {
+        match folders(dir, CONFIG_FILE) {
+            Some(folders) => {
+                format!("{error}; adapters are in its sub-folders: name one of {folders}")
+            }
+            None => error.to_string(),
+        }
+    };
+    unreadable(&path, with_reason(&error, reason))
+}
+
+/// The error for a directory that has an `adapter_config.json`, but no weights.
+pub(super) fn no_weights(dir: &Path, error: io::Error) -> Error {
+    let path = dir.join(WEIGHTS_FILE);
+    if error.kind() != io::ErrorKind::NotFound {
+        return unreadable(&path, error);
+    }
+    let index = dir.join(format!("{WEIGHTS_FILE}.index.json"));
+    let pickle = dir.join("adapter_model.bin");
+    if index.exists() || names(dir).any(|name| is_shard(&name)) {
+        let reason = "an adapter in several files, which PEFT does not load either; join them: \
+                      python -c 'import glob, safetensors.torch as s; s.save_file({k: v for f in \
+                      glob.glob(\"adapter_model-*.safetensors\") for k, v in s.load_file(f).items()}, \
+                      \"adapter_model.safetensors\", {\"format\": \"pt\"})'";
+        return unsupported(if index.exists() { &index } else { dir }, "the adapter", reason);
+    }
+    if pickle.exists() {
+        let reason = "a pickle file; convert it: python -c 'import torch, safetensors.torch as s; \
+                      s.save_file({k: v.clone().contiguous() for k, v in \
+                      torch.load(\"adapter_model.bin\", map_location=\"cpu\", \
+                      weights_only=True).items()}, \"adapter_model.safetensors\", \
+                      {\"format\": \"pt\"})'";
+        return unsupported(&pickle, "the file", reason);
+    }
+    if let Some(error) = another_format(dir) {
+        return error;
+    }
+    let reason = match folders(dir, WEIGHTS_FILE) {
+        Some(folders) => format!("{error}; adapters are in its sub-folders: name one of {folders}"),
+        None => error.to_string(),
+    };
+    unreadable(&path, with_reason(&error, reason))
+}
+
+/// What a configuration without `peft_type` is, if that can be told.
+pub(super) fn of_config(fields: &BTreeMap<String, Value>) -> Option<&'static str> {
+    let of_mlx = ["fine_tune_type", "lora_parameters", "num_layers", "lora_layers"];
+    of_mlx.iter().any(|key| fields.contains_key(*key)).then_some(MLX)
+}
+
+/// What the name of a tensor says of the format that it is of.
+pub(super) fn of_tensor(name: &str) -> Option<&'static str> {
+    let part_is = |parts: &[&str]| name.split('.').any(|part| parts.contains(&part));
+    if name.ends_with(".lora_a") || name.ends_with(".lora_b") {
+        Some(MLX)
+    } else if name.contains(".lora_down.") || name.contains(".lora_up.") || name.ends_with(".alpha")
+    {
+        Some("the format of kohya's scripts: load it in diffusers and save it with PEFT")
+    } else if part_is(&["transformer", "unet", "text_encoder", "text_encoder_2"])
+        && name.contains(".lora_")
+    {
+        Some("diffusers' format: load it there and save it with PEFT's save_pretrained")
+    } else if part_is(&["wq", "wk", "wv", "wo", "w1", "w2", "w3"]) {
+        Some("mistral-finetune's format: rename its modules to those of transformers")
+    } else {
+        None
+    }
+}
+
+fn another_format(dir: &Path) -> Option<Error> {
+    let (name, format) = OTHERS.iter().find(|(name, _)| dir.join(name).is_file())?;
+    Some(unsupported(&dir.join(name), "the file", *format))
+}
+
+/// The sub-folders that hold a file, in words.
+fn folders(dir: &Path, file: &str) -> Option<String> {
+    let mut folders: Vec<String> =
+        names(dir).filter(|name| dir.join(name).join(file).is_file()).collect();
+    folders.sort();
+    let more = folders.len().saturating_sub(MAX_FOLDERS);
+    folders.truncate(MAX_FOLDERS);
+    match (folders.is_empty(), more) {
+        (true, _) => None,
+        (false, 0) => Some(folders.join(", ")),
+        (false, more) => Some(format!("{} and {more} more", folders.join(", "))),
+    }
+}
+
+fn names(dir: &Path) -> impl Iterator<Item = String> {
+    let entries = fs::read_dir(dir).into_iter().flatten().take(MAX_NAMES);
+    entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+}
+
+fn is_shard(name: &str) -> bool {
+    name.strip_prefix("adapter_model-")
+        .and_then(|rest| rest.strip_suffix(".safetensors"))
+        .is_some_and(|rest| rest.contains("-of-"))
+}
+
+fn with_reason(error: &io::Error, reason: String) -> io::Error {
+    io::Error::new(error.kind(), reason)
+}

@@ -123,8 +123,8 @@ fn another_format(dir: &Path) -> Option<Error> {
 
 /// The sub-folders that hold a file, in words.
 fn folders(dir: &Path, file: &str) -> Option<String> {
-    let mut folders: Vec<String> =
-        names(dir).filter(|name| dir.join(name).join(file).is_file()).collect();
+    let holds = |name: &String| !name.starts_with('.') && dir.join(name).join(file).is_file();
+    let mut folders: Vec<String> = names(dir).filter(holds).collect();
     folders.sort();
     let more = folders.len().saturating_sub(MAX_FOLDERS);
     folders.truncate(MAX_FOLDERS);

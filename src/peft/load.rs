@@ -48,6 +48,10 @@ pub struct Adapters {
     /// `layers_pattern` leave out. PEFT does not load them, and [`save`](super::save) does not
     /// write them.
     pub left_out: Vec<String>,
+    /// Whether `target_modules` names no module of the file. It then belongs to other names, and is
+    /// disregarded, with `exclude_modules` and `layers_to_transform`: the tensors decide. PEFT would
+    /// load nothing. [`save`](super::save) writes the modules that are there.
+    pub targets_disregarded: bool,
     /// The fields of the configuration that are set and that neither PEFT 0.21 nor this crate
     /// knows. PEFT ignores them with a warning; they are kept for saving.
     pub unknown_fields: Vec<String>,
@@ -62,7 +66,8 @@ pub struct Adapters {
 ///
 /// A module has an adapter if the file has its tensors and the configuration names it, as in PEFT.
 /// Tensors of other modules are not loaded: [`Adapters::left_out`] names them. Where
-/// `target_modules` is missing, the tensors decide.
+/// `target_modules` is missing, or names [nothing in the file](Adapters::targets_disregarded), the
+/// tensors decide.
 ///
 /// If [`save`](super::save) replaces the files meanwhile, the adapters are all old or all new. This
 /// does not hold for files that PEFT replaces.
@@ -159,7 +164,7 @@ fn read_adapters<R: Read + Seek>(
     // All that can be wrong is looked for before anything is read.
     let config_path = file.path().with_file_name(CONFIG_FILE);
     let targets = Targets::new(&config_path, &config.fields)?;
-    let Pairs { modules, left_out } = pairs(&file, &targets)?;
+    let Pairs { modules, left_out, targets_disregarded } = pairs(&file, &targets)?;
     for (module, pair) in &modules {
         check_rank(file.path(), &config, module, pair)?;
     }
@@ -185,8 +190,11 @@ fn read_adapters<R: Read + Seek>(
         adapters.insert(module, adapter);
     }
     config.modules = adapters.keys().cloned().collect();
+    if targets_disregarded {
+        config.fields.remove("target_modules");
+    }
     let unknown_fields = config.unknown_fields();
-    Ok(Adapters { config, adapters, left_out, unknown_fields })
+    Ok(Adapters { config, adapters, left_out, targets_disregarded, unknown_fields })
 }
 
 /// The rank must be the one of the configuration, which is what PEFT would make room for.

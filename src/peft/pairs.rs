@@ -26,6 +26,8 @@ pub(super) struct Pairs {
     pub modules: BTreeMap<String, Pair>,
     /// The tensors of modules that the configuration leaves out.
     pub left_out: Vec<String>,
+    /// Whether `target_modules` names no module of the file, so that it was disregarded.
+    pub targets_disregarded: bool,
 }
 
 #[derive(Default)]
@@ -38,6 +40,7 @@ struct Halves<'a> {
 pub(super) fn pairs<R: Read + Seek>(file: &TensorFile<R>, targets: &Targets) -> Result<Pairs> {
     let path = file.path();
     let mut modules: BTreeMap<&str, Halves<'_>> = BTreeMap::new();
+    let targets_disregarded = !names_any(file, targets)?;
     let mut included: BTreeMap<&str, bool> = BTreeMap::new();
     let mut left_out = Vec::new();
     let mut adapter_name: Option<(&str, &str)> = None;
@@ -46,7 +49,7 @@ pub(super) fn pairs<R: Read + Seek>(file: &TensorFile<R>, targets: &Targets) -> 
             name_of(name).map_err(|reason| unsupported(path, name, reason))?;
         check_module(module).map_err(|reason| malformed(path, name, reason))?;
         if !included.contains_key(module) {
-            included.insert(module, targets.include(module)?);
+            included.insert(module, targets_disregarded || targets.include(module)?);
         }
         if !included[module] {
             left_out.push(name.clone());
@@ -75,7 +78,7 @@ pub(super) fn pairs<R: Read + Seek>(file: &TensorFile<R>, targets: &Targets) -> 
             Some(name) => {
                 let reason =
                     format!("leaves out all modules of {WEIGHTS_FILE}, such as that of {name}");
-                malformed(targets.path(), "target_modules", reason)
+                malformed(targets.path(), "exclude_modules or layers_to_transform", reason)
             }
         });
     }
@@ -102,7 +105,19 @@ pub(super) fn pairs<R: Read + Seek>(file: &TensorFile<R>, targets: &Targets) -> 
         .into_iter()
         .map(|(module, halves)| Ok((module.to_string(), pair(module, halves)?)))
         .collect::<Result<_>>()?;
-    Ok(Pairs { modules, left_out })
+    Ok(Pairs { modules, left_out, targets_disregarded })
+}
+
+/// Whether `target_modules` names a module of the file.
+fn names_any<R: Read + Seek>(file: &TensorFile<R>, targets: &Targets) -> Result<bool> {
+    let mut last = "";
+    for Name { module, .. } in file.entries().keys().filter_map(|name| name_of(name).ok()) {
+        if module != last && check_module(module).is_ok() && targets.name(module)? {
+            return Ok(true);
+        }
+        last = module;
+    }
+    Ok(false)
 }
 
 fn check_entry(path: &Path, name: &str, entry: &TensorEntry) -> Result<()> {

@@ -87,32 +87,44 @@ impl Targets {
         &self.path
     }
 
+    /// Whether `target_modules` names the module, in whichever layer.
+    pub fn name(&self, module: &str) -> Result<bool> {
+        Ok(match &self.modules {
+            Modules::Unsaid => true,
+            Modules::AllLinear => !HEADS.contains(&module.rsplit('.').next().unwrap_or_default()),
+            Modules::Regex(regex) => regex
+                .matches(module)
+                .map_err(|error| self.undecided("target_modules", module, error))?,
+            Modules::Names(names) => is_or_ends_in(module, names),
+        })
+    }
+
     /// Whether PEFT gives the module an adapter.
     pub fn include(&self, module: &str) -> Result<bool> {
-        let undecided = |key| move |TooCostly| undecided(&self.path, key, module);
         let excluded = match &self.excluded {
             Modules::Names(names) => is_or_ends_in(module, names),
-            Modules::Regex(regex) => regex.matches(module).map_err(undecided("exclude_modules"))?,
+            Modules::Regex(regex) => regex
+                .matches(module)
+                .map_err(|error| self.undecided("exclude_modules", module, error))?,
             Modules::Unsaid | Modules::AllLinear => false,
         };
-        if excluded {
+        if excluded || !self.name(module)? {
             return Ok(false);
         }
         match &self.modules {
-            Modules::Unsaid => Ok(true),
-            Modules::AllLinear => {
-                Ok(!HEADS.contains(&module.rsplit('.').next().unwrap_or_default()))
-            }
-            Modules::Regex(regex) => regex.matches(module).map_err(undecided("target_modules")),
             // A module that is named in full is there whatever its layer.
-            Modules::Names(names) if names.contains(module) => Ok(true),
-            Modules::Names(names) => Ok(is_or_ends_in(module, names)
-                && (self.layers.is_empty()
-                    || self
-                        .layer(module)
-                        .map_err(undecided("layers_pattern"))?
-                        .is_some_and(|layer| self.layers.contains(&layer)))),
+            Modules::Names(names) if !names.contains(module) && !self.layers.is_empty() => {
+                let layer = self.layer(module);
+                let layer =
+                    layer.map_err(|error| self.undecided("layers_pattern", module, error))?;
+                Ok(layer.is_some_and(|layer| self.layers.contains(&layer)))
+            }
+            _ => Ok(true),
         }
+    }
+
+    fn undecided(&self, key: &str, module: &str, TooCostly: TooCostly) -> Error {
+        undecided(&self.path, key, module)
     }
 
     /// The index of a module's layer: the first number that is a part of its path, in the middle of

@@ -110,10 +110,33 @@ fn modules_are_chosen_as_in_peft() -> Result<()> {
 
 #[test]
 fn a_configuration_that_leaves_out_everything_is_refused() {
-    for fields in [json!({"target_modules": []}), json!({"target_modules": ["k_proj"]})] {
+    for (key, value) in [
+        ("exclude_modules", json!(".*")),
+        ("layers_to_transform", json!([77])),
+        ("layers_pattern", json!("nowhere")),
+    ] {
+        let mut fields = json!({"target_modules": ["q_proj"], "layers_to_transform": [0]});
+        fields[key] = value;
         let result = load(&config(fields), &weights());
-        assert_refused("nothing", result, "malformed", CONFIG, "target_modules", "leaves out all");
+        let named = "exclude_modules or layers_to_transform";
+        assert_refused(key, result, "malformed", CONFIG, named, "leaves out all");
     }
+}
+
+/// A configuration that names nothing in the file is of other names: the tensors decide, and it is
+/// said.
+#[test]
+fn targets_of_another_file_are_disregarded() -> Result<()> {
+    for targets in [json!([]), json!(["k_proj"]), json!("language_model.*")] {
+        let loaded = load(&config(json!({"target_modules": targets})), &weights())?;
+        assert!(loaded.targets_disregarded && loaded.left_out.is_empty());
+        assert!(loaded.adapters.keys().eq(MODULES.iter()));
+        let dir = tempfile::tempdir().unwrap();
+        let adapters = loaded.adapters.iter().map(|(module, a)| (module.as_str(), a));
+        peft::save(dir.path(), &loaded.config, adapters)?;
+        assert!(!peft::load(dir.path(), &Device::cpu(), None)?.targets_disregarded);
+    }
+    Ok(())
 }
 
 /// A tensor that is left out is not looked at; others that PEFT drops are refused.

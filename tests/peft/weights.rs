@@ -5,6 +5,7 @@ use crate::files::{
     B, CONFIG, WEIGHTS,
 };
 use lora_kernels::{peft, DType, Device, Result};
+use serde_json::json;
 
 #[test]
 fn the_good_files_are_taken() -> Result<()> {
@@ -237,7 +238,16 @@ fn one_adapter_name_is_read_over() -> Result<()> {
 /// is taken is what the safetensors crate takes too.
 #[test]
 fn mutated_files_never_panic() {
-    let config = good_config().to_string().into_bytes();
+    let mut config = good_config();
+    for (key, value) in [
+        ("exclude_modules", json!("k|(?!q)v{2,3}$")),
+        ("layers_to_transform", json!([1])),
+        ("layers_pattern", json!(["layers", "h"])),
+        ("rank_pattern", json!({r"(?<=l.)q\b|[^\w]": 2})),
+    ] {
+        config[key] = value;
+    }
+    let config = config.to_string().into_bytes();
     let weights = good_weights();
     let mut rng = 0x9e37_79b9_7f4a_7c15u64;
     let mut next = move |n: usize| {

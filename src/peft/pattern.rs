@@ -146,6 +146,7 @@ mod tests {
         let costly = Pattern::new("((((a*a*)*a)*a)*(?=a*b)a)*c").unwrap();
         assert_eq!(costly.matches(&module), Err(TooCostly));
         assert!(Pattern::new(&"(".repeat(900)).is_err());
+        assert!(Pattern::new("(?P<a>q)(?P<a>q)").is_err());
     }
 
     /// As `re.fullmatch` and `re.match` of Python 3.11 say.

@@ -1,4 +1,4 @@
-//! Both files of a PEFT directory, written so that a reader sees old or new ones.
+//! Both files of a PEFT directory, written so that `load` sees those of one save.
 
 use super::config::{Config, Defaults, MAX_CONFIG, MAX_KEYS};
 use super::file::{malformed, unsupported, unwritable, CONFIG_FILE, WEIGHTS_FILE};
@@ -29,8 +29,10 @@ use std::time::SystemTime;
 /// beside `a`.)
 ///
 /// The directory is made if it is not there. Both files are written beside their final places,
-/// forced to disk and renamed, so that neither is ever seen half written; they are renamed one
-/// after the other, the weights first. Reads the tensors from their devices, one at a time.
+/// forced to disk and renamed, so that neither is ever seen half written. They are renamed one after
+/// the other, the weights first, by one saver at a time; [`load`](super::load) tells a pair of two
+/// saves from one ([how](crate::peft#while-another-process-saves)), PEFT does not. Reads the tensors
+/// from their devices, one at a time.
 ///
 /// # Errors
 /// [`Error::Malformed`](crate::Error::Malformed) if there are no adapters, if a module is there twice
@@ -49,7 +51,13 @@ pub fn save<'a>(
     let json = config_json(&config_path, config, &adapters)?;
     let fingerprint = Config::parse(&config_path, json.as_bytes())?.fingerprint();
 
-    fs::create_dir_all(dir).map_err(|error| unwritable(dir, error))?;
+    fs::create_dir_all(dir).map_err(|error| match error.kind() {
+        io::ErrorKind::AlreadyExists => {
+            let reason = "it is a file, or a link to nothing, where the directory is to be";
+            unwritable(dir, io::Error::new(error.kind(), reason))
+        }
+        _ => unwritable(dir, error),
+    })?;
     let new = tempfile::Builder::new().prefix(".saving-").tempdir_in(dir);
     let new = new.map_err(|error| unwritable(dir, error))?;
     let (new_config, new_weights) = (new.path().join(CONFIG_FILE), new.path().join(WEIGHTS_FILE));
@@ -60,7 +68,8 @@ pub fn save<'a>(
     });
     written.map_err(|error| unwritable(&config_path, error))?;
 
-    replace([(&new_weights, &weights_path), (&new_config, &config_path)], dir)
+    replace([(&new_weights, &weights_path), (&new_config, &config_path)], dir)?;
+    sync_dir(dir).map_err(|error| unwritable(dir, error))
 }
 
 /// Renames both new files to their places, one saver at a time. Before that, they are stamped with
@@ -78,7 +87,7 @@ fn replace([weights, config]: [(&Path, &Path); 2], dir: &Path) -> Result<()> {
     for (new, path) in [weights, config] {
         fs::rename(new, path).map_err(|error| unwritable(path, error))?;
     }
-    sync_dir(dir).map_err(|error| unwritable(dir, error))
+    Ok(())
 }
 
 fn collect<'a>(

@@ -12,7 +12,7 @@ const WORD: u128 = DIGIT | 0x3ff_ffff << b'A' | 0x3ff_ffff << b'a' | 1 << b'_';
 
 /// The node of an expression of ASCII, or what is in it that is not understood.
 pub(super) fn parse(text: &str) -> Parsed<Node> {
-    let mut parser = Parser { rest: text.as_bytes(), depth: 0 };
+    let mut parser = Parser { rest: text.as_bytes(), depth: 0, names: Vec::new() };
     let node = parser.choice()?;
     match parser.rest {
         [] => Ok(node),
@@ -23,6 +23,8 @@ pub(super) fn parse(text: &str) -> Parsed<Node> {
 struct Parser<'a> {
     rest: &'a [u8],
     depth: usize,
+    /// The names of groups so far.
+    names: Vec<&'a [u8]>,
 }
 
 type Parsed<T> = Result<T, &'static str>;
@@ -149,9 +151,7 @@ impl Parser<'_> {
         } else if self.take("?<!") {
             look(true, true)
         } else if self.take("?P<") {
-            let end = self.rest.iter().position(|&byte| byte == b'>');
-            let end = end.ok_or("a name without an end")?;
-            self.rest = &self.rest[end + 1..];
+            self.group_name()?;
             None
         } else if self.rest.first() == Some(&b'?') {
             return Err("a group of flags, or another that is not understood");
@@ -169,6 +169,22 @@ impl Parser<'_> {
             false => None,
         };
         Ok(Node::Look { node: Box::new(node), behind, negative })
+    }
+
+    /// What follows `(?P<`: a name of Python, once.
+    fn group_name(&mut self) -> Parsed<()> {
+        let end = self.rest.iter().position(|&byte| byte == b'>');
+        let (name, rest) = self.rest.split_at(end.ok_or("a name without an end")?);
+        let is_name = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'_';
+        if name.is_empty() || name[0].is_ascii_digit() || !name.iter().all(is_name) {
+            return Err("a group whose name is none");
+        }
+        if self.names.contains(&name) {
+            return Err("a name of two groups");
+        }
+        self.names.push(name);
+        self.rest = &rest[1..];
+        Ok(())
     }
 
     /// What follows `[`.

@@ -212,6 +212,7 @@ mod pairs;
 mod pattern;
 mod regex;
 mod save;
+mod syntax;
 mod targets;
 mod tensors;
 mod text;

@@ -4,7 +4,7 @@
 //! groups capture nothing. A node of the expression maps a set of positions to the set of positions
 //! at which it can end. The cost is bounded by a budget, not by the expression: nothing backtracks.
 
-mod parse;
+use super::syntax::{parse, Node};
 
 /// The longest expression that is read.
 const MAX_LENGTH: usize = 4096;
@@ -20,30 +20,6 @@ const MAX_TEXT: usize = 1024;
 #[derive(Debug, Clone)]
 pub(super) struct Regex(Node);
 
-#[derive(Debug, Clone)]
-enum Node {
-    /// One of the ASCII characters of the mask.
-    Set(u128),
-    Start,
-    End,
-    Boundary {
-        word: bool,
-    },
-    Sequence(Vec<Node>),
-    Choice(Vec<Node>),
-    Repeat {
-        node: Box<Node>,
-        min: usize,
-        max: usize,
-    },
-    /// A look-ahead, or a look-behind over a fixed number of characters.
-    Look {
-        node: Box<Node>,
-        behind: Option<usize>,
-        negative: bool,
-    },
-}
-
 /// Why a match could not be decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct TooCostly;
@@ -57,8 +33,7 @@ impl Regex {
         if !text.is_ascii() {
             return Err("a regular expression with characters that are not ASCII".into());
         }
-        let node =
-            parse::parse(text).map_err(|what| format!("a regular expression with {what}"))?;
+        let node = parse(text).map_err(|what| format!("a regular expression with {what}"))?;
         Ok(Regex(node))
     }
 

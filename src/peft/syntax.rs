@@ -1,9 +1,32 @@
 //! The syntax of Python's regular expressions.
 
-use super::Node;
-
 /// How deep groups may nest.
 const MAX_DEPTH: usize = 32;
+
+/// An expression, or a part of one.
+#[derive(Debug, Clone)]
+pub(super) enum Node {
+    /// One of the ASCII characters of the mask.
+    Set(u128),
+    Start,
+    End,
+    Boundary {
+        word: bool,
+    },
+    Sequence(Vec<Node>),
+    Choice(Vec<Node>),
+    Repeat {
+        node: Box<Node>,
+        min: usize,
+        max: usize,
+    },
+    /// A look-ahead, or a look-behind over a fixed number of characters.
+    Look {
+        node: Box<Node>,
+        behind: Option<usize>,
+        negative: bool,
+    },
+}
 
 const ALL: u128 = !0;
 const DIGIT: u128 = 0x3ff << b'0';

@@ -16,7 +16,7 @@ use std::fs;
 use std::io::{Cursor, Read, Seek};
 use std::path::Path;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// How often the two files are read again while they do not belong together, and after which time:
 /// `save` renames one and then the other, and holds a lock in between.
@@ -81,16 +81,16 @@ pub fn load(dir: impl AsRef<Path>, device: &Device, dtype: Option<DType>) -> Res
     let dir = dir.as_ref();
     let mut retries = 0;
     let (config, weights) = loop {
-        let opened = open(dir)?;
-        if !is_torn(dir, &opened.0, &opened.1) {
-            break opened;
+        let (config, of_config, weights) = open(dir)?;
+        if !is_torn(&config, of_config, &weights) {
+            break (config, weights);
         }
         if retries == RETRIES {
             let reason = format!(
                 "is of another save than {CONFIG_FILE} beside it: a save was interrupted, or the \
                  files come from two places. Save the adapter again, or copy both files from one place"
             );
-            return Err(malformed(opened.1.path(), "the file", reason));
+            return Err(malformed(weights.path(), "the file", reason));
         }
         retries += 1;
         thread::sleep(RETRY_AFTER);
@@ -98,22 +98,24 @@ pub fn load(dir: impl AsRef<Path>, device: &Device, dtype: Option<DType>) -> Res
     read_adapters(config, weights, device, dtype)
 }
 
-/// Reads the configuration and opens the weights, in this order: see `is_torn`.
-fn open(dir: &Path) -> Result<(Config, TensorFile)> {
+/// Reads the configuration, with the time of its last change, and opens the weights, in this order:
+/// see `is_torn`.
+fn open(dir: &Path) -> Result<(Config, Option<SystemTime>, TensorFile)> {
     let (config_path, weights_path) = (dir.join(CONFIG_FILE), dir.join(WEIGHTS_FILE));
     if let Err(error) = fs::metadata(&config_path) {
         return Err(formats::no_config(dir, error));
     }
     let mut json = Vec::new();
-    open_regular(&config_path)?
-        .take(MAX_CONFIG + 1)
+    let file = open_regular(&config_path)?;
+    let modified = file.metadata().and_then(|metadata| metadata.modified()).ok();
+    file.take(MAX_CONFIG + 1)
         .read_to_end(&mut json)
         .map_err(|error| unreadable(&config_path, error))?;
     let config = parse_config(&config_path, &json)?;
     if let Err(error) = fs::metadata(&weights_path) {
         return Err(formats::no_weights(dir, error));
     }
-    Ok((config, TensorFile::open(weights_path)?))
+    Ok((config, modified, TensorFile::open(weights_path)?))
 }
 
 /// Whether the weights are of another save than the configuration, which was read first.
@@ -121,17 +123,12 @@ fn open(dir: &Path) -> Result<(Config, TensorFile)> {
 /// The weights' metadata has the fingerprint of the configuration they were saved with, unless
 /// another program wrote them. `save` replaces the weights first and stamps both files with the
 /// time, so a configuration that does not belong to the weights is older than they are, or as old.
-/// A newer one was edited since.
-fn is_torn(dir: &Path, config: &Config, weights: &TensorFile) -> bool {
+/// A newer one was edited since. The time is that of the file that was read: the one of its name
+/// may be of the next save.
+fn is_torn(config: &Config, of_config: Option<SystemTime>, weights: &TensorFile) -> bool {
     let same = weights.fingerprint().is_none_or(|of_weights| of_weights == config.fingerprint());
-    if same {
-        return false;
-    }
-    let of_config = fs::metadata(dir.join(CONFIG_FILE)).and_then(|metadata| metadata.modified());
-    match (of_config, weights.modified()) {
-        (Ok(of_config), Ok(of_weights)) => of_config <= of_weights,
-        _ => true,
-    }
+    let edited = || of_config.zip(weights.modified().ok()).is_some_and(|(one, other)| one > other);
+    !same && !edited()
 }
 
 /// Loads adapters from the contents of the two files of a PEFT directory.

@@ -212,7 +212,6 @@ mod pairs;
 mod pattern;
 mod regex;
 mod save;
-mod syntax;
 mod targets;
 mod tensors;
 mod text;

@@ -18,7 +18,7 @@ impl Pattern {
         if let Some(pattern) = Pattern::text(key) {
             return Ok(pattern);
         }
-        Ok(Pattern::Regex(Box::new(Regex::new(key)?)))
+        Ok(Pattern::Regex(Box::new(Regex::at_dots(key)?)))
     }
 
     /// The pattern of a key with nothing special in it but dots, escapes, and `^` in front.
@@ -63,10 +63,7 @@ impl Pattern {
                 });
                 Ok(same && rest.next().is_none_or(|char| char == '.' && !in_full))
             }
-            Pattern::Regex(regex) => {
-                let after_dots = module.match_indices('.').map(|(dot, _)| dot + 1);
-                regex.matches_from(module, [0].into_iter().chain(after_dots))
-            }
+            Pattern::Regex(regex) => regex.matches(module),
         }
     }
 }
@@ -140,8 +137,8 @@ mod tests {
     fn enormous_expressions_take_no_time() {
         let module = "a".repeat(1024);
         for key in ["(a{1000}){1000}", &"a*".repeat(600), "((a{99}){99}){99}", "(a*)*b"] {
-            let pattern = Pattern::new(key).unwrap();
-            println!("{key:.20}: {:?}", pattern.matches(&module));
+            let pattern = Pattern::new(key);
+            println!("{key:.20}: {:?}", pattern.map(|pattern| pattern.matches(&module)));
         }
         let costly = Pattern::new("((((a*a*)*a)*a)*(?=a*b)a)*c").unwrap();
         assert_eq!(costly.matches(&module), Err(TooCostly));

@@ -1,200 +1,281 @@
 //! Python's regular expressions, as far as they decide which modules match.
 //!
-//! Only whether a whole text matches is asked, so greedy and lazy repetitions are the same and
-//! groups capture nothing. A node of the expression maps a set of positions to the set of positions
-//! at which it can end. The cost is bounded by a budget, not by the expression: nothing backtracks.
+//! fancy-regex matches them. An expression is read here first, by Python's rules, and written again
+//! in those of fancy-regex, which differ in sets, escapes and braces.
 
-use super::syntax::{parse, Node};
+use std::fmt::Write;
 
 /// The longest expression that is read.
 const MAX_LENGTH: usize = 4096;
-
-/// Positions that one match may visit, summed over the nodes. Real expressions visit some thousands.
-const BUDGET: usize = 300_000;
-
-/// The longest text. Module paths are at most as long.
-const MAX_TEXT: usize = 1024;
+/// How deep groups may nest.
+const MAX_DEPTH: usize = 32;
+/// Bytes of a compiled expression, and steps back in a match. Real ones take a fraction of either.
+const MAX_BYTES: usize = 1 << 20;
+const MAX_STEPS: usize = 100_000;
 
 /// A regular expression of Python's `re`, of ASCII, without back-references, flags, atomic groups
 /// and possessive repetitions.
 #[derive(Debug, Clone)]
-pub(super) struct Regex(Node);
+pub(super) struct Regex(fancy_regex::Regex);
 
 /// Why a match could not be decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct TooCostly;
 
 impl Regex {
-    /// The expression of a text; the reason, where its meaning in Python is not certain here.
-    pub fn new(text: &str) -> Result<Self, String> {
-        if text.len() > MAX_LENGTH {
+    /// Of whole texts (`re.fullmatch`); the reason, where the meaning in Python is not certain here.
+    pub fn new(expression: &str) -> Result<Self, String> {
+        Regex::written("", expression)
+    }
+
+    /// Of whole texts, or of their ends after a dot.
+    pub fn at_dots(expression: &str) -> Result<Self, String> {
+        Regex::written(r"(?:.*\.)?", expression)
+    }
+
+    fn written(before: &str, expression: &str) -> Result<Self, String> {
+        if expression.len() > MAX_LENGTH {
             return Err(format!("a regular expression of more than {MAX_LENGTH} bytes"));
         }
-        if !text.is_ascii() {
+        if !expression.is_ascii() {
             return Err("a regular expression with characters that are not ASCII".into());
         }
-        let node = parse(text).map_err(|what| format!("a regular expression with {what}"))?;
-        Ok(Regex(node))
+        let mut writer = Writer { rest: expression.as_bytes(), out: String::new() };
+        writer.write().map_err(|what| format!("a regular expression with {what}"))?;
+        let expression = format!(r"\A{before}(?:{})\z", writer.out);
+        fancy_regex::RegexBuilder::new(&expression)
+            .backtrack_limit(MAX_STEPS)
+            .delegate_size_limit(MAX_BYTES)
+            .delegate_dfa_size_limit(MAX_BYTES)
+            .max_prog_size(MAX_BYTES)
+            .build()
+            .map(Regex)
+            .map_err(|error| format!("a regular expression that is too large, or none: {error}"))
     }
 
-    /// Whether the whole text matches (`re.fullmatch`).
     pub fn matches(&self, text: &str) -> Result<bool, TooCostly> {
-        self.matches_from(text, [0])
-    }
-
-    /// Whether the text matches from one of the positions to its end.
-    pub fn matches_from(
-        &self,
-        text: &str,
-        from: impl IntoIterator<Item = usize>,
-    ) -> Result<bool, TooCostly> {
-        if text.len() > MAX_TEXT {
-            return Err(TooCostly);
-        }
-        let mut start = Positions::default();
-        from.into_iter().for_each(|at| start.insert(at));
-        let mut matching = Matching { text: text.as_bytes(), budget: BUDGET };
-        Ok(matching.ends(&self.0, &start)?.contains(text.len()))
+        self.0.is_match(text).map_err(|_| TooCostly)
     }
 }
 
-/// Positions in a text, of which the last is its end.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-struct Positions([u64; MAX_TEXT / 64 + 1]);
+const DIGIT: u128 = 0x3ff << b'0';
+const SPACE: u128 = 1 << b' ' | 0x1f << b'\t' | 0xf << 0x1c;
+const WORD: u128 = DIGIT | 0x3ff_ffff << b'A' | 0x3ff_ffff << b'a' | 1 << b'_';
 
-impl Positions {
-    fn insert(&mut self, at: usize) {
-        self.0[at / 64] |= 1 << (at % 64);
-    }
+type Read<T> = Result<T, &'static str>;
 
-    fn contains(&self, at: usize) -> bool {
-        self.0[at / 64] >> (at % 64) & 1 == 1
-    }
-
-    fn is_empty(&self) -> bool {
-        self.0.iter().all(|&word| word == 0)
-    }
-
-    fn count(&self) -> usize {
-        self.0.iter().map(|word| word.count_ones() as usize).sum()
-    }
-
-    fn iter(&self) -> impl Iterator<Item = usize> + '_ {
-        let bits = |word: u64| (0..64).filter(move |bit| word >> bit & 1 == 1);
-        let words = self.0.iter().enumerate().filter(|(_, &word)| word != 0);
-        words.flat_map(move |(i, &word)| bits(word).map(move |bit| 64 * i + bit))
-    }
-
-    fn filter(&self, keep: impl Fn(usize) -> bool) -> Self {
-        let mut kept = Positions::default();
-        self.iter().filter(|&at| keep(at)).for_each(|at| kept.insert(at));
-        kept
-    }
-
-    fn with(mut self, other: &Self) -> Self {
-        self.0.iter_mut().zip(&other.0).for_each(|(word, other)| *word |= other);
-        self
-    }
-
-    fn without(mut self, other: &Self) -> Self {
-        self.0.iter_mut().zip(&other.0).for_each(|(word, other)| *word &= !other);
-        self
-    }
+/// Reads an expression of Python, and writes it for fancy-regex.
+struct Writer<'a> {
+    rest: &'a [u8],
+    out: String,
 }
 
-struct Matching<'a> {
-    text: &'a [u8],
-    budget: usize,
-}
+impl Writer<'_> {
+    fn next(&mut self) -> Option<u8> {
+        let (&first, rest) = self.rest.split_first()?;
+        self.rest = rest;
+        Some(first)
+    }
 
-impl Matching<'_> {
-    /// Where a node can end that begins at one of the positions.
-    fn ends(&mut self, node: &Node, from: &Positions) -> Result<Positions, TooCostly> {
-        if from.is_empty() {
-            return Ok(*from);
-        }
-        self.budget = self.budget.checked_sub(1 + from.count()).ok_or(TooCostly)?;
-        let text = self.text;
-        match node {
-            Node::Set(mask) => {
-                let mut ends = Positions::default();
-                let fits = |byte: &u8| byte.is_ascii() && mask >> byte & 1 == 1;
-                from.iter()
-                    .filter(|&at| text.get(at).is_some_and(fits))
-                    .for_each(|at| ends.insert(at + 1));
-                Ok(ends)
-            }
-            Node::Start => Ok(from.filter(|at| at == 0)),
-            Node::End => Ok(from.filter(|at| at == text.len())),
-            Node::Boundary { word } => {
-                let is_word = |at: Option<usize>| {
-                    let byte = at.and_then(|at| text.get(at));
-                    byte.is_some_and(|&byte| byte.is_ascii_alphanumeric() || byte == b'_')
-                };
-                // Python: an empty text has no boundary, and \B does not match in it either.
-                let boundary = |at: usize| is_word(at.checked_sub(1)) != is_word(Some(at));
-                Ok(from.filter(|at| boundary(at) == *word && !text.is_empty()))
-            }
-            Node::Sequence(nodes) => {
-                let mut at = *from;
-                for node in nodes {
-                    at = self.ends(node, &at)?;
+    fn take(&mut self, prefix: &str) -> bool {
+        let rest = self.rest.strip_prefix(prefix.as_bytes());
+        rest.inspect(|rest| self.rest = rest).is_some()
+    }
+
+    fn write(&mut self) -> Read<()> {
+        let (mut depth, mut names) = (0, Vec::new());
+        // Whether what was written last can be repeated.
+        let mut repeatable = false;
+        while let Some(byte) = self.next() {
+            let repetition = match byte {
+                b'*' => Some((0, None)),
+                b'+' => Some((1, None)),
+                b'?' => Some((0, Some(1))),
+                b'{' => self.count(),
+                _ => None,
+            };
+            if let Some(repetition) = repetition {
+                if !repeatable {
+                    return Err("a repetition of nothing, or of a repetition");
                 }
-                Ok(at)
+                self.repeat(repetition)?;
+                repeatable = false;
+                continue;
             }
-            Node::Choice(nodes) => {
-                let mut ends = Positions::default();
-                for node in nodes {
-                    ends = ends.with(&self.ends(node, from)?);
-                }
-                Ok(ends)
-            }
-            Node::Repeat { node, min, max } => self.repeated(node, *min, *max, from),
-            Node::Look { node, behind, negative } => {
-                let mut found = Positions::default();
-                for at in from.iter() {
-                    let Some(start) = at.checked_sub(behind.unwrap_or(0)) else { continue };
-                    let mut one = Positions::default();
-                    one.insert(start);
-                    let ends = self.ends(node, &one)?;
-                    let holds = match behind {
-                        Some(_) => ends.contains(at),
-                        None => !ends.is_empty(),
-                    };
-                    if holds {
-                        found.insert(at);
+            repeatable = !matches!(byte, b'|' | b'(' | b'^' | b'$');
+            match byte {
+                b'|' | b'^' => self.out.push(byte as char),
+                b'$' => self.out.push_str(r"\z"),
+                b'(' => {
+                    depth += 1;
+                    if depth > MAX_DEPTH {
+                        return Err("groups that nest too deep");
                     }
+                    self.group(&mut names)?;
                 }
-                Ok(if *negative { from.without(&found) } else { found })
+                b')' if depth == 0 => return Err("an unbalanced parenthesis"),
+                b')' => {
+                    depth -= 1;
+                    self.out.push(')');
+                }
+                b'.' => self.set(!(1 << b'\n')),
+                b'[' => {
+                    let mask = self.read_set()?;
+                    self.set(mask);
+                }
+                b'\\' => repeatable = self.escape()?,
+                other => self.set(1 << other),
             }
+        }
+        if depth > 0 {
+            Err("an unbalanced parenthesis")
+        } else {
+            Ok(())
         }
     }
 
-    fn repeated(
-        &mut self,
-        node: &Node,
-        min: usize,
-        max: usize,
-        from: &Positions,
-    ) -> Result<Positions, TooCostly> {
-        // After as many rounds as there are positions, only empty ones are left: these change nothing.
-        let enough = self.text.len() + 1;
-        let mut at = *from;
-        for _ in 0..min.min(enough) {
-            let next = self.ends(node, &at)?;
-            if next == at {
-                break;
-            }
-            at = next;
+    /// Writes a set of ASCII characters.
+    fn set(&mut self, mask: u128) {
+        let mut left = mask;
+        let mut ranges = String::new();
+        while left != 0 {
+            let low = left.trailing_zeros();
+            let high = low + (left >> low).trailing_ones() - 1;
+            // Writing to a string does not fail.
+            let _ = write!(ranges, r"\x{{{low:x}}}-\x{{{high:x}}}");
+            left &= u128::MAX.checked_shl(high + 1).unwrap_or(0);
         }
-        let (mut all, mut new) = (at, at);
-        for _ in 0..max.saturating_sub(min) {
-            new = self.ends(node, &new)?.without(&all);
-            if new.is_empty() {
-                break;
-            }
-            all = all.with(&new);
+        match mask {
+            0 => self.out.push_str("(?!)"),
+            _ => _ = write!(self.out, "[{ranges}]"),
         }
-        Ok(all)
     }
+
+    fn repeat(&mut self, (min, max): (u32, Option<u32>)) -> Read<()> {
+        if max.is_some_and(|max| max < min) {
+            return Err("a repetition from more to fewer");
+        }
+        let max = max.map_or(String::new(), |max| max.to_string());
+        let _ = write!(self.out, "{{{min},{max}}}");
+        if self.take("+") {
+            return Err("a possessive repetition");
+        }
+        if self.take("?") {
+            self.out.push('?');
+        }
+        Ok(())
+    }
+
+    /// What follows `{`, if it is a count; else the brace stands for itself.
+    fn count(&mut self) -> Option<(u32, Option<u32>)> {
+        let end = self.rest.iter().position(|&byte| byte == b'}')?;
+        let text = std::str::from_utf8(&self.rest[..end]).ok()?;
+        let number = |digits: &str| match digits {
+            "" => Some(None),
+            _ if digits.bytes().all(|byte| byte.is_ascii_digit()) => digits.parse().ok().map(Some),
+            _ => None,
+        };
+        let (min, max) = match text.split_once(',') {
+            Some((min, max)) => (number(min)?, number(max)?),
+            None => (Some(number(text)??), number(text)?),
+        };
+        self.rest = &self.rest[end + 1..];
+        Some((min.unwrap_or(0), max))
+    }
+
+    /// What follows `(`.
+    fn group(&mut self, names: &mut Vec<Vec<u8>>) -> Read<()> {
+        for look in ["?=", "?!", "?<=", "?<!"] {
+            if self.take(look) {
+                self.out.push('(');
+                self.out.push_str(look);
+                return Ok(());
+            }
+        }
+        if self.take("?P<") {
+            names.push(self.group_name(names)?);
+        } else if !self.take("?:") && self.rest.first() == Some(&b'?') {
+            return Err("a group of flags, or another that is not understood");
+        }
+        self.out.push_str("(?:");
+        Ok(())
+    }
+
+    /// What follows `(?P<`: a name of Python, once.
+    fn group_name(&mut self, names: &[Vec<u8>]) -> Read<Vec<u8>> {
+        let end = self.rest.iter().position(|&byte| byte == b'>');
+        let (name, rest) = self.rest.split_at(end.ok_or("a name without an end")?);
+        let is_name = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'_';
+        if name.is_empty() || name[0].is_ascii_digit() || !name.iter().all(is_name) {
+            return Err("a group whose name is none");
+        }
+        if names.iter().any(|other| other == name) {
+            return Err("a name of two groups");
+        }
+        self.rest = &rest[1..];
+        Ok(name.to_vec())
+    }
+
+    /// What follows a backslash out of a set; whether it can be repeated.
+    fn escape(&mut self) -> Read<bool> {
+        const WORD: &str = "[0-9A-Za-z_]";
+        match self.rest.first() {
+            Some(b'A') => self.out.push_str(r"\A"),
+            Some(b'Z') => self.out.push_str(r"\z"),
+            Some(b'b') => {
+                _ = write!(self.out, "(?:(?<={WORD})(?!{WORD})|(?<!{WORD})(?={WORD}))");
+            }
+            Some(b'B') => {
+                _ = write!(self.out, "(?:(?<={WORD})(?={WORD})|(?<!{WORD})(?!{WORD}))");
+            }
+            _ => {
+                let mask = class(self.next())?;
+                self.set(mask);
+                return Ok(true);
+            }
+        }
+        self.next();
+        Ok(false)
+    }
+
+    /// What follows `[`.
+    fn read_set(&mut self) -> Read<u128> {
+        const OPEN: &str = "a set without an end";
+        let negated = self.take("^");
+        let (mut mask, mut first) = (0, true);
+        loop {
+            let byte = self.next().ok_or(OPEN)?;
+            if byte == b']' && !first {
+                break;
+            }
+            first = false;
+            let low = if byte == b'\\' { class(self.next())? } else { 1 << byte };
+            if self.rest.starts_with(b"-") && self.rest.get(1) != Some(&b']') {
+                self.next();
+                let byte = self.next().ok_or(OPEN)?;
+                let high = if byte == b'\\' { class(self.next())? } else { 1 << byte };
+                if low.count_ones() != 1 || high.count_ones() != 1 || high < low {
+                    return Err("a range of no characters");
+                }
+                mask |= (high - low) | high;
+            } else {
+                mask |= low;
+            }
+        }
+        Ok(if negated { !mask } else { mask })
+    }
+}
+
+/// What an escape stands for, in a set and out of it.
+fn class(escaped: Option<u8>) -> Read<u128> {
+    Ok(match escaped.ok_or("a backslash at its end")? {
+        b'd' => DIGIT,
+        b'D' => !DIGIT,
+        b'w' => WORD,
+        b'W' => !WORD,
+        b's' => SPACE,
+        b'S' => !SPACE,
+        other if !other.is_ascii_alphanumeric() => 1 << other,
+        _ => return Err(r"an escape other than \d, \w, \s, \b, \A, \Z and punctuation"),
+    })
 }

@@ -15,6 +15,9 @@ Usage: cargo run --release --features peft --example merge -- --base PATH --adap
   --scale X            multiplies the adapter's own scale; -1 takes an adapter out [default: 1]
   --device cpu|cuda:N  where bf16 and f16 weights are merged, f32 on the CPU; a GPU rounds A and
                        B to the weight's type first [default: cuda:0 if it works, else cpu]
+  --transposed HOW     how square weights are stored, of which shapes cannot tell: yes ([k, d], as
+                       GPT-2's Conv1D), no ([d, k]) or auto [default: auto]
+  --allow-non-finite   merges also where A, B or a merged weight has infinities or NaN
   --dry-run            lists what would change, and writes nothing
   --help               shows this
 ";
@@ -28,7 +31,17 @@ pub struct Options {
     pub scale: f32,
     /// The device's name; `None` for the first GPU if it works and the CPU if not.
     pub device: Option<String>,
+    pub transposed: Transposed,
+    pub allow_non_finite: bool,
     pub dry_run: bool,
+}
+
+/// How square weights are stored.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Transposed {
+    Auto,
+    Yes,
+    No,
 }
 
 impl Options {
@@ -36,6 +49,7 @@ impl Options {
     pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Option<Self>, String> {
         let (mut base, mut adapter, mut out) = (None, None, None);
         let (mut scale, mut device, mut dry_run) = (1.0, None, false);
+        let (mut transposed, mut allow_non_finite) = (Transposed::Auto, false);
         let mut args = args.into_iter();
         while let Some(arg) = args.next() {
             let arg = arg.into_string().map_err(|arg| format!("there is no option {arg:?}"))?;
@@ -54,6 +68,8 @@ impl Options {
                 "--out" => out = Some(value()?.into()),
                 "--scale" => scale = number(&value()?.to_string_lossy())?,
                 "--device" => device = Some(value()?.to_string_lossy().into_owned()),
+                "--transposed" => transposed = layout(&value()?.to_string_lossy())?,
+                "--allow-non-finite" => allow_non_finite = true,
                 "--dry-run" => dry_run = true,
                 _ => return Err(format!("there is no option {arg}")),
             }
@@ -63,13 +79,24 @@ impl Options {
         if out.is_none() && !dry_run {
             return Err("--out is missing".into());
         }
-        Ok(Some(Options { base, adapter, out, scale, device, dry_run }))
+        let options =
+            Options { base, adapter, out, scale, device, transposed, allow_non_finite, dry_run };
+        Ok(Some(options))
     }
 }
 
 fn number(text: &str) -> Result<f32, String> {
     let number = text.parse().ok().filter(|number: &f32| number.is_finite());
     number.ok_or_else(|| format!("--scale must be a finite number, not {text:?}"))
+}
+
+fn layout(text: &str) -> Result<Transposed, String> {
+    match text {
+        "auto" => Ok(Transposed::Auto),
+        "yes" => Ok(Transposed::Yes),
+        "no" => Ok(Transposed::No),
+        _ => Err(format!("--transposed must be auto, yes or no, not {text:?}")),
+    }
 }
 
 #[cfg(test)]
@@ -88,11 +115,21 @@ mod tests {
             out: Some("o".into()),
             scale: -0.5,
             device: Some("cuda:1".into()),
+            transposed: Transposed::Yes,
+            allow_non_finite: true,
             dry_run: true,
         };
-        let line = "--base b --adapter=a --out o --scale -0.5 --device cuda:1 --dry-run";
+        let line = "--base b --adapter=a --out o --scale -0.5 --device cuda:1 --dry-run \
+                    --transposed yes --allow-non-finite";
         assert_eq!(parse(line), Ok(Some(expected.clone())));
-        let plain = Options { scale: 1.0, device: None, dry_run: false, ..expected };
+        let plain = Options {
+            scale: 1.0,
+            device: None,
+            transposed: Transposed::Auto,
+            allow_non_finite: false,
+            dry_run: false,
+            ..expected
+        };
         assert_eq!(parse("--base=b --adapter a --out=o"), Ok(Some(plain)));
         assert_eq!(parse("--base b --help"), Ok(None));
     }
@@ -106,6 +143,7 @@ mod tests {
             ("--base", "--base needs a value"),
             ("--scale x", "--scale must be a finite number, not \"x\""),
             ("--scale inf", "--scale must be a finite number, not \"inf\""),
+            ("--transposed maybe", "--transposed must be auto, yes or no, not \"maybe\""),
             ("--force", "there is no option --force"),
         ] {
             assert_eq!(parse(line), Err(expected.to_string()), "{line}");

@@ -64,6 +64,17 @@ impl Checkpoint {
         Some((number, &self.shards[number].entries()[name]))
     }
 
+    /// The names of all tensors.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.shard_of.keys().map(String::as_str)
+    }
+
+    /// The folder of its files.
+    pub fn folder(&self) -> &Path {
+        let first = self.index.as_deref().unwrap_or(self.shards[0].path());
+        first.parent().unwrap_or(Path::new(""))
+    }
+
     pub fn tensors(&self) -> usize {
         self.shard_of.len()
     }

@@ -4,19 +4,26 @@
 //! is copied byte for byte. `cargo run --release --features peft --example merge -- --help` lists
 //! the options, and `merging.rs` is the part to read.
 
+mod adapter;
 mod args;
 mod checkpoint;
+mod layout;
 mod merging;
+mod model;
 mod output;
+mod plan;
 #[cfg(test)]
 mod tests;
 
 use crate::args::{Options, USAGE};
 use crate::checkpoint::Checkpoint;
-use crate::merging::{plan, rewrite, Change};
+use crate::layout::Layouts;
+use crate::merging::rewrite;
+use crate::model::Model;
 use crate::output::{refuse_inputs, sync_names, Output};
+use crate::plan::{plan, Change};
 use indicatif::{ProgressBar, ProgressStyle};
-use lora_kernels::{peft, DType, Device};
+use lora_kernels::{DType, Device};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -44,8 +51,10 @@ fn parse() -> Result<Option<Options>> {
 
 fn run(options: &Options, out: &mut impl Write) -> Result<()> {
     let checkpoint = Checkpoint::open(&options.base)?;
-    let adapters = peft::load(&options.adapter, &Device::cpu(), None)?;
-    let changes = plan(&checkpoint, &adapters, options.scale)?;
+    let model = Model::read(checkpoint.folder())?;
+    let (adapters, fan_in_fan_out) = adapter::load(&options.adapter)?;
+    let layouts = Layouts::new(&checkpoint, &model, fan_in_fan_out, options.transposed);
+    let changes = plan(&checkpoint, &adapters, &layouts, options)?;
     let bytes = checkpoint.bytes()?;
     let (files, tensors) = (checkpoint.shards.len(), checkpoint.tensors());
     let base = options.base.display();
@@ -60,8 +69,7 @@ fn run(options: &Options, out: &mut impl Write) -> Result<()> {
     let to = options.out.as_deref().ok_or("there is no place for the output")?;
     let places = places(&checkpoint, to)?;
     let inputs = || {
-        let files = ["adapter_config.json", "adapter_model.safetensors"];
-        let adapter = files.map(|file| options.adapter.join(file));
+        let adapter = adapter::FILES.map(|file| options.adapter.join(file));
         checkpoint.paths().map(Path::to_path_buf).chain(adapter).collect::<Vec<_>>()
     };
     for place in &places {
@@ -107,10 +115,11 @@ fn places(checkpoint: &Checkpoint, out: &Path) -> Result<Vec<PathBuf>> {
 
 fn list(checkpoint: &Checkpoint, changes: &[Vec<Change>], out: &mut impl Write) -> Result<()> {
     for (shard, changes) in checkpoint.shards.iter().zip(changes) {
-        for Change { weight, entry, adapter, scale, .. } in changes {
+        for Change { weight, entry, adapter, scale, transposed, .. } in changes {
             let (dtype, shape, r) = (&entry.dtype_name, &entry.shape, adapter.rank());
             let shard = shard.path().display();
-            writeln!(out, "{shard}: {weight} {shape:?} {dtype}, rank {r}, scale {scale}")?;
+            let note = if *transposed { ", stored transposed" } else { "" };
+            writeln!(out, "{shard}: {weight} {shape:?} {dtype}, rank {r}, scale {scale}{note}")?;
         }
     }
     Ok(())

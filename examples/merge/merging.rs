@@ -1,66 +1,17 @@
-//! Which tensors change, and writing files with those changed.
+//! Writing files with the planned changes.
 
-use crate::checkpoint::Checkpoint;
 use crate::output::Output;
+use crate::plan::Change;
 use crate::Result;
 use half::{bf16, f16};
 use indicatif::ProgressBar;
-use lora_kernels::peft::{Adapters, TensorEntry};
-use lora_kernels::{half, ops, Adapter, DType, Device, Tensor};
+use lora_kernels::{half, ops, DType, Device, Tensor};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
 /// How much is read, merged and written at a time: whole rows of about so many bytes.
 const CHUNK: usize = 8 << 20;
-
-/// A weight and the update that it gets.
-pub struct Change<'a> {
-    pub weight: String,
-    pub entry: TensorEntry,
-    pub dtype: DType,
-    pub adapter: &'a Adapter,
-    /// s, times what the user asked for.
-    pub scale: f32,
-}
-
-/// What changes in each file of a checkpoint; an adapter that has no weight to go to is an error.
-pub fn plan<'a>(
-    checkpoint: &Checkpoint,
-    adapters: &'a Adapters,
-    factor: f32,
-) -> Result<Vec<Vec<Change<'a>>>> {
-    let mut changes: Vec<Vec<Change>> = checkpoint.shards.iter().map(|_| Vec::new()).collect();
-    for (module, adapter) in &adapters.adapters {
-        let weight = format!("{module}.weight");
-        let Some((shard, entry)) = checkpoint.find(&weight) else {
-            return Err(format!("the checkpoint has no {weight} for the adapter {module}").into());
-        };
-        let shard_path = checkpoint.shards[shard].path().display();
-        let Some(dtype) = entry.dtype else {
-            let got = &entry.dtype_name;
-            return Err(format!("{shard_path}: {weight} holds {got}, not F32, F16 or BF16").into());
-        };
-        let shape = [adapter.b().shape().rows(), adapter.a().shape().cols()];
-        if entry.shape != shape {
-            let (is, is_for) = (&entry.shape, shape);
-            return Err(format!(
-                "{shard_path}: {weight} has shape {is:?}, but the adapter {module} is for \
-                 {is_for:?}"
-            )
-            .into());
-        }
-        let scale = adapter.scale() * factor;
-        if !scale.is_finite() {
-            return Err(format!("the scale of the adapter {module} would be {scale}").into());
-        }
-        changes[shard].push(Change { weight, entry: entry.clone(), dtype, adapter, scale });
-    }
-    for changes in &mut changes {
-        changes.sort_by_key(|change| change.entry.bytes.start);
-    }
-    Ok(changes)
-}
 
 /// Copies a file, with the changes made on the way: in the order of the file, a few MB at a time.
 pub fn rewrite(
@@ -105,24 +56,66 @@ fn merge(
     let Change { adapter, dtype, scale, .. } = *change;
     let (r, k, d) = (adapter.rank(), adapter.a().shape().cols(), adapter.b().shape().rows());
     let (device, computed_in) = place(device, dtype, adapter.a().dtype());
-    let a = Tensor::from_f32(&device, &adapter.a().to_f32_vec()?, [r, k], computed_in)?;
-    let b = adapter.b().to_f32_vec()?;
+    let (a, b) = (adapter.a().to_f32_vec()?, adapter.b().to_f32_vec()?);
+    // Stored as [k, d], the weight gets the transposed update: (B A)ᵀ = Aᵀ Bᵀ.
+    let (a, b, rows, cols) = match change.transposed {
+        true => (transpose(&b, r), transpose(&a, k), k, d),
+        false => (a, b, d, k),
+    };
+    let a = Tensor::from_f32(&device, &a, [r, cols], computed_in)?;
 
-    let rows_at_once = (CHUNK / (k * dtype.bytes())).clamp(1, d);
-    let mut bytes = vec![0; rows_at_once * k * dtype.bytes()];
+    let rows_at_once = (CHUNK / (cols * dtype.bytes())).clamp(1, rows);
+    let mut bytes = vec![0; rows_at_once * cols * dtype.bytes()];
+    let mut row = 0;
     for b in b.chunks(rows_at_once * r) {
         let rows = b.len() / r;
-        let bytes = &mut bytes[..rows * k * dtype.bytes()];
+        let bytes = &mut bytes[..rows * cols * dtype.bytes()];
         file.read_exact(bytes)?;
+        let w0 = numbers(bytes, dtype);
         // Every element type is exact in f32, there and back.
-        let mut w = Tensor::from_f32(&device, &numbers(bytes, dtype), [rows, k], computed_in)?;
+        let mut w = Tensor::from_f32(&device, &w0, [rows, cols], computed_in)?;
         let b = Tensor::from_f32(&device, b, [rows, r], computed_in)?;
         ops::merge_in_place(&device, w.view_mut(), a.view(), b.view(), scale)?;
-        round(&w.to_f32_vec()?, dtype, bytes);
+        let w = w.to_f32_vec()?;
+        round(&w, dtype, bytes);
+        if !change.allow_non_finite {
+            check_finite(change, row, cols, &w0, &w)?;
+        }
         to.write_all(bytes)?;
         progress.inc(bytes.len() as u64);
+        row += rows;
     }
     Ok(())
+}
+
+/// The matrix of so many columns, transposed.
+fn transpose(matrix: &[f32], cols: usize) -> Vec<f32> {
+    (0..cols).flat_map(|col| matrix.iter().skip(col).step_by(cols).copied()).collect()
+}
+
+/// Refuses merged rows, from `row` on, that hold infinities or NaN in the file's element type.
+fn check_finite(
+    change: &Change<'_>,
+    row: usize,
+    cols: usize,
+    w0: &[f32],
+    merged: &[f32],
+) -> Result<()> {
+    // From half a step above the largest number on, rounding gives infinity.
+    let (largest, half_step) = match change.dtype {
+        DType::F16 => (f16::MAX.to_f32(), 16.0),
+        DType::Bf16 => (bf16::MAX.to_f32(), 2f32.powi(119)),
+        _ => (f32::MAX, f32::INFINITY),
+    };
+    let fits = |number: &f32| number.abs() < largest + half_step;
+    let Some(at) = merged.iter().position(|number| !fits(number)) else { return Ok(()) };
+    let (weight, dtype, row, col) = (&change.weight, change.dtype, row + at / cols, at % cols);
+    let (was, is) = (w0[at], merged[at]);
+    Err(format!(
+        "{weight} would not be finite: [{row}, {col}] is {was} in the checkpoint and {is} merged, \
+         and the largest {dtype} is {largest}; --allow-non-finite writes it all the same"
+    )
+    .into())
 }
 
 /// Where a weight is merged, and in what: on a GPU in its own element type, which rounds A and B to

@@ -1,5 +1,7 @@
 //! The whole program, on small checkpoints.
 
+mod finite;
+mod layout;
 mod merging;
 mod refusals;
 

@@ -52,7 +52,7 @@ fn adapters_without_a_weight_are_named() {
     let setting = Setting::new(DType::F32);
     for (module, d, k, words) in [
         ("a.nowhere", 6, 4, "has no a.nowhere.weight for the adapter a.nowhere"),
-        ("embed", 6, 5, "embed.weight has shape [5, 6], but the adapter embed is for [6, 5]"),
+        ("embed", 6, 7, "embed.weight has shape [5, 6], but the adapter embed is for [6, 7]"),
     ] {
         setting.save_adapter(&[
             ("a.q", adapter(6, 4, 2, DType::F32)),

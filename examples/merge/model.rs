@@ -1,0 +1,64 @@
+//! What the checkpoint's `config.json` says of its model.
+
+use crate::Result;
+use serde_json::Value;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+const CONFIG: &str = "config.json";
+/// The largest configuration that is read; most have a few KB.
+const MAX_CONFIG: u64 = 16 << 20;
+
+/// Models whose class in transformers has `Conv1D` modules.
+const CONV1D_MODELS: [&str; 7] = [
+    "clvp",
+    "clvp_decoder",
+    "clvp_encoder",
+    "decision_transformer",
+    "gpt2",
+    "imagegpt",
+    "openai-gpt",
+];
+
+pub struct Model {
+    config: Option<Value>,
+}
+
+impl Model {
+    /// Reads the `config.json` of a folder, if it has one.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let path = folder.join(CONFIG);
+        if !path.exists() {
+            return Ok(Model { config: None });
+        }
+        let config = read_json(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+        Ok(Model { config: Some(config) })
+    }
+
+    /// Whether the model, or one of its parts, has `Conv1D` modules; `None` if that is unknown.
+    pub fn has_conv1d(&self) -> Option<bool> {
+        let mut types = Vec::new();
+        model_types(self.config.as_ref()?, &mut types);
+        match types.is_empty() {
+            true => None,
+            false => Some(types.iter().any(|name| CONV1D_MODELS.contains(name))),
+        }
+    }
+}
+
+/// The `model_type` of a configuration and of those within it.
+fn model_types<'a>(config: &'a Value, types: &mut Vec<&'a str>) {
+    let Some(fields) = config.as_object() else { return };
+    types.extend(fields.get("model_type").and_then(Value::as_str));
+    fields.values().for_each(|field| model_types(field, types));
+}
+
+fn read_json(path: &Path) -> Result<Value> {
+    let mut json = Vec::new();
+    File::open(path)?.take(MAX_CONFIG + 1).read_to_end(&mut json)?;
+    if json.len() as u64 > MAX_CONFIG {
+        return Err(format!("has more than {MAX_CONFIG} bytes").into());
+    }
+    Ok(serde_json::from_slice(&json)?)
+}

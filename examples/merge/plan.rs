@@ -1,0 +1,85 @@
+//! Which tensors change.
+
+use crate::args::Options;
+use crate::checkpoint::Checkpoint;
+use crate::layout::Layouts;
+use crate::Result;
+use lora_kernels::peft::{Adapters, TensorEntry};
+use lora_kernels::{Adapter, DType, Tensor};
+
+/// A weight and the update that it gets.
+pub struct Change<'a> {
+    pub weight: String,
+    pub entry: TensorEntry,
+    pub dtype: DType,
+    pub adapter: &'a Adapter,
+    /// s, times what the user asked for.
+    pub scale: f32,
+    /// Whether the weight is stored as [k, d].
+    pub transposed: bool,
+    pub allow_non_finite: bool,
+}
+
+/// What changes in each file of a checkpoint; an adapter that has no weight to go to is an error.
+pub fn plan<'a>(
+    checkpoint: &Checkpoint,
+    adapters: &'a Adapters,
+    layouts: &Layouts,
+    options: &Options,
+) -> Result<Vec<Vec<Change<'a>>>> {
+    let mut changes: Vec<Vec<Change>> = checkpoint.shards.iter().map(|_| Vec::new()).collect();
+    for (module, adapter) in &adapters.adapters {
+        let weight = format!("{module}.weight");
+        let Some((shard, entry)) = checkpoint.find(&weight) else {
+            return Err(format!("the checkpoint has no {weight} for the adapter {module}").into());
+        };
+        let shard_path = checkpoint.shards[shard].path().display();
+        let Some(dtype) = entry.dtype else {
+            let got = &entry.dtype_name;
+            return Err(format!("{shard_path}: {weight} holds {got}, not F32, F16 or BF16").into());
+        };
+        let shape = [adapter.b().shape().rows(), adapter.a().shape().cols()];
+        let Some(transposed) = layouts.transposed(module, &entry.shape, shape)? else {
+            let (is, is_for) = (&entry.shape, shape);
+            return Err(format!(
+                "{shard_path}: {weight} has shape {is:?}, but the adapter {module} is for \
+                 {is_for:?}"
+            )
+            .into());
+        };
+        let scale = adapter.scale() * options.scale;
+        if !scale.is_finite() {
+            return Err(format!("the scale of the adapter {module} would be {scale}").into());
+        }
+        let allow_non_finite = options.allow_non_finite;
+        if !allow_non_finite {
+            check_finite(module, "A", adapter.a())?;
+            check_finite(module, "B", adapter.b())?;
+        }
+        let entry = entry.clone();
+        changes[shard].push(Change {
+            weight,
+            entry,
+            dtype,
+            adapter,
+            scale,
+            transposed,
+            allow_non_finite,
+        });
+    }
+    for changes in &mut changes {
+        changes.sort_by_key(|change| change.entry.bytes.start);
+    }
+    Ok(changes)
+}
+
+fn check_finite(module: &str, half: &str, tensor: &Tensor) -> Result<()> {
+    match tensor.to_f32_vec()?.iter().find(|number| !number.is_finite()) {
+        Some(number) => Err(format!(
+            "{half} of the adapter {module} holds {number}; --allow-non-finite merges it all the \
+             same"
+        )
+        .into()),
+        None => Ok(()),
+    }
+}

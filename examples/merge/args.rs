@@ -11,7 +11,8 @@ Usage: cargo run --release --features peft --example merge -- --base PATH --adap
   --base PATH          model.safetensors, or a sharded checkpoint's model.safetensors.index.json,
                        or the directory of either
   --adapter DIR        the PEFT directory: adapter_config.json and adapter_model.safetensors
-  --out PATH           the new file; of a sharded checkpoint, the directory of the new files
+  --out PATH           the new file; the new directory if the checkpoint is sharded or --base is a
+                       directory, with configuration, tokenizer and all else beside the weights
   --scale X            multiplies the adapter's own scale; -1 takes an adapter out [default: 1]
   --device cpu|cuda:N  where bf16 and f16 weights are merged, f32 on the CPU; a GPU rounds A and
                        B to the weight's type first [default: cuda:0 if it works, else cpu]
@@ -20,6 +21,9 @@ Usage: cargo run --release --features peft --example merge -- --base PATH --adap
   --allow-non-finite   merges also where A, B or a merged weight has infinities or NaN
   --dry-run            lists what would change, and writes nothing
   --help               shows this
+
+The output appears under its name when it is whole. A run that is killed leaves a hidden .merging-*
+beside it, which the next run into that directory removes.
 ";
 
 #[derive(Debug, Clone, PartialEq)]

@@ -79,6 +79,10 @@ impl Checkpoint {
         self.shard_of.len()
     }
 
+    pub fn sharded(&self) -> bool {
+        self.index.is_some()
+    }
+
     /// All files there are.
     pub fn paths(&self) -> impl Iterator<Item = &Path> {
         self.shards.iter().map(|shard| shard.path()).chain(self.index.as_deref())

@@ -6,23 +6,29 @@
 
 mod adapter;
 mod args;
+mod beside;
 mod checkpoint;
 mod layout;
+mod leftovers;
 mod merging;
 mod model;
 mod output;
 mod plan;
+mod progress;
+mod target;
 #[cfg(test)]
 mod tests;
 
 use crate::args::{Options, USAGE};
+use crate::beside::Beside;
 use crate::checkpoint::Checkpoint;
 use crate::layout::Layouts;
 use crate::merging::rewrite;
 use crate::model::Model;
-use crate::output::{refuse_inputs, sync_names, Output};
+use crate::output::Staging;
 use crate::plan::{plan, Change};
-use indicatif::{ProgressBar, ProgressStyle};
+use crate::progress::Progress;
+use crate::target::Target;
 use lora_kernels::{DType, Device};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -61,56 +67,71 @@ fn run(options: &Options, out: &mut impl Write) -> Result<()> {
     writeln!(out, "base     {base}: {tensors} tensors in {files} files, {}", megabytes(bytes))?;
     let (adapter, count) = (options.adapter.display(), adapters.adapters.len());
     writeln!(out, "adapter  {adapter}: {count} modules")?;
+    let target = match &options.out {
+        Some(to) => Some(Target::new(&checkpoint, &options.base, to)?),
+        None => None,
+    };
+    if let Some(target) = &target {
+        let adapter = adapter::FILES.map(|file| options.adapter.join(file));
+        let folders = [checkpoint.folder(), &options.adapter];
+        let inputs = checkpoint.paths().chain(folders);
+        target.check(inputs.chain(adapter.iter().map(PathBuf::as_path)))?;
+    }
+    let beside = match &target {
+        Some(Target::File(_)) => None,
+        None if !checkpoint.sharded() && !options.base.is_dir() => None,
+        _ => Some(Beside::list(checkpoint.folder())?),
+    };
     if options.dry_run {
         list(&checkpoint, &changes, out)?;
+        for file in beside.iter().flat_map(|beside| &beside.files) {
+            writeln!(out, "{}: copied", file.display())?;
+        }
+        report_left_out(beside.as_ref(), out)?;
         return Ok(writeln!(out, "{count} of {tensors} tensors would change")?);
     }
 
-    let to = options.out.as_deref().ok_or("there is no place for the output")?;
-    let places = places(&checkpoint, to)?;
-    let inputs = || {
-        let adapter = adapter::FILES.map(|file| options.adapter.join(file));
-        checkpoint.paths().map(Path::to_path_buf).chain(adapter).collect::<Vec<_>>()
-    };
-    for place in &places {
-        refuse_inputs(place, inputs().iter().map(PathBuf::as_path))?;
-    }
+    let target = target.ok_or("there is no place for the output")?;
+    leftovers::clean(target.parent(), out)?;
     let device = choose_device(options.device.as_deref())?;
     let f32s = changes.iter().flatten().any(|change| change.dtype == DType::F32);
     let note = if device.is_cuda() && f32s { "; f32 on the CPU" } else { "" };
     writeln!(out, "device   {device}{note}")?;
 
-    let progress = progress_bar(bytes)?;
-    let mut outputs = Vec::new();
-    for ((shard, changes), place) in checkpoint.shards.iter().zip(&changes).zip(&places) {
-        let mut output = Output::new(place.clone())?;
-        rewrite(shard.path(), &mut output, changes, &device, &progress)
-            .map_err(|error| format!("{}: {error}", shard.path().display()))?;
-        outputs.push(output);
+    let to = target.path().to_path_buf();
+    let mut staging = Staging::new(target)?;
+    let mut progress = Progress::new(bytes, count)?;
+    for (shard, changes) in checkpoint.shards.iter().zip(&changes) {
+        let mut output = staging.file(file_name(shard.path()))?;
+        rewrite(shard.path(), &mut output, changes, &device, &mut progress)?;
+        output.finish()?;
     }
-    if let (Some(index), Some(place)) = (&checkpoint.index, places.last()) {
-        let mut output = Output::new(place.clone())?;
-        output.write_all(&fs::read(index)?)?;
-        outputs.push(output);
+    if let Some(index) = &checkpoint.index {
+        let mut output = staging.file(file_name(index))?;
+        output.write(&fs::read(index)?)?;
+        output.finish()?;
     }
-    progress.finish_and_clear();
-    // All are whole: now they get their names, the index last.
-    outputs.into_iter().try_for_each(Output::finish)?;
-    sync_names(places[0].parent().unwrap_or(Path::new("")))?;
+    if let Some(beside) = &beside {
+        beside.copy(&mut staging)?;
+    }
+    progress.finish();
+    staging.finish()?;
+    if let Some(beside) = beside.as_ref().filter(|beside| !beside.files.is_empty()) {
+        writeln!(out, "copied   {} files beside the weights", beside.files.len())?;
+    }
+    report_left_out(beside.as_ref(), out)?;
     Ok(writeln!(out, "merged   {count} of {tensors} tensors, into {}", to.display())?)
 }
 
-/// Where the new files go: `out` itself, or the shards' names within it, and the index at last.
-fn places(checkpoint: &Checkpoint, out: &Path) -> Result<Vec<PathBuf>> {
-    if checkpoint.index.is_none() {
-        if out.is_dir() {
-            return Err(format!("{} is a directory, not a file", out.display()).into());
-        }
-        return Ok(vec![out.to_path_buf()]);
+fn file_name(path: &Path) -> &Path {
+    Path::new(path.file_name().expect("a file has a name"))
+}
+
+fn report_left_out(beside: Option<&Beside>, out: &mut impl Write) -> Result<()> {
+    for path in beside.iter().flat_map(|beside| &beside.left_out) {
+        writeln!(out, "note     {} is not copied: it is not a regular file", path.display())?;
     }
-    fs::create_dir_all(out).map_err(|error| format!("{}: {error}", out.display()))?;
-    let name = |path: &Path| path.file_name().expect("a file has a name").to_owned();
-    Ok(checkpoint.paths().map(|path| out.join(name(path))).collect())
+    Ok(())
 }
 
 fn list(checkpoint: &Checkpoint, changes: &[Vec<Change>], out: &mut impl Write) -> Result<()> {
@@ -130,12 +151,6 @@ fn choose_device(name: Option<&str>) -> Result<Device> {
         Some(name) => name.parse()?,
         None => Device::cuda(0).unwrap_or(Device::cpu()),
     })
-}
-
-/// A bar on stderr, which indicatif hides where that is not a terminal.
-fn progress_bar(bytes: u64) -> Result<ProgressBar> {
-    let style = "merging  {bar:40} {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left";
-    Ok(ProgressBar::new(bytes).with_style(ProgressStyle::with_template(style)?))
 }
 
 fn megabytes(bytes: u64) -> String {

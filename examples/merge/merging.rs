@@ -2,16 +2,30 @@
 
 use crate::output::Output;
 use crate::plan::Change;
+use crate::progress::Progress;
 use crate::Result;
 use half::{bf16, f16};
-use indicatif::ProgressBar;
 use lora_kernels::{half, ops, DType, Device, Tensor};
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
 /// How much is read, merged and written at a time: whole rows of about so many bytes.
 const CHUNK: usize = 8 << 20;
+
+/// A file of the checkpoint, read from front to back.
+struct Input<'a> {
+    file: File,
+    path: &'a Path,
+}
+
+impl Input<'_> {
+    fn read(&mut self, into: &mut [u8]) -> Result<()> {
+        let path = self.path.display();
+        let read = self.file.read_exact(into);
+        Ok(read.map_err(|error| format!("{path} could not be read: {error}"))?)
+    }
+}
 
 /// Copies a file, with the changes made on the way: in the order of the file, a few MB at a time.
 pub fn rewrite(
@@ -19,39 +33,46 @@ pub fn rewrite(
     to: &mut Output,
     changes: &[Change<'_>],
     device: &Device,
-    progress: &ProgressBar,
+    progress: &mut Progress,
 ) -> Result<()> {
     let mut file = File::open(from)?;
     let length = file.seek(SeekFrom::End(0))?;
     file.rewind()?;
+    let mut input = Input { file, path: from };
     let mut at = 0;
     for change in changes {
-        copy(&mut file, to, change.entry.bytes.start - at, progress)?;
-        merge(&mut file, to, change, device, progress)?;
+        copy(&mut input, to, change.entry.bytes.start - at, progress)?;
+        merge(&mut input, to, change, device, progress)?;
+        progress.add_weight();
         at = change.entry.bytes.end;
     }
-    copy(&mut file, to, length - at, progress)
+    copy(&mut input, to, length - at, progress)
 }
 
-fn copy(file: &mut File, to: &mut Output, mut bytes: u64, progress: &ProgressBar) -> Result<()> {
+fn copy(
+    input: &mut Input<'_>,
+    to: &mut Output,
+    mut bytes: u64,
+    progress: &mut Progress,
+) -> Result<()> {
     let mut buffer = vec![0; bytes.min(CHUNK as u64) as usize];
     while bytes > 0 {
         let part = &mut buffer[..bytes.min(CHUNK as u64) as usize];
-        file.read_exact(part)?;
-        to.write_all(part)?;
+        input.read(part)?;
+        to.write(part)?;
         bytes -= part.len() as u64;
-        progress.inc(part.len() as u64);
+        progress.add_bytes(part.len() as u64);
     }
     Ok(())
 }
 
 /// Reads a weight, adds its update row by row, and writes it.
 fn merge(
-    file: &mut File,
+    input: &mut Input<'_>,
     to: &mut Output,
     change: &Change<'_>,
     device: &Device,
-    progress: &ProgressBar,
+    progress: &mut Progress,
 ) -> Result<()> {
     let Change { adapter, dtype, scale, .. } = *change;
     let (r, k, d) = (adapter.rank(), adapter.a().shape().cols(), adapter.b().shape().rows());
@@ -70,7 +91,7 @@ fn merge(
     for b in b.chunks(rows_at_once * r) {
         let rows = b.len() / r;
         let bytes = &mut bytes[..rows * cols * dtype.bytes()];
-        file.read_exact(bytes)?;
+        input.read(bytes)?;
         let w0 = numbers(bytes, dtype);
         // Every element type is exact in f32, there and back.
         let mut w = Tensor::from_f32(&device, &w0, [rows, cols], computed_in)?;
@@ -81,8 +102,8 @@ fn merge(
         if !change.allow_non_finite {
             check_finite(change, row, cols, &w0, &w)?;
         }
-        to.write_all(bytes)?;
-        progress.inc(bytes.len() as u64);
+        to.write(bytes)?;
+        progress.add_bytes(bytes.len() as u64);
         row += rows;
     }
     Ok(())

@@ -2,7 +2,9 @@
 
 mod finite;
 mod layout;
+mod leftovers;
 mod merging;
+mod output;
 mod refusals;
 
 use crate::args::Options;

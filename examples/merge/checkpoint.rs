@@ -1,9 +1,10 @@
 //! A checkpoint: one safetensors file, or several with an index.
 
-use crate::Result;
+use crate::{base, Result};
 use lora_kernels::peft::{TensorEntry, TensorFile};
-use serde_json::Value;
+use serde_json::{json, Value};
 use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Component, Path, PathBuf};
@@ -26,12 +27,16 @@ impl Checkpoint {
         let path = match base {
             dir if dir.is_dir() => match dir.join(INDEX) {
                 index if index.exists() => index,
-                _ => dir.join(SINGLE),
+                _ if dir.join(SINGLE).exists() => dir.join(SINGLE),
+                _ => return Self::open_folder(dir),
             },
             file => file.to_path_buf(),
         };
+        if base::is_lfs_pointer(&path) {
+            return Err(lfs_pointer(&path).into());
+        }
         if !path.to_string_lossy().ends_with(".json") {
-            let file = TensorFile::open(path)?;
+            let file = open_shard(path)?;
             let shard_of = file.entries().keys().map(|name| (name.clone(), 0)).collect();
             return Ok(Checkpoint { shards: vec![file], shard_of, index: None });
         }
@@ -43,7 +48,7 @@ impl Checkpoint {
             let number = match numbers.get(&file) {
                 Some(&number) => number,
                 None => {
-                    shards.push(TensorFile::open(folder.join(&file))?);
+                    shards.push(open_shard(folder.join(&file))?);
                     numbers.insert(file, shards.len() - 1);
                     shards.len() - 1
                 }
@@ -56,6 +61,66 @@ impl Checkpoint {
             shard_of.insert(weight, number);
         }
         Ok(Checkpoint { shards, shard_of, index: Some(path) })
+    }
+
+    /// The shards of a folder without an index, in the order of their numbers.
+    fn open_folder(dir: &Path) -> Result<Self> {
+        let mut found = BTreeMap::new();
+        for entry in fs::read_dir(dir)? {
+            let path = entry?.path();
+            let name = path.file_name().and_then(|name| name.to_str()).and_then(numbers);
+            if let Some(numbers) = name {
+                found.insert(numbers, path);
+            }
+        }
+        let shown = dir.display();
+        let Some(&(_, of)) = found.keys().next() else {
+            return Err(match dir.join("pytorch_model.bin").exists() {
+                true => format!(
+                    "{shown} has pytorch_model.bin, a pickle file; have transformers save the \
+                     model with safe_serialization=True"
+                ),
+                false => format!("{shown} has no {SINGLE}, {INDEX} or model-00001-of-0000N shards"),
+            }
+            .into());
+        };
+        if found.keys().copied().ne((1..=of).map(|number| (number, of))) {
+            let got = found.len();
+            return Err(format!(
+                "{shown} has no {INDEX}, and not each of {of} shards once: {got} are there"
+            )
+            .into());
+        }
+        let (mut shards, mut shard_of) = (Vec::new(), BTreeMap::new());
+        for (number, path) in found.into_values().enumerate() {
+            let shard = open_shard(path)?;
+            for name in shard.entries().keys() {
+                if shard_of.insert(name.clone(), number).is_some() {
+                    let shard = shard.path().display();
+                    return Err(format!("{shard}: {name} is in another shard, too").into());
+                }
+            }
+            shards.push(shard);
+        }
+        Ok(Checkpoint { shards, shard_of, index: None })
+    }
+
+    /// The index's name and contents for the output: the base's own, or one for shards that have
+    /// none.
+    pub fn index_file(&self) -> Result<Option<(OsString, Vec<u8>)>> {
+        if let Some(index) = &self.index {
+            let name = index.file_name().ok_or("the index has no name")?;
+            return Ok(Some((name.to_owned(), fs::read(index)?)));
+        }
+        if self.shards.len() == 1 {
+            return Ok(None);
+        }
+        let name = |shard: usize| self.shards[shard].path().file_name().and_then(OsStr::to_str);
+        let map: BTreeMap<_, _> = self.shard_of.iter().map(|(key, &at)| (key, name(at))).collect();
+        let entries = self.shards.iter().flat_map(|shard| shard.entries().values());
+        let bytes: u64 = entries.map(|entry| entry.bytes.end - entry.bytes.start).sum();
+        let index = json!({"metadata": {"total_size": bytes}, "weight_map": map});
+        Ok(Some((INDEX.into(), serde_json::to_vec_pretty(&index)?)))
     }
 
     /// Where a tensor is: the number of the file, and what its header says.
@@ -80,7 +145,7 @@ impl Checkpoint {
     }
 
     pub fn sharded(&self) -> bool {
-        self.index.is_some()
+        self.index.is_some() || self.shards.len() > 1
     }
 
     /// All files there are.
@@ -93,6 +158,24 @@ impl Checkpoint {
         let sizes = self.shards.iter().map(|shard| Ok(fs::metadata(shard.path())?.len()));
         sizes.sum()
     }
+}
+
+fn open_shard(path: PathBuf) -> Result<TensorFile> {
+    if base::is_lfs_pointer(&path) {
+        return Err(lfs_pointer(&path).into());
+    }
+    Ok(TensorFile::open(path)?)
+}
+
+fn lfs_pointer(path: &Path) -> String {
+    format!("{} is a Git LFS pointer, not the file itself: run git lfs pull", path.display())
+}
+
+/// N and M of `model-N-of-M.safetensors`.
+fn numbers(name: &str) -> Option<(u32, u32)> {
+    let numbers = name.strip_prefix("model-")?.strip_suffix(".safetensors")?;
+    let (number, of) = numbers.split_once("-of-")?;
+    Some((number.parse().ok()?, of.parse().ok()?))
 }
 
 /// The files of all tensors, by the tensor's name.

@@ -6,6 +6,7 @@
 
 mod adapter;
 mod args;
+mod base;
 mod beside;
 mod checkpoint;
 mod layout;
@@ -33,7 +34,7 @@ use lora_kernels::{DType, Device};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::{env, error, fs};
+use std::{env, error};
 
 type Result<T, E = Box<dyn error::Error>> = std::result::Result<T, E>;
 
@@ -60,7 +61,7 @@ fn run(options: &Options, out: &mut impl Write) -> Result<()> {
     let model = Model::read(checkpoint.folder())?;
     let (adapters, fan_in_fan_out) = adapter::load(&options.adapter)?;
     let layouts = Layouts::new(&checkpoint, &model, fan_in_fan_out, options.transposed);
-    let changes = plan(&checkpoint, &adapters, &layouts, options)?;
+    let changes = plan(&checkpoint, &adapters, &model, &layouts, options)?;
     let bytes = checkpoint.bytes()?;
     let (files, tensors) = (checkpoint.shards.len(), checkpoint.tensors());
     let base = options.base.display();
@@ -106,9 +107,9 @@ fn run(options: &Options, out: &mut impl Write) -> Result<()> {
         rewrite(shard.path(), &mut output, changes, &device, &mut progress)?;
         output.finish()?;
     }
-    if let Some(index) = &checkpoint.index {
-        let mut output = staging.file(file_name(index))?;
-        output.write(&fs::read(index)?)?;
+    if let Some((name, index)) = checkpoint.index_file()? {
+        let mut output = staging.file(Path::new(&name))?;
+        output.write(&index)?;
         output.finish()?;
     }
     if let Some(beside) = &beside {

@@ -47,6 +47,13 @@ impl Model {
     }
 }
 
+impl Model {
+    /// The method of quantisation, if the configuration names one.
+    pub fn quantised_by(&self) -> Option<&str> {
+        self.config.as_ref()?.get("quantization_config")?.get("quant_method")?.as_str()
+    }
+}
+
 /// The `model_type` of a configuration and of those within it.
 fn model_types<'a>(config: &'a Value, types: &mut Vec<&'a str>) {
     let Some(fields) = config.as_object() else { return };

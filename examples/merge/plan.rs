@@ -1,8 +1,10 @@
 //! Which tensors change.
 
 use crate::args::Options;
+use crate::base;
 use crate::checkpoint::Checkpoint;
 use crate::layout::Layouts;
+use crate::model::Model;
 use crate::Result;
 use lora_kernels::peft::{Adapters, TensorEntry};
 use lora_kernels::{Adapter, DType, Tensor};
@@ -24,19 +26,30 @@ pub struct Change<'a> {
 pub fn plan<'a>(
     checkpoint: &Checkpoint,
     adapters: &'a Adapters,
+    model: &Model,
     layouts: &Layouts,
     options: &Options,
 ) -> Result<Vec<Vec<Change<'a>>>> {
+    let explain = |module: &str| match base::explain(checkpoint, model, module) {
+        Some(why) => format!("; {why}"),
+        None => String::new(),
+    };
     let mut changes: Vec<Vec<Change>> = checkpoint.shards.iter().map(|_| Vec::new()).collect();
     for (module, adapter) in &adapters.adapters {
         let weight = format!("{module}.weight");
         let Some((shard, entry)) = checkpoint.find(&weight) else {
-            return Err(format!("the checkpoint has no {weight} for the adapter {module}").into());
+            let why = explain(module);
+            return Err(
+                format!("the checkpoint has no {weight} for the adapter {module}{why}").into()
+            );
         };
         let shard_path = checkpoint.shards[shard].path().display();
         let Some(dtype) = entry.dtype else {
             let got = &entry.dtype_name;
-            return Err(format!("{shard_path}: {weight} holds {got}, not F32, F16 or BF16").into());
+            let why = explain(module);
+            return Err(
+                format!("{shard_path}: {weight} holds {got}, not F32, F16 or BF16{why}").into()
+            );
         };
         let shape = [adapter.b().shape().rows(), adapter.a().shape().cols()];
         let Some(transposed) = layouts.transposed(module, &entry.shape, shape)? else {

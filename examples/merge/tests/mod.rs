@@ -1,5 +1,6 @@
 //! The whole program, on small checkpoints.
 
+mod bases;
 mod finite;
 mod layout;
 mod leftovers;

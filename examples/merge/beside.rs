@@ -1,6 +1,7 @@
 //! What is beside the weights: configuration, tokenizer and the rest, which go into an output
 //! folder as they are, so that it loads as the base did.
 
+use crate::model::CONFIG;
 use crate::output::Staging;
 use crate::Result;
 use std::ffi::OsStr;
@@ -44,8 +45,15 @@ impl Beside {
         Ok(beside)
     }
 
-    pub fn copy(&self, staging: &mut Staging) -> Result<()> {
+    /// Copies all files, with another `config.json` if one is given.
+    pub fn copy(&self, staging: &mut Staging, config: Option<&[u8]>) -> Result<()> {
         for path in &self.files {
+            if let Some(config) = config.filter(|_| path.ends_with(CONFIG)) {
+                let mut output = staging.file(Path::new(CONFIG))?;
+                output.write(config)?;
+                output.finish()?;
+                continue;
+            }
             let unreadable = |error| format!("{} could not be read: {error}", path.display());
             let mut file = File::open(path).map_err(unreadable)?;
             let mut output = staging.file(Path::new(path.file_name().unwrap_or(OsStr::new(""))))?;

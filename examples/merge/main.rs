@@ -19,6 +19,7 @@ mod progress;
 mod target;
 #[cfg(test)]
 mod tests;
+mod tied;
 
 use crate::args::{Options, USAGE};
 use crate::beside::Beside;
@@ -27,7 +28,7 @@ use crate::layout::Layouts;
 use crate::merging::rewrite;
 use crate::model::Model;
 use crate::output::Staging;
-use crate::plan::{plan, Change};
+use crate::plan::{plan, Change, Plan};
 use crate::progress::Progress;
 use crate::target::Target;
 use lora_kernels::{DType, Device};
@@ -61,7 +62,7 @@ fn run(options: &Options, out: &mut impl Write) -> Result<()> {
     let model = Model::read(checkpoint.folder())?;
     let (adapters, fan_in_fan_out) = adapter::load(&options.adapter)?;
     let layouts = Layouts::new(&checkpoint, &model, fan_in_fan_out, options.transposed);
-    let changes = plan(&checkpoint, &adapters, &model, &layouts, options)?;
+    let Plan { changes, notes, untie } = plan(&checkpoint, &adapters, &model, &layouts, options)?;
     let bytes = checkpoint.bytes()?;
     let (files, tensors) = (checkpoint.shards.len(), checkpoint.tensors());
     let base = options.base.display();
@@ -77,6 +78,17 @@ fn run(options: &Options, out: &mut impl Write) -> Result<()> {
         let folders = [checkpoint.folder(), &options.adapter];
         let inputs = checkpoint.paths().chain(folders);
         target.check(inputs.chain(adapter.iter().map(PathBuf::as_path)))?;
+    }
+    for note in &notes {
+        writeln!(out, "note     {note}")?;
+    }
+    if let (true, Some(Target::File(file))) = (untie, &target) {
+        return Err(format!(
+            "{}: a file has no config.json, and that of the base ties the head to the embedding, \
+             which loses the merged head; give the base's folder as --base and a folder as --out",
+            file.display()
+        )
+        .into());
     }
     let beside = match &target {
         Some(Target::File(_)) => None,
@@ -113,7 +125,8 @@ fn run(options: &Options, out: &mut impl Write) -> Result<()> {
         output.finish()?;
     }
     if let Some(beside) = &beside {
-        beside.copy(&mut staging)?;
+        let config = if untie { Some(model.untied()?) } else { None };
+        beside.copy(&mut staging, config.as_deref())?;
     }
     progress.finish();
     staging.finish()?;

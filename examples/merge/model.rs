@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-const CONFIG: &str = "config.json";
+pub const CONFIG: &str = "config.json";
 /// The largest configuration that is read; most have a few KB.
 const MAX_CONFIG: u64 = 16 << 20;
 
@@ -20,6 +20,11 @@ const CONV1D_MODELS: [&str; 7] = [
     "imagegpt",
     "openai-gpt",
 ];
+
+const TIE: &str = "tie_word_embeddings";
+/// Models that tie them where their configuration does not say.
+const TIED_MODELS: [&str; 9] =
+    ["bloom", "cohere", "cohere2", "gemma", "gemma2", "gemma3", "gemma3_text", "gpt2", "opt"];
 
 pub struct Model {
     config: Option<Value>,
@@ -48,6 +53,29 @@ impl Model {
 }
 
 impl Model {
+    /// Whether the head shares the embedding's weight; `None` if nothing tells.
+    pub fn ties_embeddings(&self) -> Option<bool> {
+        let config = self.config.as_ref()?;
+        let text = config.get("text_config");
+        let field = |key: &str| text.and_then(|text| text.get(key)).or(config.get(key));
+        if let Some(ties) = config.get(TIE).or(field(TIE)).and_then(Value::as_bool) {
+            return Some(ties);
+        }
+        let model_type = field("model_type")?.as_str()?;
+        TIED_MODELS.contains(&model_type).then_some(true)
+    }
+
+    /// The configuration of the same model with weights of their own for head and embedding.
+    pub fn untied(&self) -> Result<Vec<u8>> {
+        let mut config = self.config.clone().ok_or("there is no config.json")?;
+        let fields = config.as_object_mut().ok_or("config.json is no object")?;
+        fields.insert(TIE.into(), Value::Bool(false));
+        if let Some(text) = fields.get_mut("text_config").and_then(Value::as_object_mut) {
+            text.insert(TIE.into(), Value::Bool(false));
+        }
+        Ok(serde_json::to_vec_pretty(&config)?)
+    }
+
     /// The method of quantisation, if the configuration names one.
     pub fn quantised_by(&self) -> Option<&str> {
         self.config.as_ref()?.get("quantization_config")?.get("quant_method")?.as_str()

@@ -5,6 +5,7 @@ use crate::base;
 use crate::checkpoint::Checkpoint;
 use crate::layout::Layouts;
 use crate::model::Model;
+use crate::tied::Weights;
 use crate::Result;
 use lora_kernels::peft::{Adapters, TensorEntry};
 use lora_kernels::{Adapter, DType, Tensor};
@@ -22,6 +23,14 @@ pub struct Change<'a> {
     pub allow_non_finite: bool,
 }
 
+pub struct Plan<'a> {
+    /// The changes of each file, in the order of the file.
+    pub changes: Vec<Vec<Change<'a>>>,
+    pub notes: Vec<String>,
+    /// Whether the output's `config.json` must not tie head and embedding.
+    pub untie: bool,
+}
+
 /// What changes in each file of a checkpoint; an adapter that has no weight to go to is an error.
 pub fn plan<'a>(
     checkpoint: &Checkpoint,
@@ -29,14 +38,21 @@ pub fn plan<'a>(
     model: &Model,
     layouts: &Layouts,
     options: &Options,
-) -> Result<Vec<Vec<Change<'a>>>> {
+) -> Result<Plan<'a>> {
     let explain = |module: &str| match base::explain(checkpoint, model, module) {
         Some(why) => format!("; {why}"),
         None => String::new(),
     };
     let mut changes: Vec<Vec<Change>> = checkpoint.shards.iter().map(|_| Vec::new()).collect();
+    let (mut notes, mut untie, mut targets) = (Vec::new(), false, Vec::new());
     for (module, adapter) in &adapters.adapters {
-        let weight = format!("{module}.weight");
+        let shape = [adapter.b().shape().rows(), adapter.a().shape().cols()];
+        let weights = Weights::of(checkpoint, model, module, shape)?;
+        notes.extend(weights.note);
+        untie |= weights.untie;
+        targets.extend(weights.names.into_iter().map(|weight| (module, adapter, weight)));
+    }
+    for (module, adapter, weight) in targets {
         let Some((shard, entry)) = checkpoint.find(&weight) else {
             let why = explain(module);
             return Err(
@@ -82,8 +98,15 @@ pub fn plan<'a>(
     }
     for changes in &mut changes {
         changes.sort_by_key(|change| change.entry.bytes.start);
+        if let Some(pair) = changes.windows(2).find(|pair| pair[0].weight == pair[1].weight) {
+            return Err(format!(
+                "two adapters are for {}: that of the head, which is tied to it, and its own",
+                pair[0].weight
+            )
+            .into());
+        }
     }
-    Ok(changes)
+    Ok(Plan { changes, notes, untie })
 }
 
 fn check_finite(module: &str, half: &str, tensor: &Tensor) -> Result<()> {

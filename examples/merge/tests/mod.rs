@@ -7,6 +7,7 @@ mod leftovers;
 mod merging;
 mod output;
 mod refusals;
+mod tied;
 
 use crate::args::Options;
 use crate::{run, Result};

@@ -63,6 +63,7 @@ fn run(options: &Options, out: &mut impl Write) -> Result<()> {
     let (adapters, fan_in_fan_out) = adapter::load(&options.adapter)?;
     let layouts = Layouts::new(&checkpoint, &model, fan_in_fan_out, options.transposed);
     let Plan { changes, notes, untie } = plan(&checkpoint, &adapters, &model, &layouts, options)?;
+    let changed: usize = changes.iter().map(Vec::len).sum();
     let bytes = checkpoint.bytes()?;
     let (files, tensors) = (checkpoint.shards.len(), checkpoint.tensors());
     let base = options.base.display();
@@ -101,7 +102,7 @@ fn run(options: &Options, out: &mut impl Write) -> Result<()> {
             writeln!(out, "{}: copied", file.display())?;
         }
         report_left_out(beside.as_ref(), out)?;
-        return Ok(writeln!(out, "{count} of {tensors} tensors would change")?);
+        return Ok(writeln!(out, "{changed} of {tensors} tensors would change")?);
     }
 
     let target = target.ok_or("there is no place for the output")?;
@@ -113,7 +114,7 @@ fn run(options: &Options, out: &mut impl Write) -> Result<()> {
 
     let to = target.path().to_path_buf();
     let mut staging = Staging::new(target)?;
-    let mut progress = Progress::new(bytes, count)?;
+    let mut progress = Progress::new(bytes, changed)?;
     for (shard, changes) in checkpoint.shards.iter().zip(&changes) {
         let mut output = staging.file(file_name(shard.path()))?;
         rewrite(shard.path(), &mut output, changes, &device, &mut progress)?;
@@ -134,7 +135,7 @@ fn run(options: &Options, out: &mut impl Write) -> Result<()> {
         writeln!(out, "copied   {} files beside the weights", beside.files.len())?;
     }
     report_left_out(beside.as_ref(), out)?;
-    Ok(writeln!(out, "merged   {count} of {tensors} tensors, into {}", to.display())?)
+    Ok(writeln!(out, "merged   {changed} of {tensors} tensors, into {}", to.display())?)
 }
 
 fn file_name(path: &Path) -> &Path {

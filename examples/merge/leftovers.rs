@@ -57,11 +57,14 @@ impl Owner {
     }
 }
 
-/// When a process started, in ticks since the boot.
+/// When a process started, in ticks since the boot; `None` if it has ended, also where nobody has
+/// waited for it yet.
 fn start_of(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // Behind the command's name, which may have anything in it, is the third field.
-    stat.rsplit_once(')')?.1.split_whitespace().nth(22 - 3)?.parse().ok()
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    let state = fields.next()?;
+    (!["Z", "X"].contains(&state)).then_some(fields.nth(22 - 4)?.parse().ok()?)
 }
 
 /// Removes from a folder what killed runs of this user have left, and reports the rest.

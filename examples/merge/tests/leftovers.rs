@@ -21,7 +21,18 @@ fn what_killed_runs_left_is_removed() -> Result<()> {
         format!(".merging-{pid}-{start}-{boot}-{namespace}-abc")
     };
     let dead = dead.to_string();
-    let killed = [name(&dead, "1", boot, namespace), name(pid, "1", boot, namespace)];
+    // One that has ended, but that nobody has waited for.
+    let mut zombie = Command::new("true").spawn()?;
+    let zombie_stat = loop {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", zombie.id()))?;
+        match stat.contains(") Z ") {
+            true => break stat,
+            false => std::thread::yield_now(),
+        }
+    };
+    let zombie_start = zombie_stat.rsplit(')').next().unwrap().split_whitespace().nth(19).unwrap();
+    let zombie_name = name(&zombie.id().to_string(), zombie_start, boot, namespace);
+    let killed = [name(&dead, "1", boot, namespace), name(pid, "1", boot, namespace), zombie_name];
     let others = [
         name(pid, start, boot, namespace),
         name(&dead, "1", "0123", namespace),
@@ -43,6 +54,7 @@ fn what_killed_runs_left_is_removed() -> Result<()> {
     let said = setting.run("model.safetensors", "", &["--dry-run"])?;
     assert!(!said.contains(".merging"), "{said}");
     let said = setting.run("model.safetensors", "out", &[])?;
+    zombie.wait()?;
     for file in &killed {
         assert!(!setting.path(file).exists(), "{file}");
         assert!(said.contains(&format!("{file}, left from a run that was killed")), "{said}");

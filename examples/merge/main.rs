@@ -4,7 +4,6 @@
 //! is copied byte for byte. `cargo run --release --features peft --example merge -- --help` lists
 //! the options, and `merging.rs` is the part to read.
 
-mod adapter;
 mod args;
 mod base;
 mod beside;
@@ -31,11 +30,15 @@ use crate::output::Staging;
 use crate::plan::{plan, Change, Plan};
 use crate::progress::Progress;
 use crate::target::Target;
+use lora_kernels::peft::{self, Adapters};
 use lora_kernels::{DType, Device};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::{env, error};
+
+/// The files of a PEFT directory.
+const ADAPTER_FILES: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
 
 type Result<T, E = Box<dyn error::Error>> = std::result::Result<T, E>;
 
@@ -60,7 +63,8 @@ fn parse() -> Result<Option<Options>> {
 fn run(options: &Options, out: &mut impl Write) -> Result<()> {
     let checkpoint = Checkpoint::open(&options.base)?;
     let model = Model::read(checkpoint.folder())?;
-    let (adapters, fan_in_fan_out) = adapter::load(&options.adapter)?;
+    let adapters = peft::load(&options.adapter, &Device::cpu(), None)?;
+    let fan_in_fan_out = adapters.config.fan_in_fan_out();
     let layouts = Layouts::new(&checkpoint, &model, fan_in_fan_out, options.transposed);
     let Plan { changes, notes, untie } = plan(&checkpoint, &adapters, &model, &layouts, options)?;
     let changed: usize = changes.iter().map(Vec::len).sum();
@@ -75,12 +79,12 @@ fn run(options: &Options, out: &mut impl Write) -> Result<()> {
         None => None,
     };
     if let Some(target) = &target {
-        let adapter = adapter::FILES.map(|file| options.adapter.join(file));
+        let adapter = ADAPTER_FILES.map(|file| options.adapter.join(file));
         let folders = [checkpoint.folder(), &options.adapter];
         let inputs = checkpoint.paths().chain(folders);
         target.check(inputs.chain(adapter.iter().map(PathBuf::as_path)))?;
     }
-    for note in &notes {
+    for note in notes_of(&adapters).iter().chain(&notes) {
         writeln!(out, "note     {note}")?;
     }
     if let (true, Some(Target::File(file))) = (untie, &target) {
@@ -136,6 +140,23 @@ fn run(options: &Options, out: &mut impl Write) -> Result<()> {
     }
     report_left_out(beside.as_ref(), out)?;
     Ok(writeln!(out, "merged   {changed} of {tensors} tensors, into {}", to.display())?)
+}
+
+/// What of the adapter's directory is not merged, as in PEFT.
+fn notes_of(adapters: &Adapters) -> Vec<String> {
+    let mut notes = Vec::new();
+    if let [first, ..] = &adapters.left_out[..] {
+        let count = adapters.left_out.len();
+        notes.push(format!("{count} tensors are left out by the configuration, such as {first}"));
+    }
+    if adapters.targets_disregarded {
+        notes.push("target_modules names none of the adapter's modules, and is disregarded".into());
+    }
+    if !adapters.unknown_fields.is_empty() {
+        let fields = adapters.unknown_fields.join(", ");
+        notes.push(format!("settings that PEFT does not know are ignored: {fields}"));
+    }
+    notes
 }
 
 fn file_name(path: &Path) -> &Path {

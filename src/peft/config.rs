@@ -77,6 +77,13 @@ impl Config {
         self.fields.get("lora_dropout").and_then(Value::as_f64).unwrap_or(0.0)
     }
 
+    /// Whether PEFT says of the base weights that they are stored as [k, d], as GPT-2's `Conv1D`
+    /// has them. It says so of all of them or none, and is wrong where a model has both kinds. A
+    /// and B are the same either way; a [`LoraLinear`](crate::LoraLinear) takes W0 as [d, k].
+    pub fn fan_in_fan_out(&self) -> bool {
+        self.fields.get("fan_in_fan_out") == Some(&Value::Bool(true))
+    }
+
     /// Reads a configuration and refuses what it asks for that this crate does not compute.
     pub(super) fn parse(path: &Path, json: &[u8]) -> Result<Self> {
         let broken = |error: serde_json::Error| malformed(path, "the JSON", error.to_string());
@@ -90,6 +97,7 @@ impl Config {
             true => Scaling::RankStabilized,
             false => Scaling::Standard,
         };
+        field("fan_in_fan_out").flag()?;
         let (rank, alpha) = (field("r").rank()?, field("lora_alpha").alpha()?);
         field("rank_pattern").object()?;
         field("alpha_pattern").object()?;

@@ -8,11 +8,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Fields that change what an adapter computes, where they are set, and what they then ask for.
-const REFUSED: [(&str, &str); 15] = [
+const REFUSED: [(&str, &str); 14] = [
     ("alora_invocation_tokens", "adapters that act from certain tokens on (aLoRA)"),
     ("arrow_config", "adapters that a router chooses among (Arrow)"),
     ("enable_lora", "adapters of a part of a fused layer"),
-    ("fan_in_fan_out", "weights stored as [k, d]"),
     ("kasa_config", "base weights without their smallest singular values (KaSA)"),
     ("layer_replication", "layers that are there several times"),
     ("megatron_config", "layers of Megatron"),
@@ -29,7 +28,7 @@ const REFUSED: [(&str, &str); 15] = [
 /// Fields that change nothing of what the tensors say, or that are read elsewhere.
 /// `ensure_weight_tying` counts where a tied module has an adapter; `lora_bias` and `bias` where the
 /// file has biases, which are refused by their names.
-const KNOWN: [&str; 29] = [
+const KNOWN: [&str; 30] = [
     "alpha_pattern",
     "auto_mapping",
     "base_model_name_or_path",
@@ -38,6 +37,7 @@ const KNOWN: [&str; 29] = [
     "ensure_weight_tying",
     "eva_config",
     "exclude_modules",
+    "fan_in_fan_out",
     "inference_mode",
     "init_lora_weights",
     "layers_pattern",

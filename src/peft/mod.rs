@@ -162,6 +162,7 @@
 //! * `target_modules`, `exclude_modules`, `layers_to_transform` and `layers_pattern`: tensors of
 //!   modules that they leave out are not loaded, see [`Adapters::left_out`]. PEFT asks the model
 //!   what `all-linear` leaves out; here it is a module whose last name is `lm_head` or `embed_out`.
+//! * `fan_in_fan_out`, which only says how the base weights are stored: [`Config::fan_in_fan_out`].
 //! * An adapter's name inside the keys, as in `q_proj.lora_A.default.weight`: one for the file.
 //! * `NaN` and `Infinity` in the JSON, which Python writes, in fields without effect.
 //!
@@ -178,7 +179,7 @@
 //! With an [`Error::Unsupported`](crate::Error::Unsupported) that names the file and the key:
 //!
 //! * a `peft_type` other than `LORA`;
-//! * `fan_in_fan_out`, `use_dora`, `modules_to_save`, `target_parameters`, `layer_replication`,
+//! * `use_dora`, `modules_to_save`, `target_parameters`, `layer_replication`,
 //!   `trainable_token_indices`, `alora_invocation_tokens`, `use_qalora`, `use_bdlora`,
 //!   `megatron_config`, and the configurations of Arrow, KaSA, MonteCLoRA and VeLoRA;
 //!   `ensure_weight_tying` where a module that may be tied has an adapter;

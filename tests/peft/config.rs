@@ -11,7 +11,6 @@ fn what_changes_the_numbers_is_refused() {
     for (key, value) in [
         ("peft_type", json!("LOHA")),
         ("peft_type", json!("IA3")),
-        ("fan_in_fan_out", json!(true)),
         ("use_dora", json!(true)),
         ("modules_to_save", json!(["classifier"])),
         ("layer_replication", json!([[0, 2], [1, 3]])),
@@ -46,6 +45,7 @@ fn what_changes_nothing_is_taken_and_kept() -> Result<()> {
         ("bias", json!("none")),
         ("bias", Value::Null),
         ("fan_in_fan_out", json!(false)),
+        ("fan_in_fan_out", json!(true)),
         ("modules_to_save", Value::Null),
         ("modules_to_save", json!([])),
         ("layer_replication", Value::Null),

@@ -189,8 +189,9 @@
 //! * in a file of a newer PEFT (`peft_version`), a field that this version does not know and that
 //!   is `true`, or a list or object with something in it;
 //! * tensors that are neither A nor B of a linear layer: adapters of embeddings and convolutions,
-//!   magnitudes, biases, whole modules; and tensors without the prefix `base_model.model.`, which
-//!   PEFT drops without an error;
+//!   magnitudes, biases, whole modules;
+//! * tensors that PEFT drops without an error: without the prefix `base_model.model.` or with two,
+//!   and of the parameters of experts that `target_parameters` does not name;
 //! * keys of several adapters, ranks above 256, and other element types;
 //! * Git LFS pointers, adapters in several files, pickles (`adapter_model.bin`), and the formats of
 //!   mlx-lm, mistral-finetune, kohya and diffusers: the error says what to do.

@@ -51,6 +51,11 @@ pub(super) fn pairs<R: Read + Seek>(file: &TensorFile<R>, targets: &Targets) -> 
         if !included.contains_key(module) {
             included.insert(module, targets_disregarded || targets.include(module)?);
         }
+        if (targets_disregarded || !included[module]) && is_of_parameters(module) {
+            let reason = "an adapter of the parameters of experts, which target_parameters would \
+                          have to name; PEFT drops it without";
+            return Err(unsupported(path, name, reason));
+        }
         if !included[module] {
             left_out.push(name.clone());
             continue;
@@ -106,6 +111,13 @@ pub(super) fn pairs<R: Read + Seek>(file: &TensorFile<R>, targets: &Targets) -> 
         .map(|(module, halves)| Ok((module.to_string(), pair(module, halves)?)))
         .collect::<Result<_>>()?;
     Ok(Pairs { modules, left_out, targets_disregarded })
+}
+
+/// Whether a module is not a linear layer but holds the weights of all experts: its adapters lie
+/// one within the other, each but the last under `base_layer`.
+fn is_of_parameters(module: &str) -> bool {
+    let last = module.rsplit('.').next();
+    last.is_some_and(|last| last == "experts" || last == "base_layer")
 }
 
 /// Whether `target_modules` names a module of the file.
@@ -167,6 +179,9 @@ fn name_of(name: &str) -> Result<Name<'_>, String> {
         let format = formats::of_tensor(name).map_or(String::new(), |format| format!("; {format}"));
         return Err(format!("its name does not begin with {PREFIX}{format}"));
     };
+    if rest.starts_with(PREFIX) {
+        return Err(format!("its name begins with {PREFIX} twice, and PEFT drops it"));
+    }
     if let Some(stem) = rest.strip_suffix(".weight") {
         if let Some((module, half)) = half_of(stem) {
             return Ok(Name { module, half, adapter: None });

@@ -147,8 +147,15 @@ fn only_what_the_configuration_leaves_out_is_skipped() -> Result<()> {
         |name| load(&config(json!({})), &tensors(&[(a, &[2, 3]), (b, &[4, 2]), (name, &[0])]));
     let name = "base_model.model.k.lora_A.weight";
     assert_eq!(with(name)?.left_out, [name]);
-    for name in ["k.lora_A.weight", "base_model.model.k.weight", "base_model.k.lora_A.weight"] {
-        assert_refused(name, with(name), "unsupported", WEIGHTS, name, "");
+    for (name, why) in [
+        ("k.lora_A.weight", "does not begin with"),
+        ("base_model.k.lora_A.weight", "does not begin with"),
+        ("base_model.model.base_model.model.q.lora_A.weight", "twice"),
+        ("base_model.model.k.weight", "neither A nor B"),
+        ("base_model.model.mlp.experts.lora_A.weight", "target_parameters"),
+        ("base_model.model.mlp.experts.base_layer.lora_B.weight", "target_parameters"),
+    ] {
+        assert_refused(name, with(name), "unsupported", WEIGHTS, name, why);
     }
     Ok(())
 }

@@ -7,7 +7,7 @@
 //!
 //! The shapes have several tiles along every dimension, more steps than the pipelines are deep,
 //! several splits of T, and ranks for both rank tiles; some with 16-byte accesses and some without.
-//! On Hopper they come to every tile, every way to make S and every way to make dA and dB, as a test
+//! On Hopper they reach every tile, every way to make S and every way to make dA and dB, as a test
 //! of the plan asserts.
 
 mod common;

@@ -22,7 +22,7 @@ const OTHERS: [(&str, &str); 3] = [
     (
         "lora.safetensors",
         "mistral-finetune's format, of the names of Mistral's own checkpoints (wq, w1): merge it \
-         with mistral-finetune, or rename its modules to those of transformers and write an \
+         with mistral-finetune, or rename its modules to the names of transformers and write an \
          adapter_config.json",
     ),
     (
@@ -110,7 +110,7 @@ pub(super) fn of_tensor(name: &str) -> Option<&'static str> {
     {
         Some("diffusers' format: load it there and save it with PEFT's save_pretrained")
     } else if part_is(&["wq", "wk", "wv", "wo", "w1", "w2", "w3"]) {
-        Some("mistral-finetune's format: rename its modules to those of transformers")
+        Some("mistral-finetune's format: rename its modules as transformers names them")
     } else {
         None
     }

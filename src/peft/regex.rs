@@ -1,7 +1,7 @@
 //! Python's regular expressions, as far as they decide which modules match.
 //!
 //! fancy-regex matches them. An expression is read here first, by Python's rules, and written again
-//! in those of fancy-regex, which differ in sets, escapes and braces.
+//! by the rules of fancy-regex, which differ in sets, escapes and braces.
 
 use std::fmt::Write;
 

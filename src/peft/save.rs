@@ -1,4 +1,4 @@
-//! Both files of a PEFT directory, written so that `load` sees those of one save.
+//! Both files of a PEFT directory, written so that `load` sees both of one save.
 
 use super::config::{Config, Defaults, MAX_CONFIG, MAX_KEYS};
 use super::file::{malformed, unsupported, unwritable, CONFIG_FILE, WEIGHTS_FILE};

@@ -5,7 +5,7 @@ use half::bf16;
 use lora_kernels::ops::{Backward, Forward, GradientsMut, Projection, Weights};
 use lora_kernels::{Accumulation, DType, Device, Problem, Result, Tensor, Workspace};
 
-/// Sizes that come to every path of a GPU: few tokens, short batches, large ones, and unaligned.
+/// Sizes that reach every path of a GPU: few tokens, short batches, large ones, and unaligned.
 pub const PATHS: [Sizes; 5] = [
     Sizes::new(5, 264, 136, 16),
     Sizes::new(70, 136, 264, 8),

@@ -1,4 +1,4 @@
-//! Which tensors of a file become adapters: those of the modules that the configuration names.
+//! Which tensors of a file become adapters: the configuration names their modules.
 
 use crate::files::{assert_refused, good_config, load, tensors, CONFIG, WEIGHTS};
 use lora_kernels::peft;

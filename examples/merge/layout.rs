@@ -41,9 +41,11 @@ impl Layouts {
         shape: &[usize],
         [d, k]: [usize; 2],
     ) -> Result<Option<bool>> {
-        if d != k || shape != [d, k] {
-            let known = if shape == [d, k] { Some(false) } else { Some(true) };
-            return Ok(known.filter(|_| shape == [d, k] || shape == [k, d]));
+        if shape != [d, k] {
+            return Ok((shape == [k, d]).then_some(true));
+        }
+        if d != k {
+            return Ok(Some(false));
         }
         match self.asked {
             Transposed::Yes => return Ok(Some(true)),

@@ -64,7 +64,7 @@ impl Product {
 }
 
 /// The schedule of a launch by one of the two kernel files.
-pub(super) trait Schedule: Copy {
+pub(super) trait FewTokens: Copy {
     /// A product, as the kernel takes it.
     type Params: KernelParams;
 
@@ -92,14 +92,14 @@ fn mode(gpu: &Gpu) -> LaunchMode {
 }
 
 /// H and S of a layer, or H alone where r = 0.
-pub(super) struct Forward<S: Schedule> {
+pub(super) struct Forward<S: FewTokens> {
     kernel: Kernel<S::Params>,
     mode: LaunchMode,
     schedule: S,
     last: Last<(Product, u64), S::Params>,
 }
 
-impl<S: Schedule> Forward<S> {
+impl<S: FewTokens> Forward<S> {
     pub(super) fn new(gpu: &Gpu, dtype: DType, schedule: S) -> Self {
         let kernel = schedule.forward(gpu.kernels.of(dtype));
         Forward { kernel, mode: mode(gpu), schedule, last: Last::new() }
@@ -127,14 +127,14 @@ impl<S: Schedule> Forward<S> {
 type Operands = (Product, Option<(Layers, Gradients)>, u64);
 
 /// dX, or dS alone, of a single layer; with gradients, dA and dB too.
-pub(super) struct InputGrad<S: Schedule> {
+pub(super) struct InputGrad<S: FewTokens> {
     kernel: Kernel<WithGrads<S::Params>>,
     mode: LaunchMode,
     schedule: S,
     last: Last<Operands, WithGrads<S::Params>>,
 }
 
-impl<S: Schedule> InputGrad<S> {
+impl<S: FewTokens> InputGrad<S> {
     pub(super) fn new(gpu: &Gpu, dtype: DType, schedule: S) -> Self {
         let kernel = schedule.input_grad(gpu.kernels.of(dtype));
         InputGrad { kernel, mode: mode(gpu), schedule, last: Last::new() }
@@ -165,13 +165,13 @@ impl<S: Schedule> InputGrad<S> {
 }
 
 /// dS, dA and dB of a single layer, with dX or without.
-pub(super) struct Backward<S: Schedule> {
+pub(super) struct Backward<S: FewTokens> {
     with_dx: InputGrad<S>,
     without_dx: InputGrad<S>,
     da_db: Grads,
 }
 
-impl<S: Schedule> Backward<S> {
+impl<S: FewTokens> Backward<S> {
     pub(super) fn new(gpu: &Gpu, problem: &Problem, schedule: S) -> Self {
         let input_grad = |schedule| InputGrad::new(gpu, problem.dtype(), schedule);
         Backward {

@@ -1,6 +1,6 @@
 //! The parameters of kernels/hopper_decode.cu.
 
-use super::few_tokens::{Product, Schedule as FewTokens};
+use super::few_tokens::{FewTokens, Product};
 use crate::driver::params::{HopperDecodeParams, Operand, WithGrads};
 use crate::driver::{ElementKernels, Gpu, Kernel};
 use crate::error::Result;

@@ -88,7 +88,8 @@ pub fn load(dir: impl AsRef<Path>, device: &Device, dtype: Option<DType>) -> Res
         if retries == RETRIES {
             let reason = format!(
                 "is of another save than {CONFIG_FILE} beside it: a save was interrupted, or the \
-                 files come from two places. Save the adapter again, or copy both files from one place"
+                 files come from two places. Save the adapter again, or copy both files from one \
+                 place"
             );
             return Err(malformed(weights.path(), "the file", reason));
         }

@@ -134,9 +134,10 @@ fn names_any<R: Read + Seek>(file: &TensorFile<R>, targets: &Targets) -> Result<
 
 fn check_entry(path: &Path, name: &str, entry: &TensorEntry) -> Result<()> {
     if entry.shape == [0] {
-        let reason = "is empty (shape [0]), as DeepSpeed ZeRO-3 leaves parameters that are not gathered \
-                      for saving: save again with stage3_gather_16bit_weights_on_model_save, or take \
-                      the weights from zero_to_fp32.py of the checkpoint";
+        let reason = "is empty (shape [0]), as DeepSpeed ZeRO-3 leaves parameters that are not \
+                      gathered for saving: save again with \
+                      stage3_gather_16bit_weights_on_model_save, or take the weights from \
+                      zero_to_fp32.py of the checkpoint";
         return Err(malformed(path, name, reason));
     }
     if entry.dtype.is_none() {

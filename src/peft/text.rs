@@ -25,8 +25,8 @@ pub(super) fn json<'a>(path: &Path, json: &'a [u8]) -> Result<Cow<'a, [u8]>> {
         [(b"\xef\xbb\xbf", "UTF-8"), (b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16")];
     if let Some((_, name)) = marks.iter().find(|(mark, _)| json.starts_with(mark)) {
         let reason = format!(
-            "begins with a byte order mark (BOM) of {name}, which PEFT does not read either: save it as \
-             UTF-8 without BOM"
+            "begins with a byte order mark (BOM) of {name}, which PEFT does not read either: save \
+             it as UTF-8 without BOM"
         );
         return Err(malformed(path, "the JSON", reason));
     }

@@ -62,6 +62,17 @@ fn values(tensor: &Tensor) -> (Vec<usize>, Vec<f32>) {
     (tensor.shape().dims().to_vec(), tensor.to_f32_vec().unwrap())
 }
 
+/// The weights in an adapter's directory, to the byte: the file's header without its metadata, and
+/// the data.
+pub fn weights(dir: &Path) -> (serde_json::Value, Vec<u8>) {
+    let mut file = fs::read(dir.join("adapter_model.safetensors")).unwrap();
+    let end = 8 + u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+    let mut header: serde_json::Value = serde_json::from_slice(&file[8..end]).unwrap();
+    let metadata = header.as_object_mut().unwrap().remove("__metadata__");
+    assert_eq!(metadata.unwrap()["format"], "pt");
+    (header, file.split_off(end))
+}
+
 /// Writes f32 tensors as a safetensors file.
 pub fn write(path: &Path, tensors: &Outputs) {
     let views = tensors.iter().map(|(name, (shape, values))| {

@@ -44,16 +44,15 @@ fn a_graph_keeps_what_it_uses() {
         pass.run().expect("both passes enqueued, to load what is loaded late");
         let (graph, captured) = capture(&device, || pass.run());
         captured.expect("both passes captured");
-        // Nothing is left of the pass but its outputs.
         let bytes = [&pass.x, &pass.w0, &pass.a, &pass.b, &pass.dh].map(Tensor::bytes);
-        let Pass { h, s, dx, da, db, .. } = pass;
+        let outputs = pass.into_outputs();
         drop(device);
         for _ in 0..3 {
             poison(&cuda(), &bytes);
             graph.launch().expect("a replay");
         }
         let mut pass = Pass::new(&cuda(), sizes, 21).expect("another pass");
-        (pass.h, pass.s, pass.dx, pass.da, pass.db) = (h, s, dx, da, db);
+        [pass.h, pass.s, pass.dx, pass.da, pass.db] = outputs;
         assert_eq!(pass.bits().expect("results"), expected, "{sizes}");
         drop((graph, pass));
     }

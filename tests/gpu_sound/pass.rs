@@ -111,6 +111,11 @@ impl Pass {
         self.run_backward()
     }
 
+    /// h, S, dX, dA and dB. All else is dropped.
+    pub fn into_outputs(self) -> [Tensor; 5] {
+        [self.h, self.s, self.dx, self.da, self.db]
+    }
+
     pub fn bits(&self) -> Result<Bits> {
         let halves = [&self.h, &self.s, &self.dx].map(|tensor| {
             let values = tensor.to_vec::<bf16>()?;

@@ -59,6 +59,11 @@ done
 mkdir "$bundle/fixtures"
 cp -r tests/fixtures/peft "$bundle/fixtures"
 
+# Results name the commit that the executables were built from.
+commit=$(git rev-parse --short HEAD)
+git diff --quiet HEAD || commit+=-dirty
+echo "$commit" >"$bundle/commit"
+
 cat >"$bundle/run.sh" <<'RUN'
 #!/usr/bin/env bash
 # usage: run.sh tests [ARG...]            every test executable
@@ -69,6 +74,8 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 usage() { sed -n '2,3s/^# //p' "${BASH_SOURCE[0]}" >&2; exit 2; }
 export LORA_KERNELS_FIXTURES=$here/fixtures
+: "${LORA_KERNELS_COMMIT=$(cat "$here/commit")}"
+export LORA_KERNELS_COMMIT
 
 # cuBLASLt, from a toolkit or from Python packages.
 shopt -s nullglob

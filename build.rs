@@ -1,4 +1,4 @@
-//! Compiles each `kernels/*.cu` with nvcc into one fatbin, and writes `$OUT_DIR/kernels.rs`,
+//! Compiles each `kernels/ARCH/*.cu` with nvcc into one fatbin, and writes `$OUT_DIR/kernels.rs`,
 //! which embeds them. No GPU is needed, and nothing of CUDA is linked.
 //!
 //! Environment, all optional:
@@ -14,8 +14,8 @@
 //! - `NVCC_APPEND_FLAGS`, which nvcc reads by itself: `-lineinfo`, say, to see source lines in a
 //!   profiler. It is not there by default, because it makes fatbins four times as large.
 //!
-//! A line `// archs: 90a` in a kernel file replaces the list for that file. Where the list has
-//! no architecture of such a number, the file is left out.
+//! The folder of a kernel is the oldest architecture that runs it: `sm80` is compiled for every
+//! architecture of the list, `sm90a` for 90a alone, if the list has 90 or 90a.
 //!
 //! A build fails where ptxas spills registers or serialises wgmma: the kernels are written so
 //! that neither happens, and either would cost more speed than any test notices.
@@ -80,16 +80,18 @@ fn var(name: &str) -> Option<String> {
 fn write_kernels_rs(out: &Path, kernels: &[Kernel], not_built: Option<&str>) -> Result<(), String> {
     let fatbins: String = kernels
         .iter()
-        .map(|Kernel { name, .. }| {
-            let file = format!(r#"concat!(env!("OUT_DIR"), "/{name}.fatbin")"#);
-            format!("    ({name:?}, include_bytes!({file})),\n")
+        .map(|Kernel { name, arch, .. }| {
+            let image = format!(r#"include_bytes!(concat!(env!("OUT_DIR"), "/{name}.fatbin"))"#);
+            let oldest = (arch.number / 10, arch.number % 10);
+            let only = !arch.suffix.is_empty();
+            format!("    Fatbin {{ name: {name:?}, oldest: {oldest:?}, only: {only}, image: {image} }},\n")
         })
         .collect();
     let code = format!(
-        "/// (name of the kernel file without its ending, fatbin)\n\
-         pub(crate) static FATBINS: &[(&str, &[u8])] = &[\n{fatbins}];\n\
+        "/// By the names of their files.\n\
+         static FATBINS: &[Fatbin] = &[\n{fatbins}];\n\
          /// Why there are no kernels in this build, if there are none.\n\
-         pub(crate) const NOT_BUILT: Option<&str> = {not_built:?};\n"
+         const NOT_BUILT: Option<&str> = {not_built:?};\n"
     );
     let path = out.join("kernels.rs");
     fs::write(&path, code).map_err(|e| format!("{}: {e}", path.display()))
@@ -147,16 +149,13 @@ fn selected_archs() -> Result<Vec<Arch>, String> {
     parse_archs(DEFAULT_ARCHS)
 }
 
-/// What a file is compiled for: its own `// archs:` where it has the line, as far as their
-/// numbers are selected, or else all that are selected.
-fn archs_of(source: &str, selected: &[Arch]) -> Result<Vec<Arch>, String> {
-    let mut lines = source.lines();
-    let Some(own) = lines.find_map(|line| line.strip_prefix("// archs:")) else {
-        return Ok(selected.to_vec());
-    };
-    let mut own = parse_archs(own)?;
-    own.retain(|arch| selected.iter().any(|s| s.number == arch.number));
-    Ok(own)
+/// What the files of a folder are compiled for, of the architectures that are selected.
+fn archs_of(folder: &Arch, selected: &[Arch]) -> Vec<Arch> {
+    match folder.suffix.is_empty() {
+        true => selected.iter().filter(|arch| arch.number >= folder.number).cloned().collect(),
+        false if selected.iter().any(|arch| arch.number == folder.number) => vec![folder.clone()],
+        false => Vec::new(),
+    }
 }
 
 fn gencode(archs: &[Arch]) -> Vec<String> {
@@ -223,27 +222,33 @@ fn find_nvcc_path() -> Result<Option<PathBuf>, String> {
 // ---- compiling -----------------------------------------------------------------------------
 
 struct Kernel {
+    /// Like `sm90a/linear`.
     name: String,
-    source: PathBuf,
+    /// The folder's.
+    arch: Arch,
     archs: Vec<Arch>,
 }
 
 /// Sorted by name. Paths are relative to the crate, and so are those that nvcc then writes into
 /// the dependency files.
 fn find_kernels(selected: &[Arch]) -> Result<Vec<Kernel>, String> {
+    let entries = |dir: &Path| -> Result<Vec<PathBuf>, String> {
+        let entries =
+            fs::read_dir(dir).and_then(|dir| dir.map(|entry| Ok(entry?.path())).collect());
+        entries.map_err(|e| format!("{}: {e}", dir.display()))
+    };
+    let name_of = |path: &Path| path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let mut kernels = Vec::new();
-    for entry in fs::read_dir("kernels").map_err(|e| format!("kernels: {e}"))? {
-        let source = entry.map_err(|e| format!("kernels: {e}"))?.path();
-        if source.extension().is_none_or(|ending| ending != "cu") {
-            continue;
-        }
-        let in_source = |e: String| format!("{}: {e}", source.display());
-        let text = fs::read_to_string(&source).map_err(|e| in_source(e.to_string()))?;
-        let archs = archs_of(&text, selected).map_err(in_source)?;
-        if !archs.is_empty() {
-            let name = source.file_stem().unwrap_or_default();
-            let name = name.to_string_lossy().into_owned();
-            kernels.push(Kernel { name, source, archs });
+    for folder in entries(Path::new("kernels"))? {
+        let name = name_of(&folder);
+        let Some(arch) = name.strip_prefix("sm") else { continue };
+        let arch: Arch = arch.parse().map_err(|e| format!("{}: {e}", folder.display()))?;
+        let archs = archs_of(&arch, selected);
+        for source in entries(&folder)? {
+            if source.extension().is_some_and(|ending| ending == "cu") && !archs.is_empty() {
+                let name = format!("{name}/{}", name_of(&source));
+                kernels.push(Kernel { name, arch: arch.clone(), archs: archs.clone() });
+            }
         }
     }
     kernels.sort_by(|a, b| a.name.cmp(&b.name));
@@ -278,7 +283,9 @@ fn compile_all(nvcc: &Nvcc, kernels: &[Kernel], out: &Path) -> Result<(), String
 fn compile(nvcc: &Nvcc, kernel: &Kernel, out: &Path) -> Result<(), String> {
     let file = |ending: &str| out.join(format!("{}.{ending}", kernel.name));
     let (fatbin, deps, stamp) = (file("fatbin"), file("d"), file("stamp"));
-    let source = kernel.source.display();
+    let source = format!("kernels/{}.cu", kernel.name);
+    let folder = fatbin.parent().expect("a folder");
+    fs::create_dir_all(folder).map_err(|e| format!("{}: {e}", folder.display()))?;
 
     let mut command = Command::new(&nvcc.path);
     command.args(NVCC_FLAGS).args(gencode(&kernel.archs));
@@ -286,7 +293,7 @@ fn compile(nvcc: &Nvcc, kernel: &Kernel, out: &Path) -> Result<(), String> {
         command.arg("-ccbin").arg(host_compiler);
     }
     command.args(["-MD", "-MF"]).arg(&deps);
-    command.arg("-o").arg(&fatbin).arg(&kernel.source);
+    command.arg("-o").arg(&fatbin).arg(&source);
 
     let recipe = format!("{command:?}\n{}", nvcc.identity);
     let old_stamp = fs::read_to_string(&stamp).ok();
@@ -398,15 +405,15 @@ mod tests {
     }
 
     #[test]
-    fn archs_of_a_file() {
-        let of = |source: &str, selected: &str| {
-            archs_of(source, &parse_archs(selected).unwrap()).map(|archs| join(&archs))
+    fn archs_of_a_folder() {
+        let of = |folder: &str, selected: &str| {
+            join(&archs_of(&folder.parse().unwrap(), &parse_archs(selected).unwrap()))
         };
-        assert_eq!(of("// a kernel\n", "80,90").unwrap(), "80,90");
-        assert_eq!(of("// a kernel\n// archs: 90a\n", "80,90").unwrap(), "90a");
-        assert_eq!(of("// archs: 90a\n", "80,90a").unwrap(), "90a");
-        assert_eq!(of("// archs: 90a\n", "80").unwrap(), "");
-        assert!(of("// archs: hopper\n", "80").is_err());
+        assert_eq!(of("80", "80,90"), "80,90");
+        assert_eq!(of("100", "80,90"), "");
+        assert_eq!(of("90a", "80,90"), "90a");
+        assert_eq!(of("90a", "80,90a"), "90a");
+        assert_eq!(of("90a", "80"), "");
     }
 
     #[test]

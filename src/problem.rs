@@ -18,10 +18,10 @@ pub const MAX_PROJECTIONS: usize = 4;
 ///
 /// | kernel | index | overrun |
 /// |---|---|---|
-/// | hopper_decode.cu, `row0 + round * row_stride` | rows of W0 | a round: 2 × 128 per cluster |
-/// | hopper_linear.cuh, `i * kTileM`, 32 lanes | rows of X | 32 × 128 |
-/// | hopper_grads.cuh, `t0 += kChainRows` | rows of X | 2048 |
-/// | hopper_tiles.cuh, `m0` behind the last tile | rows of X | 2 × 256 |
+/// | kernels/sm90a/decode.cu, `row0 + round * row_stride` | rows of W0 | a round: 2 × 128 per cluster |
+/// | kernels/sm90a/linear.cuh, `i * kTileM`, 32 lanes | rows of X | 32 × 128 |
+/// | kernels/sm90a/grads.cuh, `t0 += kChainRows` | rows of X | 2048 |
+/// | kernels/sm90a/tiles.cuh, `m0` behind the last tile | rows of X | 2 × 256 |
 /// | all, the last tile and the last step | any | 256 |
 ///
 /// 2¹⁶ covers a round of 255 clusters. A GPU that runs sm_90a code has 72 at most.

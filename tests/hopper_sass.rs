@@ -48,11 +48,11 @@ fn main_loops<'a>(code: &'a [(usize, &'a str)]) -> Vec<&'a [(usize, &'a str)]> {
 #[test]
 fn nothing_fences_the_main_loops() {
     let fatbins = [
-        ("hopper_linear", 38),
-        ("hopper_linear_shared", 38),
-        ("hopper_grads", 6),
-        ("hopper_decode", 18),
-        ("hopper_short", 28),
+        ("sm90a/linear", 38),
+        ("sm90a/linear_shared", 38),
+        ("sm90a/grads", 6),
+        ("sm90a/decode", 18),
+        ("sm90a/short", 28),
     ]
     .map(|(name, kernels)| (Path::new(env!("OUT_DIR")).join(name), kernels));
     for (fatbin, wanted) in fatbins {

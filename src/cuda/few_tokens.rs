@@ -1,5 +1,5 @@
-//! Launches for few tokens, one for each layer: by kernels/hopper_decode.cu or
-//! kernels/hopper_short.cu.
+//! Launches for few tokens, one for each layer: by kernels/sm90a/decode.cu or
+//! kernels/sm90a/short.cu.
 
 use super::hopper_grads::{grads_beside, Grads};
 use super::last::Last;

@@ -1,4 +1,4 @@
-//! The parameters of kernels/hopper_decode.cu.
+//! The parameters of kernels/sm90a/decode.cu.
 
 use super::few_tokens::{FewTokens, Product};
 use crate::driver::params::{HopperDecodeParams, Operand, WithGrads};

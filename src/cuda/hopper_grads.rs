@@ -1,4 +1,4 @@
-//! The launches of kernels/hopper_grads.cu, and the parameters of kernels that make dA and dB
+//! The launches of kernels/sm90a/grads.cu, and the parameters of kernels that make dA and dB
 //! beside dX.
 
 use super::last::Last;
@@ -10,7 +10,7 @@ use crate::plan::hopper_grads::{box_beside, rank_tile, Makes, Schedule};
 use crate::plan::{Sizes, STEP_K};
 use crate::problem::{Problem, MAX_PROJECTIONS};
 
-/// Rows of T and columns of S that kernels/hopper_grads.cu loads at a time, for S of r columns.
+/// Rows of T and columns of S that kernels/sm90a/grads.cu loads at a time, for S of r columns.
 pub(super) fn boxes(r: usize) -> [u32; 2] {
     [64, rank_tile(r).min(64) as u32]
 }

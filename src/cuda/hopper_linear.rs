@@ -1,4 +1,4 @@
-//! The launches of kernels/hopper_linear.cuh.
+//! The launches of kernels/sm90a/linear.cuh.
 
 use super::hopper_grads::{self, grads_params};
 use super::last::Last;

@@ -1,4 +1,4 @@
-//! The parameters of kernels/hopper_short.cu.
+//! The parameters of kernels/sm90a/short.cu.
 
 use super::few_tokens::{FewTokens, Product};
 use crate::driver::params::{HopperShortParams, Operand, WithGrads};

@@ -1,4 +1,4 @@
-//! The launches of the kernels that serve every GPU: kernels/linear.cu, project.cu, grad.cu,
+//! The launches of the kernels that serve every GPU: kernels/sm80/linear.cu, project.cu, grad.cu,
 //! reduce.cu.
 
 use super::operands::{Gradients, Layer, Layers};
@@ -15,7 +15,7 @@ use std::slice;
 /// In stream order, after the launch before.
 const PLAIN: LaunchMode = LaunchMode { overlap: false, cooperative: false };
 
-/// S or dS by kernels/project.cu.
+/// S or dS by kernels/sm80/project.cu.
 pub(super) struct Project {
     /// For the sum of the ranks.
     of_all: Kernel<ProjectParams>,
@@ -83,7 +83,7 @@ fn project(
     run.launch(kernel, [blocks, 1], PLAIN, &ProjectParams { lhs, rhs, out, m, r, k, ends, scales })
 }
 
-/// The sum of the segments' products, m×n, by kernels/linear.cu.
+/// The sum of the segments' products, m×n, by kernels/sm80/linear.cu.
 fn linear(
     run: &Run<'_>,
     kernel: &Kernel<LinearParams>,
@@ -130,7 +130,7 @@ pub(super) fn run_input_grad(
     linear(run, kernel, [t, k], segments, if rank > 0 { count + 1 } else { count }, dx)
 }
 
-/// A sum over T by kernels/grad.cu and reduce.cu.
+/// A sum over T by kernels/sm80/grad.cu and reduce.cu.
 struct Grad {
     split: GradSplit,
     kernel: Kernel<GradParams>,

@@ -16,7 +16,7 @@ pub(super) struct Segment {
     pub(super) elements: usize,
 }
 
-/// Launches of kernels/round.cu.
+/// Launches of kernels/sm80/round.cu.
 pub(super) struct Rounding {
     kernel: Kernel<RoundParams>,
     sms: usize,

@@ -17,6 +17,22 @@ use std::ffi::CString;
 use std::ptr;
 use std::sync::{Arc, Mutex, PoisonError};
 
+/// The machine code of a kernel file.
+struct Fatbin {
+    /// Like `sm90a/linear`.
+    name: &'static str,
+    /// The oldest compute capability that runs it, and whether no other does.
+    oldest: (u32, u32),
+    only: bool,
+    image: &'static [u8],
+}
+
+impl Fatbin {
+    fn runs_on(&self, capability: (u32, u32)) -> bool {
+        capability == self.oldest || capability > self.oldest && !self.only
+    }
+}
+
 // FATBINS and NOT_BUILT, by the build script.
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
@@ -44,9 +60,12 @@ impl HopperLinear {
     /// Its file, and its name but for the element type.
     fn names(&self, form: &str) -> (&'static str, String) {
         let &HopperLinear { shared, tile_n, slice } = self;
-        let file = if shared { "hopper_linear_shared" } else { "hopper_linear" };
+        let [file, entry] = match shared {
+            true => ["sm90a/linear_shared", "hopper_linear_shared"],
+            false => ["sm90a/linear", "hopper_linear"],
+        };
         let slice = if slice > 0 { format!("_slice{slice}") } else { String::new() };
-        (file, format!("{file}_{form}{slice}_n{tile_n}"))
+        (file, format!("{entry}_{form}{slice}_n{tile_n}"))
     }
 
     fn all(tiles_n: &[usize], slices: &[usize]) -> impl Iterator<Item = Self> {
@@ -149,18 +168,15 @@ impl Kernels {
         let sms = context::sms(context).unwrap_or(sms);
 
         let mut modules = Modules(HashMap::new());
-        for &(name, fatbin) in FATBINS {
-            // Code for sm_90a runs on compute capability 9.0 and nowhere else; others refuse it.
-            if !name.starts_with("hopper") || capability == (9, 0) {
-                modules.load(name, fatbin)?;
-            }
+        for fatbin in FATBINS.iter().filter(|fatbin| fatbin.runs_on(capability)) {
+            modules.load(fatbin)?;
         }
         let (bf16, f16) =
             (ElementKernels::load(&modules, "bf16")?, ElementKernels::load(&modules, "f16")?);
         let clusters = bf16.max_active_clusters()?.min(f16.max_active_clusters()?).min(sms / 2);
         Ok(Kernels {
             context: context.clone(),
-            reduce: modules.kernel("reduce", "reduce_partials", plan::mma::REDUCE)?,
+            reduce: modules.kernel("sm80/reduce", "reduce_partials", plan::mma::REDUCE)?,
             bf16,
             f16,
             overlap: probe::version()? >= 12_030,
@@ -199,47 +215,54 @@ impl ElementKernels {
             }
         };
         Ok(ElementKernels {
-            linear_forward: modules.kernel("linear", &named("linear_forward"), linear_kernel())?,
+            linear_forward: modules.kernel(
+                "sm80/linear",
+                &named("linear_forward"),
+                linear_kernel(),
+            )?,
             linear_input_grad: modules.kernel(
-                "linear",
+                "sm80/linear",
                 &named("linear_input_grad"),
                 linear_kernel(),
             )?,
-            project_s: modules
-                .instances(ranks(), |r| ("project", by_rank(r, "project_s"), project_kernel(r)))?,
-            project_ds: modules
-                .instances(ranks(), |r| ("project", by_rank(r, "project_ds"), project_kernel(r)))?,
-            grad: modules.instances(ranks(), |r| ("grad", by_rank(r, "grad"), grad_kernel(r)))?,
-            merge: modules.kernel("merge", &named("merge"), merge_kernel())?,
-            round: modules.kernel("round", &named("round"), mma::ROUND)?,
+            project_s: modules.instances(ranks(), |r| {
+                ("sm80/project", by_rank(r, "project_s"), project_kernel(r))
+            })?,
+            project_ds: modules.instances(ranks(), |r| {
+                ("sm80/project", by_rank(r, "project_ds"), project_kernel(r))
+            })?,
+            grad: modules
+                .instances(ranks(), |r| ("sm80/grad", by_rank(r, "grad"), grad_kernel(r)))?,
+            merge: modules.kernel("sm80/merge", &named("merge"), merge_kernel())?,
+            round: modules.kernel("sm80/round", &named("round"), mma::ROUND)?,
             hopper_forward: modules.instances(forward, linear("forward"))?,
             hopper_input_grad: modules.instances(input_grad, linear("input_grad"))?,
             hopper_grads: modules.instances(hopper_grads::RANK_TILES.into_iter(), |r| {
-                ("hopper_grads", by_rank(r, "hopper_grads"), hopper_grads::FOOTPRINT)
+                ("sm90a/grads", by_rank(r, "hopper_grads"), hopper_grads::FOOTPRINT)
             })?,
             short_forward: modules.instances(
                 tiles(&hopper_short::FORWARD_TILES_N).into_iter(),
                 |[m, n]| {
                     let name = named(&format!("hopper_short_forward_m{m}_n{n}"));
-                    ("hopper_short", name, hopper_short::FOOTPRINT)
+                    ("sm90a/short", name, hopper_short::FOOTPRINT)
                 },
             )?,
             short_input_grad: modules.instances(
                 tiles(&hopper_short::INPUT_GRAD_TILES_N).into_iter(),
                 |[m, n]| {
                     let name = named(&format!("hopper_short_input_grad_m{m}_n{n}"));
-                    ("hopper_short", name, hopper_short::FOOTPRINT)
+                    ("sm90a/short", name, hopper_short::FOOTPRINT)
                 },
             )?,
             decode_forward: modules.instances(hopper_decode::TILES_T.into_iter(), |t| {
                 let name = named(&format!("hopper_decode_forward_n{t}"));
-                ("hopper_decode", name, hopper_decode::FOOTPRINT)
+                ("sm90a/decode", name, hopper_decode::FOOTPRINT)
             })?,
             decode_input_grad: modules.instances(
                 hopper_decode::INPUT_GRAD_TILES_T.into_iter(),
                 |t| {
                     let name = named(&format!("hopper_decode_input_grad_n{t}"));
-                    ("hopper_decode", name, hopper_decode::INPUT_GRAD_FOOTPRINT)
+                    ("sm90a/decode", name, hopper_decode::INPUT_GRAD_FOOTPRINT)
                 },
             )?,
         })
@@ -260,13 +283,13 @@ impl ElementKernels {
 struct Modules(HashMap<&'static str, sys::CUmodule>);
 
 impl Modules {
-    fn load(&mut self, name: &'static str, fatbin: &[u8]) -> Result<()> {
+    fn load(&mut self, fatbin: &'static Fatbin) -> Result<()> {
         // On the heap it is aligned, which embedded it need not be.
-        let (image, mut module) = (fatbin.to_vec(), ptr::null_mut());
+        let (image, mut module) = (fatbin.image.to_vec(), ptr::null_mut());
         // SAFETY: the image is a whole fatbin, which nvcc made.
         let loaded = unsafe { sys::cuModuleLoadData(&mut module, image.as_ptr().cast()) };
         check("cuModuleLoadData", loaded)?;
-        self.0.insert(name, module);
+        self.0.insert(fatbin.name, module);
         Ok(())
     }
 
@@ -306,7 +329,7 @@ impl Modules {
         let mut all = Vec::new();
         for key in keys {
             let (file, name, footprint) = of(key);
-            if self.0.contains_key(file) || !file.starts_with("hopper") {
+            if self.0.contains_key(file) || file.starts_with("sm80/") {
                 all.push((key, self.kernel(file, &name, footprint)?));
             }
         }

@@ -12,7 +12,7 @@ use cudarc::driver::sys;
 /// The type must be laid out as the struct that the kernel takes.
 pub(crate) unsafe trait KernelParams {}
 
-/// A matrix in device memory, as `Operand` in kernels/tile.cuh.
+/// A matrix in device memory, as `Operand` in kernels/sm80/tile.cuh.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) struct Operand {
@@ -52,7 +52,7 @@ impl Operand {
     pub(crate) const NONE: Operand = Operand { data: 0, ld: 0, vectors: 1 };
 }
 
-/// A stretch of the inner dimension, as `Segment` in kernels/tile.cuh.
+/// A stretch of the inner dimension, as `Segment` in kernels/sm80/tile.cuh.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct Segment {
@@ -69,7 +69,7 @@ impl Segment {
     pub(crate) const NONE: Segment = Segment { lhs: Operand::NONE, rhs: Operand::NONE, k: 0 };
 }
 
-/// As in kernels/linear.cu.
+/// As in kernels/sm80/linear.cu.
 #[repr(C)]
 pub(crate) struct LinearParams {
     /// The first `count` are used: a product with each W0, and the adapters'.
@@ -80,7 +80,7 @@ pub(crate) struct LinearParams {
     pub(crate) count: i32,
 }
 
-/// As in kernels/project.cu.
+/// As in kernels/sm80/project.cu.
 #[repr(C)]
 pub(crate) struct ProjectParams {
     pub(crate) lhs: Operand,
@@ -93,7 +93,7 @@ pub(crate) struct ProjectParams {
     pub(crate) scales: [f32; MAX_PROJECTIONS],
 }
 
-/// As in kernels/grad.cu.
+/// As in kernels/sm80/grad.cu.
 #[repr(C)]
 pub(crate) struct GradParams {
     pub(crate) lhs: Operand,
@@ -105,7 +105,7 @@ pub(crate) struct GradParams {
     pub(crate) rows_per_split: i32,
 }
 
-/// As in kernels/reduce.cu.
+/// As in kernels/sm80/reduce.cu.
 #[repr(C)]
 pub(crate) struct ReduceParams {
     pub(crate) partials: sys::CUdeviceptr,
@@ -117,7 +117,7 @@ pub(crate) struct ReduceParams {
     pub(crate) accumulate: i32,
 }
 
-/// As in kernels/merge.cu.
+/// As in kernels/sm80/merge.cu.
 #[repr(C)]
 pub(crate) struct MergeParams {
     pub(crate) w: Operand,
@@ -130,10 +130,10 @@ pub(crate) struct MergeParams {
     pub(crate) scale: f32,
 }
 
-/// The segments of a launch of kernels/round.cu.
+/// The segments of a launch of kernels/sm80/round.cu.
 pub(crate) const ROUND_SEGMENTS: usize = 8;
 
-/// As in kernels/round.cu.
+/// As in kernels/sm80/round.cu.
 #[repr(C)]
 pub(crate) struct RoundParams {
     pub(crate) src: [sys::CUdeviceptr; ROUND_SEGMENTS],
@@ -143,7 +143,7 @@ pub(crate) struct RoundParams {
     pub(crate) accumulate: i32,
 }
 
-/// As in kernels/hopper_parts.cuh.
+/// As in kernels/sm90a/parts.cuh.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct Parts {
@@ -162,7 +162,7 @@ impl Parts {
     };
 }
 
-/// As in kernels/hopper_tiles.cuh.
+/// As in kernels/sm90a/tiles.cuh.
 #[repr(C)]
 pub(crate) struct HopperProduct {
     pub(crate) s: sys::CUdeviceptr,
@@ -182,10 +182,10 @@ pub(crate) struct HopperProduct {
     pub(crate) parts: Parts,
 }
 
-/// As in kernels/hopper_tiles.cuh: an output in boxes of 64, 32 and 16 columns.
+/// As in kernels/sm90a/tiles.cuh: an output in boxes of 64, 32 and 16 columns.
 pub(crate) type OutBoxes = [TensorMap; 3];
 
-/// As in kernels/hopper_tiles.cuh, of the forward.
+/// As in kernels/sm90a/tiles.cuh, of the forward.
 #[repr(C)]
 pub(crate) struct ForwardParams {
     pub(crate) product: HopperProduct,
@@ -203,7 +203,7 @@ pub(crate) struct ForwardLayer {
     pub(crate) out: OutBoxes,
 }
 
-/// As in kernels/hopper_tiles.cuh, of the input gradient.
+/// As in kernels/sm90a/tiles.cuh, of the input gradient.
 #[repr(C)]
 pub(crate) struct InputGradParams {
     pub(crate) product: HopperProduct,
@@ -222,7 +222,7 @@ pub(crate) struct InputGradLayer {
     pub(crate) down: TensorMap,
 }
 
-/// As in kernels/hopper_grads.cuh.
+/// As in kernels/sm90a/grads.cuh.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct HopperGradsParams {
@@ -270,7 +270,7 @@ impl HopperGradsParams {
     };
 }
 
-/// As in kernels/hopper_decode.cu.
+/// As in kernels/sm90a/decode.cu.
 #[repr(C)]
 pub(crate) struct HopperDecodeParams {
     pub(crate) w0: TensorMap,
@@ -306,7 +306,7 @@ pub(crate) struct HopperDecodeParams {
     pub(crate) h_cols: i32,
 }
 
-/// As in kernels/hopper_short.cu.
+/// As in kernels/sm90a/short.cu.
 #[repr(C)]
 pub(crate) struct HopperShortParams {
     pub(crate) lhs: TensorMap,
@@ -329,8 +329,8 @@ pub(crate) struct HopperShortParams {
     pub(crate) out_cols: i32,
 }
 
-/// As `HopperDecodeBackwardParams` in kernels/hopper_decode.cu, and `HopperShortBackwardParams` in
-/// kernels/hopper_short.cu.
+/// As `HopperDecodeBackwardParams` in kernels/sm90a/decode.cu, and `HopperShortBackwardParams` in
+/// kernels/sm90a/short.cu.
 #[repr(C)]
 pub(crate) struct WithGrads<Product> {
     pub(crate) product: Product,

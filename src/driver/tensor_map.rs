@@ -6,7 +6,7 @@ use crate::error::Result;
 use cudarc::driver::sys;
 use std::ptr;
 
-/// What `TensorMap` is in kernels/hopper.cuh. The alignment of the driver's own type depends on
+/// What `TensorMap` is in kernels/sm90a/ptx.cuh. The alignment of the driver's own type depends on
 /// the version of CUDA.
 #[repr(C, align(64))]
 #[derive(Clone, Copy)]

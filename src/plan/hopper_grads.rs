@@ -1,4 +1,4 @@
-//! How `kernels/hopper_grads.cu` is launched, and the time of its items beside dX.
+//! How `kernels/sm90a/grads.cu` is launched, and the time of its items beside dX.
 //!
 //! An item is a tile of dA or dB over all of T.
 

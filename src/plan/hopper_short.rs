@@ -1,4 +1,4 @@
-//! How `kernels/hopper_short.cu` is launched: its tiles, and which clusters compute S.
+//! How `kernels/sm90a/short.cu` is launched: its tiles, and which clusters compute S.
 
 use super::footprint::Footprint;
 use super::mma::rank_tile;

@@ -2,54 +2,54 @@
 
 use super::footprint::Footprint;
 
-/// kernels/linear.cu: rows and columns of a tile.
+/// kernels/sm80/linear.cu: rows and columns of a tile.
 pub(crate) const LINEAR_TILE: [usize; 2] = [128, 256];
 
-/// kernels/linear.cu.
+/// kernels/sm80/linear.cu.
 pub(crate) fn linear_kernel() -> Footprint {
     let [m, n] = LINEAR_TILE;
     Footprint::of_tiles(256, 4, [m, n, 32])
 }
 
-/// The grid of kernels/linear.cu for an output of m×n.
+/// The grid of kernels/sm80/linear.cu for an output of m×n.
 pub(crate) fn linear_blocks(m: usize, n: usize) -> usize {
     m.div_ceil(LINEAR_TILE[0]) * n.div_ceil(LINEAR_TILE[1])
 }
 
-/// kernels/project.cu.
+/// kernels/sm80/project.cu.
 pub(crate) fn project_kernel(rank_tile: usize) -> Footprint {
     Footprint::of_tiles(256, 4, [32, rank_tile, 128])
 }
 
-/// The grid of kernels/project.cu for an output of m×r.
+/// The grid of kernels/sm80/project.cu for an output of m×r.
 pub(crate) fn project_blocks(m: usize, r: usize) -> usize {
     m.div_ceil(32) * r.div_ceil(rank_tile(r))
 }
 
-/// kernels/grad.cu. Its grid is a [`GradSplit`].
+/// kernels/sm80/grad.cu. Its grid is a [`GradSplit`].
 pub(crate) fn grad_kernel(rank_tile: usize) -> Footprint {
     Footprint::of_tiles(128, 4, [rank_tile, GradSplit::COLUMNS, GradSplit::STEP])
 }
 
-/// kernels/reduce.cu: its shared memory is static.
+/// kernels/sm80/reduce.cu: its shared memory is static.
 pub(crate) const REDUCE: Footprint = Footprint { threads: [32, 8], shared_bytes: 0 };
 
-/// kernels/round.cu.
+/// kernels/sm80/round.cu.
 pub(crate) const ROUND: Footprint = Footprint { threads: [256, 1], shared_bytes: 0 };
 
-/// The grid of kernels/round.cu for segments of so many elements: a CTA for every 2048 of each, and
+/// The grid of kernels/sm80/round.cu for segments of so many elements: a CTA for every 2048 of each, and
 /// no more than run at the same time.
 pub(crate) fn round_blocks(elements: impl Iterator<Item = usize>, sms: usize) -> usize {
     let chunks = elements.map(|elements| elements.div_ceil(2048)).sum::<usize>();
     chunks.min(8 * sms)
 }
 
-/// kernels/merge.cu.
+/// kernels/sm80/merge.cu.
 pub(crate) fn merge_kernel() -> Footprint {
     Footprint::of_tiles(128, 2, [64, 128, 32])
 }
 
-/// The grid of kernels/merge.cu for a weight of d×k.
+/// The grid of kernels/sm80/merge.cu for a weight of d×k.
 pub(crate) fn merge_blocks([d, k]: [usize; 2]) -> usize {
     d.div_ceil(64) * k.div_ceil(128)
 }
@@ -63,7 +63,7 @@ pub(crate) fn rank_tile(r: usize) -> usize {
     }
 }
 
-/// How `kernels/grad.cu` cuts Lᵀ Y (r×n, a sum over T rows) into blocks.
+/// How `kernels/sm80/grad.cu` cuts Lᵀ Y (r×n, a sum over T rows) into blocks.
 ///
 /// The cut depends on the shape alone: the same partial sums, added in the same order, on every run
 /// and on any number of SMs. An empty batch has no splits.

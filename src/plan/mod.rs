@@ -114,9 +114,9 @@ fn hopper_pairs(
 ) -> Option<usize> {
     /// `int` counts the outputs of all layers, each padded to whole tiles.
     const MOST_OUTPUTS: usize = i32::MAX as usize - MAX_PROJECTIONS * 256;
-    /// `divide` in kernels/hopper_tiles.cuh counts tiles in floats, which are exact up to 2²⁴.
+    /// `divide` in kernels/sm90a/tiles.cuh counts tiles in floats, which are exact up to 2²⁴.
     const MOST_TILES: usize = 1 << 24;
-    /// `int` counts the steps of all rounds of kernels/hopper_decode.cu: on one cluster, a round is
+    /// `int` counts the steps of all rounds of kernels/sm90a/decode.cu: on one cluster, a round is
     /// 2 × 128 rows of W0, and a step 64 columns.
     const MOST_WEIGHTS: usize = 1 << 44;
     let narrowest = hopper::TILES_N[0];

@@ -9,9 +9,9 @@ use std::fmt;
 /// A launch for one layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Alone {
-    /// Of kernels/hopper_decode.cu.
+    /// Of kernels/sm90a/decode.cu.
     Decode(hopper_decode::Schedule),
-    /// Of kernels/hopper_short.cu.
+    /// Of kernels/sm90a/short.cu.
     Short(hopper_short::Schedule),
 }
 

@@ -15,7 +15,7 @@ pub(crate) enum Strategy {
     Reference,
     /// By the `mma.sync` kernels.
     Mma,
-    /// By kernels/hopper_linear.cuh, one launch for all layers, and kernels/hopper_grads.cu.
+    /// By kernels/sm90a/linear.cuh, one launch for all layers, and kernels/sm90a/grads.cu.
     Large(Schedule),
     /// By one launch for each layer. Unused entries are `None`.
     Small([Option<Alone>; MAX_PROJECTIONS]),

@@ -1,4 +1,4 @@
-//! How `kernels/hopper_linear.cuh` is launched: its tiles, where S comes from, and the tile order.
+//! How `kernels/sm90a/linear.cuh` is launched: its tiles, where S comes from, and the tile order.
 //!
 //! `model` predicts the time of a schedule; `search` finds the fastest.
 

@@ -1,4 +1,4 @@
-//! A launch of `kernels/hopper_linear.cuh`.
+//! A launch of `kernels/sm90a/linear.cuh`.
 
 use crate::plan::footprint::Footprint;
 use crate::plan::hopper_grads;

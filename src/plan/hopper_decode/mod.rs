@@ -1,4 +1,4 @@
-//! How `kernels/hopper_decode.cu` is launched.
+//! How `kernels/sm90a/decode.cu` is launched.
 
 mod schedule;
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Which rows of W0 and A the CTAs of `kernels/hopper_decode.cu` read.
+//! Which rows of W0 and A the CTAs of `kernels/sm90a/decode.cu` read.
 
 use crate::plan::footprint::Footprint;
 use crate::plan::hopper_grads;

@@ -1,4 +1,4 @@
-//! Large batches of kernels/hopper_linear.cuh that compute-sanitizer runs on.
+//! Large batches of kernels/sm90a/linear.cuh that compute-sanitizer runs on.
 
 use crate::plan::hopper::{forward, input_grad, Projection, Schedule, PAIR_M, TILES_N};
 use crate::plan::sizes::Sizes;

@@ -1,4 +1,4 @@
-//! Small batches of kernels/hopper_decode.cu that compute-sanitizer runs on.
+//! Small batches of kernels/sm90a/decode.cu that compute-sanitizer runs on.
 
 use crate::plan::hopper_decode::{Schedule, INPUT_GRAD_TILES_T, TILES_T};
 use crate::plan::hopper_grads;

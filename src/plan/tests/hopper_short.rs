@@ -1,4 +1,4 @@
-//! Small batches of kernels/hopper_short.cu that compute-sanitizer runs on.
+//! Small batches of kernels/sm90a/short.cu that compute-sanitizer runs on.
 
 use crate::plan::hopper_grads;
 use crate::plan::hopper_short::{Schedule, FORWARD_TILES_N, INPUT_GRAD_TILES_N, TILES_M};

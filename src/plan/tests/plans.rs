@@ -109,7 +109,7 @@ fn plans_agree_with_what_the_launches_use() {
 }
 
 /// Without an adapter no CTA computes S, waits on a flag or writes a partial tile.
-/// kernels/hopper_decode.cu has no such input gradient.
+/// kernels/sm90a/decode.cu has no such input gradient.
 #[test]
 fn base_ops_need_no_adapter_and_no_workspace() {
     let h100 = DeviceProfile::h100_sxm();

@@ -1,9 +1,9 @@
 // What sm_90a has that kernels here use: mbarriers, the tensor memory accelerator (TMA), clusters and
-// register reallocation; hopper_wgmma.cuh has its products. Thin wrappers, one instruction each,
+// register reallocation; wgmma.cuh has its products. Thin wrappers, one instruction each,
 // destination first.
 #pragma once
 
-#include "mma.cuh"
+#include "../common/shared.cuh"
 
 // A CUtensorMap, whose C type has another alignment in every CUDA major version.
 struct alignas(64) TensorMap {

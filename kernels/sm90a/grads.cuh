@@ -1,9 +1,9 @@
-// What a block of hopper_grads.cu does for dA and dB, as roles of its warpgroups; the contract is there.
-// Some blocks of hopper_linear.cuh do the same beside those that make dX; and where those are for few tokens, in
-// hopper_decode.cu and hopper_short.cu, they have a warpgroup for it.
+// What a block of grads.cu does for dA and dB, as roles of its warpgroups; the contract is there.
+// Some blocks of linear.cuh do the same beside those that make dX; and where those are for few tokens, in
+// decode.cu and short.cu, they have a warpgroup for it.
 #pragma once
 
-#include "hopper_project.cuh"
+#include "project.cuh"
 
 // Mirrored by cuda::hopper::HopperGradsParams in Rust.
 struct HopperGradsParams {
@@ -241,7 +241,7 @@ __device__ __forceinline__ void grads_multiply(const HopperGradsParams& p, uint3
 constexpr int kGradsBesideBytes = GradsTiling<32, 64>::kStageBytes;
 
 // By a warpgroup beside those that make dX of few tokens: the items of worker `worker` of `workers`, in the
-// order of hopper_grads.cu. Boxes of Y and L have as many rows as there are, up to a multiple of what a product
+// order of grads.cu. Boxes of Y and L have as many rows as there are, up to a multiple of what a product
 // takes. `full` is a barrier that nobody else knows. One thread calls wait_for_ds(), which returns true, before
 // it reads dS.
 // NOTES: one step after the other, which takes long, and nobody waits for it. Made by those that make dX, with

@@ -1,9 +1,9 @@
-// Which tiles of kernels/hopper_linear.cuh a pair of blocks works on, and in which order. Its loaders,
+// Which tiles of linear.cuh a pair of blocks works on, and in which order. Its loaders,
 // scouts and multipliers all go through them by themselves. src/plan/hopper.rs chooses the order, and
 // its tests go through a copy of it.
 #pragma once
 
-#include "hopper_grads.cuh"
+#include "grads.cuh"
 
 // What both forms of the product have. Mirrored by cuda::hopper::HopperProduct in Rust.
 struct HopperProduct {

@@ -1,6 +1,4 @@
-// archs: 90a
-//
-// hopper_linear.cuh's products for short batches, whose tiles are no more than there are multiprocessors,
+// linear.cuh's products for short batches, whose tiles are no more than there are multiprocessors,
 // each of them made from end to end by one block:
 //
 //   forward      S = s·X Aᵀ,  H = X W0ᵀ + S Bᵀ     lhs X,  rhs W0, down A, extension S, B
@@ -27,7 +25,7 @@
 // NOTES: a tile has no more rows than it must, kM at most. Filling a row with zeros takes the TMA longer than
 // loading one, and whatever is in shared memory there, only rows of out have it that nobody stores.
 // Block: three warpgroups. Of the first, one thread loads; of the other two, kM / 64 multiply, 64 rows
-// each. In the input gradient, where that is one, the last makes dA and dB meanwhile, as in hopper_decode.cu;
+// each. In the input gradient, where that is one, the last makes dA and dB meanwhile, as in decode.cu;
 // otherwise they follow in a launch of their own.
 // Shared memory: stages of kM×64 elements of lhs and kN×64 of rhs, or 16×64 or 64×64 of down; and a step of dA
 // or dB.
@@ -44,7 +42,7 @@
 // their rows, and who makes dA, for all of it. The makers do not wait for anybody else, and are the first
 // blocks of the grid, so that they are started first, however many run at once. The last to have seen all
 // that it needs clears the flags.
-#include "hopper_grads.cuh"
+#include "grads.cuh"
 
 // Mirrored by cuda::hopper_short::HopperShortParams in Rust.
 struct HopperShortParams {

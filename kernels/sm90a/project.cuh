@@ -3,12 +3,12 @@
 //   out (m×r) = scale · lhs (m×k) downᵀ          rounded once, saturated in f16
 //
 // where a layer's columns have its own scale; and where down is MN-major, its own lhs and down too.
-// summed up along k from 0 on, 16 at a time, as the tiles of hopper_linear.cuh do it, so that it has the
-// same bits whoever makes it. Blocks of hopper_grads.cu make dS so, where nobody asks for dX, and some of
-// hopper_linear.cuh make S beside those that make H.
+// summed up along k from 0 on, 16 at a time, as the tiles of linear.cuh do it, so that it has the
+// same bits whoever makes it. Blocks of grads.cu make dS so, where nobody asks for dX, and some of
+// linear.cuh make S beside those that make H.
 #pragma once
 
-#include "hopper_parts.cuh"
+#include "parts.cuh"
 
 constexpr int kFlagRows = 128;
 

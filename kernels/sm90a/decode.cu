@@ -1,5 +1,3 @@
-// archs: 90a
-//
 // Both passes for few tokens, which are bound by reading W0, in one launch each.
 //
 //   forward      S  (T×r) = s·X Aᵀ            rounded once, saturated in f16
@@ -57,7 +55,7 @@
 // Who waits for whom: within a pair, for each other. Those that make H or dA, for those that make S, who do not
 // wait for anybody else, and are the first blocks of the grid, so that they are started first, however many
 // run at once. The last to have seen all of S clears the flag.
-#include "hopper_grads.cuh"
+#include "grads.cuh"
 
 // Mirrored by cuda::hopper_decode::HopperDecodeParams in Rust.
 struct HopperDecodeParams {

@@ -10,7 +10,7 @@
 // NOTES: so a zero may meet a number of another layer in S or dH. If that is not finite, the sum is not.
 #pragma once
 
-#include "hopper_wgmma.cuh"
+#include "wgmma.cuh"
 
 constexpr int kMaxParts = 4;
 

@@ -1,7 +1,7 @@
-// Where a block of hopper_linear.cuh that works on tiles has everything in shared memory.
+// Where a block of linear.cuh that works on tiles has everything in shared memory.
 #pragma once
 
-#include "hopper_tiles.cuh"
+#include "tiles.cuh"
 
 constexpr int kLhsBytes = kTileM * kTileK * 2;
 constexpr int kMaxStages = 5, kBoxBytes = 64 * 32 * 2;

@@ -15,9 +15,9 @@
 // lhs_ext and nothing else, ahead of the others, who wait for it at the end of their tiles.
 //
 // The kernels called shared do all this for up to four layers that share X, with tiles or steps of one
-// layer each: hopper_parts.cuh.
+// layer each: parts.cuh.
 //
-// In the backward, the last pairs of blocks may make dA and dB meanwhile, as those of hopper_grads.cu do.
+// In the backward, the last pairs of blocks may make dA and dB meanwhile, as those of grads.cu do.
 //
 // All rows must start at multiples of 16 bytes, which is what TMA takes; what a box has beyond the edge
 // of its matrix is read as zeros and not written.
@@ -25,7 +25,7 @@
 // Grid: persistent, a pair of blocks (cluster) for every two multiprocessors. A pair works on two tiles
 // of 128×kN, one above the other, and shares rhs, of which each block loads one half into both, as of
 // down where that is MN-major.
-// hopper_tiles.cuh tells which, and all about blocks below is of those that work on tiles.
+// tiles.cuh tells which, and all about blocks below is of those that work on tiles.
 // Block: three warpgroups. Of the first, one thread loads, a warp scouts and one tells of what the block
 // leaves of a shared tile; the other two multiply, 64×kN each.
 // Shared memory: 4 or 5 stages of (128 + kN)×64 elements, with 16×64 more for slices of 16 in the forward;
@@ -69,7 +69,7 @@
 // seen what it waits for.
 #pragma once
 
-#include "hopper_multiply.cuh"
+#include "multiply.cuh"
 
 // ---------------------------------------------------------------------------------------------
 // The roles of a block
@@ -140,7 +140,7 @@ __device__ __forceinline__ void load(const HopperLinearParams<kMnMajor, kShared>
             if (i == 0) {
                 tiles.advance(tile);
                 next = tiles.tile();
-                keep(next.m0), keep(next.n0);
+                pin_register(next.m0), pin_register(next.n0);
             }
         }
         if (leaves) continue;
@@ -330,7 +330,7 @@ __device__ __forceinline__ void hopper_linear(const HopperLinearParams<kMnMajor,
     cluster_sync();
 }
 
-// hopper_linear.cu has them for a layer alone, hopper_linear_shared.cu for several that share X.
+// linear.cu has them for a layer alone, kernels/sm90a/linear_shared.cu for several that share X.
 #define HOPPER_LINEAR_KERNEL(name, E, n, mn_major, slice, shared)                       \
     extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1)      \
         name(const __grid_constant__ HopperLinearParams<mn_major, shared> params) {     \

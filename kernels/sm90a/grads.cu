@@ -1,5 +1,3 @@
-// archs: 90a
-//
 // The adapter's gradients on Hopper's own instructions, and before them dS, if it is not there yet:
 //
 //   dS (T×r)   =    scale · dH B              rounded once, saturated in f16
@@ -15,7 +13,7 @@
 // time, so that some of it is found in the L2.
 //
 // An item is one such tile and 128 columns of Y over all of T, and belongs to one block, so there are no
-// float atomics, no partial sums in memory, and the same bits whatever the grid, and in hopper_linear.cuh.
+// float atomics, no partial sums in memory, and the same bits whatever the grid, and in linear.cuh.
 // dB's items come first, layer by layer, then dA's. The first blocks, as many as are called projectors,
 // make 128 rows of dS each at a time, and the others make items, in turns.
 //
@@ -45,8 +43,8 @@
 // Who waits for whom: the loader and the multipliers of a block for each other; items of dA for the flags
 // of the rows of dS, as they come to them, provided that all blocks run at the same time, which a
 // cooperative launch guarantees or fails.
-#include "hopper_grads.cuh"
-#include "hopper_project.cuh"
+#include "grads.cuh"
+#include "project.cuh"
 
 template <typename E, int kRank>
 __device__ __forceinline__ void hopper_grads(const HopperGradsParams& p) {

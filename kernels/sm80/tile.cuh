@@ -166,7 +166,7 @@ struct OperandTile {
             const int row0 = kMajor == Major::K ? mn0 : k0, col0 = kMajor == Major::K ? k0 : mn0;
             from = element<E>(op, row0 + P::row(), col0 + P::chunk() * 8);
             to = P::to();
-            keep(to);
+            pin_register(to);
         }
 
         __device__ __forceinline__ void load(uint32_t tile, const Operand& op) {
@@ -301,8 +301,8 @@ struct TileProduct {
         uint32_t lhs_lane = Lhs::template lane_offset<true>(warp_m() * kWarpM, warp_k0);
         uint32_t rhs_lane =
             Lhs::kBytes + Rhs::template lane_offset<false>(warp_n() * kWarpN, warp_k0);
-        keep(lhs_lane);
-        keep(rhs_lane);
+        pin_register(lhs_lane);
+        pin_register(rhs_lane);
         uint32_t a[2][kM16][4], b[2][kN16][4];
         auto fragments = [&](uint32_t stage, int k16) {
 #pragma unroll

@@ -1,7 +1,7 @@
 // wgmma: a warpgroup's 64×kCols product of 16 columns, by the tensor cores.
 #pragma once
 
-#include "hopper.cuh"
+#include "ptx.cuh"
 
 // How wgmma finds an operand in shared memory that TMA wrote with the 128-byte swizzle.
 //

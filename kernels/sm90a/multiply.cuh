@@ -1,8 +1,8 @@
-// What the two multiplying warpgroups of a block of hopper_linear.cuh do: its schedule and what its barriers
+// What the two multiplying warpgroups of a block of linear.cuh do: its schedule and what its barriers
 // mean are there.
 #pragma once
 
-#include "hopper_tiling.cuh"
+#include "tiling.cuh"
 
 // A warpgroup's 64×kN of out, rounded, on its way to memory.
 template <int kN>
@@ -25,7 +25,7 @@ __device__ __forceinline__ void store_part(const HopperLinearParams<kMnMajor, kS
     const uint32_t in_64 = row * 64 + (chunk ^ row / 2 % 4) * 16;
     const uint32_t in_32 = row * 32 + (chunk ^ row / 4 % 2) * 16;
     // One register, and not one for each of its columns.
-    if constexpr (T::kWideBoxes) keep(in_128);
+    if constexpr (T::kWideBoxes) pin_register(in_128);
     // Parts take turns with the boxes, and their stores are groups.
     const uint32_t boxes = base + T::kStages * T::kStageBytes + (barrier - 1) * T::kBoxes * kBoxBytes;
     const uint32_t to = boxes + part % 2 * 2 * kBoxBytes;

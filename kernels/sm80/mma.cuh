@@ -1,19 +1,7 @@
-// The instructions that every generation has: fragments from shared memory, and mma.sync.
+// mma.sync, and its fragments from shared memory.
 #pragma once
 
-#include "element.cuh"
-
-__device__ __forceinline__ uint32_t shared_address(const void* p) {
-    return static_cast<uint32_t>(__cvta_generic_to_shared(p));
-}
-
-// Makes the compiler have a value in its register by now, and hold it there, where it would rather
-// compute it later, or again in every step of a loop.
-template <typename T>
-__device__ __forceinline__ void keep(T& value) {
-    static_assert(sizeof(T) == 4);
-    asm volatile("" : "+r"(value));
-}
+#include "../common/shared.cuh"
 
 // Four 8×8 matrices of 16 bits, the rows of each at the addresses of eight lanes.
 template <bool kTranspose>

@@ -18,7 +18,7 @@
 // Grid: any, 1-D. Chunks of kChunk elements go to the CTAs in turns, through all segments; only the
 // last chunk of a segment is shorter. Block: 256 threads, 8 elements of a chunk each.
 // Reads src, and dst with `accumulate`; writes dst, every element once.
-#include "element.cuh"
+#include "../common/element.cuh"
 
 // Mirrored by cuda::params::RoundParams in Rust.
 constexpr int kMaxSegments = 8;

@@ -1,6 +1,0 @@
-// archs: 90a
-//
-// hopper_linear.cuh for several layers that share X. A file of its own, to be compiled beside the other.
-#include "hopper_linear.cuh"
-
-HOPPER_LINEAR_KERNELS(hopper_linear_shared, true)

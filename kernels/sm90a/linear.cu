@@ -1,0 +1,4 @@
+// linear.cuh for a layer alone.
+#include "linear.cuh"
+
+HOPPER_LINEAR_KERNELS(hopper_linear, false)

@@ -1,4 +1,4 @@
-// linear.cuh for a layer alone.
+// linear.cuh for one projection.
 #include "linear.cuh"
 
 HOPPER_LINEAR_KERNELS(hopper_linear, false)

@@ -1,20 +1,22 @@
-// Layers that share an input, in one launch, as parts of one product:
+// Projections that share X, as parts of one GEMM:
 //
-//   [H_0 H_1 ..] = X [W0_0; W0_1; ..]ᵀ + ..     parts of n: a tile is one layer's
-//   dX = [dH_0 dH_1 ..] [W0_0; W0_1; ..] + ..   parts of what is summed over: a step is one layer's
+//   [H_0 H_1 ..] = X [W0_0; W0_1; ..]ᵀ + ..     parts of n: a tile belongs to one projection
+//   dX = [dH_0 dH_1 ..] [W0_0; W0_1; ..] + ..   parts of the inner dimension: so does a step
 //   S  = [S_0 S_1 ..],  dS = [dS_0 dS_1 ..]     parts of r, by columns
 //
-// The matrices of a layer are where they are, with a descriptor each. A part begins with a tile or a step
-// of its own. In B, as a matrix of all outputs and all ranks, the layers' are blocks on the diagonal: at a
-// column before the first of its own or after the last, the TMA reads zeros.
-// NOTES: so a zero may meet a number of another layer in S or dH. If that is not finite, the sum is not.
+// Each projection's matrices stay where they are, with tensor maps of their own. A part begins with
+// a tile or a step of its own. B of all outputs and all ranks is block diagonal: columns outside of
+// a projection's own are zeros, by the TMA's bounds.
+// NOTES: so a zero may meet a number of another projection in S or dH. If that is not finite, the
+// sum is not.
 #pragma once
 
 #include "wgmma.cuh"
 
 constexpr int kMaxParts = 4;
 
-// Mirrored by cuda::hopper::Parts in Rust. Of the layers that there are not, the starts are INT_MAX.
+// Mirrored by cuda::hopper::Parts in Rust. Of the layers that there are not, the starts are
+// INT_MAX.
 struct Parts {
     int start[kMaxParts];       // among the outputs of all layers, counted in whole tiles or steps
     int rank_start[kMaxParts];  // among the columns of S

@@ -1,28 +1,7 @@
-// wgmma: a warpgroup's 64×kCols product of 16 columns, by the tensor cores.
+// wgmma: a warpgroup's 64×kCols product over 16 columns of k, by the tensor cores.
 #pragma once
 
-#include "ptx.cuh"
-
-// How wgmma finds an operand in shared memory that TMA wrote with the 128-byte swizzle.
-//
-//   K-major    rows of 64 elements of k; eight rows make 1024 bytes. A k16 step is 32 bytes on.
-//   MN-major   boxes of 64 rows of k, each 64 elements of m or n, 8192 bytes from box to box. A k16
-//              step is 16 rows, 2048 bytes, on.
-//
-// The address field counts 16 bytes, so a descriptor is moved by adding bytes / 16 to it.
-__device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t address, bool mn_major) {
-    const uint64_t leading = mn_major ? 8192 / 16 : 1, stride = 1024 / 16, swizzle_128 = 1;
-    return (address & 0x3ffff) / 16 | leading << 16 | stride << 32 | swizzle_128 << 62;
-}
-
-// The same for an MN-major operand in other boxes: of 64 columns with the 128-byte swizzle, so many bytes
-// apart, or in one of 32 or 16 with the 64- or 32-byte swizzle. A k16 step is 16 rows of a box on.
-__device__ __forceinline__ uint64_t wgmma_descriptor_of_boxes(uint32_t address, int box_cols,
-                                                              int box_bytes) {
-    const uint64_t eight_rows = box_cols * 2 * 8, swizzle = box_cols == 64 ? 1 : box_cols == 32 ? 2 : 3;
-    return (address & 0x3ffff) / 16 | (uint64_t)(box_bytes / 16) << 16 | eight_rows / 16 << 32 |
-           swizzle << 62;
-}
+#include "smem_tile.cuh"
 
 __device__ __forceinline__ void wgmma_fence() {
     asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory");
@@ -90,8 +69,8 @@ __device__ __forceinline__ void wgmma_wait() {
         REGISTERS_##registers "}, %" #a ", %" #b ", p, 1, 1, %" #d_ ", %" #e ";\n"         \
         "}\n"                                                                              \
         : OPERANDS_##registers(kAt)                                                        \
-        : "l"(lhs), "l"(rhs), "r"(accumulate), "n"(kLhsMnMajor ? 1 : 0),                   \
-          "n"(kRhsMnMajor ? 1 : 0))
+        : "l"(lhs), "l"(rhs), "r"(accumulate), "n"(kLhs == Major::MN ? 1 : 0),                \
+          "n"(kRhs == Major::MN ? 1 : 0))
 // lhs in registers; it is added to what is there.
 #define WGMMA_OF_REGISTERS(type, cols, registers, a, b, c, d_, e, f)                       \
     asm volatile(                                                                          \
@@ -100,7 +79,7 @@ __device__ __forceinline__ void wgmma_wait() {
         ", 1, 1, 1, %" #f ";\n"                                                            \
         : OPERANDS_##registers(kAt)                                                        \
         : "r"(lhs[0]), "r"(lhs[1]), "r"(lhs[2]), "r"(lhs[3]), "l"(rhs),                    \
-          "n"(kRhsMnMajor ? 1 : 0))
+          "n"(kRhs == Major::MN ? 1 : 0))
 #define WGMMA_OF_REGISTERS_OF_COLS(type)                                 \
     if constexpr (kCols == 256) {                                        \
         WGMMA_OF_REGISTERS(type, 256, 128, 128, 129, 130, 131, 132, 133); \
@@ -144,9 +123,9 @@ __device__ __forceinline__ void wgmma_wait() {
         WGMMA(type, 8, 4, 4, 5, 6, 7, 8);                      \
     }
 
-// d (64×kCols) = lhs (64×16) · rhsᵀ (kCols×16) + (accumulate ? d : 0), by one warpgroup. Its floats
+// d (64×kCols) = lhs (64×16) · rhsᵀ (kCols×16) + (accumulate ? d : 0), by one warpgroup; d's floats
 // are those from kAt on.
-template <typename E, int kCols, int kAt, bool kLhsMnMajor, bool kRhsMnMajor, int kFloats>
+template <typename E, int kCols, Major kLhs, Major kRhs, int kAt = 0, int kFloats>
 __device__ __forceinline__ void wgmma(float (&d)[kFloats], uint64_t lhs, uint64_t rhs,
                                       int accumulate) {
     static_assert(kAt + kCols / 2 <= kFloats);
@@ -157,8 +136,8 @@ __device__ __forceinline__ void wgmma(float (&d)[kFloats], uint64_t lhs, uint64_
     }
 }
 
-// d += lhs · rhsᵀ, where a warp's 16×16 of lhs lie in its registers as accumulators do, packed.
-template <typename E, int kCols, int kAt, bool kRhsMnMajor, int kFloats>
+// d += lhs · rhsᵀ, with a warp's 16×16 of lhs in registers, packed, as accumulators hold them.
+template <typename E, int kCols, Major kRhs, int kAt = 0, int kFloats>
 __device__ __forceinline__ void wgmma_of_registers(float (&d)[kFloats], const uint32_t (&lhs)[4],
                                                    uint64_t rhs) {
     static_assert(kAt + kCols / 2 <= kFloats);
@@ -166,5 +145,34 @@ __device__ __forceinline__ void wgmma_of_registers(float (&d)[kFloats], const ui
         WGMMA_OF_REGISTERS_OF_COLS("f16");
     } else {
         WGMMA_OF_REGISTERS_OF_COLS("bf16");
+    }
+}
+
+// d += lhs · rhsᵀ over all of k of two tiles in shared memory, as one group.
+template <typename E, int kCols, typename Lhs, typename Rhs, int kFloats>
+__device__ __forceinline__ void wgmma_group(float (&d)[kFloats], uint64_t lhs, uint64_t rhs,
+                                            int& accumulate) {
+    static_assert(Lhs::kK == Rhs::kK, "both operands have the same stretch of k");
+    wgmma_fence();
+#pragma unroll
+    for (int k16 = 0; k16 < Lhs::kK / 16; k16++) {
+        wgmma<E, kCols, Lhs::kMajor, Rhs::kMajor>(d, lhs + k16 * Lhs::kStepK16,
+                                                  rhs + k16 * Rhs::kStepK16, accumulate);
+        accumulate = 1;
+    }
+    wgmma_commit();
+}
+
+// The same over the first `cols` columns of k only, a group for each 16: branches between the
+// wgmmas of one group would serialise them.
+template <typename E, int kCols, typename Lhs, typename Rhs, int kFloats>
+__device__ __forceinline__ void wgmma_groups(float (&d)[kFloats], uint64_t lhs, uint64_t rhs,
+                                             int cols) {
+#pragma unroll 1
+    for (int k16 = 0; k16 < min((cols + 15) / 16, Lhs::kK / 16); k16++) {
+        wgmma_fence();
+        wgmma<E, kCols, Lhs::kMajor, Rhs::kMajor>(d, lhs + k16 * Lhs::kStepK16,
+                                                  rhs + k16 * Rhs::kStepK16, 1);
+        wgmma_commit();
     }
 }

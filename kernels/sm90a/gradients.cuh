@@ -1,0 +1,243 @@
+// A role: CTAs, or a warpgroup beside others, that compute dA and dB. The contract is in grads.cu.
+//
+//   dB (d×r) (=|+=) dHᵀ S      Y dH (T×d), L S  (T×r)
+//   dA (r×k) (=|+=) dSᵀ X      Y X  (T×k), L dS (T×r)
+//
+// An item is kCols columns of Y times kRank columns of L, over all of T. Both operands lie
+// MN-major: columns of Y are m, columns of L are n, rows of T are k.
+// Used by grads.cu and linear.cuh (whole CTAs), decode.cu and short.cu (a warpgroup beside dX).
+#pragma once
+
+#include "projection.cuh"
+
+// Mirrored by cuda::hopper::HopperGradsParams in Rust.
+struct HopperGradsParams {
+    TensorMap dh[kMaxParts], b[kMaxParts], x;  // in boxes of 64 rows and columns
+    TensorMap s, ds;                           // in boxes of 64 rows and kRankBoxCols columns
+    void* ds_out;                              // dS, if it is made here
+    uint32_t* flags;                           // a count, then one for every 128 rows of dS
+    float* db[kMaxParts];
+    float* da;         // null if they are not wanted
+    int d[kMaxParts];  // 0 of layers that there are not
+    int t, k, r;       // r of all layers
+    int outputs;       // of all layers, as Parts counts them
+    int projectors;    // the blocks that make dS, the first ones; 0 if others make it
+    int ds_parts;      // what a flag counts up to when its rows of dS are there; 0 if all are
+    int accumulate;
+    Parts parts;
+};
+static_assert(sizeof(HopperGradsParams) == 1600);
+
+// What a stage and an item are.
+template <int kRank_, int kCols_>
+struct GradTile {
+    static constexpr int kRank = kRank_, kCols = kCols_, kRows = 64;
+    static_assert((kRank == 16 || kRank == 32 || kRank % 64 == 0) && kCols % 64 == 0);
+    using Y = SmemTile<Major::MN, kCols, kRows>;
+    using L = SmemTile<Major::MN, kRank, kRows, (kRank < 64 ? kRank : 64)>;
+    static constexpr int kStageBytes = Y::kBytes + L::kBytes;
+    static constexpr int kCount = (224 << 10) / (kStageBytes + 16);
+    using Stages = ::Stages<kCount, kStageBytes, kCount * kStageBytes>;
+    static constexpr int kBoxes = Y::kBoxes / 2;  // of Y, of each of two warpgroups
+    // After so many rows the tensor cores' sums are added to others in plain f32. Their additions
+    // truncate, so this bounds the error of a long sum.
+    static constexpr int kChainRows = 2048;
+    static_assert(kChainRows % kRows == 0);
+};
+
+template <typename T>
+struct GradItem {
+    bool of_da;
+    int part;         // the projection of a dB
+    int cols, ranks;  // of its dH and S, or of X and dS
+    int col0, rank0;  // the item's first, among those
+
+    __device__ __forceinline__ GradItem(const HopperGradsParams& p, int index) {
+        part = 0;
+        for (; part < kMaxParts; part++) {
+            const int count = count_of(p, p.d[part], p.parts.rank[part]);
+            if (index < count) break;
+            index -= count;
+        }
+        of_da = part == kMaxParts;
+        if (of_da) part = 0;
+        cols = of_da ? p.k : p.d[part];
+        ranks = of_da ? p.r : p.parts.rank[part];
+        // Items that read the same columns of Y follow one another.
+        const int tiles = (ranks + T::kRank - 1) / T::kRank;
+        col0 = index / tiles * T::kCols;
+        rank0 = index % tiles * T::kRank;
+    }
+
+    static __device__ __forceinline__ int count(const HopperGradsParams& p) {
+        int all = count_of(p, p.k, p.r);
+        for (int i = 0; i < kMaxParts; i++) all += count_of(p, p.d[i], p.parts.rank[i]);
+        return all;
+    }
+
+    static __device__ __forceinline__ int count_of(const HopperGradsParams& p, int cols,
+                                                   int ranks) {
+        const int tiles = (ranks + T::kRank - 1) / T::kRank;
+        return p.da == nullptr ? 0 : (cols + T::kCols - 1) / T::kCols * tiles;
+    }
+};
+
+// By one thread, elect_one(), of worker `worker` of `workers`: items go to workers in turns.
+template <typename T>
+__device__ __forceinline__ void grads_produce(const HopperGradsParams& p, uint32_t base, int worker,
+                                              int workers) {
+    using Y = typename T::Y;
+    using L = typename T::L;
+    Producer<typename T::Stages> producer(base);
+    int ds_rows = p.ds_parts > 0 ? 0 : p.t;  // rows of dS whose flags were seen
+    const int count = GradItem<T>::count(p);
+    for (int index = worker; index < count; index += workers) {
+        const GradItem<T> item(p, index);
+        const TensorMap &y = item.of_da ? p.x : p.dh[item.part], &l = item.of_da ? p.ds : p.s;
+        const int rank0 = item.rank0 + (item.of_da ? 0 : p.parts.rank_start[item.part]);
+        for (int t0 = 0; t0 < p.t; t0 += T::kRows) {
+            if (item.of_da && t0 >= ds_rows) {
+                GridFlags{p.flags}.wait(t0 / kFlagRows, p.ds_parts);
+                ds_rows = t0 + kFlagRows;
+            }
+            const Slot slot = producer.acquire(T::kStageBytes);
+            Y::load(slot.to, y, item.col0, t0, slot.full);
+            L::load(slot.to + Y::kBytes, l, rank0, t0, slot.full);
+            producer.commit();
+        }
+    }
+}
+
+// By one thread of every CTA of the grid, after its last wait for dS.
+__device__ __forceinline__ void grads_done(const HopperGradsParams& p) {
+    if (p.ds_parts > 0) GridFlags{p.flags}.done(gridDim.x, p.t, kFlagRows);
+}
+
+// Stores a warpgroup's 64 columns of an item, from `col0` on, for the columns of L that v has.
+template <typename T, int kFloats>
+__device__ __forceinline__ void grads_store(const HopperGradsParams& p, const GradItem<T>& item,
+                                            int col0, float (&v)[kFloats]) {
+    const int lane = threadIdx.x % 32;
+    const int first_col = item.col0 + col0 + threadIdx.x / 32 % 4 * 16 + lane / 4;
+    const int first_rank = item.rank0 + lane % 4 * 2;
+    // Two at a time: a rank and the next.
+    auto each = [&](auto&& use) {
+#pragma unroll
+        for (int i = 0; i < kFloats; i += 2) {
+            const int col = first_col + i % 4 / 2 * 8, rank = first_rank + i / 4 * 8;
+            if (col < item.cols && rank < item.ranks) use(v[i], v[i + 1], rank, col);
+        }
+    };
+    // With `accumulate`, all loads are issued before any of them is used.
+    if (item.of_da) {
+        auto at = [&](int rank, int col) { return p.da + (int64_t)rank * p.k + col; };
+        if (p.accumulate)
+            each([&](float& a, float& b, int rank, int col) {
+                a = *at(rank, col) + a;
+                b = *at(rank + 1, col) + b;
+            });
+        each([&](float a, float b, int rank, int col) {
+            *at(rank, col) = a;
+            *at(rank + 1, col) = b;
+        });
+    } else {
+        auto at = [&](int rank, int col) {
+            return reinterpret_cast<float2*>(p.db[item.part] + (int64_t)col * item.ranks + rank);
+        };
+        if (p.accumulate)
+            each([&](float& a, float& b, int rank, int col) {
+                const float2 before = *at(rank, col);
+                a = before.x + a;
+                b = before.y + b;
+            });
+        each([&](float a, float b, int rank, int col) { *at(rank, col) = {a, b}; });
+    }
+}
+
+// By the two warpgroups behind the first.
+template <typename E, typename T>
+__device__ __forceinline__ void grads_consume(const HopperGradsParams& p, uint32_t base, int worker,
+                                              int workers) {
+    using Y = typename T::Y;
+    using L = typename T::L;
+    const int half = warpgroup_index() - 1;
+    constexpr int kFloats = T::kRank / 2;
+    Consumer<typename T::Stages, ReleaseToCta> consumer(base);
+    const int count = GradItem<T>::count(p);
+    for (int index = worker; index < count; index += workers) {
+        float sum[T::kBoxes][kFloats] = {};
+        for (int t0 = 0; t0 < p.t; t0 += T::kChainRows) {
+            const int steps = (min(T::kChainRows, p.t - t0) + T::kRows - 1) / T::kRows;
+            float acc[T::kBoxes][kFloats];
+            int accumulate = 0;
+            for (int step = 0; step < steps; step++)
+                consumer.step([&](uint32_t stage) {
+                    const uint64_t y = Y::descriptor(stage + half * T::kBoxes * Y::kBoxBytes);
+                    const uint64_t l = L::descriptor(stage + Y::kBytes);
+                    wgmma_fence();
+#pragma unroll
+                    for (int k16 = 0; k16 < T::kRows / 16; k16++) {
+#pragma unroll
+                        for (int i = 0; i < T::kBoxes; i++)
+                            wgmma<E, T::kRank, Major::MN, Major::MN>(
+                                acc[i], y + i * (Y::kBoxBytes / 16) + k16 * Y::kStepK16,
+                                l + k16 * L::kStepK16, accumulate);
+                        accumulate = 1;
+                    }
+                    wgmma_commit();
+                });
+            consumer.drain();
+#pragma unroll
+            for (int i = 0; i < T::kBoxes; i++)
+#pragma unroll
+                for (int j = 0; j < kFloats; j++) sum[i][j] += acc[i][j];
+        }
+        const GradItem<T> item(p, index);
+#pragma unroll
+        for (int i = 0; i < T::kBoxes; i++)
+            grads_store(p, item, (half * T::kBoxes + i) * 64, sum[i]);
+    }
+}
+
+// Shared memory of a step of grads_beside at most, from a multiple of 1024 on.
+constexpr int kGradsBesideBytes = GradTile<32, 64>::kStageBytes;
+
+// By a warpgroup beside those that compute dX of a small batch: the items of worker `worker` of
+// `workers`, in the order of grads.cu. Boxes of Y and L are as high as T, up to whole 16. `full` is
+// a barrier that no other warp uses. One thread calls wait_for_ds(), which returns true, before it
+// loads dS.
+// NOTES: one step at a time, with no pipeline. That is slow, and no one waits for it. In the stages
+// of the warpgroups for dX an item took 2.5 µs: its loads and stores queued behind those of W0.
+template <typename E, typename T, typename Wait>
+__device__ __forceinline__ void grads_beside(const HopperGradsParams& p, uint32_t at, uint32_t full,
+                                             int worker, int workers, Wait&& wait_for_ds) {
+    using Y = typename T::Y;
+    using L = typename T::L;
+    static_assert(T::kStageBytes <= kGradsBesideBytes && Y::kBoxes == 1 && L::kBoxes == 1);
+    const int box_rows = min(T::kRows, (p.t + 15) / 16 * 16);
+    const uint32_t y_at = at, l_at = at + box_rows * 64 * 2;
+    const uint64_t y = Y::descriptor(y_at), l = L::descriptor(l_at);
+    const bool loads = __shfl_sync(~0u, threadIdx.x / 32 % 4, 0) == 0 && elect_one();
+    const int bytes = box_rows * (T::kCols + T::kRank) * 2;
+    const int count = GradItem<T>::count(p);
+    uint32_t phase = 0;
+    bool has_ds = false;
+    for (int index = worker; index < count; index += workers) {
+        const GradItem<T> item(p, index);
+        float acc[T::kRank / 2] = {};
+        for (int t0 = 0; t0 < p.t; t0 += T::kRows) {
+            bar_sync<128>(2);  // all warps have read the step before
+            if (loads) {
+                mbarrier_arrive_expect_tx(full, bytes);
+                Y::load(y_at, item.of_da ? p.x : p.dh[0], item.col0, t0, full);
+                if (item.of_da && !has_ds) has_ds = wait_for_ds();
+                L::load(l_at, item.of_da ? p.ds : p.s, item.rank0, t0, full);
+            }
+            mbarrier_wait(full, phase);
+            phase ^= 1;
+            wgmma_groups<E, T::kRank, Y, L>(acc, y, l, p.t - t0);
+            wgmma_wait<0>();
+        }
+        grads_store(p, item, 0, acc);
+    }
+}

@@ -1,0 +1,254 @@
+// Which tiles of linear.cuh a cluster works on, and in which order: the tile scheduler. The
+// producer, the flag warp and the consumers each walk it on their own. src/plan/sm90a/linear
+// chooses the order; its tests walk a copy.
+#pragma once
+
+#include "gradients.cuh"
+
+// What both forms of the product have. Mirrored by cuda::hopper::HopperProduct in Rust.
+struct HopperProduct {
+    void* s;  // where lhs_ext is written, m×r
+    uint32_t*
+        flags;  // a count, then one for every 128 rows of lhs_ext, then one for every warp below
+    float* partials;  // what every multiplying warp has made of a tile that another finishes
+    int m, n, k, r;   // of all layers: n of the forward and k of the other as Parts counts outputs
+    int slices;       // of lhs_ext, to be made here; 0 if it is an input
+    int slice_cols;  // columns of tiles that make a slice: one for each, or more if it is the only one
+    int group;   // rows of pairs of tiles that are worked on together once there are no slices left
+    int makers;  // pairs of blocks that make slices, whole rows of them at a time
+    int whole;   // pairs of tiles that are not shared, a multiple of the pairs of blocks, or all
+    int projectors;  // pairs of blocks, the first ones, that make lhs_ext for the others
+    int streamers;   // pairs of blocks, the last ones, that work on grads and not on tiles
+    Parts parts;
+};
+static_assert(sizeof(HopperProduct) == 136);
+
+// Boxes of 64 rows and so many columns of an output.
+struct OutBoxes {
+    TensorMap by_64, by_32, by_16;
+};
+
+// Where a layer is among those that share X.
+// NOTES: nothing to be looked for in kernels of one layer: the loader would take 1 to 2 % longer.
+template <bool kShared>
+struct HopperLayers : HopperProduct {
+    __device__ __forceinline__ int part(int at) const { return kShared ? parts.of(at) : 0; }
+    __device__ __forceinline__ int start(int part) const { return kShared ? parts.start[part] : 0; }
+    __device__ __forceinline__ int rank_start(int part) const {
+        return kShared ? parts.rank_start[part] : 0;
+    }
+    __device__ __forceinline__ int rank(int part) const { return kShared ? parts.rank[part] : r; }
+    __device__ __forceinline__ float scale_of(int rank_col) const {
+        return kShared ? parts.scale_of(rank_col) : parts.scale[0];
+    }
+};
+
+// Mirrored by cuda::hopper in Rust, as ForwardParams and InputGradParams. What is of a layer has it
+// as its index.
+template <Major kRhs, bool kShared>
+struct HopperLinearParams;
+
+template <bool kShared>
+struct HopperLinearParams<Major::K, kShared> : HopperLayers<kShared> {
+    TensorMap of_lhs, of_down, lhs_ext;
+    struct {
+        TensorMap rhs, rhs_ext;
+        OutBoxes out;
+    } of[kMaxParts];
+
+    __device__ __forceinline__ const TensorMap& lhs(int) const { return of_lhs; }
+    __device__ __forceinline__ const TensorMap& down(int) const { return of_down; }
+    __device__ __forceinline__ const TensorMap& rhs(int part) const { return of[part].rhs; }
+    __device__ __forceinline__ const TensorMap& rhs_ext(int part) const { return of[part].rhs_ext; }
+    __device__ __forceinline__ const OutBoxes& out(int part) const { return of[part].out; }
+};
+static_assert(sizeof(HopperLinearParams<Major::K, true>) == 3136);
+
+template <bool kShared>
+struct HopperLinearParams<Major::MN, kShared> : HopperLayers<kShared> {
+    TensorMap lhs_ext, of_rhs_ext;
+    OutBoxes of_out;
+    struct {
+        TensorMap lhs, rhs, down;
+    } of[kMaxParts];
+    HopperGradsParams grads;
+
+    __device__ __forceinline__ const TensorMap& lhs(int part) const { return of[part].lhs; }
+    __device__ __forceinline__ const TensorMap& down(int part) const { return of[part].down; }
+    __device__ __forceinline__ const TensorMap& rhs(int part) const { return of[part].rhs; }
+    __device__ __forceinline__ const TensorMap& rhs_ext(int) const { return of_rhs_ext; }
+    __device__ __forceinline__ const OutBoxes& out(int) const { return of_out; }
+};
+static_assert(sizeof(HopperLinearParams<Major::MN, true>) == 3968);
+
+constexpr int kTileM = 128, kTileK = 64, kConsumerWarps = 8;
+
+// A CTA's part of a cluster's tile pair.
+template <int kN>
+struct Tile {
+    int m0, n0;
+    bool projects;     // computes a slice of S beside its own columns
+    int first, steps;  // along k: so many from the first on; step 0 follows the last
+
+    // The slice it computes.
+    __device__ __forceinline__ int slice(const HopperProduct& p) const {
+        return p.slices == 1 ? 0 : n0 / kN;
+    }
+    // Its slice is all of S, in registers: it needs no other tile's.
+    __device__ __forceinline__ bool has_all_of_s(const HopperProduct& p) const {
+        return projects && p.slices == 1;
+    }
+    // Other tiles need its slice.
+    __device__ __forceinline__ bool publishes(const HopperProduct& p) const {
+        return projects && (p.slices > 1 || n0 == 0);
+    }
+    // Columns of S that its last steps multiply: of one projection, or `of_all`.
+    template <bool kShared>
+    __device__ __forceinline__ int ranks(const HopperLayers<kShared>& p, bool of_all) const {
+        return of_all || has_all_of_s(p) ? p.r : p.rank(p.part(n0));
+    }
+};
+
+// dividend / divisor, in far fewer cycles than `/`. Dividends are below 2^24, and quotients below
+// 2^22 or the divisor is 1: they count tiles, and the output of more would not fit any memory.
+__device__ __forceinline__ int divide(int dividend, int divisor, int& remainder) {
+    int quotient = (int)__fdividef(dividend, divisor);  // off by one at most
+    remainder = dividend - quotient * divisor;
+    if (remainder < 0) quotient--, remainder += divisor;
+    if (remainder >= divisor) quotient++, remainder -= divisor;
+    return quotient;
+}
+
+// A cluster's tiles, in pairs one above the other: every clusters()-th of the full ones, then its
+// span of the tail wave, which is split along K so that all clusters have equally many steps
+// (stream-K).
+//
+//   cluster 0   |tile 0|tile 3|tile 6        |last steps of 7|
+//   cluster 1   |tile 1|tile 4|first of 7|tile 8   |last of 9|
+//   cluster 2   |tile 2|tile 5|first of 9     |tile 10       |
+//               |  full tiles |            spans             |
+//
+// A cluster writes a partial tile of the first tile in its span for the cluster before, which
+// reduces it.
+// In spans too, all clusters go along k nearly together, so that they find in the L2 what others
+// have just read: the first tile begins with step 0, the last ends with the last step, and one in
+// between begins where the others are by then.
+//
+// Clusters that compute slices of S begin with the tiles that do, row by row. All other tiles come
+// in groups of rows, column by column, so that lhs and rhs are shared in the L2.
+template <int kN, bool kSlices>
+struct TileScheduler {
+    const HopperProduct& p;
+    int wave;            // full tiles done
+    int begin, end, at;  // of its span, in steps of all tiles of the tail wave
+
+    __device__ __forceinline__ int rows() const { return (p.m + 2 * kTileM - 1) / (2 * kTileM); }
+    __device__ __forceinline__ int cols() const { return (p.n + kN - 1) / kN; }
+    __device__ __forceinline__ int steps() const { return (p.k + kTileK - 1) / kTileK; }
+
+    __device__ __forceinline__ int cluster() const { return blockIdx.x / 2 - p.projectors; }
+    __device__ __forceinline__ int clusters() const {
+        return gridDim.x / 2 - p.streamers - p.projectors;
+    }
+
+    __device__ __forceinline__ explicit TileScheduler(const HopperProduct& p) : p(p), wave(0) {
+        int longer;  // spans, by one step
+        const int span = divide((rows() * cols() - p.whole) * steps(), clusters(), longer);
+        begin = at = cluster() * span + min(cluster(), longer);
+        end = at + span + (cluster() < longer);
+    }
+
+    __device__ __forceinline__ bool in_span() const {
+        return wave * clusters() + cluster() >= p.whole;
+    }
+    __device__ __forceinline__ bool done() const { return in_span() && at >= end; }
+
+    // A tile with some of the steps along k: with the first of all, its sums go to the cluster
+    // before as a partial tile; with the last, it adds the next cluster's partial tile.
+    __device__ __forceinline__ bool writes_partial(const Tile<kN>& tile) const {
+        return tile.steps < steps() && at + tile.steps < end;
+    }
+    __device__ __forceinline__ bool reduces_partial(const Tile<kN>& tile) const {
+        return tile.steps < steps() && at + tile.steps == end;
+    }
+
+    __device__ __forceinline__ void advance(const Tile<kN>& tile) {
+        if (!in_span()) {
+            wave++;
+        } else {
+            at += tile.steps;
+        }
+    }
+
+    __device__ __forceinline__ Tile<kN> tile() const {
+        const int slice_cols = kSlices ? p.slice_cols : 0, all_slices = rows() * slice_cols;
+        const int slices_before =
+            kSlices ? min(all_slices, wave * p.makers + min(cluster(), p.makers)) : 0;
+        const bool projects = kSlices && cluster() < p.makers && slices_before < all_slices;
+        int rest = wave * clusters() + cluster() - slices_before;  // tiles without a slice, before
+        int first = 0, count = steps();
+        if (in_span()) {
+            int before;  // steps of the tile in the span before
+            rest = p.whole - all_slices + divide(at, steps(), before);
+            if (before > 0) {
+                count -= before;
+            } else if (at + steps() > end) {
+                count = end - at;
+                first = steps() - count;
+            } else {
+                divide(at - begin, steps(), first);
+            }
+        }
+        int in_group, row, col;
+        if (projects) {
+            row = divide(slices_before, slice_cols, col);
+        } else {
+            const int group0 = divide(rest, p.group * (cols() - slice_cols), in_group) * p.group;
+            col = slice_cols + divide(in_group, min(p.group, rows() - group0), row);
+            row += group0;
+        }
+        const int m0 = (2 * row + (int)cluster_rank()) * kTileM;
+        return {m0, col * kN, projects, first, count};
+    }
+};
+
+// ---- Partial tiles (stream-K), warp by warp ---------------------------------------------------
+
+// The flag of a consumer warp's part of a partial tile.
+__device__ __forceinline__ uint32_t* partial_flag(const HopperProduct& p, int cta, int warp) {
+    return &p.flags[1 + (p.m + kTileM - 1) / kTileM + cta * kConsumerWarps + warp];
+}
+
+// Its place in `partials`: 16 bytes of every lane at a time.
+__device__ __forceinline__ float4* partial_of_warp(const HopperProduct& p, int cta, int warp,
+                                                   int floats, int lane) {
+    const int64_t start = (int64_t)(cta * kConsumerWarps + warp) * 32 * floats;
+    return reinterpret_cast<float4*>(p.partials + start) + lane;
+}
+
+// Writes a warp's partial sums, for the same warp of the cluster before.
+template <int kFloats>
+__device__ __forceinline__ void write_partial(const HopperProduct& p, const float (&acc)[kFloats]) {
+    const int thread = reread_thread_index(), warp = thread / 32 - 4;
+    float4* partial = partial_of_warp(p, blockIdx.x, warp, kFloats, thread % 32);
+#pragma unroll
+    for (int i = 0; i < kFloats / 4; i++)
+        partial[i * 32] = make_float4(acc[4 * i], acc[4 * i + 1], acc[4 * i + 2], acc[4 * i + 3]);
+}
+
+// Adds those of the same warp of the next cluster, which wrote them long ago as a rule.
+template <int kFloats>
+__device__ __forceinline__ void reduce_partial(const HopperProduct& p, float (&acc)[kFloats]) {
+    const int thread = reread_thread_index(), warp = thread / 32 - 4, cta = blockIdx.x + 2;
+    uint32_t* flag = partial_flag(p, cta, warp);
+    const float4* partial = partial_of_warp(p, cta, warp, kFloats, thread % 32);
+    // NOTES: a vote, so that the compiler knows that whole warps go on together.
+    while (__any_sync(~0u, GridFlags::load_acquire(flag) == 0)) {
+    }
+    if (thread % 32 == 0) *flag = 0;
+#pragma unroll
+    for (int i = 0; i < kFloats / 4; i++) {
+        const float4 v = __ldcg(&partial[i * 32]);
+        acc[4 * i] += v.x, acc[4 * i + 1] += v.y, acc[4 * i + 2] += v.z, acc[4 * i + 3] += v.w;
+    }
+}

@@ -1,5 +1,5 @@
-//! Compiles each `kernels/ARCH/*.cu` with nvcc into one fatbin, and writes `$OUT_DIR/kernels.rs`,
-//! which embeds them. No GPU is needed, and nothing of CUDA is linked.
+//! Compiles each kernel file that `kernels/manifest` lists with nvcc into one fatbin, and writes
+//! `$OUT_DIR/kernels.rs`, which embeds them. No GPU is needed, and nothing of CUDA is linked.
 //!
 //! Environment, all optional:
 //! - `NVCC`, `CUDA_HOME`, `CUDA_PATH`, `PATH`: where nvcc is looked for, in this order, then
@@ -32,8 +32,13 @@ use std::str::FromStr;
 use std::sync::Mutex;
 use std::{env, fs, io, process, thread};
 
+#[path = "kernels/manifest/codegen.rs"]
+mod codegen;
+
 const NVCC_FLAGS: [&str; 4] = ["-O3", "-std=c++17", "--fatbin", "-Xptxas=-v"];
 const DEFAULT_ARCHS: &str = "80,90";
+/// In OUT_DIR, the headers that kernels/manifest/codegen.rs writes.
+const INCLUDE: &str = "include";
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
@@ -52,6 +57,8 @@ fn run() -> Result<(), String> {
         Some(v) => return Err(format!("LORA_KERNELS_REQUIRE_NVCC={v}: neither 0 nor 1")),
     };
     let archs = selected_archs()?;
+    write(&out.join("layout.rs"), &codegen::layout_assertions())?;
+    write(&out.join("entry_points.rs"), &codegen::entry_point_names())?;
     if var("DOCS_RS").is_some() {
         return write_kernels_rs(&out, &[], Some("DOCS_RS was set"));
     }
@@ -65,6 +72,9 @@ fn run() -> Result<(), String> {
         println!("cargo::warning=built without kernels, {reason}: {advice}");
         return write_kernels_rs(&out, &[], Some(reason));
     };
+    for (file, text) in codegen::headers() {
+        write(&out.join(INCLUDE).join(file), &text)?;
+    }
     let kernels = find_kernels(&archs)?;
     compile_all(&nvcc, &kernels, &out)?;
     let none = format!("no kernel is for the architectures {}", join(&archs));
@@ -78,23 +88,31 @@ fn var(name: &str) -> Option<String> {
 }
 
 fn write_kernels_rs(out: &Path, kernels: &[Kernel], not_built: Option<&str>) -> Result<(), String> {
-    let fatbins: String = kernels
-        .iter()
-        .map(|Kernel { name, arch, .. }| {
-            let image = format!(r#"include_bytes!(concat!(env!("OUT_DIR"), "/{name}.fatbin"))"#);
-            let oldest = (arch.number / 10, arch.number % 10);
-            let only = !arch.suffix.is_empty();
-            format!("    Fatbin {{ name: {name:?}, oldest: {oldest:?}, only: {only}, image: {image} }},\n")
-        })
-        .collect();
+    let fatbins = kernels.iter().map(|Kernel { name, arch, .. }| {
+        let image = format!(r#"include_bytes!(concat!(env!("OUT_DIR"), "/{name}.fatbin"))"#);
+        let oldest = (arch.number / 10, arch.number % 10);
+        let only = !arch.suffix.is_empty();
+        format!(
+            "    Fatbin {{ name: {name:?}, oldest: {oldest:?}, only: {only}, image: {image} }},\n"
+        )
+    });
+    let fatbins: String = fatbins.collect();
     let code = format!(
         "/// By the names of their files.\n\
          static FATBINS: &[Fatbin] = &[\n{fatbins}];\n\
          /// Why there are no kernels in this build, if there are none.\n\
-         const NOT_BUILT: Option<&str> = {not_built:?};\n"
+         const NOT_BUILT: Option<&str> = {not_built:?};\n\
+         {}",
+        codegen::kernel_modules()
     );
-    let path = out.join("kernels.rs");
-    fs::write(&path, code).map_err(|e| format!("{}: {e}", path.display()))
+    write(&out.join("kernels.rs"), &code)
+}
+
+/// Writes a file, and its folder if there is none.
+fn write(path: &Path, text: &str) -> Result<(), String> {
+    let folder = path.parent().expect("a folder");
+    let written = fs::create_dir_all(folder).and_then(|()| fs::write(path, text));
+    written.map_err(|e| format!("{}: {e}", path.display()))
 }
 
 // ---- architectures -------------------------------------------------------------------------
@@ -229,29 +247,18 @@ struct Kernel {
     archs: Vec<Arch>,
 }
 
-/// Sorted by name. Paths are relative to the crate, and so are those that nvcc then writes into
-/// the dependency files.
+/// What the manifest lists for the selected architectures, sorted by name. Paths are relative to
+/// the crate, and so are those that nvcc then writes into the dependency files.
 fn find_kernels(selected: &[Arch]) -> Result<Vec<Kernel>, String> {
-    let entries = |dir: &Path| -> Result<Vec<PathBuf>, String> {
-        let entries =
-            fs::read_dir(dir).and_then(|dir| dir.map(|entry| Ok(entry?.path())).collect());
-        entries.map_err(|e| format!("{}: {e}", dir.display()))
-    };
-    let name_of = |path: &Path| path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let mut kernels = Vec::new();
-    for folder in entries(Path::new("kernels"))? {
-        let name = name_of(&folder);
-        let Some(arch) = name.strip_prefix("sm") else { continue };
-        let arch: Arch = arch.parse().map_err(|e| format!("{}: {e}", folder.display()))?;
+    for name in codegen::files() {
+        let arch = name.split_once('/').and_then(|(folder, _)| folder.strip_prefix("sm"));
+        let arch: Arch = arch.unwrap_or_default().parse().map_err(|e| format!("{name}: {e}"))?;
         let archs = archs_of(&arch, selected);
-        for source in entries(&folder)? {
-            if source.extension().is_some_and(|ending| ending == "cu") && !archs.is_empty() {
-                let name = format!("{name}/{}", name_of(&source));
-                kernels.push(Kernel { name, arch: arch.clone(), archs: archs.clone() });
-            }
+        if !archs.is_empty() {
+            kernels.push(Kernel { name, arch, archs });
         }
     }
-    kernels.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(kernels)
 }
 
@@ -286,18 +293,20 @@ fn compile(nvcc: &Nvcc, kernel: &Kernel, out: &Path) -> Result<(), String> {
     let source = format!("kernels/{}.cu", kernel.name);
     let folder = fatbin.parent().expect("a folder");
     fs::create_dir_all(folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+    let include = out.join(INCLUDE);
 
     let mut command = Command::new(&nvcc.path);
     command.args(NVCC_FLAGS).args(gencode(&kernel.archs));
     if let Some(host_compiler) = &nvcc.host_compiler {
         command.arg("-ccbin").arg(host_compiler);
     }
-    command.args(["-MD", "-MF"]).arg(&deps);
+    command.arg("-I").arg(&include).args(["-MD", "-MF"]).arg(&deps);
     command.arg("-o").arg(&fatbin).arg(&source);
 
     let recipe = format!("{command:?}\n{}", nvcc.identity);
     let old_stamp = fs::read_to_string(&stamp).ok();
-    if old_stamp.is_some() && fatbin.is_file() && old_stamp == make_stamp(&recipe, &deps).ok() {
+    let new_stamp = || make_stamp(&recipe, &deps, &include);
+    if old_stamp.is_some() && fatbin.is_file() && old_stamp == new_stamp().ok() {
         return Ok(());
     }
     // First, so that no stamp is there for a fatbin that was refused.
@@ -321,9 +330,8 @@ fn compile(nvcc: &Nvcc, kernel: &Kernel, out: &Path) -> Result<(), String> {
         return Err(report);
     }
     print!("{}", cargo_lines(&words));
-    make_stamp(&recipe, &deps)
-        .and_then(|text| fs::write(&stamp, text))
-        .map_err(|e| format!("{}: {e}", stamp.display()))
+    let written = new_stamp().and_then(|text| fs::write(&stamp, text));
+    written.map_err(|e| format!("{}: {e}", stamp.display()))
 }
 
 /// What nvcc said, for cargo: it shows warnings always, and the rest with -vv. nvcc repeats the
@@ -342,21 +350,24 @@ fn cargo_lines(words: &str) -> String {
 }
 
 /// Says what a fatbin was made of: `recipe`, then a hash of the source and of every header of
-/// ours that it includes, by nvcc's dependency file. The toolkit's headers come with `recipe`.
-fn make_stamp(recipe: &str, deps: &Path) -> io::Result<String> {
+/// ours that it includes, written or generated, by nvcc's dependency file. The toolkit's headers
+/// come with `recipe`.
+fn make_stamp(recipe: &str, deps: &Path, include: &Path) -> io::Result<String> {
     let mut stamp = recipe.to_string();
-    for path in own_files(&fs::read_to_string(deps)?) {
+    for path in own_files(&fs::read_to_string(deps)?, include) {
         let mut hasher = DefaultHasher::new();
-        hasher.write(&fs::read(path)?);
-        stamp += &format!("\n{:016x} {path}", hasher.finish());
+        hasher.write(&fs::read(&path)?);
+        stamp += &format!("\n{:016x} {}", hasher.finish(), path.display());
     }
     Ok(stamp)
 }
 
-/// The files below kernels/ in a Makefile rule `target : file \ file`.
-fn own_files(rule: &str) -> impl Iterator<Item = &str> {
-    let words = rule.split_whitespace();
-    words.filter(|path| Path::new(path).starts_with("kernels"))
+/// The files below kernels/ and below `include` in a Makefile rule `target : file \ file`, where
+/// spaces in names have a backslash before them.
+fn own_files(rule: &str, include: &Path) -> Vec<PathBuf> {
+    let rule = rule.replace("\\\n", "\n").replace("\\ ", "\0");
+    let words = rule.split_whitespace().map(|path| PathBuf::from(path.replace('\0', " ")));
+    words.filter(|path| path.starts_with("kernels") || path.starts_with(include)).collect()
 }
 
 /// Those lines of `ptxas -v` that report spilled registers, each after the one that names the
@@ -418,8 +429,11 @@ mod tests {
 
     #[test]
     fn dependencies() {
-        let rule = "out/a.fatbin : kernels/a.cu \\\n  /usr/include/math.h \\\n  kernels/b.cuh\n";
-        assert!(own_files(rule).eq(["kernels/a.cu", "kernels/b.cuh"]));
+        let rule =
+            "/o/a.fatbin : kernels/a.cu \\\n  /usr/include/math.h \\\n  kernels/b.cuh \\\n  \
+                    /o\\ u/c.cuh \\\n  /o/a.cuh\n";
+        let files = ["kernels/a.cu", "kernels/b.cuh", "/o u/c.cuh"].map(PathBuf::from);
+        assert_eq!(own_files(rule, Path::new("/o u")), files);
     }
 
     #[test]

@@ -72,6 +72,7 @@ mod driver;
 mod dtype;
 mod error;
 mod layers;
+mod manifest;
 pub mod ops;
 #[cfg(feature = "peft")]
 pub mod peft;

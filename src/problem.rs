@@ -2,6 +2,7 @@
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::manifest;
 use crate::shape::Shape;
 use std::fmt;
 
@@ -9,7 +10,7 @@ use std::fmt;
 pub const MAX_RANK: usize = 256;
 
 /// The most projections of one x that a call serves.
-pub const MAX_PROJECTIONS: usize = 4;
+pub const MAX_PROJECTIONS: usize = manifest::common::limits::MAX_PROJECTIONS;
 
 /// The largest T, k and d.
 ///
@@ -21,7 +22,7 @@ pub const MAX_PROJECTIONS: usize = 4;
 /// | kernels/sm90a/decode.cu, `row0 + round * row_stride` | rows of W0 | a round: 2 × 128 per cluster |
 /// | kernels/sm90a/linear.cuh, `i * kTileM`, 32 lanes | rows of X | 32 × 128 |
 /// | kernels/sm90a/grads.cuh, `t0 += kChainRows` | rows of X | 2048 |
-/// | kernels/sm90a/tiles.cuh, `m0` behind the last tile | rows of X | 2 × 256 |
+/// | kernels/sm90a/linear_tiles.cuh, `m0` behind the last tile | rows of X | 2 × 256 |
 /// | all, the last tile and the last step | any | 256 |
 ///
 /// 2¹⁶ covers a round of 255 clusters. A GPU that runs sm_90a code has 72 at most.

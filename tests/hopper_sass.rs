@@ -12,6 +12,13 @@ fn cuobjdump() -> Option<PathBuf> {
     dirs.find_map(|dir| Some(dir.join("cuobjdump")).filter(|file| file.is_file()))
 }
 
+// ENTRY_POINTS: the names of all, by file, from the manifest.
+include!(concat!(env!("OUT_DIR"), "/entry_points.rs"));
+
+fn name(kernel: &str) -> &str {
+    kernel.lines().next().unwrap_or_default().trim()
+}
+
 /// The instructions of a kernel by their addresses, up to the last exit. Behind it are the slow paths
 /// of waits, which jump back into loops.
 fn instructions(kernel: &str) -> Vec<(usize, &str)> {
@@ -47,16 +54,8 @@ fn main_loops<'a>(code: &'a [(usize, &'a str)]) -> Vec<&'a [(usize, &'a str)]> {
 
 #[test]
 fn nothing_fences_the_main_loops() {
-    let fatbins = [
-        ("sm90a/linear", 38),
-        ("sm90a/linear_shared", 38),
-        ("sm90a/grads", 6),
-        ("sm90a/decode", 18),
-        ("sm90a/short", 28),
-    ]
-    .map(|(name, kernels)| (Path::new(env!("OUT_DIR")).join(name), kernels));
-    for (fatbin, wanted) in fatbins {
-        let fatbin = fatbin.with_extension("fatbin");
+    for (file, entry_points) in ENTRY_POINTS.iter().filter(|(file, _)| file.starts_with("sm90a/")) {
+        let fatbin = Path::new(env!("OUT_DIR")).join(file).with_extension("fatbin");
         let (Some(cuobjdump), true) = (cuobjdump(), fatbin.is_file()) else {
             // Where kernels are required, as in CI, so is this check.
             assert!(
@@ -69,9 +68,11 @@ fn nothing_fences_the_main_loops() {
         let output = Command::new(cuobjdump).arg("-sass").arg(&fatbin).output().expect("cuobjdump");
         let sass = String::from_utf8(output.stdout).expect("text");
         let kernels: Vec<&str> = sass.split("Function : ").skip(1).collect();
-        assert_eq!(kernels.len(), wanted, "{}", fatbin.display());
+        let mut names: Vec<_> = kernels.iter().map(|kernel| name(kernel)).collect();
+        names.sort_unstable();
+        assert_eq!(names, *entry_points, "{}", fatbin.display());
         for kernel in kernels {
-            let name = kernel.lines().next().unwrap_or_default();
+            let name = name(kernel);
             let code = instructions(kernel);
             let loops = main_loops(&code);
             let wgmmas = |code: &[(usize, &str)]| {

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 /// The layers, from the bottom. Modules of one layer may import each other.
 const LAYERS: &[&[&str]] = &[
-    &["rng"],
+    &["rng", "manifest"],
     &["dtype", "shape", "error"],
     &["problem"],
     &["plan"],
@@ -28,7 +28,7 @@ const LAYERS: &[&[&str]] = &[
 ];
 
 /// Modules that import nothing.
-const LEAVES: &[&str] = &["rng"];
+const LEAVES: &[&str] = &["rng", "manifest"];
 
 /// The constructors that promise something: where `unsafe` may occur outside of the driver.
 const UNSAFE: &[(&str, &str)] = &[

@@ -17,15 +17,7 @@
 // initialised.
 #include "tile.cuh"
 
-// Mirrored by cuda::params::GradParams in Rust.
-struct GradParams {
-    Operand lhs, rhs, partials;
-    int t, r, n;
-    int rows_per_split;
-};
-static_assert(sizeof(GradParams) == 64);
-
-constexpr int kTileN = 128, kTileK = 64, kStages = 4;
+#include "manifest/sm80/grad.cuh"
 
 template <typename E, int kRank>
 __device__ __forceinline__ void grad(const GradParams& p) {
@@ -49,13 +41,4 @@ __device__ __forceinline__ void grad(const GradParams& p) {
     });
 }
 
-#define GRAD_KERNEL(name, E, rank)                                \
-    extern "C" __global__ void __launch_bounds__(128)             \
-        name(const __grid_constant__ GradParams params) {         \
-        grad<E, rank>(params);                                    \
-    }
-
-GRAD_KERNEL(grad_r16_bf16, __nv_bfloat16, 16)
-GRAD_KERNEL(grad_r16_f16, __half, 16)
-GRAD_KERNEL(grad_r64_bf16, __nv_bfloat16, 64)
-GRAD_KERNEL(grad_r64_f16, __half, 64)
+#include "instances/sm80/grad.cuh"

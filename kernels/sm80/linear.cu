@@ -18,16 +18,9 @@
 // time share about as many rows of lhs as of rhs in the L2.
 #include "tile.cuh"
 
-// Mirrored by cuda::params::LinearParams in Rust.
-constexpr int kSegments = 5;
-struct LinearParams {
-    Segment segments[kSegments];
-    Operand out;
-    int m, n, count;
-};
-static_assert(sizeof(LinearParams) == 232);
+#include "manifest/sm80/linear.cuh"
 
-constexpr int kTileM = 128, kTileN = 256, kTileK = 32, kStages = 4, kGroup = 16;
+constexpr int kGroup = 16;
 
 template <typename E, Major kRhs>
 __device__ __forceinline__ void linear(const LinearParams& p) {
@@ -47,13 +40,4 @@ __device__ __forceinline__ void linear(const LinearParams& p) {
     });
 }
 
-#define LINEAR_KERNEL(name, E, major)                             \
-    extern "C" __global__ void __launch_bounds__(256, 1)          \
-        name(const __grid_constant__ LinearParams params) {       \
-        linear<E, major>(params);                                 \
-    }
-
-LINEAR_KERNEL(linear_forward_bf16, __nv_bfloat16, Major::K)
-LINEAR_KERNEL(linear_forward_f16, __half, Major::K)
-LINEAR_KERNEL(linear_input_grad_bf16, __nv_bfloat16, Major::MN)
-LINEAR_KERNEL(linear_input_grad_f16, __half, Major::MN)
+#include "instances/sm80/linear.cuh"

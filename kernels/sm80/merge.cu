@@ -10,15 +10,7 @@
 // Shared memory: 2 stages of (64 + 128)×32 elements, 24 KiB.
 #include "tile.cuh"
 
-// Mirrored by cuda::params::MergeParams in Rust.
-struct MergeParams {
-    Operand w, b, a, out;
-    int d, k, r;
-    float scale;
-};
-static_assert(sizeof(MergeParams) == 80);
-
-constexpr int kTileD = 64, kTileK = 128, kStepR = 32, kStages = 2;
+#include "manifest/sm80/merge.cuh"
 
 template <typename E>
 __device__ __forceinline__ void merge(const MergeParams& p) {
@@ -41,11 +33,4 @@ __device__ __forceinline__ void merge(const MergeParams& p) {
     });
 }
 
-#define MERGE_KERNEL(name, E)                                     \
-    extern "C" __global__ void __launch_bounds__(128)             \
-        name(const __grid_constant__ MergeParams params) {        \
-        merge<E>(params);                                         \
-    }
-
-MERGE_KERNEL(merge_bf16, __nv_bfloat16)
-MERGE_KERNEL(merge_f16, __half)
+#include "instances/sm80/merge.cuh"

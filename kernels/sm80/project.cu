@@ -17,22 +17,13 @@
 // Reads lhs and rhs; writes out, every element once. Needs nothing initialised.
 #include "tile.cuh"
 
-// Mirrored by cuda::params::ProjectParams in Rust.
-constexpr int kScales = 4;
-struct ProjectParams {
-    Operand lhs, rhs, out;
-    int m, r, k;
-    int ends[kScales];  // the column before which each scale ends; beyond r for those not used
-    float scales[kScales];
-};
-static_assert(sizeof(ProjectParams) == 96);
-
-constexpr int kTileM = 32, kTileK = 128, kStages = 4;
+#include "manifest/common/limits.cuh"
+#include "manifest/sm80/project.cuh"
 
 __device__ __forceinline__ float scale_of(const ProjectParams& p, int col) {
     float scale = p.scales[0];
 #pragma unroll
-    for (int i = 1; i < kScales; i++) scale = col < p.ends[i - 1] ? scale : p.scales[i];
+    for (int i = 1; i < kMaxProjections; i++) scale = col < p.ends[i - 1] ? scale : p.scales[i];
     return scale;
 }
 
@@ -55,17 +46,4 @@ __device__ __forceinline__ void project(const ProjectParams& p) {
     });
 }
 
-#define PROJECT_KERNEL(name, E, rank, major)                      \
-    extern "C" __global__ void __launch_bounds__(256)             \
-        name(const __grid_constant__ ProjectParams params) {      \
-        project<E, rank, major>(params);                          \
-    }
-
-PROJECT_KERNEL(project_s_r16_bf16, __nv_bfloat16, 16, Major::K)
-PROJECT_KERNEL(project_s_r16_f16, __half, 16, Major::K)
-PROJECT_KERNEL(project_s_r64_bf16, __nv_bfloat16, 64, Major::K)
-PROJECT_KERNEL(project_s_r64_f16, __half, 64, Major::K)
-PROJECT_KERNEL(project_ds_r16_bf16, __nv_bfloat16, 16, Major::MN)
-PROJECT_KERNEL(project_ds_r16_f16, __half, 16, Major::MN)
-PROJECT_KERNEL(project_ds_r64_bf16, __nv_bfloat16, 64, Major::MN)
-PROJECT_KERNEL(project_ds_r64_f16, __half, 64, Major::MN)
+#include "instances/sm80/project.cuh"

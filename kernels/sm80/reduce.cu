@@ -8,22 +8,15 @@
 // Grid: (⌈n/32⌉, ⌈r/32⌉). Block: 32×8 threads for a tile of 32×32, read along n and written along
 // the rows of out, through shared memory when those are columns of the tile.
 // Reads partials; writes out, every element once.
-#include <cstdint>
+#include "manifest/sm80/reduce.cuh"
 
-// Mirrored by cuda::params::ReduceParams in Rust.
-struct ReduceParams {
-    const float* partials;
-    float* out;
-    int splits, r, n;
-    int transpose, accumulate;
-};
-static_assert(sizeof(ReduceParams) == 40);
-
-extern "C" __global__ void __launch_bounds__(256)
-    reduce_partials(const __grid_constant__ ReduceParams p) {
-    __shared__ float tile[32][33];
-    const int n0 = blockIdx.x * 32, r0 = blockIdx.y * 32;
-    for (int row = threadIdx.y; row < 32; row += 8) {
+// NOTES: the entry point itself, and not a function that one calls: ptxas would order the loads
+// otherwise.
+extern "C" __global__ void __launch_bounds__(kTile * kThreadRows)
+    reduce(const __grid_constant__ ReduceParams p) {
+    __shared__ float tile[kTile][kTile + 1];
+    const int n0 = blockIdx.x * kTile, r0 = blockIdx.y * kTile;
+    for (int row = threadIdx.y; row < kTile; row += kThreadRows) {
         const int i = r0 + row, j = n0 + threadIdx.x;
         if (i >= p.r || j >= p.n) continue;
         float sum = 0.f;
@@ -32,7 +25,7 @@ extern "C" __global__ void __launch_bounds__(256)
         tile[row][threadIdx.x] = sum;
     }
     __syncthreads();
-    for (int row = threadIdx.y; row < 32; row += 8) {
+    for (int row = threadIdx.y; row < kTile; row += kThreadRows) {
         const int i = p.transpose ? r0 + threadIdx.x : r0 + row;
         const int j = p.transpose ? n0 + row : n0 + threadIdx.x;
         if (i >= p.r || j >= p.n) continue;

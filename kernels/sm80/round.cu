@@ -20,18 +20,7 @@
 // Reads src, and dst with `accumulate`; writes dst, every element once.
 #include "../common/element.cuh"
 
-// Mirrored by cuda::params::RoundParams in Rust.
-constexpr int kMaxSegments = 8;
-struct RoundParams {
-    const float* src[kMaxSegments];
-    void* dst[kMaxSegments];
-    int64_t elements[kMaxSegments];
-    int count;  // of segments
-    int accumulate;
-};
-static_assert(sizeof(RoundParams) == 200);
-
-constexpr int kThreads = 256, kElements = 8, kChunk = kThreads * kElements;
+#include "manifest/sm80/round.cuh"
 
 // `before` is what dst holds, used only with kAccumulate.
 template <bool kAccumulate, typename E>
@@ -103,15 +92,13 @@ __device__ __forceinline__ void round_tensors(const RoundParams& p) {
     }
 }
 
-#define ROUND_KERNEL(name, E)                                     \
-    extern "C" __global__ void __launch_bounds__(kThreads)        \
-        name(const __grid_constant__ RoundParams params) {        \
-        if (params.accumulate) {                                  \
-            round_tensors<E, true>(params);                       \
-        } else {                                                  \
-            round_tensors<E, false>(params);                      \
-        }                                                         \
+template <typename E>
+__device__ __forceinline__ void round(const RoundParams& p) {
+    if (p.accumulate) {
+        round_tensors<E, true>(p);
+    } else {
+        round_tensors<E, false>(p);
     }
+}
 
-ROUND_KERNEL(round_bf16, __nv_bfloat16)
-ROUND_KERNEL(round_f16, __half)
+#include "instances/sm80/round.cuh"

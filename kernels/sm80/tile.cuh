@@ -19,25 +19,10 @@
 // the buffer of the last one, which the loads issued after it overwrite.
 #pragma once
 
+#include "manifest/sm80/tile.cuh"
 #include "mma.cuh"
 
-// Mirrored by cuda::params::Operand in Rust.
-struct Operand {
-    void* data;
-    int ld;       // elements from one row to the next
-    int vectors;  // 1 if data and every row start at a multiple of 16 bytes
-};
-static_assert(sizeof(Operand) == 16);
-
 enum class Major { K, MN };
-
-// Mirrored by cuda::params::Segment in Rust.
-struct Segment {
-    Operand lhs;  // m×k
-    Operand rhs;  // n×k
-    int k;
-};
-static_assert(sizeof(Segment) == 40);
 
 // ---------------------------------------------------------------------------------------------
 // Instructions

@@ -46,53 +46,13 @@
 // for those that compute S, which wait for nothing else and come first in the grid: they start
 // first, however many CTAs run at once.
 #include "gradients.cuh"
+#include "manifest/sm90a/decode.cuh"
 
-// Mirrored by cuda::hopper_decode::HopperDecodeParams in Rust.
-struct HopperDecodeParams {
-    TensorMap w0, a,
-        b;  // in boxes of 64 columns and as many rows as a block works on; MN-major, of 64×64
-    TensorMap x, s;    // in boxes of 64 columns and x_rows and t rows
-    TensorMap down_x;  // X in boxes of 64 columns and down_tokens rows
-    void *h, *s_out;
-    uint32_t* flags;  // how many have seen all of S, and how many blocks have made their part of it
-    int t, k, d, r;
-    int s_cols;  // elements from one row of S to the next: S may be columns of a matrix
-    float scale;
-    int x_rows;  // t, or where the blocks of a pair load half of x each, half of it, a multiple of 8
-    int split;   // the blocks of a pair share rows of W0 and have half of k each
-    int rows;  // of W0 that a pair, or a block, works on at a time: 128 at most, over 64 unless split
-    int rounds;       // so often; 1 if split
-    int stages;       // that are in flight; an even number of them for up to 64 rows
-    int ahead;        // steps for which the L2 is asked for W0 before the kernel before is done
-    int next_at;      // the step at whose loads the next kernel may start
-    int down_pairs;   // the pairs that make S; 0 if r is
-    int down_ranks;   // in so many parts of its columns
-    int down_rows;    // of A for each of those: 64 at most
-    int down_tile;    // tokens that a stage of theirs has room for: 32 or kN
-    int down_tokens;  // of X for each pair: as many at most
-    int down_stages;
-    int down_ahead;  // steps for which the L2 is asked for A and X, before the same
-    int grads_at;    // where grads_beside's step is in shared memory, in the input gradient
-    int h_cols;      // row stride of H in elements, a multiple of 8
-};
-static_assert(sizeof(HopperDecodeParams) == 896);
-
-// Mirrored in the same place.
-struct HopperDecodeBackwardParams {
-    HopperDecodeParams product;
-    HopperGradsParams grads;
-};
-static_assert(sizeof(HopperDecodeBackwardParams) == 2496);
-
-constexpr int kMaxStages = 40;
-constexpr int kStagesAt = 1024;  // in shared memory, behind the barriers
 static_assert(8 * (2 * kMaxStages + 2) <= kStagesAt);
 using DecodeStages = RuntimeStages<kMaxStages, kStagesAt>;
 
-constexpr int kConsumers =
-    8;  // warps; then a gradient warpgroup (input grad), then a producer warp
 template <Major kRhs>
-constexpr int kWarps = kConsumers + (kRhs == Major::MN ? 4 : 0) + 1;
+constexpr int kWarps = kConsumerWarps + (kRhs == Major::MN ? kGradWarps : 0) + 1;
 
 // Partial sums are handed over in chunks: four floats of each thread of a warpgroup, of two rows,
 // eight apart, and two tokens of every eight.
@@ -437,14 +397,14 @@ __device__ __forceinline__ void hopper_decode(const HopperDecodeParams& p,
     const uint32_t base = shared_base();
     const Work work(p, kN, kRhs);
     const int warp = warp_index(), lane = threadIdx.x % 32;
-    const bool produces = warp == kWarps<kRhs> - 1, consumes = warp < kConsumers;
+    const bool produces = warp == kWarps<kRhs> - 1, consumes = warp < kConsumerWarps;
     if (produces) {
         if (elect_one()) {
             prefetch_tensormap(work.projects ? p.a : p.w0);
             prefetch_tensormap(work.projects ? p.down_x : p.x);
         }
         const int releases =
-            kConsumers / (work.share() == Share::kSteps ? 2 : 1) * (work.shares_tokens ? 2 : 1);
+            kConsumerWarps / (work.share() == Share::kSteps ? 2 : 1) * (work.shares_tokens ? 2 : 1);
         for (int stage = lane; stage < work.stages; stage += 32) {
             mbarrier_init(DecodeStages::full(base, stage), 1);
             mbarrier_init(DecodeStages::empty(base, stage), releases);
@@ -490,29 +450,4 @@ __device__ __forceinline__ void hopper_decode(const HopperDecodeParams& p,
     cluster_sync();
 }
 
-#define HOPPER_DECODE_FORWARD(n, type, E)                                                         \
-    extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(32 * kWarps<Major::K>, \
-                                                                           n <= 64 ? 2 : 1)       \
-        hopper_decode_forward_n##n##_##type(const __grid_constant__ HopperDecodeParams params) {  \
-        hopper_decode<E, n, Major::K>(params, nullptr);                                           \
-    }
-#define HOPPER_DECODE_INPUT_GRAD(n, type, E)                                 \
-    extern "C" __global__ void __cluster_dims__(2, 1, 1)                     \
-        __launch_bounds__(32 * kWarps<Major::MN>, n <= 32 ? 2 : 1)           \
-            hopper_decode_input_grad_n##n##_##type(                          \
-                const __grid_constant__ HopperDecodeBackwardParams params) { \
-        hopper_decode<E, n, Major::MN>(params.product, &params.grads);       \
-    }
-#define HOPPER_DECODE_KERNELS(type, E)    \
-    HOPPER_DECODE_FORWARD(8, type, E)     \
-    HOPPER_DECODE_FORWARD(16, type, E)    \
-    HOPPER_DECODE_FORWARD(32, type, E)    \
-    HOPPER_DECODE_FORWARD(64, type, E)    \
-    HOPPER_DECODE_FORWARD(128, type, E)   \
-    HOPPER_DECODE_INPUT_GRAD(8, type, E)  \
-    HOPPER_DECODE_INPUT_GRAD(16, type, E) \
-    HOPPER_DECODE_INPUT_GRAD(32, type, E) \
-    HOPPER_DECODE_INPUT_GRAD(64, type, E)
-
-HOPPER_DECODE_KERNELS(bf16, __nv_bfloat16)
-HOPPER_DECODE_KERNELS(f16, __half)
+#include "instances/sm90a/decode.cuh"

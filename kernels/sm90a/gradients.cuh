@@ -10,33 +10,17 @@
 
 #include "projection.cuh"
 
-// Mirrored by cuda::hopper::HopperGradsParams in Rust.
-struct HopperGradsParams {
-    TensorMap dh[kMaxParts], b[kMaxParts], x;  // in boxes of 64 rows and columns
-    TensorMap s, ds;                           // in boxes of 64 rows and kRankBoxCols columns
-    void* ds_out;                              // dS, if it is made here
-    uint32_t* flags;                           // a count, then one for every 128 rows of dS
-    float* db[kMaxParts];
-    float* da;         // null if they are not wanted
-    int d[kMaxParts];  // 0 of layers that there are not
-    int t, k, r;       // r of all layers
-    int outputs;       // of all layers, as Parts counts them
-    int projectors;    // the blocks that make dS, the first ones; 0 if others make it
-    int ds_parts;      // what a flag counts up to when its rows of dS are there; 0 if all are
-    int accumulate;
-    Parts parts;
-};
-static_assert(sizeof(HopperGradsParams) == 1600);
+#include "manifest/sm90a/grads.cuh"
 
 // What a stage and an item are.
 template <int kRank_, int kCols_>
 struct GradTile {
-    static constexpr int kRank = kRank_, kCols = kCols_, kRows = 64;
+    static constexpr int kRank = kRank_, kCols = kCols_, kRows = kStepRows;
     static_assert((kRank == 16 || kRank == 32 || kRank % 64 == 0) && kCols % 64 == 0);
     using Y = SmemTile<Major::MN, kCols, kRows>;
     using L = SmemTile<Major::MN, kRank, kRows, (kRank < 64 ? kRank : 64)>;
     static constexpr int kStageBytes = Y::kBytes + L::kBytes;
-    static constexpr int kCount = (224 << 10) / (kStageBytes + 16);
+    static constexpr int kCount = kPipelineBytes / (kStageBytes + 16);
     using Stages = ::Stages<kCount, kStageBytes, kCount * kStageBytes>;
     static constexpr int kBoxes = Y::kBoxes / 2;  // of Y, of each of two warpgroups
     // After so many rows the tensor cores' sums are added to others in plain f32. Their additions

@@ -32,7 +32,7 @@
 template <typename E, int kRank>
 __device__ __forceinline__ void hopper_grads(const HopperGradsParams& p) {
     using DsTile = ProjectionTile<kRank, Major::MN, 64>;
-    using T = GradTile<kRank, 128>;
+    using T = GradTile<kRank, kItemCols>;
     const uint32_t base = shared_base();
     const int workers = gridDim.x - p.projectors, worker = (int)blockIdx.x - p.projectors;
     const bool projects = worker < 0;
@@ -72,15 +72,4 @@ __device__ __forceinline__ void hopper_grads(const HopperGradsParams& p) {
     }
 }
 
-#define HOPPER_GRADS_KERNEL(rank, type, E)                                                \
-    extern "C" __global__ void __launch_bounds__(384, 1)                                  \
-        hopper_grads_r##rank##_##type(const __grid_constant__ HopperGradsParams params) { \
-        hopper_grads<E, rank>(params);                                                    \
-    }
-
-HOPPER_GRADS_KERNEL(16, bf16, __nv_bfloat16)
-HOPPER_GRADS_KERNEL(64, bf16, __nv_bfloat16)
-HOPPER_GRADS_KERNEL(128, bf16, __nv_bfloat16)
-HOPPER_GRADS_KERNEL(16, f16, __half)
-HOPPER_GRADS_KERNEL(64, f16, __half)
-HOPPER_GRADS_KERNEL(128, f16, __half)
+#include "instances/sm90a/grads.cuh"

@@ -1,4 +1,4 @@
 // linear.cuh for one projection.
 #include "linear.cuh"
 
-HOPPER_LINEAR_KERNELS(hopper_linear, false)
+#include "instances/sm90a/linear.cuh"

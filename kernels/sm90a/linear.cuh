@@ -304,25 +304,3 @@ __device__ __forceinline__ void hopper_linear(const HopperLinearParams<kRhs, kSh
     __syncwarp();
     cluster_sync();
 }
-
-// linear.cu has them for a layer alone, kernels/sm90a/linear_shared.cu for several that share X.
-#define HOPPER_LINEAR_KERNEL(name, E, n, major, slice, shared)                     \
-    extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) \
-        name(const __grid_constant__ HopperLinearParams<major, shared> params) {   \
-        hopper_linear<E, n, major, slice>(params);                                 \
-    }
-#define HOPPER_LINEAR_KERNELS_OF(layers, shared, n, type, E)                                     \
-    HOPPER_LINEAR_KERNEL(layers##_forward_n##n##_##type, E, n, Major::K, 0, shared)              \
-    HOPPER_LINEAR_KERNEL(layers##_forward_slice16_n##n##_##type, E, n, Major::K, 16, shared)     \
-    HOPPER_LINEAR_KERNEL(layers##_forward_slice64_n##n##_##type, E, n, Major::K, 64, shared)     \
-    HOPPER_LINEAR_KERNEL(layers##_input_grad_n##n##_##type, E, n, Major::MN, 0, shared)          \
-    HOPPER_LINEAR_KERNEL(layers##_input_grad_slice16_n##n##_##type, E, n, Major::MN, 16, shared) \
-    HOPPER_LINEAR_KERNEL(layers##_input_grad_slice64_n##n##_##type, E, n, Major::MN, 64, shared)
-#define HOPPER_LINEAR_KERNELS_OF_TYPE(layers, shared, type, E) \
-    HOPPER_LINEAR_KERNELS_OF(layers, shared, 128, type, E)     \
-    HOPPER_LINEAR_KERNELS_OF(layers, shared, 176, type, E)     \
-    HOPPER_LINEAR_KERNELS_OF(layers, shared, 256, type, E)     \
-    HOPPER_LINEAR_KERNEL(layers##_forward_n224_##type, E, 224, Major::K, 0, shared)
-#define HOPPER_LINEAR_KERNELS(layers, shared)                          \
-    HOPPER_LINEAR_KERNELS_OF_TYPE(layers, shared, bf16, __nv_bfloat16) \
-    HOPPER_LINEAR_KERNELS_OF_TYPE(layers, shared, f16, __half)

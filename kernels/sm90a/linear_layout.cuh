@@ -7,9 +7,10 @@
 #pragma once
 
 #include "linear_tiles.cuh"
+#include "manifest/sm90a/linear_layout.cuh"
 
-constexpr int kMaxStages = 5, kBoxBytes = 64 * 32 * 2;
-constexpr int kBarriersAt = 224 << 10;
+constexpr int kBoxBytes = 64 * 32 * 2;
+static_assert(8 * (2 * kMaxStages + 6) <= kBarrierBytes);
 
 // Tiles of 128×kN, with slices of kSlice columns of S, or 0.
 template <int kN, Major kRhs, int kSlice>

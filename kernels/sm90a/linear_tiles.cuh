@@ -4,84 +4,53 @@
 #pragma once
 
 #include "gradients.cuh"
+#include "manifest/sm90a/linear_tiles.cuh"
 
-// What both forms of the product have. Mirrored by cuda::hopper::HopperProduct in Rust.
-struct HopperProduct {
-    void* s;  // where lhs_ext is written, m×r
-    uint32_t*
-        flags;  // a count, then one for every 128 rows of lhs_ext, then one for every warp below
-    float* partials;  // what every multiplying warp has made of a tile that another finishes
-    int m, n, k, r;   // of all layers: n of the forward and k of the other as Parts counts outputs
-    int slices;       // of lhs_ext, to be made here; 0 if it is an input
-    int slice_cols;  // columns of tiles that make a slice: one for each, or more if it is the only one
-    int group;   // rows of pairs of tiles that are worked on together once there are no slices left
-    int makers;  // pairs of blocks that make slices, whole rows of them at a time
-    int whole;   // pairs of tiles that are not shared, a multiple of the pairs of blocks, or all
-    int projectors;  // pairs of blocks, the first ones, that make lhs_ext for the others
-    int streamers;   // pairs of blocks, the last ones, that work on grads and not on tiles
-    Parts parts;
-};
-static_assert(sizeof(HopperProduct) == 136);
-
-// Boxes of 64 rows and so many columns of an output.
-struct OutBoxes {
-    TensorMap by_64, by_32, by_16;
-};
-
-// Where a layer is among those that share X.
-// NOTES: nothing to be looked for in kernels of one layer: the loader would take 1 to 2 % longer.
-template <bool kShared>
-struct HopperLayers : HopperProduct {
-    __device__ __forceinline__ int part(int at) const { return kShared ? parts.of(at) : 0; }
-    __device__ __forceinline__ int start(int part) const { return kShared ? parts.start[part] : 0; }
+// Where a projection lies among those that share X.
+// NOTES: kernels of one projection look nothing up: the producer would take 1 to 2 % longer.
+template <typename Params, bool kShared>
+struct HopperLayers : Params {
+    __device__ __forceinline__ int part(int at) const { return kShared ? this->parts.of(at) : 0; }
+    __device__ __forceinline__ int start(int part) const {
+        return kShared ? this->parts.start[part] : 0;
+    }
     __device__ __forceinline__ int rank_start(int part) const {
-        return kShared ? parts.rank_start[part] : 0;
+        return kShared ? this->parts.rank_start[part] : 0;
     }
-    __device__ __forceinline__ int rank(int part) const { return kShared ? parts.rank[part] : r; }
+    __device__ __forceinline__ int rank(int part) const {
+        return kShared ? this->parts.rank[part] : this->r;
+    }
     __device__ __forceinline__ float scale_of(int rank_col) const {
-        return kShared ? parts.scale_of(rank_col) : parts.scale[0];
+        return kShared ? this->parts.scale_of(rank_col) : this->parts.scale[0];
     }
 };
 
-// Mirrored by cuda::hopper in Rust, as ForwardParams and InputGradParams. What is of a layer has it
-// as its index.
+// The parameters of a pass. X and A of the forward serve all projections, as A and dX of the input
+// gradient do.
 template <Major kRhs, bool kShared>
 struct HopperLinearParams;
 
 template <bool kShared>
-struct HopperLinearParams<Major::K, kShared> : HopperLayers<kShared> {
-    TensorMap of_lhs, of_down, lhs_ext;
-    struct {
-        TensorMap rhs, rhs_ext;
-        OutBoxes out;
-    } of[kMaxParts];
-
-    __device__ __forceinline__ const TensorMap& lhs(int) const { return of_lhs; }
-    __device__ __forceinline__ const TensorMap& down(int) const { return of_down; }
-    __device__ __forceinline__ const TensorMap& rhs(int part) const { return of[part].rhs; }
-    __device__ __forceinline__ const TensorMap& rhs_ext(int part) const { return of[part].rhs_ext; }
-    __device__ __forceinline__ const OutBoxes& out(int part) const { return of[part].out; }
+struct HopperLinearParams<Major::K, kShared> : HopperLayers<ForwardParams, kShared> {
+    __device__ __forceinline__ const TensorMap& lhs(int) const { return this->of_lhs; }
+    __device__ __forceinline__ const TensorMap& down(int) const { return this->of_down; }
+    __device__ __forceinline__ const TensorMap& rhs(int part) const { return this->of[part].rhs; }
+    __device__ __forceinline__ const TensorMap& rhs_ext(int part) const {
+        return this->of[part].rhs_ext;
+    }
+    __device__ __forceinline__ const OutBoxes& out(int part) const { return this->of[part].out; }
 };
-static_assert(sizeof(HopperLinearParams<Major::K, true>) == 3136);
+static_assert(sizeof(HopperLinearParams<Major::K, true>) == sizeof(ForwardParams));
 
 template <bool kShared>
-struct HopperLinearParams<Major::MN, kShared> : HopperLayers<kShared> {
-    TensorMap lhs_ext, of_rhs_ext;
-    OutBoxes of_out;
-    struct {
-        TensorMap lhs, rhs, down;
-    } of[kMaxParts];
-    HopperGradsParams grads;
-
-    __device__ __forceinline__ const TensorMap& lhs(int part) const { return of[part].lhs; }
-    __device__ __forceinline__ const TensorMap& down(int part) const { return of[part].down; }
-    __device__ __forceinline__ const TensorMap& rhs(int part) const { return of[part].rhs; }
-    __device__ __forceinline__ const TensorMap& rhs_ext(int) const { return of_rhs_ext; }
-    __device__ __forceinline__ const OutBoxes& out(int) const { return of_out; }
+struct HopperLinearParams<Major::MN, kShared> : HopperLayers<InputGradParams, kShared> {
+    __device__ __forceinline__ const TensorMap& lhs(int part) const { return this->of[part].lhs; }
+    __device__ __forceinline__ const TensorMap& down(int part) const { return this->of[part].down; }
+    __device__ __forceinline__ const TensorMap& rhs(int part) const { return this->of[part].rhs; }
+    __device__ __forceinline__ const TensorMap& rhs_ext(int) const { return this->of_rhs_ext; }
+    __device__ __forceinline__ const OutBoxes& out(int) const { return this->of_out; }
 };
-static_assert(sizeof(HopperLinearParams<Major::MN, true>) == 3968);
-
-constexpr int kTileM = 128, kTileK = 64, kConsumerWarps = 8;
+static_assert(sizeof(HopperLinearParams<Major::MN, true>) == sizeof(InputGradParams));
 
 // A CTA's part of a cluster's tile pair.
 template <int kN>
@@ -103,8 +72,8 @@ struct Tile {
         return projects && (p.slices > 1 || n0 == 0);
     }
     // Columns of S that its last steps multiply: of one projection, or `of_all`.
-    template <bool kShared>
-    __device__ __forceinline__ int ranks(const HopperLayers<kShared>& p, bool of_all) const {
+    template <typename Params>
+    __device__ __forceinline__ int ranks(const Params& p, bool of_all) const {
         return of_all || has_all_of_s(p) ? p.r : p.rank(p.part(n0));
     }
 };

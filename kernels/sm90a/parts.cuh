@@ -11,19 +11,14 @@
 // sum is not.
 #pragma once
 
+#include "manifest/common/limits.cuh"
+#include "manifest/sm90a/parts.cuh"
 #include "wgmma.cuh"
 
-constexpr int kMaxParts = 4;
+constexpr int kMaxParts = kMaxProjections;
 
-// Mirrored by cuda::hopper::Parts in Rust. Of the layers that there are not, the starts are
-// INT_MAX.
-struct Parts {
-    int start[kMaxParts];       // among the outputs of all layers, counted in whole tiles or steps
-    int rank_start[kMaxParts];  // among the columns of S
-    int rank[kMaxParts];        // the count of those
-    float scale[kMaxParts];     // of those
-
-    // Whose an output is.
+struct Parts : LayerParts {
+    // The projection of an output.
     __device__ __forceinline__ int of(int at) const {
         return (at >= start[1]) + (at >= start[2]) + (at >= start[3]);
     }
@@ -36,3 +31,4 @@ struct Parts {
         return v;
     }
 };
+static_assert(sizeof(Parts) == sizeof(LayerParts));

@@ -10,10 +10,9 @@
 
 #include "epilogue.cuh"
 #include "grid_flags.cuh"
+#include "manifest/sm90a/projection.cuh"
 #include "parts.cuh"
 #include "pipeline.cuh"
-
-constexpr int kFlagRows = 128;  // rows of S or dS behind a flag
 
 struct Projection {
     const TensorMap *lhs, *down;  // one, or where down is MN-major one of every projection
@@ -31,7 +30,7 @@ struct ProjectionTile {
     using Lhs = SmemTile<Major::K, kFlagRows>;
     using Down = SmemTile<kDown, kRank>;
     static constexpr int kStageBytes = Lhs::kBytes + Down::kBytes;
-    static constexpr int kCount = (224 << 10) / (kStageBytes + 16);
+    static constexpr int kCount = kPipelineBytes / (kStageBytes + 16);
     using Stages = ::Stages<kCount, kStageBytes, kCount * kStageBytes>;
 
     int row0, rank0;

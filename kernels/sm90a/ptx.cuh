@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../common/shared.cuh"
+#include "manifest/sm90a/ptx.cuh"
 
 // A CUtensorMap, whose C type has another alignment in every CUDA major version.
 struct alignas(64) TensorMap {
@@ -236,7 +237,7 @@ __device__ __forceinline__ void fence_proxy_async_global() {
 // that.
 __device__ __forceinline__ uint32_t shared_base() {
     extern __shared__ unsigned char shared[];
-    return (shared_address(shared) + 1023) / 1024 * 1024;
+    return (shared_address(shared) + kSharedAlignment - 1) / kSharedAlignment * kSharedAlignment;
 }
 
 // Four 8×8 matrices of 16-bit pairs, as mma and wgmma accumulators hold them, into rows of 16

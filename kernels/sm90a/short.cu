@@ -31,35 +31,10 @@
 // wait for projection clusters, which wait for nothing else and come first in the grid: they start
 // first, however many CTAs run at once.
 #include "gradients.cuh"
+#include "manifest/sm90a/short.cuh"
 
-// Mirrored by cuda::hopper_short::HopperShortParams in Rust.
-struct HopperShortParams {
-    TensorMap lhs, lhs_ext;  // in boxes of 64 columns and as many rows as a tile has
-    TensorMap rhs, rhs_ext;  // and of kN / 2 rows; MN-major, of 64 columns and 32 rows
-    TensorMap down;  // and of as many rows as a tile of lhs_ext has columns; MN-major, of 64×64
-    void *out, *s;   // s is where lhs_ext is written
-    uint32_t*
-        flags;  // how many have seen theirs, then for the rows of a tile, how many of lhs_ext are there
-    int m, n, k, r;
-    int rows;    // of a tile, kM at most
-    int s_cols;  // elements from one row of lhs_ext to the next: it may be columns of a matrix
-    float scale;
-    int down_pairs;  // the pairs that make lhs_ext; 0 if r is
-    int tells;       // whether there are others, to be told of it
-    int out_cols;    // row stride of out in elements, a multiple of 8
-};
-static_assert(sizeof(HopperShortParams) == 704);
-
-// Mirrored in the same place.
-struct HopperShortBackwardParams {
-    HopperShortParams product;
-    HopperGradsParams grads;  // dA is null if they are not made here
-};
-static_assert(sizeof(HopperShortBackwardParams) == 2304);
-
-constexpr int kMaxStages = 16;
-constexpr int kBarriersAt = 224 << 10;
 constexpr int kGradsAt = kBarriersAt - kGradsBesideBytes;
+static_assert(8 * (2 * kMaxStages + 3) <= kBarrierBytes);
 
 // Barriers behind those of the stages, which the first CTA of a projection cluster and a gradient
 // warpgroup use.
@@ -360,28 +335,4 @@ __device__ __forceinline__ void hopper_short(const HopperShortParams& p,
     cluster_sync();
 }
 
-#define HOPPER_SHORT_FORWARD(m, n, type, E)                                                      \
-    extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1)               \
-        hopper_short_forward_m##m##_n##n##_##type(const __grid_constant__ HopperShortParams p) { \
-        hopper_short<E, m, n, Major::K>(p, nullptr);                                             \
-    }
-#define HOPPER_SHORT_INPUT_GRAD(m, n, type, E)                                                   \
-    extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1)               \
-        hopper_short_input_grad_m##m##_n##n##_##type(                                            \
-            const __grid_constant__ HopperShortBackwardParams p) {                               \
-        hopper_short<E, m, n, Major::MN>(p.product, p.grads.da == nullptr ? nullptr : &p.grads); \
-    }
-#define HOPPER_SHORT_KERNELS_OF_ROWS(m, type, E) \
-    HOPPER_SHORT_FORWARD(m, 32, type, E)         \
-    HOPPER_SHORT_FORWARD(m, 64, type, E)         \
-    HOPPER_SHORT_FORWARD(m, 128, type, E)        \
-    HOPPER_SHORT_FORWARD(m, 224, type, E)        \
-    HOPPER_SHORT_INPUT_GRAD(m, 64, type, E)      \
-    HOPPER_SHORT_INPUT_GRAD(m, 128, type, E)     \
-    HOPPER_SHORT_INPUT_GRAD(m, 256, type, E)
-#define HOPPER_SHORT_KERNELS(type, E)         \
-    HOPPER_SHORT_KERNELS_OF_ROWS(64, type, E) \
-    HOPPER_SHORT_KERNELS_OF_ROWS(128, type, E)
-
-HOPPER_SHORT_KERNELS(bf16, __nv_bfloat16)
-HOPPER_SHORT_KERNELS(f16, __half)
+#include "instances/sm90a/short.cuh"

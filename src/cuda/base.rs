@@ -38,7 +38,7 @@ impl BaseForward {
             }
             _ => HopperForward::None,
         };
-        BaseForward { hopper, linear: gpu.kernels.of(dtype).linear_forward }
+        BaseForward { hopper, linear: gpu.kernels.of(dtype).sm80.linear_forward }
     }
 
     pub(crate) fn run(&self, gpu: &Gpu, call: BaseCall<'_>) -> Result<()> {
@@ -95,7 +95,7 @@ impl BaseInputGrad {
             }
             _ => HopperInputGrad::None,
         };
-        BaseInputGrad { hopper, linear: gpu.kernels.of(dtype).linear_input_grad }
+        BaseInputGrad { hopper, linear: gpu.kernels.of(dtype).sm80.linear_input_grad }
     }
 
     pub(crate) fn run(&self, gpu: &Gpu, call: BaseCall<'_>) -> Result<()> {

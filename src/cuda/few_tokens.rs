@@ -4,12 +4,13 @@
 use super::hopper_grads::{grads_beside, Grads};
 use super::last::Last;
 use super::operands::{Gradients, Layer, Layers};
-use crate::driver::params::{HopperGradsParams, KernelParams, Operand, WithGrads};
+use crate::driver::params::{HopperGradsParams, KernelParams, Operand};
 use crate::driver::{ElementKernels, Gpu, Kernel, LaunchMode, Run};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::plan::hopper_grads::Makes;
 use crate::problem::Problem;
+use bytemuck::Zeroable;
 
 /// out (m×n) = lhs (m×k) · rhs + lhs_ext (m×r) · rhs_ext, and lhs_ext = scale · lhs · down: H and S
 /// of a layer, or dX and dS.
@@ -68,13 +69,18 @@ pub(super) trait FewTokens: Copy {
     /// A product, as the kernel takes it.
     type Params: KernelParams;
 
+    /// The same with the gradients.
+    type BackwardParams: KernelParams;
+
     /// The kernel for H and S.
     fn forward(&self, kernels: &ElementKernels) -> Kernel<Self::Params>;
 
     /// The kernel for dX and dS.
-    fn input_grad(&self, kernels: &ElementKernels) -> Kernel<WithGrads<Self::Params>>;
+    fn input_grad(&self, kernels: &ElementKernels) -> Kernel<Self::BackwardParams>;
 
     fn params(&self, product: &Product, flags: u64) -> Result<Self::Params>;
+
+    fn backward_params(product: Self::Params, grads: HopperGradsParams) -> Self::BackwardParams;
 
     /// CTAs of the grid.
     fn blocks(&self) -> usize;
@@ -128,10 +134,10 @@ type Operands = (Product, Option<(Layers, Gradients)>, u64);
 
 /// dX, or dS alone, of a single layer; with gradients, dA and dB too.
 pub(super) struct InputGrad<S: FewTokens> {
-    kernel: Kernel<WithGrads<S::Params>>,
+    kernel: Kernel<S::BackwardParams>,
     mode: LaunchMode,
     schedule: S,
-    last: Last<Operands, WithGrads<S::Params>>,
+    last: Last<Operands, S::BackwardParams>,
 }
 
 impl<S: FewTokens> InputGrad<S> {
@@ -152,9 +158,9 @@ impl<S: FewTokens> InputGrad<S> {
             let product = self.schedule.params(&product, flags)?;
             let grads = match gradients {
                 Some(gradients) => grads_beside(layers, gradients)?,
-                None => HopperGradsParams::NONE,
+                None => Zeroable::zeroed(),
             };
-            Ok(WithGrads { product, grads })
+            Ok(S::backward_params(product, grads))
         };
         let operands = gradients.map(|gradients| (*layers, *gradients));
         let grid = [self.schedule.blocks(), 1];

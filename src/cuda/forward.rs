@@ -77,7 +77,7 @@ impl Forward {
         Forward {
             hopper,
             project: Project::s(gpu.kernels, problem),
-            linear: gpu.kernels.of(dtype).linear_forward,
+            linear: gpu.kernels.of(dtype).sm80.linear_forward,
         }
     }
 

@@ -1,23 +1,27 @@
 //! The parameters of kernels/sm90a/decode.cu.
 
 use super::few_tokens::{FewTokens, Product};
-use crate::driver::params::{HopperDecodeParams, Operand, WithGrads};
+use crate::driver::params::{
+    HopperDecodeBackwardParams, HopperDecodeParams, HopperGradsParams, Operand,
+};
 use crate::driver::{ElementKernels, Gpu, Kernel};
 use crate::error::Result;
+use crate::manifest::sm90a::{decode::STEP, ptx::BOX_COLS};
 use crate::plan::hopper_decode::Schedule;
 use crate::problem::Problem;
 
 impl FewTokens for Schedule {
     type Params = HopperDecodeParams;
+    type BackwardParams = HopperDecodeBackwardParams;
 
     fn forward(&self, kernels: &ElementKernels) -> Kernel<HopperDecodeParams> {
-        let kernel = kernels.decode_forward.get(self.tile_t);
+        let kernel = kernels.sm90a.decode_forward.get(self.tile_t);
         let kernel = kernel.expect("there is a kernel for every tile");
         kernel.with_shared_bytes(self.shared_bytes as u32)
     }
 
-    fn input_grad(&self, kernels: &ElementKernels) -> Kernel<WithGrads<HopperDecodeParams>> {
-        let kernel = kernels.decode_input_grad.get(self.tile_t);
+    fn input_grad(&self, kernels: &ElementKernels) -> Kernel<HopperDecodeBackwardParams> {
+        let kernel = kernels.sm90a.decode_input_grad.get(self.tile_t);
         let kernel = kernel.expect("there is a kernel for every tile");
         kernel.with_shared_bytes(self.shared_bytes as u32)
     }
@@ -27,12 +31,12 @@ impl FewTokens for Schedule {
         let &Product { dtype, by_columns, sizes: [t, d, k, r], scale, .. } = product;
         let &Product { lhs: x, rhs: w0, down: a, lhs_ext: s, rhs_ext: b, out: h, .. } = product;
         let boxes = |operand: Operand, size: [usize; 2], box_rows: usize| {
-            operand.boxes(size, dtype, [box_rows as u32, 64])
+            operand.boxes(size, dtype, [box_rows, STEP])
         };
-        // Weights as they lie: in the input gradient, in boxes of 64 rows along what is summed over.
+        // Weights as they lie: in the input gradient, boxes have a step of what is summed over.
         let weight = |operand: Operand, [n, k]: [usize; 2], rows: usize| match by_columns {
             false => boxes(operand, [n, k], rows),
-            true => boxes(operand, [k, n], 64),
+            true => operand.boxes([k, n], dtype, [STEP, BOX_COLS]),
         };
         let x_rows = self.x_rows(t);
         let (x, down_x) = (boxes(x, [t, k], x_rows)?, boxes(x, [t, k], down.tokens)?);
@@ -79,6 +83,13 @@ impl FewTokens for Schedule {
             grads_at: grads_at as i32,
             h_cols: h.ld,
         })
+    }
+
+    fn backward_params(
+        product: HopperDecodeParams,
+        grads: HopperGradsParams,
+    ) -> HopperDecodeBackwardParams {
+        HopperDecodeBackwardParams { product, grads }
     }
 
     fn blocks(&self) -> usize {

@@ -4,22 +4,23 @@
 use super::last::Last;
 use super::operands::{parts, Gradients, Layers};
 use crate::driver::params::HopperGradsParams;
-use crate::driver::{Gpu, Kernel, LaunchMode, Run, TensorMap};
+use crate::driver::{Gpu, Kernel, LaunchMode, Run};
 use crate::error::Result;
+use crate::manifest::sm90a::{grads::STEP_ROWS, linear_tiles::TILE_K, ptx::BOX_COLS};
 use crate::plan::hopper_grads::{box_beside, rank_tile, Makes, Schedule};
-use crate::plan::{Sizes, STEP_K};
+use crate::plan::Sizes;
 use crate::problem::{Problem, MAX_PROJECTIONS};
+use bytemuck::Zeroable;
 
 /// Rows of T and columns of S that kernels/sm90a/grads.cu loads at a time, for S of r columns.
-pub(super) fn boxes(r: usize) -> [u32; 2] {
-    [64, rank_tile(r).min(64) as u32]
+pub(super) fn boxes(r: usize) -> [usize; 2] {
+    [STEP_ROWS, rank_tile(r).min(BOX_COLS)]
 }
 
 /// What dA and dB of a layer take in a launch for few tokens, which makes dS and knows who waits
 /// for it.
 pub(super) fn grads_beside(layers: &Layers, gradients: &Gradients) -> Result<HopperGradsParams> {
-    let [rows, ranks] = box_beside(layers.t, layers.rank());
-    grads_params(layers, gradients, 0, [rows, ranks].map(|size| size as u32))
+    grads_params(layers, gradients, 0, box_beside(layers.t, layers.rank()))
 }
 
 /// What dA and dB of these layers take, and dS, if others need not be waited for, with T in boxes
@@ -28,21 +29,20 @@ pub(super) fn grads_params(
     layers: &Layers,
     gradients: &Gradients,
     flags: u64,
-    [rows, rank_cols]: [u32; 2],
+    [rows, rank_cols]: [usize; 2],
 ) -> Result<HopperGradsParams> {
     let &Layers { dtype, t, k, s: ds, .. } = layers;
     let &Gradients { x, s, da, db, accumulate } = gradients;
     let r = layers.rank();
-    let (parts, outputs) = parts(layers, STEP_K);
+    let (parts, outputs) = parts(layers, TILE_K);
     let mut d = [0; MAX_PROJECTIONS];
     for (d, layer) in d.iter_mut().zip(layers.of()) {
         *d = layer.d as i32;
     }
-    let none = [TensorMap::NONE; MAX_PROJECTIONS];
     let mut params = HopperGradsParams {
-        dh: none,
-        b: none,
-        x: x.boxes([t, k], dtype, [rows, 64])?,
+        dh: Zeroable::zeroed(),
+        b: Zeroable::zeroed(),
+        x: x.boxes([t, k], dtype, [rows, BOX_COLS])?,
         s: s.boxes([t, r], dtype, [rows, rank_cols])?,
         ds: ds.boxes([t, r], dtype, [rows, rank_cols])?,
         ds_out: ds.data,
@@ -59,8 +59,10 @@ pub(super) fn grads_params(
         accumulate: accumulate.into(),
         parts,
     };
-    layers.fill(&mut params.dh, |layer| layer.h.boxes([t, layer.d], dtype, [rows, 64]))?;
-    layers.fill(&mut params.b, |layer| layer.b.boxes([layer.d, layer.r], dtype, [64, 64]))?;
+    layers.fill(&mut params.dh, |layer| layer.h.boxes([t, layer.d], dtype, [rows, BOX_COLS]))?;
+    layers.fill(&mut params.b, |layer| {
+        layer.b.boxes([layer.d, layer.r], dtype, [TILE_K, BOX_COLS])
+    })?;
     Ok(params)
 }
 
@@ -76,7 +78,7 @@ pub(super) struct Grads {
 impl Grads {
     pub(super) fn new(gpu: &Gpu, problem: &Problem, makes: Makes) -> Self {
         let kernels = gpu.kernels.of(problem.dtype());
-        let kernel = kernels.hopper_grads.get(rank_tile(problem.rank()));
+        let kernel = kernels.sm90a.grads.get(rank_tile(problem.rank()));
         let kernel = kernel.expect("there is a kernel for every tile of the rank");
         let (cooperative, after) = (makes == Makes::All, makes == Makes::DaDb);
         let mode = LaunchMode { overlap: gpu.kernels.overlap && after, cooperative };

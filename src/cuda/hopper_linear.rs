@@ -7,16 +7,21 @@ use crate::driver::params::{
     ForwardLayer, ForwardParams, HopperGradsParams, HopperProduct, InputGradLayer, InputGradParams,
     KernelParams, Operand, OutBoxes, Parts,
 };
-use crate::driver::{Gpu, HopperLinear, Kernel, LaunchMode, Run, TensorMap};
+use crate::driver::sm90a::{
+    LinearForward, LinearGroupForward, LinearGroupInputGrad, LinearInputGrad,
+};
+use crate::driver::{Gpu, Kernel, LaunchMode, Run};
 use crate::error::Result;
+use crate::manifest::sm90a::linear_tiles::{TILE_K, TILE_M};
+use crate::manifest::sm90a::ptx::BOX_COLS;
 use crate::plan::hopper::{Projection, Schedule, GROUP};
 use crate::plan::hopper_grads::rank_tile;
-use crate::plan::STEP_K;
-use crate::problem::{Problem, MAX_PROJECTIONS};
+use crate::problem::Problem;
+use bytemuck::Zeroable;
 
 fn out_boxes(layers: &Layers, of: Operand, cols: usize) -> Result<OutBoxes> {
-    let boxes = |box_cols| of.boxes([layers.t, cols], layers.dtype, [64, box_cols]);
-    Ok([boxes(64)?, boxes(32)?, boxes(16)?])
+    let boxes = |box_cols| of.boxes([layers.t, cols], layers.dtype, [TILE_M / 2, box_cols]);
+    Ok(OutBoxes { by_64: boxes(64)?, by_32: boxes(32)?, by_16: boxes(16)? })
 }
 
 /// The kernel of a schedule, and how it is launched.
@@ -28,15 +33,7 @@ struct Launch<P> {
 }
 
 impl<P: KernelParams> Launch<P> {
-    fn new(
-        gpu: &Gpu,
-        problem: &Problem,
-        schedule: Schedule,
-        kernel: impl Fn(HopperLinear) -> Option<Kernel<P>>,
-    ) -> Self {
-        let shared = problem.projections().len() > 1;
-        let (tile_n, slice) = (schedule.tile_n, schedule.slice());
-        let kernel = kernel(HopperLinear { shared, tile_n, slice });
+    fn new(gpu: &Gpu, schedule: Schedule, kernel: Option<Kernel<P>>) -> Self {
         let kernel = kernel.expect("there is a kernel for every schedule");
         let cooperative = schedule.is_cooperative();
         // Where there is room beside this launch, early CTAs of the next would take it from others,
@@ -99,8 +96,13 @@ pub(super) struct LargeForward(Launch<ForwardParams>);
 
 impl LargeForward {
     pub(super) fn new(gpu: &Gpu, problem: &Problem, schedule: Schedule) -> Self {
-        let kernels = gpu.kernels.of(problem.dtype());
-        LargeForward(Launch::new(gpu, problem, schedule, |of| kernels.hopper_forward.get(of)))
+        let kernels = &gpu.kernels.of(problem.dtype()).sm90a;
+        let (slice, n) = (schedule.slice(), schedule.tile_n);
+        let kernel = match problem.projections().len() {
+            1 => kernels.linear_forward.get(LinearForward { slice, n }),
+            _ => kernels.linear_group_forward.get(LinearGroupForward { slice, n }),
+        };
+        LargeForward(Launch::new(gpu, schedule, kernel))
     }
 
     /// Whether S is a launch before.
@@ -118,30 +120,25 @@ impl LargeForward {
         let (r, tile_n) = (layers.rank(), schedule.tile_n);
         let (parts, n) = parts(layers, tile_n);
         // A cluster's two CTAs load half of the rows of W0 and B each.
-        let half = tile_n as u32 / 2;
-        let lhs = x.boxes([t, k], dtype, [128, 64])?;
+        let half = tile_n / 2;
+        let lhs = x.boxes([t, k], dtype, [TILE_M, TILE_K])?;
         let down_rows = match schedule.projection {
             Projection::Before => None,
-            Projection::Within { slice, .. } => Some(slice as u32),
-            Projection::Beside { .. } => Some(rank_tile(r) as u32),
-        };
-        const NONE: ForwardLayer = ForwardLayer {
-            rhs: TensorMap::NONE,
-            rhs_ext: TensorMap::NONE,
-            out: [TensorMap::NONE; 3],
+            Projection::Within { slice, .. } => Some(slice),
+            Projection::Beside { .. } => Some(rank_tile(r)),
         };
         let mut params = ForwardParams {
-            product: self.0.product(layers, [n, k as i32], parts, handover),
-            lhs,
+            base: self.0.product(layers, [n, k as i32], parts, handover),
+            of_lhs: lhs,
             // Never read if S is not made here, or r = 0.
-            down: down_rows.map_or(Ok(lhs), |rows| a.boxes([r, k], dtype, [rows, 64]))?,
-            lhs_ext: if r > 0 { s.boxes([t, r], dtype, [128, 64])? } else { lhs },
-            of: [NONE; MAX_PROJECTIONS],
+            of_down: down_rows.map_or(Ok(lhs), |rows| a.boxes([r, k], dtype, [rows, TILE_K]))?,
+            lhs_ext: if r > 0 { s.boxes([t, r], dtype, [TILE_M, TILE_K])? } else { lhs },
+            of: Zeroable::zeroed(),
         };
         layers.fill(&mut params.of, |layer| {
             let &Layer { d, r, w0, b, h, .. } = layer;
-            let rhs = w0.boxes([d, k], dtype, [half, 64])?;
-            let rhs_ext = if r > 0 { b.boxes([d, r], dtype, [half, 64])? } else { rhs };
+            let rhs = w0.boxes([d, k], dtype, [half, TILE_K])?;
+            let rhs_ext = if r > 0 { b.boxes([d, r], dtype, [half, TILE_K])? } else { rhs };
             Ok(ForwardLayer { rhs, rhs_ext, out: out_boxes(layers, h, d)? })
         })?;
         Ok(params)
@@ -153,8 +150,13 @@ pub(super) struct LargeInputGrad(Launch<InputGradParams>);
 
 impl LargeInputGrad {
     pub(super) fn new(gpu: &Gpu, problem: &Problem, schedule: Schedule) -> Self {
-        let kernels = gpu.kernels.of(problem.dtype());
-        LargeInputGrad(Launch::new(gpu, problem, schedule, |of| kernels.hopper_input_grad.get(of)))
+        let kernels = &gpu.kernels.of(problem.dtype()).sm90a;
+        let (slice, n) = (schedule.slice(), schedule.tile_n);
+        let kernel = match problem.projections().len() {
+            1 => kernels.linear_input_grad.get(LinearInputGrad { slice, n }),
+            _ => kernels.linear_group_input_grad.get(LinearGroupInputGrad { slice, n }),
+        };
+        LargeInputGrad(Launch::new(gpu, schedule, kernel))
     }
 
     pub(super) fn schedule(&self) -> &Schedule {
@@ -182,36 +184,34 @@ impl LargeInputGrad {
     ) -> Result<InputGradParams> {
         let &Layers { dtype, t, k, x: dx, a, s: ds, .. } = layers;
         let r = layers.rank();
-        let (parts, outputs) = parts(layers, STEP_K);
+        let (parts, outputs) = parts(layers, TILE_K);
         // Not looked at if no CTA works on gradients.
         let grads = match gradients {
-            None => HopperGradsParams::NONE,
+            None => Zeroable::zeroed(),
             Some(gradients) => HopperGradsParams {
                 ds_parts: self.0.schedule.slices(r) as i32,
                 ..grads_params(layers, gradients, handover.flags, hopper_grads::boxes(r))?
             },
         };
-        const NONE: InputGradLayer =
-            InputGradLayer { lhs: TensorMap::NONE, rhs: TensorMap::NONE, down: TensorMap::NONE };
         // What is read MN-major, in boxes of 64 columns, which is what the swizzle allows, and half
         // of a step's rows for each CTA of a cluster.
-        let half = [STEP_K as u32 / 2, 64];
+        let half = [TILE_K / 2, BOX_COLS];
         let of_s = |operand: Operand, size, box_size| match gradients {
-            None => Ok(TensorMap::NONE),
+            None => Ok(Zeroable::zeroed()),
             Some(_) => operand.boxes(size, dtype, box_size),
         };
         let mut params = InputGradParams {
-            product: self.0.product(layers, [k as i32, outputs], parts, handover),
-            lhs_ext: of_s(ds, [t, r], [128, 64])?,
-            rhs_ext: of_s(a, [r, k], half)?,
-            out: out_boxes(layers, dx, k)?,
-            of: [NONE; MAX_PROJECTIONS],
+            base: self.0.product(layers, [k as i32, outputs], parts, handover),
+            lhs_ext: of_s(ds, [t, r], [TILE_M, TILE_K])?,
+            of_rhs_ext: of_s(a, [r, k], half)?,
+            of_out: out_boxes(layers, dx, k)?,
+            of: Zeroable::zeroed(),
             grads,
         };
         layers.fill(&mut params.of, |layer| {
             let &Layer { d, r, w0, b, h: dh, .. } = layer;
             Ok(InputGradLayer {
-                lhs: dh.boxes([t, d], dtype, [128, 64])?,
+                lhs: dh.boxes([t, d], dtype, [TILE_M, TILE_K])?,
                 rhs: w0.boxes([d, k], dtype, half)?,
                 down: of_s(b, [d, r], half)?,
             })

@@ -1,23 +1,30 @@
 //! The parameters of kernels/sm90a/short.cu.
 
 use super::few_tokens::{FewTokens, Product};
-use crate::driver::params::{HopperShortParams, Operand, WithGrads};
+use crate::driver::params::{
+    HopperGradsParams, HopperShortBackwardParams, HopperShortParams, Operand,
+};
+use crate::driver::sm90a::{ShortForward, ShortInputGrad};
 use crate::driver::{ElementKernels, Gpu, Kernel};
 use crate::error::Result;
+use crate::manifest::sm90a::short::STEP;
 use crate::plan::hopper_short::Schedule;
 use crate::plan::mma::rank_tile;
 use crate::problem::Problem;
 
 impl FewTokens for Schedule {
     type Params = HopperShortParams;
+    type BackwardParams = HopperShortBackwardParams;
 
     fn forward(&self, kernels: &ElementKernels) -> Kernel<HopperShortParams> {
-        let kernel = kernels.short_forward.get([self.tile_m, self.tile_n]);
+        let kernel =
+            kernels.sm90a.short_forward.get(ShortForward { m: self.tile_m, n: self.tile_n });
         kernel.expect("there is a kernel for every tile")
     }
 
-    fn input_grad(&self, kernels: &ElementKernels) -> Kernel<WithGrads<HopperShortParams>> {
-        let kernel = kernels.short_input_grad.get([self.tile_m, self.tile_n]);
+    fn input_grad(&self, kernels: &ElementKernels) -> Kernel<HopperShortBackwardParams> {
+        let kernel =
+            kernels.sm90a.short_input_grad.get(ShortInputGrad { m: self.tile_m, n: self.tile_n });
         kernel.expect("there is a kernel for every tile")
     }
 
@@ -26,10 +33,11 @@ impl FewTokens for Schedule {
         let &Product { dtype, by_columns, sizes: [m, n, k, r], scale, .. } = product;
         let &Product { lhs, rhs, down, lhs_ext, rhs_ext, out, .. } = product;
         let boxes = |operand: Operand, size: [usize; 2], box_rows: usize| {
-            operand.boxes(size, dtype, [box_rows as u32, 64])
+            operand.boxes(size, dtype, [box_rows, STEP])
         };
         // Matrices as they lie, and of what a cluster's CTAs share, half for each.
-        let (rhs_rows, down_rows) = if by_columns { (32, 64) } else { (tile_n / 2, rank_tile(r)) };
+        let (rhs_rows, down_rows) =
+            if by_columns { (STEP / 2, STEP) } else { (tile_n / 2, rank_tile(r)) };
         let size = |n, k| if by_columns { [k, n] } else { [n, k] };
         let lhs = boxes(lhs, [m, k], rows)?;
         // Never read if there are no tiles of out, or r = 0.
@@ -64,6 +72,13 @@ impl FewTokens for Schedule {
             tells: (pairs > 0).into(),
             out_cols: out.ld,
         })
+    }
+
+    fn backward_params(
+        product: HopperShortParams,
+        grads: HopperGradsParams,
+    ) -> HopperShortBackwardParams {
+        HopperShortBackwardParams { product, grads }
     }
 
     fn blocks(&self) -> usize {

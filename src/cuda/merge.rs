@@ -21,5 +21,5 @@ pub(crate) fn merge(gpu: &Gpu, call: MergeCall<'_>) -> Result<()> {
     let blocks = merge_blocks([d, k]);
     let (d, k, r) = (d as i32, k as i32, r as i32);
     let params = MergeParams { w: w0.unwrap_or(out), b, a, out, d, k, r, scale };
-    run.launch(&gpu.kernels.of(dtype).merge, [blocks, 1], LaunchMode::default(), &params)
+    run.launch(&gpu.kernels.of(dtype).sm80.merge, [blocks, 1], LaunchMode::default(), &params)
 }

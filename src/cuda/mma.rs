@@ -8,6 +8,7 @@ use crate::driver::params::{
 use crate::driver::{Instances, Kernel, Kernels, LaunchMode, Run};
 use crate::dtype::DType;
 use crate::error::Result;
+use crate::manifest::sm80::reduce;
 use crate::plan::mma::{linear_blocks, project_blocks, rank_tile, GradSplit};
 use crate::problem::{Problem, MAX_PROJECTIONS};
 use std::slice;
@@ -35,12 +36,12 @@ impl Project {
 
     /// For S.
     pub(super) fn s(kernels: &Kernels, problem: &Problem) -> Self {
-        Project::new(&kernels.of(problem.dtype()).project_s, problem)
+        Project::new(&kernels.of(problem.dtype()).sm80.project_s, problem)
     }
 
     /// For dS.
     pub(super) fn ds(kernels: &Kernels, problem: &Problem) -> Self {
-        Project::new(&kernels.of(problem.dtype()).project_ds, problem)
+        Project::new(&kernels.of(problem.dtype()).sm80.project_ds, problem)
     }
 
     /// S of all layers in one launch.
@@ -167,7 +168,7 @@ impl Grad {
             transpose: transpose.into(),
             accumulate: accumulate.into(),
         };
-        let blocks = [n, r].map(|extent| extent.div_ceil(32));
+        let blocks = [n, r].map(|extent| extent.div_ceil(reduce::TILE));
         run.launch(&backward.reduce, blocks, PLAIN, &params)
     }
 }
@@ -184,7 +185,7 @@ pub(super) struct MmaBackward {
 
 impl MmaBackward {
     pub(super) fn new(kernels: &Kernels, problem: &Problem) -> Self {
-        let of = kernels.of(problem.dtype());
+        let of = &kernels.of(problem.dtype()).sm80;
         let (t, k, rank) = (problem.t(), problem.k(), problem.rank());
         let grad = |r, n| Grad { split: GradSplit::new(t, r, n), kernel: by_rank(&of.grad, r) };
         let mut db = [const { None }; MAX_PROJECTIONS];
@@ -197,7 +198,7 @@ impl MmaBackward {
             linear: of.linear_input_grad,
             da: grad(rank, k),
             db,
-            reduce: kernels.reduce,
+            reduce: of.reduce,
         }
     }
 

@@ -2,10 +2,11 @@
 
 use super::buffers::Buffers;
 use crate::call::RoundCall;
-use crate::driver::params::{RoundParams, ROUND_SEGMENTS};
+use crate::driver::params::RoundParams;
 use crate::driver::{Gpu, Kernel, LaunchMode, Run};
 use crate::dtype::DType;
 use crate::error::Result;
+use crate::manifest::sm80::round::MAX_SEGMENTS;
 use crate::plan::mma::round_blocks;
 
 /// Dense f32 at `src`, to be rounded to `dst`.
@@ -24,15 +25,15 @@ pub(super) struct Rounding {
 
 impl Rounding {
     pub(super) fn new(gpu: &Gpu, dtype: DType) -> Self {
-        Rounding { kernel: gpu.kernels.of(dtype).round, sms: gpu.profile.sms() }
+        Rounding { kernel: gpu.kernels.of(dtype).sm80.round, sms: gpu.profile.sms() }
     }
 
     /// As many segments as a launch takes, at most.
     pub(super) fn run(&self, run: &Run<'_>, segments: &[Segment], accumulate: bool) -> Result<()> {
         let mut params = RoundParams {
-            src: [0; ROUND_SEGMENTS],
-            dst: [0; ROUND_SEGMENTS],
-            elements: [0; ROUND_SEGMENTS],
+            src: [0; MAX_SEGMENTS],
+            dst: [0; MAX_SEGMENTS],
+            elements: [0; MAX_SEGMENTS],
             count: segments.len() as i32,
             accumulate: accumulate.into(),
         };
@@ -53,7 +54,7 @@ pub(crate) fn round(gpu: &Gpu, call: RoundCall<'_, '_>) -> Result<()> {
     let Some(dtype) = outputs.first().map(|output| output.dtype()) else { return Ok(()) };
     let run = gpu.stream.enter()?;
     let mut buffers = Buffers::new(&run);
-    let mut segments = [Segment { src: 0, dst: 0, elements: 0 }; ROUND_SEGMENTS];
+    let mut segments = [Segment { src: 0, dst: 0, elements: 0 }; MAX_SEGMENTS];
     let count = outputs.len();
     for ((segment, source), output) in segments.iter_mut().zip(sources).zip(outputs) {
         segment.elements = source.shape().elements();
@@ -64,5 +65,5 @@ pub(crate) fn round(gpu: &Gpu, call: RoundCall<'_, '_>) -> Result<()> {
     Rounding::new(gpu, dtype).run(&run, &segments[..count], false)
 }
 
-const _: () = assert!(ROUND_SEGMENTS >= crate::call::MOST_ROUNDED);
-const _: () = assert!(ROUND_SEGMENTS > crate::problem::MAX_PROJECTIONS, "dA and every dB");
+const _: () = assert!(MAX_SEGMENTS >= crate::call::MOST_ROUNDED);
+const _: () = assert!(MAX_SEGMENTS > crate::problem::MAX_PROJECTIONS, "dA and every dB");

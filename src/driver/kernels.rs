@@ -1,16 +1,12 @@
 //! The kernels of a context: embedded machine code, loaded once and for good.
 
 use super::context::{self, Current, Relaxed};
-use super::launch::Kernel;
-use super::params::{
-    ForwardParams, GradParams, HopperDecodeParams, HopperGradsParams, HopperShortParams,
-    InputGradParams, KernelParams, LinearParams, MergeParams, ProjectParams, ReduceParams,
-    RoundParams, WithGrads,
-};
+use super::launch::{Footprint, Kernel};
+use super::params::*;
 use super::probe::{self, check};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::plan::{self, DeviceProfile, Footprint};
+use crate::plan::DeviceProfile;
 use cudarc::driver::{sys, CudaContext};
 use std::collections::HashMap;
 use std::ffi::CString;
@@ -33,7 +29,8 @@ impl Fatbin {
     }
 }
 
-// FATBINS and NOT_BUILT, by the build script.
+// By the build script: FATBINS, NOT_BUILT, and the modules sm80 and sm90a, whose `Kernels` have all
+// kernels of the manifest.
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
 /// Entry points by what they are instantiated for; few, so that the first match is soon found.
@@ -44,60 +41,18 @@ impl<Key: PartialEq, P> Instances<Key, P> {
     pub(crate) fn get(&self, key: Key) -> Option<Kernel<P>> {
         self.0.iter().find(|(of, _)| *of == key).map(|(_, kernel)| *kernel)
     }
-}
 
-/// What hopper_linear is instantiated for.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct HopperLinear {
-    /// For several projections that share X, or for one.
-    pub(crate) shared: bool,
-    /// The columns of its tiles, and of the slices of S that they may make, or 0.
-    pub(crate) tile_n: usize,
-    pub(crate) slice: usize,
-}
-
-impl HopperLinear {
-    /// Its file, and its name but for the element type.
-    fn names(&self, form: &str) -> (&'static str, String) {
-        let &HopperLinear { shared, tile_n, slice } = self;
-        let [file, entry] = match shared {
-            true => ["sm90a/linear_shared", "hopper_linear_shared"],
-            false => ["sm90a/linear", "hopper_linear"],
-        };
-        let slice = if slice > 0 { format!("_slice{slice}") } else { String::new() };
-        (file, format!("{entry}_{form}{slice}_n{tile_n}"))
-    }
-
-    fn all(tiles_n: &[usize], slices: &[usize]) -> impl Iterator<Item = Self> {
-        let each = tiles_n.iter().flat_map(move |&tile_n| {
-            slices.iter().flat_map(move |&slice| {
-                [false, true].map(|shared| HopperLinear { shared, tile_n, slice })
-            })
-        });
-        each.collect::<Vec<_>>().into_iter()
+    /// The fewest clusters of two CTAs that run at once, of any of these.
+    fn clusters(&self) -> Result<Option<usize>> {
+        let all = self.0.iter().map(|(_, kernel)| kernel.max_active_clusters());
+        Ok(all.collect::<Result<Vec<_>>>()?.into_iter().min())
     }
 }
 
 /// The kernels of one element type.
 pub(crate) struct ElementKernels {
-    pub(crate) linear_forward: Kernel<LinearParams>,
-    pub(crate) linear_input_grad: Kernel<LinearParams>,
-    /// By rank tile, as the next three.
-    pub(crate) project_s: Instances<usize, ProjectParams>,
-    pub(crate) project_ds: Instances<usize, ProjectParams>,
-    pub(crate) grad: Instances<usize, GradParams>,
-    pub(crate) merge: Kernel<MergeParams>,
-    pub(crate) round: Kernel<RoundParams>,
-    pub(crate) hopper_forward: Instances<HopperLinear, ForwardParams>,
-    pub(crate) hopper_input_grad: Instances<HopperLinear, InputGradParams>,
-    /// By rank tile.
-    pub(crate) hopper_grads: Instances<usize, HopperGradsParams>,
-    /// By rows and columns of their tiles.
-    pub(crate) short_forward: Instances<[usize; 2], HopperShortParams>,
-    pub(crate) short_input_grad: Instances<[usize; 2], WithGrads<HopperShortParams>>,
-    /// By tokens of their tiles.
-    pub(crate) decode_forward: Instances<usize, HopperDecodeParams>,
-    pub(crate) decode_input_grad: Instances<usize, WithGrads<HopperDecodeParams>>,
+    pub(crate) sm80: sm80::Kernels,
+    pub(crate) sm90a: sm90a::Kernels,
 }
 
 /// All kernels of one context, and what plans need to know of it.
@@ -105,7 +60,6 @@ pub(crate) struct Kernels {
     context: Arc<CudaContext>,
     bf16: ElementKernels,
     f16: ElementKernels,
-    pub(crate) reduce: Kernel<ReduceParams>,
     /// Whether launches may overlap, inside graph captures too.
     pub(crate) overlap: bool,
     pub(crate) profile: Arc<DeviceProfile>,
@@ -171,12 +125,11 @@ impl Kernels {
         for fatbin in FATBINS.iter().filter(|fatbin| fatbin.runs_on(capability)) {
             modules.load(fatbin)?;
         }
-        let (bf16, f16) =
-            (ElementKernels::load(&modules, "bf16")?, ElementKernels::load(&modules, "f16")?);
+        let [bf16, f16] = [0, 1].map(|element| ElementKernels::load(&modules, element));
+        let (bf16, f16) = (bf16?, f16?);
         let clusters = bf16.max_active_clusters()?.min(f16.max_active_clusters()?).min(sms / 2);
         Ok(Kernels {
             context: context.clone(),
-            reduce: modules.kernel("sm80/reduce", "reduce_partials", plan::mma::REDUCE)?,
             bf16,
             f16,
             overlap: probe::version()? >= 12_030,
@@ -195,87 +148,26 @@ impl Kernels {
 }
 
 impl ElementKernels {
-    fn load(modules: &Modules, element: &str) -> Result<Self> {
-        use plan::mma::{self, grad_kernel, linear_kernel, merge_kernel, project_kernel};
-        use plan::{hopper, hopper_decode, hopper_grads, hopper_short};
-        let named = |name: &str| format!("{name}_{element}");
-        let by_rank = |rank_tile: usize, name: &str| named(&format!("{name}_r{rank_tile}"));
-        let ranks = || [16, 64].into_iter();
-        let tiles = |tiles_n: &[usize]| -> Vec<_> {
-            let each = tiles_n.iter();
-            each.flat_map(|&n| hopper_short::TILES_M.map(|m| [m, n])).collect()
-        };
-        let with_slices = HopperLinear::all(&hopper::TILES_N, &hopper::SLICES);
-        let forward = with_slices.chain(HopperLinear::all(&hopper::FORWARD_TILES_N, &[0]));
-        let input_grad = HopperLinear::all(&hopper::TILES_N, &[0, 16, 64]);
-        let linear = |form: &'static str| {
-            move |of: HopperLinear| {
-                let (file, name) = of.names(form);
-                (file, format!("{name}_{element}"), hopper::FOOTPRINT)
-            }
-        };
-        Ok(ElementKernels {
-            linear_forward: modules.kernel(
-                "sm80/linear",
-                &named("linear_forward"),
-                linear_kernel(),
-            )?,
-            linear_input_grad: modules.kernel(
-                "sm80/linear",
-                &named("linear_input_grad"),
-                linear_kernel(),
-            )?,
-            project_s: modules.instances(ranks(), |r| {
-                ("sm80/project", by_rank(r, "project_s"), project_kernel(r))
-            })?,
-            project_ds: modules.instances(ranks(), |r| {
-                ("sm80/project", by_rank(r, "project_ds"), project_kernel(r))
-            })?,
-            grad: modules
-                .instances(ranks(), |r| ("sm80/grad", by_rank(r, "grad"), grad_kernel(r)))?,
-            merge: modules.kernel("sm80/merge", &named("merge"), merge_kernel())?,
-            round: modules.kernel("sm80/round", &named("round"), mma::ROUND)?,
-            hopper_forward: modules.instances(forward, linear("forward"))?,
-            hopper_input_grad: modules.instances(input_grad, linear("input_grad"))?,
-            hopper_grads: modules.instances(hopper_grads::RANK_TILES.into_iter(), |r| {
-                ("sm90a/grads", by_rank(r, "hopper_grads"), hopper_grads::FOOTPRINT)
-            })?,
-            short_forward: modules.instances(
-                tiles(&hopper_short::FORWARD_TILES_N).into_iter(),
-                |[m, n]| {
-                    let name = named(&format!("hopper_short_forward_m{m}_n{n}"));
-                    ("sm90a/short", name, hopper_short::FOOTPRINT)
-                },
-            )?,
-            short_input_grad: modules.instances(
-                tiles(&hopper_short::INPUT_GRAD_TILES_N).into_iter(),
-                |[m, n]| {
-                    let name = named(&format!("hopper_short_input_grad_m{m}_n{n}"));
-                    ("sm90a/short", name, hopper_short::FOOTPRINT)
-                },
-            )?,
-            decode_forward: modules.instances(hopper_decode::TILES_T.into_iter(), |t| {
-                let name = named(&format!("hopper_decode_forward_n{t}"));
-                ("sm90a/decode", name, hopper_decode::FOOTPRINT)
-            })?,
-            decode_input_grad: modules.instances(
-                hopper_decode::INPUT_GRAD_TILES_T.into_iter(),
-                |t| {
-                    let name = named(&format!("hopper_decode_input_grad_n{t}"));
-                    ("sm90a/decode", name, hopper_decode::INPUT_GRAD_FOOTPRINT)
-                },
-            )?,
-        })
+    /// Those of bf16 are element 0, those of f16 element 1.
+    fn load(modules: &Modules, element: usize) -> Result<Self> {
+        let sm80 = sm80::Kernels::load(modules, element)?;
+        Ok(ElementKernels { sm80, sm90a: sm90a::Kernels::load(modules, element)? })
     }
 
     /// Clusters of the persistent kernels for Hopper that run at once, whose CTAs may wait for one
     /// another; 0 if there are none of these kernels.
     fn max_active_clusters(&self) -> Result<usize> {
-        let forward = self.hopper_forward.0.iter().map(|(_, kernel)| kernel.max_active_clusters());
-        let input_grad =
-            self.hopper_input_grad.0.iter().map(|(_, kernel)| kernel.max_active_clusters());
-        let all = forward.chain(input_grad).collect::<Result<Vec<_>>>()?;
-        Ok(all.into_iter().min().unwrap_or(0))
+        let sm90a::Kernels {
+            linear_forward,
+            linear_input_grad,
+            linear_group_forward,
+            linear_group_input_grad,
+            ..
+        } = &self.sm90a;
+        let forward = [linear_forward.clusters(), linear_group_forward.clusters()];
+        let input_grad = [linear_input_grad.clusters(), linear_group_input_grad.clusters()];
+        let all = forward.into_iter().chain(input_grad).collect::<Result<Vec<_>>>()?;
+        Ok(all.into_iter().flatten().min().unwrap_or(0))
     }
 }
 
@@ -315,24 +207,21 @@ impl Modules {
         check("cuFuncSetAttribute", unsafe {
             sys::cuFuncSetAttribute(function, attribute, bytes)
         })?;
-        // SAFETY: modules are never unloaded, and `ElementKernels` has every kernel with its
-        // parameters.
+        // SAFETY: modules are never unloaded, and the manifest has the parameters of a kernel once,
+        // for its definition and for its field in `sm80::Kernels` or `sm90a::Kernels`.
         Ok(unsafe { Kernel::new(function, footprint) })
     }
 
     /// The same for every key, unless the file is not there.
     fn instances<Key: Copy, P: KernelParams>(
         &self,
-        keys: impl Iterator<Item = Key>,
-        of: impl Fn(Key) -> (&'static str, String, Footprint),
+        file: &str,
+        instances: &[(Key, &str, Footprint)],
     ) -> Result<Instances<Key, P>> {
-        let mut all = Vec::new();
-        for key in keys {
-            let (file, name, footprint) = of(key);
-            if self.0.contains_key(file) || file.starts_with("sm80/") {
-                all.push((key, self.kernel(file, &name, footprint)?));
-            }
-        }
-        Ok(Instances(all))
+        let there = if self.0.contains_key(file) { instances } else { &[] };
+        let all = there
+            .iter()
+            .map(|&(key, name, footprint)| Ok((key, self.kernel(file, name, footprint)?)));
+        all.collect::<Result<_>>().map(Instances)
     }
 }

@@ -4,10 +4,16 @@ use super::params::KernelParams;
 use super::probe::check;
 use super::stream::Run;
 use crate::error::{Error, Result};
-use crate::plan::Footprint;
 use cudarc::driver::sys;
 use std::marker::PhantomData;
 use std::ptr;
+
+/// Threads and dynamic shared memory of a CTA.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Footprint {
+    pub(super) threads: [u32; 2],
+    pub(super) shared_bytes: u32,
+}
 
 /// An entry point that takes a `P`, and what a CTA of it needs. Kernels are never unloaded, so the
 /// handle is valid for as long as the process runs.

@@ -13,10 +13,9 @@ mod stream;
 mod tensor_map;
 
 pub(crate) use gpu::Gpu;
-pub(crate) use kernels::{ElementKernels, HopperLinear, Instances, Kernels};
+pub(crate) use kernels::{sm90a, ElementKernels, Instances, Kernels};
 pub(crate) use launch::{Kernel, LaunchMode};
 pub(crate) use lent::{ContextId, DeviceMemory, DeviceMemoryMut, LentUse, RawMemory};
 pub use lent::{CudaMemory, CudaMemoryMut};
 pub(crate) use memory::Allocation;
 pub(crate) use stream::{Run, Stream};
-pub(crate) use tensor_map::TensorMap;

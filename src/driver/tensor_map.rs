@@ -3,23 +3,24 @@
 use super::probe::check;
 use crate::dtype::DType;
 use crate::error::Result;
+use bytemuck::Zeroable;
 use cudarc::driver::sys;
 use std::ptr;
 
 /// What `TensorMap` is in kernels/sm90a/ptx.cuh. The alignment of the driver's own type depends on
 /// the version of CUDA.
 #[repr(C, align(64))]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 pub(crate) struct TensorMap {
     opaque: [u64; 16],
 }
 
 const _: () = assert!(size_of::<TensorMap>() == 128);
 
-impl TensorMap {
-    /// Of a matrix that is never read.
-    pub(crate) const NONE: TensorMap = TensorMap { opaque: [0; 16] };
+// SAFETY: of zeros, it is one of a matrix that is never read.
+unsafe impl Zeroable for TensorMap {}
 
+impl TensorMap {
     /// Boxes of a rows×cols matrix of bf16 or f16 with 16, 32 or 64 columns each, swizzled in shared
     /// memory over the bytes of their columns. Rows start `row_stride` elements apart, at multiples of
     /// 16 bytes. The context must be current: the driver refuses to encode without one.
@@ -28,7 +29,7 @@ impl TensorMap {
         row_stride: usize,
         [rows, cols]: [usize; 2],
         dtype: DType,
-        [box_rows, box_cols]: [u32; 2],
+        [box_rows, box_cols]: [usize; 2],
     ) -> Result<Self> {
         #[repr(align(128))]
         struct Aligned(sys::CUtensorMap);
@@ -40,7 +41,7 @@ impl TensorMap {
         let mut map = Aligned(sys::CUtensorMap { opaque: [0; 16] });
         let sizes = [cols as u64, rows as u64];
         let row_bytes = [(row_stride * dtype.bytes()) as u64];
-        let (box_sizes, steps) = ([box_cols, box_rows], [1, 1]);
+        let (box_sizes, steps) = ([box_cols as u32, box_rows as u32], [1, 1]);
         let swizzle = match box_cols {
             16 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_32B,
             32 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_64B,

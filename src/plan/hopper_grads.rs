@@ -2,45 +2,34 @@
 //!
 //! An item is a tile of dA or dB over all of T.
 
-use super::footprint::Footprint;
 use super::sizes::Sizes;
-
-/// A CTA: 224 KiB, and alignment to 1024 bytes.
-pub(crate) const FOOTPRINT: Footprint =
-    Footprint { threads: [384, 1], shared_bytes: (224 << 10) + 1024 };
-
-/// Tiles along r the kernel is instantiated for.
-pub(crate) const RANK_TILES: [usize; 3] = [16, 64, 128];
+use crate::manifest::sm90a::grads::{ITEM_COLS, RANK_TILES, STEP_ROWS};
+use crate::manifest::sm90a::{projection::FLAG_ROWS, ptx::BOX_COLS};
 
 /// The tile that serves this rank.
 pub(crate) fn rank_tile(r: usize) -> usize {
+    let [narrow, middle, wide] = RANK_TILES;
     match r {
-        ..=16 => 16,
-        17..=64 => 64,
-        _ => 128,
+        _ if r <= narrow => narrow,
+        _ if r <= middle => middle,
+        _ => wide,
     }
 }
 
 /// Rows of T and columns of S in a step of an item, beside dX of a small batch.
 pub(crate) fn box_beside(t: usize, r: usize) -> [usize; 2] {
-    [t.next_multiple_of(16).min(64), if r <= 16 { 16 } else { 32 }]
+    [t.next_multiple_of(16).min(STEP_ROWS), if r <= 16 { 16 } else { 32 }]
 }
 
-/// Shared memory of such a step, with 64 columns of dH or X.
+/// Shared memory of such a step, with a box of dH or X.
 pub(crate) fn bytes_beside(t: usize, r: usize) -> usize {
     let [rows, ranks] = box_beside(t, r);
-    rows * (64 + ranks) * 2
+    rows * (BOX_COLS + ranks) * 2
 }
 
-/// Rows of dS in a tile.
-const TILE_ROWS: usize = 128;
-
-/// Columns of dH or X in an item, in a separate launch.
-const ITEM_COLS: usize = 128;
-
-/// Flags for dS (T×r): a counter, and one flag for every 128 rows.
+/// Flags for dS (T×r): a counter, and one flag for every [`FLAG_ROWS`] rows.
 pub(crate) fn flags(t: usize) -> usize {
-    1 + t.div_ceil(TILE_ROWS)
+    1 + t.div_ceil(FLAG_ROWS)
 }
 
 /// What a launch computes.
@@ -63,7 +52,7 @@ impl Schedule {
     /// For the sizes of dX, on `sms` SMs, two at least.
     pub(crate) fn new(sizes: &Sizes, makes: Makes, sms: usize) -> Self {
         let r = sizes.rank();
-        let tiles = sizes.m.div_ceil(TILE_ROWS) * r.div_ceil(rank_tile(r));
+        let tiles = sizes.m.div_ceil(FLAG_ROWS) * r.div_ceil(rank_tile(r));
         let items = items_of_db(sizes, ITEM_COLS) + items_of_da(sizes, ITEM_COLS);
         match makes {
             Makes::Ds => Schedule { projectors: tiles.min(sms), blocks: tiles.min(sms) },

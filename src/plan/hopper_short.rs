@@ -1,21 +1,10 @@
 //! How `kernels/sm90a/short.cu` is launched: its tiles, and which clusters compute S.
 
-use super::footprint::Footprint;
 use super::mma::rank_tile;
+use crate::manifest::sm90a::short::{FORWARD_TILES_N, INPUT_GRAD_TILES_N, TILES_M};
 
 /// The most tokens the kernel serves.
 pub(crate) const MOST_TOKENS: usize = 1024;
-
-/// Tile heights (M) the kernel is instantiated for.
-pub(crate) const TILES_M: [usize; 2] = [64, 128];
-
-/// Tile widths (N): of H, and of dX.
-pub(crate) const FORWARD_TILES_N: [usize; 4] = [32, 64, 128, 224];
-pub(crate) const INPUT_GRAD_TILES_N: [usize; 3] = [64, 128, 256];
-
-/// A CTA of any tile: 224 KiB, its barriers, and alignment to 1024 bytes.
-pub(crate) const FOOTPRINT: Footprint =
-    Footprint { threads: [384, 1], shared_bytes: (224 << 10) + 512 + 1024 };
 
 /// A launch. A cluster computes two tiles of H or dX, of the same columns, or tiles of S or dS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

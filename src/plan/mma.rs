@@ -1,65 +1,36 @@
-//! How the `mma.sync` kernels are launched. Tile sizes repeat the kernel files named.
+//! How the `mma.sync` kernels are launched.
 
-use super::footprint::Footprint;
-
-/// kernels/sm80/linear.cu: rows and columns of a tile.
-pub(crate) const LINEAR_TILE: [usize; 2] = [128, 256];
-
-/// kernels/sm80/linear.cu.
-pub(crate) fn linear_kernel() -> Footprint {
-    let [m, n] = LINEAR_TILE;
-    Footprint::of_tiles(256, 4, [m, n, 32])
-}
+use crate::manifest::sm80::{grad, linear, merge, project, round, tile::RANK_TILES};
 
 /// The grid of kernels/sm80/linear.cu for an output of m×n.
 pub(crate) fn linear_blocks(m: usize, n: usize) -> usize {
-    m.div_ceil(LINEAR_TILE[0]) * n.div_ceil(LINEAR_TILE[1])
-}
-
-/// kernels/sm80/project.cu.
-pub(crate) fn project_kernel(rank_tile: usize) -> Footprint {
-    Footprint::of_tiles(256, 4, [32, rank_tile, 128])
+    m.div_ceil(linear::TILE_M) * n.div_ceil(linear::TILE_N)
 }
 
 /// The grid of kernels/sm80/project.cu for an output of m×r.
 pub(crate) fn project_blocks(m: usize, r: usize) -> usize {
-    m.div_ceil(32) * r.div_ceil(rank_tile(r))
+    m.div_ceil(project::TILE_M) * r.div_ceil(rank_tile(r))
 }
 
-/// kernels/sm80/grad.cu. Its grid is a [`GradSplit`].
-pub(crate) fn grad_kernel(rank_tile: usize) -> Footprint {
-    Footprint::of_tiles(128, 4, [rank_tile, GradSplit::COLUMNS, GradSplit::STEP])
-}
-
-/// kernels/sm80/reduce.cu: its shared memory is static.
-pub(crate) const REDUCE: Footprint = Footprint { threads: [32, 8], shared_bytes: 0 };
-
-/// kernels/sm80/round.cu.
-pub(crate) const ROUND: Footprint = Footprint { threads: [256, 1], shared_bytes: 0 };
-
-/// The grid of kernels/sm80/round.cu for segments of so many elements: a CTA for every 2048 of each, and
-/// no more than run at the same time.
+/// The grid of kernels/sm80/round.cu for segments of so many elements: a CTA for every chunk of
+/// each, and no more than run at the same time.
 pub(crate) fn round_blocks(elements: impl Iterator<Item = usize>, sms: usize) -> usize {
-    let chunks = elements.map(|elements| elements.div_ceil(2048)).sum::<usize>();
+    let chunks = elements.map(|elements| elements.div_ceil(round::CHUNK)).sum::<usize>();
     chunks.min(8 * sms)
-}
-
-/// kernels/sm80/merge.cu.
-pub(crate) fn merge_kernel() -> Footprint {
-    Footprint::of_tiles(128, 2, [64, 128, 32])
 }
 
 /// The grid of kernels/sm80/merge.cu for a weight of d×k.
 pub(crate) fn merge_blocks([d, k]: [usize; 2]) -> usize {
-    d.div_ceil(64) * k.div_ceil(128)
+    d.div_ceil(merge::TILE_D) * k.div_ceil(merge::TILE_K)
 }
 
 /// The tile along r of the kernels that serve this rank.
 pub(crate) fn rank_tile(r: usize) -> usize {
-    if r <= 16 {
-        16
+    let [narrow, wide] = RANK_TILES;
+    if r <= narrow {
+        narrow
     } else {
-        64
+        wide
     }
 }
 
@@ -79,9 +50,6 @@ pub(crate) struct GradSplit {
 }
 
 impl GradSplit {
-    /// Columns of Y in a tile, and rows in one step of the sum.
-    pub(crate) const COLUMNS: usize = 128;
-    pub(crate) const STEP: usize = 64;
     /// Blocks to aim for: two for every SM of the large GPUs.
     const BLOCKS: usize = 264;
     /// A shorter split costs more in partial sums than it brings.
@@ -89,10 +57,10 @@ impl GradSplit {
 
     pub(crate) fn new(t: usize, r: usize, n: usize) -> Self {
         let rank_tiles = r.div_ceil(rank_tile(r));
-        let column_tiles = n.div_ceil(Self::COLUMNS);
+        let column_tiles = n.div_ceil(grad::TILE_N);
         let wanted = Self::BLOCKS / (rank_tiles * column_tiles);
         let wanted = wanted.min(t.div_ceil(Self::MIN_ROWS)).max(1);
-        let rows_per_split = t.div_ceil(wanted).next_multiple_of(Self::STEP).max(Self::STEP);
+        let rows_per_split = t.div_ceil(wanted).next_multiple_of(grad::TILE_K).max(grad::TILE_K);
         let splits = t.div_ceil(rows_per_split);
         GradSplit { r, n, rows_per_split, splits, rank_tiles, column_tiles }
     }
@@ -118,7 +86,7 @@ mod tests {
             assert!(split.splits >= 1, "{context}");
             assert!((split.splits - 1) * split.rows_per_split < t, "last is empty: {context}");
             assert!(split.splits * split.rows_per_split >= t, "rows left over: {context}");
-            assert_eq!(split.rows_per_split % GradSplit::STEP, 0, "{context}");
+            assert_eq!(split.rows_per_split % grad::TILE_K, 0, "{context}");
             // A split starts at a multiple of 8 rows, so 16-byte rows stay aligned, and its rows
             // fit the kernel's i32.
             assert!(i32::try_from(split.rows_per_split).is_ok(), "{context}");
@@ -132,7 +100,7 @@ mod tests {
             let context = format!("T={t} r={r} n={n}: {split:?}");
             let covered = |tiles: usize, tile, all| tiles * tile >= all && (tiles - 1) * tile < all;
             assert!(covered(split.rank_tiles, rank_tile(r), r), "{context}");
-            assert!(covered(split.column_tiles, GradSplit::COLUMNS, n), "{context}");
+            assert!(covered(split.column_tiles, grad::TILE_N, n), "{context}");
             // The limit of grid.y, and the blocks aimed for unless the tiles alone are more.
             assert!(split.splits <= 65_535, "{context}");
             let tiles = split.rank_tiles * split.column_tiles;
@@ -154,7 +122,7 @@ mod tests {
     fn rank_tiles_hold_every_rank() {
         for r in 1..=MAX_RANK {
             let tile = rank_tile(r);
-            assert!(tile == 16 || tile == 64, "no kernel for a tile of {tile}");
+            assert!(RANK_TILES.contains(&tile), "no kernel for a tile of {tile}");
             assert!(r.next_multiple_of(tile) < r + tile);
             assert!(tile == 64 || r <= 16, "rank {r} would need {} passes", r.div_ceil(16));
         }

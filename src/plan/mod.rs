@@ -2,7 +2,6 @@
 //!
 //! A file imports the files it needs, never this one, and no two import each other.
 
-mod footprint;
 pub(crate) mod hopper;
 pub(crate) mod hopper_decode;
 pub(crate) mod hopper_grads;
@@ -19,14 +18,14 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use footprint::Footprint;
 pub use path::Path;
 pub use profile::DeviceProfile;
 pub(crate) use scratch::{projection_elements, BackwardWorkspace};
-pub(crate) use sizes::{Sizes, STEP_K};
+pub(crate) use sizes::Sizes;
 pub(crate) use small::Alone;
 pub(crate) use strategy::{Plan, Strategy};
 
+use crate::manifest::sm90a::linear;
 use crate::problem::{Problem, MAX_PROJECTIONS};
 
 /// The plan of a forward pass; `profile` is `None` on the CPU.
@@ -114,12 +113,12 @@ fn hopper_pairs(
 ) -> Option<usize> {
     /// `int` counts the outputs of all layers, each padded to whole tiles.
     const MOST_OUTPUTS: usize = i32::MAX as usize - MAX_PROJECTIONS * 256;
-    /// `divide` in kernels/sm90a/tiles.cuh counts tiles in floats, which are exact up to 2²⁴.
+    /// `divide` in kernels/sm90a/linear_tiles.cuh counts tiles in floats, which are exact up to 2²⁴.
     const MOST_TILES: usize = 1 << 24;
     /// `int` counts the steps of all rounds of kernels/sm90a/decode.cu: on one cluster, a round is
     /// 2 × 128 rows of W0, and a step 64 columns.
     const MOST_WEIGHTS: usize = 1 << 44;
-    let narrowest = hopper::TILES_N[0];
+    let narrowest = linear::TILES_N[0];
     let tile_cols = |n: usize| n.div_ceil(narrowest);
     let (mut aligned, mut outputs, mut cols) = (k % 8 == 0, 0, 0);
     for &(d, r) in layers {

@@ -1,9 +1,7 @@
 //! The sizes of a product, of one layer or of several that share X.
 
+use crate::manifest::sm90a::linear_tiles::TILE_K;
 use crate::problem::MAX_PROJECTIONS;
-
-/// Columns of lhs in a step of the main loop.
-pub(crate) const STEP_K: usize = 64;
 
 /// A product: out (m×n) over k, with S or dS (m×r).
 ///
@@ -58,7 +56,7 @@ impl Sizes {
 
     /// Steps along k. A step is of one layer.
     pub(super) fn steps(&self) -> usize {
-        self.k.iter().map(|k| k.div_ceil(STEP_K)).sum()
+        self.k.iter().map(|k| k.div_ceil(TILE_K)).sum()
     }
 
     /// Columns of S that the end of a tile multiplies.

@@ -1,9 +1,9 @@
 //! A plan: how a call is served, and the workspace it needs.
 
 use super::hopper::{Projection, Schedule};
-use super::mma::LINEAR_TILE;
 use super::path::Path;
 use super::small::Alone;
+use crate::manifest::sm80::linear::{TILE_M, TILE_N};
 use crate::problem::MAX_PROJECTIONS;
 use std::fmt;
 
@@ -63,7 +63,7 @@ impl fmt::Display for Plan {
         self.path().fmt(f)?;
         match &self.strategy {
             Strategy::Reference => return Ok(()),
-            Strategy::Mma => write!(f, " {}×{} tiles", LINEAR_TILE[0], LINEAR_TILE[1])?,
+            Strategy::Mma => write!(f, " {TILE_M}×{TILE_N} tiles")?,
             // The plan of a base op has no projection, and no scratch.
             Strategy::Large(schedule) => large(f, schedule, self.scratch > 0)?,
             Strategy::Small(launches) => {

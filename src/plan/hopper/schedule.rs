@@ -1,6 +1,7 @@
 //! A launch of `kernels/sm90a/linear.cuh`.
 
-use crate::plan::footprint::Footprint;
+use crate::manifest::sm90a::linear_tiles::{CONSUMER_WARPS, TILE_M};
+use crate::manifest::sm90a::projection::FLAG_ROWS;
 use crate::plan::hopper_grads;
 
 /// Where the projection of a product comes from: S of the forward, dS of the input gradient.
@@ -15,7 +16,7 @@ pub(crate) enum Projection {
     },
     /// Fused: some tiles of the product compute a slice of S beside their own columns.
     Within {
-        /// Columns of S in a slice, one of [`SLICES`].
+        /// Columns of S in a slice, one of the SLICES of the manifest.
         slice: usize,
         /// Columns of tiles that compute slices, before all other tiles. There are more of them
         /// than slices only if S is one slice: each tile then computes it for itself, and the first
@@ -44,24 +45,15 @@ pub(crate) struct Schedule {
     pub(crate) streamers: usize,
 }
 
-/// Tile widths (N) every variant of the kernel is instantiated for.
-pub(crate) const TILES_N: [usize; 3] = [128, 176, 256];
-
-/// Tile widths of the forward without slices. 14336 columns are 64 tiles of 224.
-pub(crate) const FORWARD_TILES_N: [usize; 4] = [128, 176, 224, 256];
-
 /// Rows of tiles in a group of the tile order, which goes through it column by column. The L2 does
 /// not hold what more rows share.
 pub(crate) const GROUP: usize = 8;
 
-/// Consumer warps of a CTA.
-const WARPS: usize = 8;
-
 /// Rows of the tile of a cluster.
-pub(crate) const PAIR_M: usize = 256;
+pub(crate) const PAIR_M: usize = 2 * TILE_M;
 
-/// Columns of S in a slice. A slice of 64 is all of S.
-pub(crate) const SLICES: [usize; 2] = [16, 64];
+/// Consumer warps of a cluster.
+const CLUSTER_WARPS: usize = 2 * CONSUMER_WARPS;
 
 impl Schedule {
     /// Whether CTAs wait on flags.
@@ -108,7 +100,9 @@ impl Schedule {
     /// warp that writes a partial tile.
     pub(crate) fn flags(&self, m: usize) -> usize {
         match self.waits() {
-            true => 1 + m.div_ceil(128) + if self.shares { self.pairs * 2 * WARPS } else { 0 },
+            true => {
+                1 + m.div_ceil(FLAG_ROWS) + if self.shares { self.pairs * CLUSTER_WARPS } else { 0 }
+            }
             false => 0,
         }
     }
@@ -116,13 +110,9 @@ impl Schedule {
     /// f32 elements of the partial tiles of stream-K.
     pub(crate) fn partials(&self) -> usize {
         if self.shares {
-            self.pairs * 2 * WARPS * 32 * self.tile_n / 2
+            self.pairs * CLUSTER_WARPS * 32 * self.tile_n / 2
         } else {
             0
         }
     }
 }
-
-/// A CTA of any tile: 224 KiB, its barriers, and alignment to 1024 bytes.
-pub(crate) const FOOTPRINT: Footprint =
-    Footprint { threads: [384, 1], shared_bytes: (224 << 10) + 128 + 1024 };

@@ -5,7 +5,8 @@
 //! wins.
 
 use super::model::{Candidate, Model};
-use super::schedule::{Schedule, FORWARD_TILES_N, TILES_N};
+use super::schedule::Schedule;
+use crate::manifest::sm90a::linear::{FORWARD_TILES_N, TILES_N};
 use crate::plan::hopper_grads::{self, Items};
 use crate::plan::sizes::Sizes;
 

@@ -1,9 +1,10 @@
 //! Every schedule that can be chosen, walked as the kernel walks it; and the plain search.
 
 use super::model::Model;
-use super::schedule::{Projection, Schedule, FORWARD_TILES_N, GROUP, PAIR_M, TILES_N};
+use super::schedule::{Projection, Schedule, GROUP, PAIR_M};
 use super::search::{beside_us, forward_slices, input_grad_slices, projectors, streamers};
 use super::search::{forward, input_grad, separate_or_fused};
+use crate::manifest::sm90a::linear::{FORWARD_TILES_N, TILES_N};
 use crate::plan::hopper_grads;
 use crate::plan::sizes::Sizes;
 use crate::plan::testing::{bench_problems, shapes, Rng};

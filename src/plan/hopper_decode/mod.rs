@@ -4,5 +4,4 @@ mod schedule;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use schedule::{Schedule, FLAGS, FOOTPRINT, INPUT_GRAD_FOOTPRINT};
-pub(crate) use schedule::{INPUT_GRAD_TILES_T, MOST_TOKENS, TILES_T};
+pub(crate) use schedule::{Schedule, FLAGS, MOST_TOKENS};

@@ -1,31 +1,20 @@
 //! Which rows of W0 and A the CTAs of `kernels/sm90a/decode.cu` read.
 
-use crate::plan::footprint::Footprint;
+use crate::manifest::sm90a::decode::{
+    FORWARD_HALF_TOKENS, INPUT_GRAD_HALF_TOKENS, INPUT_GRAD_TILES_T, MAX_SHARED_BYTES, MAX_STAGES,
+    STAGES_AT, STEP, TILES_T,
+};
+use crate::manifest::sm90a::ptx::{BOX_COLS, SHARED_ALIGNMENT};
 use crate::plan::hopper_grads;
 
 /// The most tokens the kernel serves.
-pub(crate) const MOST_TOKENS: usize = 128;
-
-/// Tiles of tokens the forward kernel is instantiated for.
-pub(crate) const TILES_T: [usize; 5] = [8, 16, 32, 64, MOST_TOKENS];
-
-/// Tiles of tokens the input gradient kernel is instantiated for.
-pub(crate) const INPUT_GRAD_TILES_T: [usize; 4] = [8, 16, 32, 64];
-
-/// A CTA, at most.
-pub(crate) const FOOTPRINT: Footprint =
-    Footprint { threads: [288, 1], shared_bytes: MOST_SHARED_BYTES as u32 };
-
-/// The same of a CTA that computes dX, with a warpgroup for dA and dB.
-pub(crate) const INPUT_GRAD_FOOTPRINT: Footprint = Footprint { threads: [416, 1], ..FOOTPRINT };
-
-pub(super) const MOST_SHARED_BYTES: usize = 224 << 10;
+pub(crate) const MOST_TOKENS: usize = TILES_T[TILES_T.len() - 1];
 
 /// Shared memory with which two CTAs fit on an SM.
 pub(super) const HALF_SHARED_BYTES: usize = 113 << 10;
 
-/// Of that, for barriers, and for alignment to 1024 bytes.
-pub(super) const BARRIER_BYTES: usize = 1024 + 1024;
+/// Of that, for barriers, and for alignment.
+pub(super) const BARRIER_BYTES: usize = STAGES_AT + SHARED_ALIGNMENT;
 
 /// Flags for S.
 pub(crate) const FLAGS: usize = 2;
@@ -49,17 +38,11 @@ pub(super) const HALF_DOWN_TOKENS: usize = 32;
 /// Clusters left for S, at least, with two CTAs per SM.
 pub(super) const HALF_DOWN_PAIRS: usize = 2;
 
-/// Stages of a CTA, at most.
-pub(super) const MOST_STAGES: usize = 40;
-
 /// Elements of W0 a cluster reads, up to which a launch is short.
 const FEW_ELEMENTS: usize = 1 << 19;
 
 /// Bytes of a row in a step.
-const STEP_BYTES: usize = 64 * 2;
-
-/// The tokens up to which two CTAs per SM compute dX. With more, registers run out.
-const HALF_INPUT_GRAD_TOKENS: usize = 32;
+const STEP_BYTES: usize = STEP * 2;
 
 /// How a product reads its weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -76,7 +59,7 @@ impl Reads {
     pub(super) fn unit(self) -> usize {
         match self {
             Reads::Rows => 8,
-            Reads::Columns => 64,
+            Reads::Columns => BOX_COLS,
         }
     }
 }
@@ -117,7 +100,7 @@ impl Ring {
     /// Stages that keep `in_flight` bytes of the weight in flight, as far as they fit.
     pub(super) fn stages(&self, shared_bytes: usize, in_flight: usize) -> usize {
         let fit = (shared_bytes - BARRIER_BYTES - self.handover_bytes()) / self.stage_bytes();
-        let stages = (in_flight / (self.rows * STEP_BYTES)).max(4).min(fit).min(MOST_STAGES);
+        let stages = (in_flight / (self.rows * STEP_BYTES)).max(4).min(fit).min(MAX_STAGES);
         // Warpgroups that alternate steps have stages of their own.
         stages - if self.rows <= TURNS_ROWS { stages % 2 } else { 0 }
     }
@@ -182,11 +165,11 @@ impl Down {
     }
 }
 
-/// Shared memory of a step of dA or dB, aligned to 1024 bytes.
+/// Shared memory of a step of dA or dB, with its alignment.
 fn grads_bytes(reads: Reads, t: usize, r: usize) -> usize {
     match reads {
         Reads::Rows => 0,
-        Reads::Columns => hopper_grads::bytes_beside(t, r) + 1024,
+        Reads::Columns => hopper_grads::bytes_beside(t, r) + SHARED_ALIGNMENT,
     }
 }
 
@@ -211,7 +194,10 @@ impl Schedule {
     /// Two CTAs per SM, for layers where each reads little: memory idles between two launches, so a
     /// CTA of the next launch starts early and prefetches W0 meanwhile.
     fn halves([t, d, k, r]: [usize; 4], reads: Reads, pairs: usize) -> Option<Self> {
-        let most_tokens = if reads == Reads::Rows { 64 } else { HALF_INPUT_GRAD_TOKENS };
+        let most_tokens = match reads {
+            Reads::Rows => FORWARD_HALF_TOKENS,
+            Reads::Columns => INPUT_GRAD_HALF_TOKENS,
+        };
         let tile_t = *TILES_T.iter().find(|&&tile| t <= tile && tile <= most_tokens)?;
         let down_tile = tile_t.min(HALF_DOWN_TOKENS);
         let slices = t.div_ceil(down_tile);
@@ -239,7 +225,7 @@ impl Schedule {
             _ => 64 << 10,
         };
         let ring = Ring { tile_t, rows, split: true, makes_s: false };
-        let steps = k.div_ceil(64).div_ceil(2);
+        let steps = k.div_ceil(STEP).div_ceil(2);
         Some(Schedule {
             tile_t,
             shared_bytes: HALF_SHARED_BYTES,
@@ -256,7 +242,7 @@ impl Schedule {
 
     fn wholes([t, d, k, r]: [usize; 4], reads: Reads, pairs: usize) -> Self {
         let tile_t = *TILES_T.iter().find(|&&tile| t <= tile).expect("plans look at T first");
-        let for_stages = MOST_SHARED_BYTES - grads_bytes(reads, t, r);
+        let for_stages = MAX_SHARED_BYTES - grads_bytes(reads, t, r);
         let makes_s = |rows, tile_t| Down::new([t, r], reads, r.div_ceil(rows), tile_t, for_stages);
         // As few clusters as S allows. dS gets more if they fit. With two SMs idle, the next launch
         // has fully started when the slowest cluster ends.
@@ -286,7 +272,7 @@ impl Schedule {
         let ring = Ring { tile_t, rows, split, makes_s: false };
         Schedule {
             tile_t,
-            shared_bytes: MOST_SHARED_BYTES,
+            shared_bytes: MAX_SHARED_BYTES,
             split,
             rows,
             rounds,
@@ -300,7 +286,7 @@ impl Schedule {
 
     /// For the same dS (T×r) without dX, with the same bits.
     pub(crate) fn without_out(&self, [t, r]: [usize; 2]) -> Self {
-        let shared_bytes = MOST_SHARED_BYTES;
+        let shared_bytes = MAX_SHARED_BYTES;
         let Down { ranks, tile_t, .. } = self.down;
         let down = Down::new([t, r], Reads::Columns, ranks, tile_t, shared_bytes);
         Schedule { shared_bytes, pairs: 0, down, ..*self }
@@ -308,7 +294,8 @@ impl Schedule {
 
     /// The offset in shared memory of the steps of dA and dB, in a CTA that computes dX.
     pub(crate) fn grads_at(&self, [t, r]: [usize; 2]) -> usize {
-        (self.shared_bytes - grads_bytes(Reads::Columns, t, r)) / 1024 * 1024
+        (self.shared_bytes - grads_bytes(Reads::Columns, t, r)) / SHARED_ALIGNMENT
+            * SHARED_ALIGNMENT
     }
 
     /// Rows of X a CTA loads in a step: all T, or half of them if the CTAs of a cluster multicast

@@ -1,6 +1,8 @@
 //! Every schedule, walked as the kernel walks it.
 
 use super::schedule::*;
+use crate::manifest::sm90a::decode::{INPUT_GRAD_TILES_T, MAX_SHARED_BYTES, MAX_STAGES, TILES_T};
+use crate::manifest::sm90a::ptx::SHARED_ALIGNMENT;
 use crate::plan::hopper_grads;
 use crate::plan::testing::shapes;
 use std::collections::HashSet;
@@ -91,17 +93,17 @@ fn stages_fit_and_all_clusters_run_at_once() {
         let down_rows = down.rows.next_multiple_of(reads.unit());
         let of_s = Ring { tile_t: down.tile_t, rows: down_rows, split: true, makes_s: true };
         for (ring, stages) in [(of_h, schedule.stages), (of_s, down.stages)] {
-            assert!((3..=MOST_STAGES).contains(&stages), "{context}");
+            assert!((3..=MAX_STAGES).contains(&stages), "{context}");
             assert!(ring.rows > TURNS_ROWS || stages % 2 == 0, "{context}");
             let taken = BARRIER_BYTES + stages * ring.stage_bytes() + ring.handover_bytes();
             let end = match reads {
                 Reads::Rows => shared_bytes,
                 // The kernel counts from its aligned start.
-                Reads::Columns => 1024 + schedule.grads_at([t, r]),
+                Reads::Columns => SHARED_ALIGNMENT + schedule.grads_at([t, r]),
             };
             assert!(taken <= end, "{context}");
         }
-        assert!(shared_bytes <= FOOTPRINT.shared_bytes as usize, "{context}");
+        assert!(shared_bytes <= MAX_SHARED_BYTES, "{context}");
         if reads == Reads::Columns {
             let [at, bytes] = [schedule.grads_at([t, r]), hopper_grads::bytes_beside(t, r)];
             assert!(at % 1024 == 0 && 1023 + at + bytes <= shared_bytes, "{context}");
@@ -121,7 +123,7 @@ fn stages_fit_and_all_clusters_run_at_once() {
         if pairs > beside && reads == Reads::Rows {
             assert!(schedule.pairs + beside <= pairs, "{context}");
         }
-        if reads == Reads::Columns && shared_bytes == MOST_SHARED_BYTES && pairs > down.pairs + 1 {
+        if reads == Reads::Columns && shared_bytes == MAX_SHARED_BYTES && pairs > down.pairs + 1 {
             assert!(schedule.pairs + down.pairs < pairs, "two SMs stay idle: {context}");
         }
     }

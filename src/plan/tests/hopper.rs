@@ -1,6 +1,7 @@
 //! Large batches of kernels/sm90a/linear.cuh that compute-sanitizer runs on.
 
-use crate::plan::hopper::{forward, input_grad, Projection, Schedule, PAIR_M, TILES_N};
+use crate::manifest::sm90a::linear::TILES_N;
+use crate::plan::hopper::{forward, input_grad, Projection, Schedule, PAIR_M};
 use crate::plan::sizes::Sizes;
 use crate::plan::small::Alone;
 use crate::plan::{hopper_decode, hopper_grads, hopper_short};

@@ -1,6 +1,7 @@
 //! Small batches of kernels/sm90a/decode.cu that compute-sanitizer runs on.
 
-use crate::plan::hopper_decode::{Schedule, INPUT_GRAD_TILES_T, TILES_T};
+use crate::manifest::sm90a::decode::{INPUT_GRAD_TILES_T, TILES_T};
+use crate::plan::hopper_decode::Schedule;
 use crate::plan::hopper_grads;
 use crate::plan::small::Alone;
 use std::collections::HashSet;

@@ -1,7 +1,8 @@
 //! Small batches of kernels/sm90a/short.cu that compute-sanitizer runs on.
 
+use crate::manifest::sm90a::short::{FORWARD_TILES_N, INPUT_GRAD_TILES_N, TILES_M};
 use crate::plan::hopper_grads;
-use crate::plan::hopper_short::{Schedule, FORWARD_TILES_N, INPUT_GRAD_TILES_N, TILES_M};
+use crate::plan::hopper_short::Schedule;
 use crate::plan::mma::rank_tile;
 use crate::plan::small::Alone;
 use std::collections::HashSet;

@@ -1,0 +1,139 @@
+// Constants that kernels, plans and the build share: kTileM in C++ is TILE_M here.
+//
+// Included twice, each time with a `constants!` of its own. src/manifest.rs makes Rust constants of
+// them, in modules named like the kernel files. shared.rs makes the same and, for the numbers, the
+// headers `manifest/ARCH/FILE.cuh` that the kernels include.
+
+constants! {
+    common {
+        limits {
+            /// Projections that share X, at most.
+            const MAX_PROJECTIONS: usize = 4;
+        }
+    }
+    sm80 {
+        tile {
+            /// Tiles along r of project.cu and grad.cu.
+            const RANK_TILES: [usize; 2] = [16, 64];
+        }
+        linear {
+            /// A tile of the output, and a step.
+            const TILE_M: usize = 128;
+            const TILE_N: usize = 256;
+            const TILE_K: usize = 32;
+            const STAGES: usize = 4;
+            const THREADS: usize = 256;
+        }
+        project {
+            /// Rows of a tile, and a step.
+            const TILE_M: usize = 32;
+            const TILE_K: usize = 128;
+            const STAGES: usize = 4;
+            const THREADS: usize = 256;
+        }
+        grad {
+            /// Columns of Y in a tile, and rows in a step.
+            const TILE_N: usize = 128;
+            const TILE_K: usize = 64;
+            const STAGES: usize = 4;
+            const THREADS: usize = 128;
+        }
+        reduce {
+            /// Rows and columns of a tile, and rows of threads.
+            const TILE: usize = 32;
+            const THREAD_ROWS: usize = 8;
+        }
+        merge {
+            /// A tile of the weight, and a step.
+            const TILE_D: usize = 64;
+            const TILE_K: usize = 128;
+            const STEP_R: usize = 32;
+            const STAGES: usize = 2;
+            const THREADS: usize = 128;
+        }
+        round {
+            const THREADS: usize = 256;
+            /// Elements of a chunk for each thread.
+            const ELEMENTS: usize = 8;
+            /// Elements that a CTA rounds at a time.
+            const CHUNK: usize = THREADS * ELEMENTS;
+            /// Segments of a launch.
+            const MAX_SEGMENTS: usize = 8;
+        }
+    }
+    sm90a {
+        ptx {
+            /// Shared memory starts at a multiple of this, as the 128-byte swizzle needs.
+            const SHARED_ALIGNMENT: usize = 1024;
+            /// Columns of a box with the 128-byte swizzle. One of fewer has another swizzle.
+            const BOX_COLS: usize = 64;
+            /// Shared memory of a CTA that has an SM to itself, for its pipeline.
+            const PIPELINE_BYTES: usize = 224 << 10;
+            /// Threads of a CTA: a producer warpgroup and two consumer warpgroups.
+            const THREE_WARPGROUPS: usize = 384;
+        }
+        projection {
+            /// Rows of S or dS for which there is one flag.
+            const FLAG_ROWS: usize = 128;
+        }
+        grads {
+            /// Tiles along r.
+            const RANK_TILES: [usize; 3] = [16, 64, 128];
+            /// Rows of T in a step.
+            const STEP_ROWS: usize = 64;
+            /// Columns of dH or X in an item.
+            const ITEM_COLS: usize = 128;
+        }
+        linear_tiles {
+            /// Rows of a tile, columns of a step, and consumer warps.
+            const TILE_M: usize = 128;
+            const TILE_K: usize = 64;
+            const CONSUMER_WARPS: usize = 8;
+        }
+        linear_layout {
+            const MAX_STAGES: usize = 5;
+            /// The barriers in shared memory.
+            const BARRIERS_AT: usize = super::ptx::PIPELINE_BYTES;
+            const BARRIER_BYTES: usize = 128;
+        }
+        linear {
+            /// Widths of tiles, in both passes, and in the forward without slices of S: 14336
+            /// columns are 64 tiles of 224.
+            const TILES_N: [usize; 3] = [128, 176, 256];
+            const FORWARD_TILES_N: [usize; 4] = [128, 176, 224, 256];
+            /// Widths of a slice of S or dS. A slice of 64 is all of it.
+            const SLICES: [usize; 2] = [16, 64];
+        }
+        short {
+            /// Heights of tiles.
+            const TILES_M: [usize; 2] = [64, 128];
+            /// Widths of tiles of H, and of dX.
+            const FORWARD_TILES_N: [usize; 4] = [32, 64, 128, 224];
+            const INPUT_GRAD_TILES_N: [usize; 3] = [64, 128, 256];
+            /// Columns of a step along k.
+            const STEP: usize = 64;
+            const MAX_STAGES: usize = 16;
+            /// The barriers in shared memory.
+            const BARRIERS_AT: usize = super::ptx::PIPELINE_BYTES;
+            const BARRIER_BYTES: usize = 512;
+        }
+        decode {
+            /// Tiles of tokens, in the forward and in the input gradient.
+            const TILES_T: [usize; 5] = [8, 16, 32, 64, 128];
+            const INPUT_GRAD_TILES_T: [usize; 4] = [8, 16, 32, 64];
+            /// Tiles of tokens up to which two CTAs fit on an SM. With more, registers run out.
+            const FORWARD_HALF_TOKENS: usize = 64;
+            const INPUT_GRAD_HALF_TOKENS: usize = 32;
+            /// Consumer warps; those for dA and dB, in the input gradient. The producer is the last.
+            const CONSUMER_WARPS: usize = 8;
+            const GRAD_WARPS: usize = 4;
+            /// Columns of a step along k.
+            const STEP: usize = 64;
+            const MAX_STAGES: usize = 40;
+            /// The stages in shared memory, behind the barriers.
+            const STAGES_AT: usize = 1024;
+            /// Shared memory of a CTA, at most.
+            const MAX_SHARED_BYTES: usize = 224 << 10;
+        }
+    }
+}

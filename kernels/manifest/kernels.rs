@@ -1,0 +1,222 @@
+//! Every kernel: its file, what it is instantiated for, and what a CTA of it needs.
+//!
+//! From this table codegen.rs writes the entry points, at the foot of each kernel file as
+//! `instances/ARCH/FILE.cuh`, and in Rust a field of `sm80::Kernels` or `sm90a::Kernels` for each
+//! kernel. To add a tile, add its number to constants.rs.
+
+use super::shared::{sm80, sm90a};
+
+/// A kernel and its instances.
+pub struct Kernel {
+    /// Its file is kernels/ARCH/FILE.cu.
+    pub arch: &'static str,
+    pub file: &'static str,
+    /// Entry points are called NAME_AXISvalue_ELEMENT, with all axes.
+    pub name: String,
+    /// What instances differ in, and the values of each.
+    pub axes: &'static [&'static str],
+    pub instances: Vec<Vec<usize>>,
+    /// The struct of params.rs it takes, and the name of that in C++, where it may have functions.
+    pub params: &'static str,
+    pub cpp_params: String,
+    /// What an entry point calls with its parameters `p`, given the element type {E} and each axis.
+    /// If it is empty, the file has the entry point itself.
+    pub body: &'static str,
+    /// What a CTA needs, by the values of the axes.
+    pub cta: fn(&[usize]) -> Cta,
+}
+
+pub struct Cta {
+    pub threads: [usize; 2],
+    /// CTAs that must fit on an SM, by their registers, if that is not left to the compiler.
+    pub per_sm: Option<usize>,
+    /// CTAs of a cluster.
+    pub cluster: usize,
+    /// Dynamic shared memory, at most.
+    pub shared_bytes: usize,
+}
+
+impl Cta {
+    /// With `stages` buffers for m×k and n×k elements of 16 bits.
+    fn of_tiles(threads: usize, stages: usize, [m, n, k]: [usize; 3]) -> Self {
+        let shared_bytes = stages * (m + n) * k * 2;
+        Cta { threads: [threads, 1], per_sm: None, cluster: 1, shared_bytes }
+    }
+
+    /// With an SM to itself, and so many bytes behind its pipeline.
+    fn of_sm(cluster: usize, behind: usize) -> Self {
+        use sm90a::ptx::{PIPELINE_BYTES, SHARED_ALIGNMENT, THREE_WARPGROUPS};
+        let shared_bytes = PIPELINE_BYTES + behind + SHARED_ALIGNMENT;
+        Cta { threads: [THREE_WARPGROUPS, 1], per_sm: Some(1), cluster, shared_bytes }
+    }
+}
+
+/// All combinations of the values of two axes.
+fn product(first: &[usize], second: &[usize]) -> Vec<Vec<usize>> {
+    first.iter().flat_map(|&a| second.iter().map(move |&b| vec![a, b])).collect()
+}
+
+/// One axis.
+fn each(values: &[usize]) -> Vec<Vec<usize>> {
+    values.iter().map(|&value| vec![value]).collect()
+}
+
+pub fn kernels() -> Vec<Kernel> {
+    let mut kernels = of_sm80();
+    kernels.extend(of_linear("linear", false));
+    kernels.extend(of_linear("linear_group", true));
+    kernels.extend(of_sm90a());
+    kernels
+}
+
+fn of_sm80() -> Vec<Kernel> {
+    use sm80::{grad, linear, merge, project, reduce, round, tile::RANK_TILES};
+    let kernel = |file, name: &str, params: &'static str, body, cta| Kernel {
+        arch: "sm80",
+        file,
+        name: name.to_string(),
+        axes: &[],
+        instances: vec![vec![]],
+        params,
+        cpp_params: params.to_string(),
+        body,
+        cta,
+    };
+    let by_rank = |kernel: Kernel| Kernel { axes: &["r"], instances: each(&RANK_TILES), ..kernel };
+    let linear = |name, body| {
+        kernel("linear", name, "LinearParams", body, |_| {
+            use linear::{STAGES, THREADS, TILE_K, TILE_M, TILE_N};
+            Cta { per_sm: Some(1), ..Cta::of_tiles(THREADS, STAGES, [TILE_M, TILE_N, TILE_K]) }
+        })
+    };
+    let project = |name, body| {
+        by_rank(kernel("project", name, "ProjectParams", body, |axes| {
+            use project::{STAGES, THREADS, TILE_K, TILE_M};
+            Cta::of_tiles(THREADS, STAGES, [TILE_M, axes[0], TILE_K])
+        }))
+    };
+    vec![
+        linear("linear_forward", "linear<{E}, Major::K>(p);"),
+        linear("linear_input_grad", "linear<{E}, Major::MN>(p);"),
+        project("project_s", "project<{E}, {r}, Major::K>(p);"),
+        project("project_ds", "project<{E}, {r}, Major::MN>(p);"),
+        by_rank(kernel("grad", "grad", "GradParams", "grad<{E}, {r}>(p);", |axes| {
+            use grad::{STAGES, THREADS, TILE_K, TILE_N};
+            Cta::of_tiles(THREADS, STAGES, [axes[0], TILE_N, TILE_K])
+        })),
+        kernel("reduce", "reduce", "ReduceParams", "", |_| {
+            let threads = [reduce::TILE, reduce::THREAD_ROWS];
+            Cta { threads, per_sm: None, cluster: 1, shared_bytes: 0 }
+        }),
+        kernel("merge", "merge", "MergeParams", "merge<{E}>(p);", |_| {
+            use merge::{STAGES, STEP_R, THREADS, TILE_D, TILE_K};
+            Cta::of_tiles(THREADS, STAGES, [TILE_D, TILE_K, STEP_R])
+        }),
+        kernel("round", "round", "RoundParams", "round<{E}>(p);", |_| {
+            let threads = [round::THREADS, 1];
+            Cta { threads, per_sm: None, cluster: 1, shared_bytes: 0 }
+        }),
+    ]
+}
+
+/// The two passes of linear.cuh, for one layer or for a group that shares X. A slice of 0 columns
+/// is none.
+fn of_linear(file: &'static str, group: bool) -> [Kernel; 2] {
+    use sm90a::linear::{FORWARD_TILES_N, SLICES, TILES_N};
+    let kernel = |pass, params, major, body, tiles_n: &[usize]| {
+        let mut instances = product(&[0], tiles_n);
+        instances.extend(product(&SLICES, &TILES_N));
+        Kernel {
+            arch: "sm90a",
+            file,
+            name: format!("{file}_{pass}"),
+            axes: &["slice", "n"],
+            instances,
+            params,
+            cpp_params: format!("HopperLinearParams<Major::{major}, {group}>"),
+            body,
+            cta: |_| Cta::of_sm(2, sm90a::linear_layout::BARRIER_BYTES),
+        }
+    };
+    let forward = "hopper_linear<{E}, {n}, Major::K, {slice}>(p);";
+    let input_grad = "hopper_linear<{E}, {n}, Major::MN, {slice}>(p);";
+    [
+        kernel("forward", "ForwardParams", "K", forward, &FORWARD_TILES_N),
+        kernel("input_grad", "InputGradParams", "MN", input_grad, &TILES_N),
+    ]
+}
+
+fn of_sm90a() -> Vec<Kernel> {
+    use sm90a::{decode, grads, short};
+    let kernel = |file, name: &str, axes, instances, params: &'static str, body, cta| Kernel {
+        arch: "sm90a",
+        file,
+        name: name.to_string(),
+        axes,
+        instances,
+        params,
+        cpp_params: params.to_string(),
+        body,
+        cta,
+    };
+    let of_short: fn(&[usize]) -> Cta = |_| Cta::of_sm(2, short::BARRIER_BYTES);
+    fn of_decode(warps: usize, half_tokens: usize, tokens: usize) -> Cta {
+        Cta {
+            threads: [32 * warps, 1],
+            per_sm: Some(if tokens <= half_tokens { 2 } else { 1 }),
+            cluster: 2,
+            shared_bytes: decode::MAX_SHARED_BYTES,
+        }
+    }
+    vec![
+        kernel(
+            "grads",
+            "grads",
+            &["r"],
+            each(&grads::RANK_TILES),
+            "HopperGradsParams",
+            "hopper_grads<{E}, {r}>(p);",
+            |_| Cta::of_sm(1, 0),
+        ),
+        kernel(
+            "decode",
+            "decode_forward",
+            &["t"],
+            each(&decode::TILES_T),
+            "HopperDecodeParams",
+            "hopper_decode<{E}, {t}, Major::K>(p, nullptr);",
+            |axes| of_decode(decode::CONSUMER_WARPS + 1, decode::FORWARD_HALF_TOKENS, axes[0]),
+        ),
+        kernel(
+            "decode",
+            "decode_input_grad",
+            &["t"],
+            each(&decode::INPUT_GRAD_TILES_T),
+            "HopperDecodeBackwardParams",
+            "hopper_decode<{E}, {t}, Major::MN>(p.product, &p.grads);",
+            |axes| {
+                use decode::{CONSUMER_WARPS, GRAD_WARPS, INPUT_GRAD_HALF_TOKENS};
+                of_decode(CONSUMER_WARPS + GRAD_WARPS + 1, INPUT_GRAD_HALF_TOKENS, axes[0])
+            },
+        ),
+        kernel(
+            "short",
+            "short_forward",
+            &["m", "n"],
+            product(&short::TILES_M, &short::FORWARD_TILES_N),
+            "HopperShortParams",
+            "hopper_short<{E}, {m}, {n}, Major::K>(p, nullptr);",
+            of_short,
+        ),
+        kernel(
+            "short",
+            "short_input_grad",
+            &["m", "n"],
+            product(&short::TILES_M, &short::INPUT_GRAD_TILES_N),
+            "HopperShortBackwardParams",
+            "hopper_short<{E}, {m}, {n}, Major::MN>\
+             (p.product, p.grads.da == nullptr ? nullptr : &p.grads);",
+            of_short,
+        ),
+    ]
+}

@@ -135,9 +135,9 @@ params! {
                 /// Of all layers, as Parts counts them.
                 outputs: i32,
                 /// CTAs that compute dS, the first ones; 0 if another launch or other CTAs do.
-                projectors: i32,
+                proj_ctas: i32,
                 /// What a flag counts up to when its rows of dS are there; 0 if all are.
-                ds_parts: i32,
+                ds_flag_count: i32,
                 accumulate: i32,
                 parts: Parts,
             }
@@ -145,9 +145,9 @@ params! {
         linear_tiles {
             /// What both passes have.
             struct HopperProduct {
-                /// Where lhs_ext is written, m×r.
+                /// Where proj is written, m×r.
                 s: Memory,
-                /// A counter, one for every 128 rows of lhs_ext, then one for every warp below.
+                /// A counter, one for every 128 rows of proj, then one for every warp below.
                 flags: Flags,
                 /// Partial tiles, one for every multiplying warp.
                 partials: F32,
@@ -157,7 +157,7 @@ params! {
                 /// In the input gradient as Parts counts outputs.
                 k: i32,
                 r: i32,
-                /// Slices of lhs_ext to compute here; 0 if it is an input.
+                /// Slices of proj to compute here; 0 if it is an input.
                 slices: i32,
                 /// Columns of tiles that compute a slice: one for each, or more if there is one
                 /// slice.
@@ -165,13 +165,13 @@ params! {
                 /// Rows of cluster tiles that are worked on together when all slices are computed.
                 group: i32,
                 /// Clusters that compute slices, whole rows of them at a time.
-                makers: i32,
+                slice_clusters: i32,
                 /// Cluster tiles that are not split: a multiple of the clusters, or all.
-                whole: i32,
-                /// Clusters, the first ones, that compute lhs_ext for the others.
-                projectors: i32,
+                full_tiles: i32,
+                /// Clusters, the first ones, that compute proj for the others.
+                proj_clusters: i32,
                 /// Clusters, the last ones, that work on grads and not on tiles.
-                streamers: i32,
+                grad_clusters: i32,
                 parts: Parts,
             }
             /// An output in boxes of 64 rows, and 64, 32 and 16 columns.
@@ -183,24 +183,24 @@ params! {
             /// A layer of the forward.
             struct ForwardLayer {
                 rhs: TensorMap,
-                rhs_ext: TensorMap,
+                up_weight: TensorMap,
                 out: OutBoxes,
             }
             /// A layer of the input gradient.
             struct InputGradLayer {
                 lhs: TensorMap,
                 rhs: TensorMap,
-                down: TensorMap,
+                proj_weight: TensorMap,
             }
             struct ForwardParams: HopperProduct {
                 of_lhs: TensorMap,
-                of_down: TensorMap,
-                lhs_ext: TensorMap,
+                of_proj_weight: TensorMap,
+                proj: TensorMap,
                 of: [ForwardLayer; MAX_PROJECTIONS],
             }
             struct InputGradParams: HopperProduct {
-                lhs_ext: TensorMap,
-                of_rhs_ext: TensorMap,
+                proj: TensorMap,
+                of_up_weight: TensorMap,
                 of_out: OutBoxes,
                 of: [InputGradLayer; MAX_PROJECTIONS],
                 grads: HopperGradsParams,
@@ -217,8 +217,8 @@ params! {
                 x: TensorMap,
                 /// In boxes of 64 columns and t rows.
                 s: TensorMap,
-                /// X in boxes of 64 columns and down_tokens rows.
-                down_x: TensorMap,
+                /// X in boxes of 64 columns and proj_tokens rows.
+                proj_x: TensorMap,
                 h: Memory,
                 s_out: Memory,
                 /// CTAs that have seen all of S, then CTAs that have computed their part of it.
@@ -243,22 +243,22 @@ params! {
                 /// Stages; an even number for up to 64 rows.
                 stages: i32,
                 /// Steps of W0 to prefetch into the L2 before the PDL wait.
-                ahead: i32,
+                prefetch_steps: i32,
                 /// The step whose loads trigger PDL.
-                next_at: i32,
+                pdl_trigger_step: i32,
                 /// The clusters that compute S; 0 if r is.
-                down_pairs: i32,
+                proj_clusters: i32,
                 /// Parts of its columns.
-                down_ranks: i32,
+                proj_rank_tiles: i32,
                 /// Rows of A for each of those: 64 at most.
-                down_rows: i32,
+                proj_rows: i32,
                 /// Tokens that a stage of theirs has room for: 32 or kN.
-                down_tile: i32,
+                proj_tile: i32,
                 /// Tokens of X for each cluster, at most.
-                down_tokens: i32,
-                down_stages: i32,
+                proj_tokens: i32,
+                proj_stages: i32,
                 /// Steps of A and X to prefetch into the L2 before the PDL wait.
-                down_ahead: i32,
+                proj_prefetch_steps: i32,
                 /// The step of grads_beside in shared memory, in the input gradient.
                 grads_at: i32,
                 /// Row stride of H in elements, a multiple of 8.
@@ -271,19 +271,19 @@ params! {
         }
         short {
             struct HopperShortParams {
-                /// In boxes of 64 columns and as many rows as a tile has, as lhs_ext.
+                /// In boxes of 64 columns and as many rows as a tile has, as proj.
                 lhs: TensorMap,
-                lhs_ext: TensorMap,
-                /// In boxes of 64 columns and kN / 2 rows; MN-major, of 32 rows. As rhs_ext.
+                proj: TensorMap,
+                /// In boxes of 64 columns and kN / 2 rows; MN-major, of 32 rows. As up_weight.
                 rhs: TensorMap,
-                rhs_ext: TensorMap,
-                /// In boxes of 64 columns and as many rows as a tile of lhs_ext has columns;
+                up_weight: TensorMap,
+                /// In boxes of 64 columns and as many rows as a tile of proj has columns;
                 /// MN-major, of 64×64.
-                down: TensorMap,
+                proj_weight: TensorMap,
                 out: Memory,
-                /// Where lhs_ext is written.
+                /// Where proj is written.
                 s: Memory,
-                /// Waiters that have seen theirs, then for the rows of a tile, the tiles of lhs_ext
+                /// Waiters that have seen theirs, then for the rows of a tile, the tiles of proj
                 /// that are there.
                 flags: Flags,
                 m: i32,
@@ -292,13 +292,13 @@ params! {
                 r: i32,
                 /// Of a tile, kM at most.
                 rows: i32,
-                /// Elements from one row of lhs_ext to the next: it may be columns of a matrix.
+                /// Elements from one row of proj to the next: it may be columns of a matrix.
                 s_cols: i32,
                 scale: f32,
-                /// The clusters that compute lhs_ext; 0 if r is.
-                down_pairs: i32,
-                /// Whether other CTAs wait for lhs_ext.
-                tells: i32,
+                /// The clusters that compute proj; 0 if r is.
+                proj_clusters: i32,
+                /// Whether other CTAs wait for proj.
+                publishes: i32,
                 /// Row stride of out in elements, a multiple of 8.
                 out_cols: i32,
             }

@@ -17,7 +17,7 @@
 // Needs: rows at multiples of 16 bytes (TMA); shared memory of a whole SM or of half (Rust: the
 // schedule); flags that are zero, and are zero again after the launch. Writes every element once.
 //
-// Grid: clusters of two CTAs. The first compute S, down_rows columns of down_tokens tokens each;
+// Grid: clusters of two CTAs. The first compute S, proj_rows columns of proj_tokens tokens each;
 // the others H.
 // Where a cluster shares rows of its weight (`split`, and always for S), its CTAs have half of k
 // each, and each finishes half of the tokens from the sums of both (cluster reduce). Otherwise its
@@ -87,19 +87,19 @@ struct Work {
     int stages;
 
     __device__ __forceinline__ Work(const HopperDecodeParams& p, int tile_t, Major rhs) {
-        const int cluster = blockIdx.x / 2, out_clusters = gridDim.x / 2 - p.down_pairs;
+        const int cluster = blockIdx.x / 2, out_clusters = gridDim.x / 2 - p.proj_clusters;
         rank = (int)cluster_rank();
-        projects = cluster < p.down_pairs;
+        projects = cluster < p.proj_clusters;
         split = projects || p.split;
         shares_tokens = !split && tile_t >= 32;
-        tile = projects ? p.down_tile : tile_t;
-        token0 = projects ? cluster / p.down_ranks * p.down_tokens : 0;
-        tokens = min(projects ? p.down_tokens : p.t, p.t - token0);
-        rows = projects ? p.down_rows : p.rows;
+        tile = projects ? p.proj_tile : tile_t;
+        token0 = projects ? cluster / p.proj_rank_tiles * p.proj_tokens : 0;
+        tokens = min(projects ? p.proj_tokens : p.t, p.t - token0);
+        rows = projects ? p.proj_rows : p.rows;
         loaded_rows = rhs == Major::MN ? (rows + 63) / 64 * 64 : rows;
-        const int unit = projects ? cluster % p.down_ranks
-                         : split  ? cluster - p.down_pairs
-                                  : 2 * (cluster - p.down_pairs) + rank;
+        const int unit = projects ? cluster % p.proj_rank_tiles
+                         : split  ? cluster - p.proj_clusters
+                                  : 2 * (cluster - p.proj_clusters) + rank;
         row0 = unit * rows;
         row_stride = (split ? out_clusters : 2 * out_clusters) * rows;
         rounds = projects ? 1 : p.rounds;
@@ -111,7 +111,7 @@ struct Work {
         rank_first = split ? 1 - rank : 0;
         rank_stride = split ? 2 : 1;
         rank_steps = (all_rank_steps - rank_first + rank_stride - 1) / rank_stride;
-        stages = projects ? p.down_stages : p.stages;
+        stages = projects ? p.proj_stages : p.stages;
     }
 
     __device__ __forceinline__ Share share() const {
@@ -141,19 +141,19 @@ struct Work {
 // Loads the first steps into the L2, ahead of pdl_wait. By one thread, elect_one(), as all here.
 template <Major kRhs, bool kProjects>
 __device__ __forceinline__ void prefetch(const HopperDecodeParams& p, const Work& work) {
-    const int steps = min(kProjects ? p.down_ahead : p.ahead, work.steps);
+    const int steps = min(kProjects ? p.proj_prefetch_steps : p.prefetch_steps, work.steps);
     for (int i = 0; i < steps; i++) {
         const int k0 = (work.first + i) * 64;
         work.each_box<kRhs>(work.row0, k0, [&](int row, int col, int) {
             tma_prefetch(kProjects ? p.a : p.w0, row, col);
         });
-        if (kProjects) tma_prefetch(p.down_x, work.token0, k0);
+        if (kProjects) tma_prefetch(p.proj_x, work.token0, k0);
     }
 }
 
 // Until all of S or dS can be loaded: both CTAs of its clusters publish their parts.
 __device__ __forceinline__ bool wait_for_projection(const HopperDecodeParams& p) {
-    GridFlags{p.flags}.wait(0, 2 * p.down_pairs);
+    GridFlags{p.flags}.wait(0, 2 * p.proj_clusters);
     return true;
 }
 
@@ -162,7 +162,7 @@ template <Major kRhs>
 __device__ __forceinline__ void projection_seen(const HopperDecodeParams& p) {
     // In a cluster: the producers of CTAs that have steps along r, and both gradient warpgroups.
     const int of_cluster = (!p.split || p.r > 64 ? 2 : 1) + (kRhs == Major::MN ? 2 : 0);
-    GridFlags{p.flags}.done((gridDim.x / 2 - p.down_pairs) * of_cluster, 1, 1);
+    GridFlags{p.flags}.done((gridDim.x / 2 - p.proj_clusters) * of_cluster, 1, 1);
 }
 
 // NOTES: kProjects at compile time: with lookups in the loop, a step takes longer to issue than to
@@ -170,10 +170,10 @@ __device__ __forceinline__ void projection_seen(const HopperDecodeParams& p) {
 template <Major kRhs, bool kProjects>
 __device__ __forceinline__ void produce(const HopperDecodeParams& p, const Work& work,
                                         uint32_t base) {
-    const TensorMap &weight = kProjects ? p.a : p.w0, &x = kProjects ? p.down_x : p.x;
+    const TensorMap &weight = kProjects ? p.a : p.w0, &x = kProjects ? p.proj_x : p.x;
     const bool shares_tokens = !kProjects && work.shares_tokens;
     auto bytes = [&](int tokens) { return (tokens + work.loaded_rows) * 64 * 2; };
-    const int step_bytes = bytes(kProjects ? p.down_tokens : shares_tokens ? 2 * p.x_rows : p.t);
+    const int step_bytes = bytes(kProjects ? p.proj_tokens : shares_tokens ? 2 * p.x_rows : p.t);
     Producer<DecodeStages> producer(base, work.pipeline());
     // The first round of stages waits for no release: its bytes are expected while pdl_wait waits.
     const int early = min(work.stages, work.steps);
@@ -187,7 +187,7 @@ __device__ __forceinline__ void produce(const HopperDecodeParams& p, const Work&
         for (int i = 0; i < work.steps; i++) {
             const int step = round * work.steps + i, k0 = (work.first + i) * 64;
             const Slot slot = step >= early ? producer.acquire(step_bytes) : producer.slot();
-            if (!kProjects && step == p.next_at) pdl_trigger();
+            if (!kProjects && step == p.pdl_trigger_step) pdl_trigger();
             work.each_box<kRhs>(row0, k0, [&](int row, int col, int place) {
                 tma_load_evict_first(slot.to + place, weight, row, col, slot.full);
             });
@@ -356,7 +356,7 @@ __device__ __forceinline__ void consume(const HopperDecodeParams& p, const Work&
             if (work.projects) {
                 bar_sync<kFinishers>(1);
                 // For the CTAs that compute H or dX, if there are any: they reset the flag.
-                if (thread == 0 && gridDim.x / 2 > p.down_pairs) GridFlags{p.flags}.publish(0);
+                if (thread == 0 && gridDim.x / 2 > p.proj_clusters) GridFlags{p.flags}.publish(0);
             }
         }
         // Before the next round's output takes the place.
@@ -383,7 +383,7 @@ template <typename E, typename T>
 __device__ __forceinline__ void compute_grads(const HopperDecodeParams& p,
                                               const HopperGradsParams& grads, uint32_t base) {
     pdl_wait();
-    const int workers = gridDim.x - 2 * p.down_pairs, worker = blockIdx.x - 2 * p.down_pairs;
+    const int workers = gridDim.x - 2 * p.proj_clusters, worker = blockIdx.x - 2 * p.proj_clusters;
     grads_beside<E, T>(grads, base + p.grads_at, grads_full(base), worker, workers,
                        [&] { return wait_for_projection(p); });
     if (threadIdx.x % 128 == 0) projection_seen<Major::MN>(p);
@@ -401,7 +401,7 @@ __device__ __forceinline__ void hopper_decode(const HopperDecodeParams& p,
     if (produces) {
         if (elect_one()) {
             prefetch_tensormap(work.projects ? p.a : p.w0);
-            prefetch_tensormap(work.projects ? p.down_x : p.x);
+            prefetch_tensormap(work.projects ? p.proj_x : p.x);
         }
         const int releases =
             kConsumerWarps / (work.share() == Share::kSteps ? 2 : 1) * (work.shares_tokens ? 2 : 1);

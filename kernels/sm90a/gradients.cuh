@@ -73,7 +73,7 @@ __device__ __forceinline__ void grads_produce(const HopperGradsParams& p, uint32
     using Y = typename T::Y;
     using L = typename T::L;
     Producer<typename T::Stages> producer(base);
-    int ds_rows = p.ds_parts > 0 ? 0 : p.t;  // rows of dS whose flags were seen
+    int ds_rows = p.ds_flag_count > 0 ? 0 : p.t;  // rows of dS whose flags were seen
     const int count = GradItem<T>::count(p);
     for (int index = worker; index < count; index += workers) {
         const GradItem<T> item(p, index);
@@ -81,7 +81,7 @@ __device__ __forceinline__ void grads_produce(const HopperGradsParams& p, uint32
         const int rank0 = item.rank0 + (item.of_da ? 0 : p.parts.rank_start[item.part]);
         for (int t0 = 0; t0 < p.t; t0 += T::kRows) {
             if (item.of_da && t0 >= ds_rows) {
-                GridFlags{p.flags}.wait(t0 / kFlagRows, p.ds_parts);
+                GridFlags{p.flags}.wait(t0 / kFlagRows, p.ds_flag_count);
                 ds_rows = t0 + kFlagRows;
             }
             const Slot slot = producer.acquire(T::kStageBytes);
@@ -94,7 +94,7 @@ __device__ __forceinline__ void grads_produce(const HopperGradsParams& p, uint32
 
 // By one thread of every CTA of the grid, after its last wait for dS.
 __device__ __forceinline__ void grads_done(const HopperGradsParams& p) {
-    if (p.ds_parts > 0) GridFlags{p.flags}.done(gridDim.x, p.t, kFlagRows);
+    if (p.ds_flag_count > 0) GridFlags{p.flags}.done(gridDim.x, p.t, kFlagRows);
 }
 
 // Stores a warpgroup's 64 columns of an item, from `col0` on, for the columns of L that v has.

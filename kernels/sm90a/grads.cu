@@ -17,7 +17,7 @@
 // in turns, dB's first. Bound by reading Y once for each tile of ranks; dH is read for dS at about
 // the same time and partly found in the L2.
 //
-// Grid: the first `projectors` CTAs compute dS, 128 rows at a time (projection.cuh); the others
+// Grid: the first `proj_ctas` CTAs compute dS, 128 rows at a time (projection.cuh); the others
 // items. No more CTAs than tiles and items: idle ones would pack the busy ones onto fewer SMs.
 // CTA: a producer thread in the first of three warpgroups; the other two consume.
 //
@@ -34,11 +34,11 @@ __device__ __forceinline__ void hopper_grads(const HopperGradsParams& p) {
     using DsTile = ProjectionTile<kRank, Major::MN, 64>;
     using T = GradTile<kRank, kItemCols>;
     const uint32_t base = shared_base();
-    const int workers = gridDim.x - p.projectors, worker = (int)blockIdx.x - p.projectors;
+    const int workers = gridDim.x - p.proj_ctas, worker = (int)blockIdx.x - p.proj_ctas;
     const bool projects = worker < 0;
     const Projection ds = {
-        p.dh, p.b,       p.parts, p.ds_out,        p.ds_parts > 0 ? p.flags : nullptr,
-        p.t,  p.outputs, p.r,     (int)blockIdx.x, p.projectors};
+        p.dh, p.b,       p.parts, p.ds_out,        p.ds_flag_count > 0 ? p.flags : nullptr,
+        p.t,  p.outputs, p.r,     (int)blockIdx.x, p.proj_ctas};
     if (threadIdx.x == 0) {
         if (projects) {
             DsTile::Stages::init(base, 8);

@@ -1,18 +1,18 @@
 // The base GEMM with the adapter as a longer inner dimension, and its projection S or dS beside it:
 //
-//   forward      S = s·X Aᵀ,  H = X W0ᵀ + S Bᵀ     lhs X,  rhs W0, down A, lhs_ext S, rhs_ext B
-//   input grad   dS = s·dH B, dX = dH W0 + dS A    lhs dH, rhs W0, down B, lhs_ext dS, rhs_ext A
+//   forward      S = s·X Aᵀ,  H = X W0ᵀ + S Bᵀ     lhs X,  rhs W0, proj_weight A, proj S, up_weight B
+//   input grad   dS = s·dH B, dX = dH W0 + dS A    lhs dH, rhs W0, proj_weight B, proj dS, up_weight A
 //
-//   lhs_ext[m, r] = scale · Σk lhs[m, k] down[r, k]            rounded once, saturated in f16
-//   out[m, n]     = Σk lhs[m, k] rhs[n, k] + Σr lhs_ext[m, r] rhs_ext[n, r]   rounded once
+//   proj[m, r] = scale · Σk lhs[m, k] proj_weight[r, k]            rounded once, saturated in f16
+//   out[m, n]     = Σk lhs[m, k] rhs[n, k] + Σr proj[m, r] up_weight[n, r]   rounded once
 //
-// rhs, down and rhs_ext are K-major in the forward, MN-major in the input gradient. r = 0 is the
+// rhs, proj_weight and up_weight are K-major in the forward, MN-major in the input gradient. r = 0 is the
 // frozen layer. The kernels called shared serve up to four projections of X (parts.cuh); linear.cu
 // has those for one.
 //
 // Needs: rows at multiples of 16 bytes (TMA); 225 KiB of shared memory (linear_layout.cuh); flags
 // that are zero, and are zero again after the launch; partials with any content. A cooperative
-// launch where tiles wait for one another. Writes lhs_ext (if computed here) and out, every element
+// launch where tiles wait for one another. Writes proj (if computed here) and out, every element
 // once.
 //
 // S or dS comes from
@@ -64,7 +64,7 @@ __device__ __forceinline__ void produce(const HopperLinearParams<kRhs, kShared>&
     using Layout = LinearLayout<kN, kRhs, kSlice>;
     using Lhs = typename Layout::Lhs;
     using Rhs = typename Layout::Rhs;
-    using Down = typename Layout::Down;
+    using ProjWeight = typename Layout::ProjWeight;
     constexpr bool kIsMN = kRhs == Major::MN;
     const int rank = cluster_rank();
     const LinearBarriers barriers(base);
@@ -79,16 +79,16 @@ __device__ __forceinline__ void produce(const HopperLinearParams<kRhs, kShared>&
         const int start = kIsMN && kAlongR ? 0 : p.start(part);
         const int n0 = tile.n0 - (kIsMN ? 0 : start), part_k0 = k0 - (kIsMN ? start : 0);
         const int rank_start = kIsMN && kAlongR ? 0 : p.rank_start(part);
-        const TensorMap& rhs = kAlongR ? p.rhs_ext(part) : p.rhs(part);
+        const TensorMap& rhs = kAlongR ? p.up_weight(part) : p.rhs(part);
         // A tile with all of S has it in registers.
         const bool has_lhs = !(kAlongR && kSlice > 0 && tile.has_all_of_s(p));
-        const bool has_down = !kAlongR && kSlice > 0 && tile.projects;
+        const bool has_proj_weight = !kAlongR && kSlice > 0 && tile.projects;
         const Slot slot = producer.acquire((has_lhs ? Lhs::kBytes : 0) + Rhs::kBytes +
-                                           (has_down ? Layout::kDownBytes : 0));
+                                           (has_proj_weight ? Layout::kProjWeightBytes : 0));
         const uint32_t rhs_at = slot.to + Lhs::kBytes;
         if (has_lhs) {
             if constexpr (kAlongR) {
-                Lhs::load(slot.to, p.lhs_ext, tile.m0, rank_start + k0, slot.full);
+                Lhs::load(slot.to, p.proj, tile.m0, rank_start + k0, slot.full);
             } else {
                 Lhs::load(slot.to, p.lhs(part), tile.m0, part_k0, slot.full);
             }
@@ -96,17 +96,17 @@ __device__ __forceinline__ void produce(const HopperLinearParams<kRhs, kShared>&
         // Against all of S, B has zeros in the columns of other projections.
         const int col = kAlongR && !has_lhs && !kIsMN ? -rank_start : part_k0;
         Rhs::load_half_multicast(rhs_at, rhs, n0, col, rank, slot.full);
-        if (has_down) {
-            const uint32_t to = Layout::down(base, producer.ring.stage, rhs_at);
+        if (has_proj_weight) {
+            const uint32_t to = Layout::proj_weight(base, producer.ring.stage, rhs_at);
             const int slice0 = tile.slice(p) * kSlice;
             // NOTES: MN-major rows may be as short as 16 bytes, and all CTAs read the same at the
             // same time: more than the few lines that hold them can serve, if each CTA reads all of
             // them.
             if constexpr (kIsMN) {
-                Down::load_half_multicast(to, p.down(part), slice0 - rank_start, part_k0, rank,
+                ProjWeight::load_half_multicast(to, p.proj_weight(part), slice0 - rank_start, part_k0, rank,
                                           slot.full);
             } else {
-                Down::load(to, p.down(part), slice0, k0, slot.full);
+                ProjWeight::load(to, p.proj_weight(part), slice0, k0, slot.full);
             }
         }
         producer.commit();
@@ -114,7 +114,7 @@ __device__ __forceinline__ void produce(const HopperLinearParams<kRhs, kShared>&
     TileScheduler<kN, (kSlice > 0)> tiles(p);
     for (Tile<kN> tile = tiles.tile(), next; !tiles.done(); tile = next) {
         const bool writes_partial = tiles.writes_partial(tile);
-        if (Layout::kDownApart && tile.projects && tiles.wave > 0)
+        if (Layout::kProjWeightApart && tile.projects && tiles.wave > 0)
             mbarrier_wait(barriers.output_stored, (tiles.wave - 1) % 2);
         for (int i = 0, k0 = tile.first * kTileK; i < tile.steps; i++, k0 += kTileK) {
             if (k0 >= p.k) k0 = 0;
@@ -127,7 +127,7 @@ __device__ __forceinline__ void produce(const HopperLinearParams<kRhs, kShared>&
             }
         }
         if (writes_partial) continue;
-        if (kSlice > 0 ? !tile.has_all_of_s(p) : p.projectors > 0) {
+        if (kSlice > 0 ? !tile.has_all_of_s(p) : p.proj_clusters > 0) {
             mbarrier_wait(barriers.flag_seen, tile_phase);
             mbarrier_arrive(barriers.flag_taken);
             tile_phase ^= 1;
@@ -217,8 +217,8 @@ template <typename E, int kRank, bool kShared>
 __device__ __forceinline__ void projection_cta(const HopperLinearParams<Major::K, kShared>& p,
                                                uint32_t base) {
     using Tile = ProjectionTile<kRank, Major::K, kTileM>;
-    const Projection s = {&p.of_lhs, &p.of_down,      p.parts,         p.s, p.flags, p.m, p.k,
-                          p.r,       (int)blockIdx.x, 2 * p.projectors};
+    const Projection s = {&p.of_lhs, &p.of_proj_weight,      p.parts,         p.s, p.flags, p.m, p.k,
+                          p.r,       (int)blockIdx.x, 2 * p.proj_clusters};
     if (threadIdx.x == 0) {
         Tile::Stages::init(base, kConsumerWarps);
         fence_mbarrier_init();
@@ -239,8 +239,8 @@ __device__ __forceinline__ void projection_cta(const HopperLinearParams<Major::K
 
 template <Major kRhs, int kSlice, bool kShared>
 __device__ __forceinline__ bool computes_tiles(const HopperLinearParams<kRhs, kShared>& p) {
-    if (kRhs == Major::MN) return blockIdx.x < gridDim.x - 2 * p.streamers;
-    return kSlice > 0 || (int)blockIdx.x >= 2 * p.projectors;
+    if (kRhs == Major::MN) return blockIdx.x < gridDim.x - 2 * p.grad_clusters;
+    return kSlice > 0 || (int)blockIdx.x >= 2 * p.proj_clusters;
 }
 
 // The work of a CTA that computes none.
@@ -248,7 +248,7 @@ template <typename E, Major kRhs, int kSlice, bool kShared>
 __device__ __forceinline__ void dedicated_cta(const HopperLinearParams<kRhs, kShared>& p,
                                               uint32_t base) {
     if constexpr (kRhs == Major::MN) {
-        const int workers = 2 * p.streamers, worker = blockIdx.x - (gridDim.x - workers);
+        const int workers = 2 * p.grad_clusters, worker = blockIdx.x - (gridDim.x - workers);
         if (kSlice == 0) {
             grad_cta<E, 128>(p.grads, base, worker, workers);
         } else if (kSlice == 16 && p.r <= 16) {
@@ -291,7 +291,7 @@ __device__ __forceinline__ void hopper_linear(const HopperLinearParams<kRhs, kSh
         setmaxnreg_dec<40>();
         if (warp == 0) {
             if (elect_one()) produce<kN, kRhs, kSlice>(p, base);
-        } else if (warp == 1 && (kSlice > 0 || (kRhs == Major::K && p.projectors > 0))) {
+        } else if (warp == 1 && (kSlice > 0 || (kRhs == Major::K && p.proj_clusters > 0))) {
             flag_warp<kN, (kSlice > 0)>(p, base);
         } else if (warp == 2) {
             partial_warp<kN, (kSlice > 0)>(p, base);

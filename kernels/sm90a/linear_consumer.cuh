@@ -96,7 +96,7 @@ __device__ __forceinline__ void consume(const HopperLinearParams<kRhs, kShared>&
     using Layout = LinearLayout<kN, kRhs, kSlice>;
     using Lhs = typename Layout::Lhs;
     using Rhs = typename Layout::Rhs;
-    using Down = typename Layout::Down;
+    using ProjWeight = typename Layout::ProjWeight;
     const int half = threadIdx.x / 128 - 1, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
     const LinearBarriers barriers(base);
     Consumer<typename Layout::Stages, ReleaseToCluster> consumer(base);
@@ -136,7 +136,7 @@ __device__ __forceinline__ void consume(const HopperLinearParams<kRhs, kShared>&
             const uint32_t right_at = rhs_at + kLeft * 128;
             if (!Shape::kToLastBox) return Rhs::descriptor(right_at);
             return Rhs::descriptor(right_at,
-                                   Layout::down(base, consumer.ring.stage, rhs_at) - right_at);
+                                   Layout::proj_weight(base, consumer.ring.stage, rhs_at) - right_at);
         };
         // Adds the product of 16 columns of a stage.
         auto multiply_k16 = [&](uint32_t stage, int k16) {
@@ -149,9 +149,9 @@ __device__ __forceinline__ void consume(const HopperLinearParams<kRhs, kShared>&
                 wgmma<E, kRight, Major::K, kRhs, kLeft / 2>(
                     acc, lhs, right(rhs_at) + k16 * Rhs::kStepK16, accumulate);
             if constexpr (kApart) {
-                const uint32_t down_at = Layout::down(base, consumer.ring.stage, rhs_at);
-                const uint64_t down = Down::descriptor(down_at) + k16 * Down::kStepK16;
-                wgmma<E, kSlice, Major::K, kRhs>(acc_apart, lhs, down, accumulate);
+                const uint32_t proj_weight_at = Layout::proj_weight(base, consumer.ring.stage, rhs_at);
+                const uint64_t proj_weight = ProjWeight::descriptor(proj_weight_at) + k16 * ProjWeight::kStepK16;
+                wgmma<E, kSlice, Major::K, kRhs>(acc_apart, lhs, proj_weight, accumulate);
             }
             accumulate = 1;
         };
@@ -243,7 +243,7 @@ __device__ __forceinline__ void consume(const HopperLinearParams<kRhs, kShared>&
     if constexpr (kSlice > 0) {
         while (!tiles.done() && tile.projects) {
             tile = compute_tile(tile, std::true_type{});
-            if constexpr (Layout::kDownApart) {
+            if constexpr (Layout::kProjWeightApart) {
                 // Both warpgroups have read A or B: the output boxes may take its place, and back.
                 bar_sync<256>(3);
                 if (tiles.done() || !tile.projects) break;

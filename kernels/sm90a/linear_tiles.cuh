@@ -33,10 +33,10 @@ struct HopperLinearParams;
 template <bool kShared>
 struct HopperLinearParams<Major::K, kShared> : HopperLayers<ForwardParams, kShared> {
     __device__ __forceinline__ const TensorMap& lhs(int) const { return this->of_lhs; }
-    __device__ __forceinline__ const TensorMap& down(int) const { return this->of_down; }
+    __device__ __forceinline__ const TensorMap& proj_weight(int) const { return this->of_proj_weight; }
     __device__ __forceinline__ const TensorMap& rhs(int part) const { return this->of[part].rhs; }
-    __device__ __forceinline__ const TensorMap& rhs_ext(int part) const {
-        return this->of[part].rhs_ext;
+    __device__ __forceinline__ const TensorMap& up_weight(int part) const {
+        return this->of[part].up_weight;
     }
     __device__ __forceinline__ const OutBoxes& out(int part) const { return this->of[part].out; }
 };
@@ -45,9 +45,9 @@ static_assert(sizeof(HopperLinearParams<Major::K, true>) == sizeof(ForwardParams
 template <bool kShared>
 struct HopperLinearParams<Major::MN, kShared> : HopperLayers<InputGradParams, kShared> {
     __device__ __forceinline__ const TensorMap& lhs(int part) const { return this->of[part].lhs; }
-    __device__ __forceinline__ const TensorMap& down(int part) const { return this->of[part].down; }
+    __device__ __forceinline__ const TensorMap& proj_weight(int part) const { return this->of[part].proj_weight; }
     __device__ __forceinline__ const TensorMap& rhs(int part) const { return this->of[part].rhs; }
-    __device__ __forceinline__ const TensorMap& rhs_ext(int) const { return this->of_rhs_ext; }
+    __device__ __forceinline__ const TensorMap& up_weight(int) const { return this->of_up_weight; }
     __device__ __forceinline__ const OutBoxes& out(int) const { return this->of_out; }
 };
 static_assert(sizeof(HopperLinearParams<Major::MN, true>) == sizeof(InputGradParams));
@@ -115,20 +115,20 @@ struct TileScheduler {
     __device__ __forceinline__ int cols() const { return (p.n + kN - 1) / kN; }
     __device__ __forceinline__ int steps() const { return (p.k + kTileK - 1) / kTileK; }
 
-    __device__ __forceinline__ int cluster() const { return blockIdx.x / 2 - p.projectors; }
+    __device__ __forceinline__ int cluster() const { return blockIdx.x / 2 - p.proj_clusters; }
     __device__ __forceinline__ int clusters() const {
-        return gridDim.x / 2 - p.streamers - p.projectors;
+        return gridDim.x / 2 - p.grad_clusters - p.proj_clusters;
     }
 
     __device__ __forceinline__ explicit TileScheduler(const HopperProduct& p) : p(p), wave(0) {
         int longer;  // spans, by one step
-        const int span = divide((rows() * cols() - p.whole) * steps(), clusters(), longer);
+        const int span = divide((rows() * cols() - p.full_tiles) * steps(), clusters(), longer);
         begin = at = cluster() * span + min(cluster(), longer);
         end = at + span + (cluster() < longer);
     }
 
     __device__ __forceinline__ bool in_span() const {
-        return wave * clusters() + cluster() >= p.whole;
+        return wave * clusters() + cluster() >= p.full_tiles;
     }
     __device__ __forceinline__ bool done() const { return in_span() && at >= end; }
 
@@ -152,13 +152,13 @@ struct TileScheduler {
     __device__ __forceinline__ Tile<kN> tile() const {
         const int slice_cols = kSlices ? p.slice_cols : 0, all_slices = rows() * slice_cols;
         const int slices_before =
-            kSlices ? min(all_slices, wave * p.makers + min(cluster(), p.makers)) : 0;
-        const bool projects = kSlices && cluster() < p.makers && slices_before < all_slices;
+            kSlices ? min(all_slices, wave * p.slice_clusters + min(cluster(), p.slice_clusters)) : 0;
+        const bool projects = kSlices && cluster() < p.slice_clusters && slices_before < all_slices;
         int rest = wave * clusters() + cluster() - slices_before;  // tiles without a slice, before
         int first = 0, count = steps();
         if (in_span()) {
             int before;  // steps of the tile in the span before
-            rest = p.whole - all_slices + divide(at, steps(), before);
+            rest = p.full_tiles - all_slices + divide(at, steps(), before);
             if (before > 0) {
                 count -= before;
             } else if (at + steps() > end) {

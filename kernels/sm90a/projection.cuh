@@ -1,10 +1,10 @@
 // A role: CTAs that compute rows of S or dS and nothing else.
 //
-//   out (m×r) = scale · lhs (m×k) downᵀ     rounded once, saturated in f16
+//   out (m×r) = scale · lhs (m×k) proj_weightᵀ     rounded once, saturated in f16
 //
 // Sums go along k from 0 on, 16 at a time, as in the tiles of linear.cuh: the bits do not depend on
-// who computes them. A projection's columns have its own scale; where down is MN-major (dS), also
-// its own lhs and down.
+// who computes them. A projection's columns have its own scale; where proj_weight is MN-major (dS), also
+// its own lhs and proj_weight.
 // Used by grads.cu (dS without dX) and by linear.cuh (S, dedicated CTAs).
 #pragma once
 
@@ -15,7 +15,7 @@
 #include "pipeline.cuh"
 
 struct Projection {
-    const TensorMap *lhs, *down;  // one, or where down is MN-major one of every projection
+    const TensorMap *lhs, *proj_weight;  // one, or where proj_weight is MN-major one of every projection
     const Parts& parts;
     void* out;
     uint32_t* flags;  // GridFlags of kFlagRows rows each; null if no CTA waits
@@ -24,12 +24,12 @@ struct Projection {
 };
 
 // A tile of kFlagRows × kRank of out; each of two warpgroups computes 64 rows. A stage is 64
-// columns of lhs and of down.
+// columns of lhs and of proj_weight.
 template <int kRank, Major kDown, int kLhsBoxRows>
 struct ProjectionTile {
     using Lhs = SmemTile<Major::K, kFlagRows>;
-    using Down = SmemTile<kDown, kRank>;
-    static constexpr int kStageBytes = Lhs::kBytes + Down::kBytes;
+    using ProjWeight = SmemTile<kDown, kRank>;
+    static constexpr int kStageBytes = Lhs::kBytes + ProjWeight::kBytes;
     static constexpr int kCount = kPipelineBytes / (kStageBytes + 16);
     using Stages = ::Stages<kCount, kStageBytes, kCount * kStageBytes>;
 
@@ -60,7 +60,7 @@ struct ProjectionTile {
                 for (int row = 0; row < kFlagRows; row += kLhsBoxRows)
                     tma_load(slot.to + row * 64 * 2, p.lhs[part], tile.row0 + row, part_k0,
                              slot.full);
-                Down::load(slot.to + Lhs::kBytes, p.down[part], part_rank0, part_k0, slot.full);
+                ProjWeight::load(slot.to + Lhs::kBytes, p.proj_weight[part], part_rank0, part_k0, slot.full);
                 producer.commit();
             }
         }
@@ -78,9 +78,9 @@ struct ProjectionTile {
             int accumulate = 0;
             for (int k0 = 0; k0 < p.k; k0 += 64)
                 consumer.step([&](uint32_t stage) {
-                    wgmma_group<E, kRank, Lhs, Down>(
+                    wgmma_group<E, kRank, Lhs, ProjWeight>(
                         acc, Lhs::descriptor(stage + half * (Lhs::kBytes / 2)),
-                        Down::descriptor(stage + Lhs::kBytes), accumulate);
+                        ProjWeight::descriptor(stage + Lhs::kBytes), accumulate);
                 });
             consumer.drain();
             const int row0 = tile.row0 + half * 64 + warp * 16 + lane / 4;

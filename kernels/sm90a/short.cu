@@ -1,14 +1,14 @@
 // Both passes for 65 to 1024 tokens, where there is at most one output tile for each SM:
 //
-//   forward      S = s·X Aᵀ,  H = X W0ᵀ + S Bᵀ     lhs X,  rhs W0, down A, lhs_ext S, rhs_ext B
-//   input grad   dS = s·dH B, dX = dH W0 + dS A    lhs dH, rhs W0, down B, lhs_ext dS, rhs_ext A
+//   forward      S = s·X Aᵀ,  H = X W0ᵀ + S Bᵀ     lhs X,  rhs W0, proj_weight A, proj S, up_weight B
+//   input grad   dS = s·dH B, dX = dH W0 + dS A    lhs dH, rhs W0, proj_weight B, proj dS, up_weight A
 //                dA, dB (grads.cu)                 with tiles of 64 rows; or a launch of their own
 //
-//   lhs_ext[m, r] = scale · Σk lhs[m, k] down[r, k]            rounded once, saturated in f16
-//   out[m, n]     = Σk lhs[m, k] rhs[n, k] + Σr lhs_ext[m, r] rhs_ext[n, r]   rounded once
+//   proj[m, r] = scale · Σk lhs[m, k] proj_weight[r, k]            rounded once, saturated in f16
+//   out[m, n]     = Σk lhs[m, k] rhs[n, k] + Σr proj[m, r] up_weight[n, r]   rounded once
 //
-// rhs, down and rhs_ext are K-major in the forward, MN-major in the input gradient. r = 0 is the
-// frozen layer; without output clusters it is lhs_ext alone. Sums go along k from 0 on, then along
+// rhs, proj_weight and up_weight are K-major in the forward, MN-major in the input gradient. r = 0 is the
+// frozen layer; without output clusters it is proj alone. Sums go along k from 0 on, then along
 // r, whatever m is: a token has the same bits in every batch that this kernel serves. S is summed
 // in two halves of k.
 //
@@ -65,11 +65,11 @@ using StagesThatFit =
 template <int kM, int kRank, Major kRhs>
 struct ProjectionClusters {
     using Lhs = SmemTile<Major::K, kM>;
-    using Down = SmemTile<kRhs, kRank>;
+    using ProjWeight = SmemTile<kRhs, kRank>;
     static constexpr int kThreads = kM / 64 * 128;
     static constexpr int kChunks = kRank / 8, kChunkBytes = kThreads * 16;  // of partial sums
     static constexpr int kPartialsAt = kBarriersAt - kChunks * kChunkBytes;
-    using Stages = StagesThatFit<Lhs::kBytes + Down::kBytes, kChunks * kChunkBytes,
+    using Stages = StagesThatFit<Lhs::kBytes + ProjWeight::kBytes, kChunks * kChunkBytes,
                                  (kM == 128 ? 8 : kMaxStages)>;
 
     const HopperShortParams& p;
@@ -85,7 +85,7 @@ struct ProjectionClusters {
         steps = cluster_rank() == 0 ? half : all - half;
     }
     __device__ __forceinline__ bool done() const { return index >= count; }
-    __device__ __forceinline__ void advance() { index += p.down_pairs; }
+    __device__ __forceinline__ void advance() { index += p.proj_clusters; }
     __device__ __forceinline__ int row_block() const { return index / rank_tiles; }
     __device__ __forceinline__ int rank0() const { return index % rank_tiles * kRank; }
 
@@ -98,7 +98,7 @@ struct ProjectionClusters {
                 const int k0 = (tile.first + i) * 64;
                 const Slot slot = producer.acquire(bytes);
                 Lhs::load(slot.to, p.lhs, tile.row_block() * p.rows, k0, slot.full);
-                Down::load(slot.to + Lhs::kBytes, p.down, tile.rank0(), k0, slot.full);
+                ProjWeight::load(slot.to + Lhs::kBytes, p.proj_weight, tile.rank0(), k0, slot.full);
                 producer.commit();
             }
         }
@@ -121,9 +121,9 @@ struct ProjectionClusters {
             int accumulate = 1;
             for (int i = 0; i < tile.steps; i++)
                 consumer.step([&](uint32_t stage) {
-                    wgmma_group<E, kRank, Lhs, Down>(
+                    wgmma_group<E, kRank, Lhs, ProjWeight>(
                         acc, Lhs::descriptor(stage + group * 64 * 64 * 2),
-                        Down::descriptor(stage + Lhs::kBytes), accumulate);
+                        ProjWeight::descriptor(stage + Lhs::kBytes), accumulate);
                 });
             consumer.drain();
             if (rank == 1) {
@@ -154,7 +154,7 @@ struct ProjectionClusters {
                 __syncwarp();
                 if (lane == 0) mbarrier_arrive_remote(barriers.partials_empty, 1);
                 bar_sync<kThreads>(1);  // all rows of the tile are stored
-                if (p.tells && thread == 0) GridFlags{p.flags}.publish(tile.row_block());
+                if (p.publishes && thread == 0) GridFlags{p.flags}.publish(tile.row_block());
             }
             tile_phase ^= 1;
         }
@@ -169,7 +169,7 @@ __device__ __forceinline__ void wait_for_projection(const HopperShortParams& p, 
 
 // By each of the `of_cta` threads of a CTA that wait for flags, after its last wait.
 __device__ __forceinline__ void projection_seen(const HopperShortParams& p, int of_cta) {
-    GridFlags{p.flags}.done((gridDim.x - 2 * p.down_pairs) * of_cta, p.m, p.rows);
+    GridFlags{p.flags}.done((gridDim.x - 2 * p.proj_clusters) * of_cta, p.m, p.rows);
 }
 
 // ---- H or dX: a tile for each CTA -------------------------------------------------------------
@@ -204,10 +204,10 @@ struct OutputTile {
         if (p.r == 0) return;
         for (int r0 = 0; r0 < p.r; r0 += 64) {
             const Slot slot = producer.acquire(bytes);
-            Rhs::load_half_multicast(slot.to + Lhs::kBytes, p.rhs_ext, n0, r0, rank, slot.full);
+            Rhs::load_half_multicast(slot.to + Lhs::kBytes, p.up_weight, n0, r0, rank, slot.full);
             if (has_rows) {
                 if (r0 == 0) wait_for_projection(p, row_block);
-                Lhs::load(slot.to, p.lhs_ext, m0, r0, slot.full);
+                Lhs::load(slot.to, p.proj, m0, r0, slot.full);
             }
             producer.commit();
         }
@@ -260,7 +260,7 @@ struct OutputTile {
 template <typename E, typename T>
 __device__ __forceinline__ void compute_grads(const HopperShortParams& p,
                                               const HopperGradsParams& grads, uint32_t base) {
-    const int workers = gridDim.x - 2 * p.down_pairs, worker = blockIdx.x - 2 * p.down_pairs;
+    const int workers = gridDim.x - 2 * p.proj_clusters, worker = blockIdx.x - 2 * p.proj_clusters;
     auto wait_for_ds = [&] {
         for (int row_block = 0; row_block * p.rows < p.m; row_block++)
             wait_for_projection(p, row_block);
@@ -279,11 +279,11 @@ __device__ __forceinline__ void hopper_short(const HopperShortParams& p,
                                              const HopperGradsParams* grads) {
     using Output = OutputTile<kM, kN, kRhs>;
     const uint32_t base = shared_base();
-    const int tile = (int)blockIdx.x / 2 - p.down_pairs;
+    const int tile = (int)blockIdx.x / 2 - p.proj_clusters;
     const bool projects = tile < 0;
     if (threadIdx.x == 0) {
         prefetch_tensormap(p.lhs);
-        prefetch_tensormap(projects ? p.down : p.rhs);
+        prefetch_tensormap(projects ? p.proj_weight : p.rhs);
         // Output: released by the consumer warps of both CTAs.
         Stages<kMaxStages, 1024, kBarriersAt>::init(base, (projects ? 1 : 2) * kM / 16);
         const Barriers barriers(base);

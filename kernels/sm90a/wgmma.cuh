@@ -94,7 +94,7 @@ __device__ __forceinline__ void wgmma_wait() {
     } else if constexpr (kCols == 80) {                                  \
         WGMMA_OF_REGISTERS(type, 80, 40, 40, 41, 42, 43, 44, 45);        \
     } else {                                                             \
-        static_assert(kCols == 64, "write it down above");               \
+        static_assert(kCols == 64, "write it proj_weight above");               \
         WGMMA_OF_REGISTERS(type, 64, 32, 32, 33, 34, 35, 36, 37);        \
     }
 #define WGMMA_OF_COLS(type)                                    \
@@ -119,7 +119,7 @@ __device__ __forceinline__ void wgmma_wait() {
     } else if constexpr (kCols == 16) {                        \
         WGMMA(type, 16, 8, 8, 9, 10, 11, 12);                  \
     } else {                                                   \
-        static_assert(kCols == 8, "write it down above");      \
+        static_assert(kCols == 8, "write it proj_weight above");      \
         WGMMA(type, 8, 4, 4, 5, 6, 7, 8);                      \
     }
 

@@ -71,11 +71,11 @@ impl LargeBackward {
         if !wants_dx {
             return self.all.run(run, layers, gradients, flags);
         }
-        if schedule.projection == Projection::Before {
+        if schedule.projection == Projection::Separate {
             self.ds.run(run, layers, gradients, flags)?;
         }
         self.input_grad.run(run, layers, Some(gradients), handover)?;
-        if schedule.streamers == 0 {
+        if schedule.grad_clusters == 0 {
             self.da_db.run(run, layers, gradients, flags)?;
         }
         Ok(())

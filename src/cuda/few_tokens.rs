@@ -12,20 +12,20 @@ use crate::plan::hopper_grads::Makes;
 use crate::problem::Problem;
 use bytemuck::Zeroable;
 
-/// out (m×n) = lhs (m×k) · rhs + lhs_ext (m×r) · rhs_ext, and lhs_ext = scale · lhs · down: H and S
+/// out (m×n) = lhs (m×k) · rhs + proj (m×r) · up_weight, and proj = scale · lhs · proj_weight: H and S
 /// of a layer, or dX and dS.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) struct Product {
     pub(super) dtype: DType,
-    /// rhs, rhs_ext and down are summed over their rows, as in dX; else over their columns.
+    /// rhs, up_weight and proj_weight are summed over their rows, as in dX; else over their columns.
     pub(super) by_columns: bool,
     /// m, n, k and r.
     pub(super) sizes: [usize; 4],
     pub(super) lhs: Operand,
     pub(super) rhs: Operand,
-    pub(super) down: Operand,
-    pub(super) lhs_ext: Operand,
-    pub(super) rhs_ext: Operand,
+    pub(super) proj_weight: Operand,
+    pub(super) proj: Operand,
+    pub(super) up_weight: Operand,
     pub(super) out: Operand,
     pub(super) scale: f32,
 }
@@ -39,9 +39,9 @@ impl Product {
             sizes: [layers.t, layer.d, layers.k, layer.r],
             lhs: layers.x,
             rhs: layer.w0,
-            down: a,
-            lhs_ext: s,
-            rhs_ext: layer.b,
+            proj_weight: a,
+            proj: s,
+            up_weight: layer.b,
             out: layer.h,
             scale: layer.scale,
         }
@@ -55,9 +55,9 @@ impl Product {
             sizes: [layers.t, layers.k, layer.d, layer.r],
             lhs: layer.h,
             rhs: layer.w0,
-            down: layer.b,
-            lhs_ext: layers.s,
-            rhs_ext: layers.a,
+            proj_weight: layer.b,
+            proj: layers.s,
+            up_weight: layers.a,
             out: layers.x,
             scale: layer.scale,
         }

@@ -27,9 +27,12 @@ impl FewTokens for Schedule {
     }
 
     fn params(&self, product: &Product, flags: u64) -> Result<HopperDecodeParams> {
-        let &Schedule { split, rows, rounds, stages, ahead, next_at, down, .. } = self;
+        let &Schedule {
+            split, rows, rounds, stages, prefetch_steps, pdl_trigger_step, proj, ..
+        } = self;
         let &Product { dtype, by_columns, sizes: [t, d, k, r], scale, .. } = product;
-        let &Product { lhs: x, rhs: w0, down: a, lhs_ext: s, rhs_ext: b, out: h, .. } = product;
+        let &Product { lhs: x, rhs: w0, proj_weight: a, proj: s, up_weight: b, out: h, .. } =
+            product;
         let boxes = |operand: Operand, size: [usize; 2], box_rows: usize| {
             operand.boxes(size, dtype, [box_rows, STEP])
         };
@@ -39,11 +42,11 @@ impl FewTokens for Schedule {
             true => operand.boxes([k, n], dtype, [STEP, BOX_COLS]),
         };
         let x_rows = self.x_rows(t);
-        let (x, down_x) = (boxes(x, [t, k], x_rows)?, boxes(x, [t, k], down.tokens)?);
+        let (x, proj_x) = (boxes(x, [t, k], x_rows)?, boxes(x, [t, k], proj.tokens)?);
         let w0 = weight(w0, [d, k], rows)?;
         let (mut a_boxes, mut b_boxes, mut s_boxes) = (w0, w0, w0); // never read if r = 0
         if r > 0 {
-            a_boxes = weight(a, [r, k], down.rows)?;
+            a_boxes = weight(a, [r, k], proj.rows)?;
             b_boxes = weight(b, [d, r], rows)?;
             s_boxes = boxes(s, [t, r], t)?;
         }
@@ -56,7 +59,7 @@ impl FewTokens for Schedule {
             b: b_boxes,
             x,
             s: s_boxes,
-            down_x,
+            proj_x,
             h: h.data,
             s_out: s.data,
             flags,
@@ -71,15 +74,15 @@ impl FewTokens for Schedule {
             rows,
             rounds,
             stages,
-            ahead: ahead as i32,
-            next_at: next_at as i32,
-            down_pairs: down.pairs as i32,
-            down_ranks: down.ranks as i32,
-            down_rows: down.rows as i32,
-            down_tile: down.tile_t as i32,
-            down_tokens: down.tokens as i32,
-            down_stages: down.stages as i32,
-            down_ahead: down.ahead as i32,
+            prefetch_steps: prefetch_steps as i32,
+            pdl_trigger_step: pdl_trigger_step as i32,
+            proj_clusters: proj.clusters as i32,
+            proj_rank_tiles: proj.ranks as i32,
+            proj_rows: proj.rows as i32,
+            proj_tile: proj.tile_t as i32,
+            proj_tokens: proj.tokens as i32,
+            proj_stages: proj.stages as i32,
+            proj_prefetch_steps: proj.prefetch_steps as i32,
             grads_at: grads_at as i32,
             h_cols: h.ld,
         })
@@ -101,6 +104,6 @@ impl FewTokens for Schedule {
     }
 
     fn makes_grads(&self) -> bool {
-        self.pairs > 0
+        self.clusters > 0
     }
 }

@@ -54,8 +54,8 @@ pub(super) fn grads_params(
         k: k as i32,
         r: r as i32,
         outputs,
-        projectors: 0,
-        ds_parts: 0,
+        proj_ctas: 0,
+        ds_flag_count: 0,
         accumulate: accumulate.into(),
         parts,
     };
@@ -112,9 +112,9 @@ impl Grads {
     ) -> Result<HopperGradsParams> {
         let r = layers.rank();
         let mut params = grads_params(layers, gradients, flags, boxes(r))?;
-        params.projectors = self.schedule.projectors as i32;
+        params.proj_ctas = self.schedule.proj_ctas as i32;
         match self.makes {
-            Makes::All => params.ds_parts = r.div_ceil(rank_tile(r)) as i32,
+            Makes::All => params.ds_flag_count = r.div_ceil(rank_tile(r)) as i32,
             Makes::Ds => params.da = 0,
             Makes::DaDb => {}
         }

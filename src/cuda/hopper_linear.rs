@@ -66,9 +66,9 @@ impl<P: KernelParams> Launch<P> {
         handover: Handover,
     ) -> HopperProduct {
         let schedule = &self.schedule;
-        let (slice_cols, makers) = match schedule.projection {
-            Projection::Before | Projection::Beside { .. } => (0, 0),
-            Projection::Within { slice_cols, makers, .. } => (slice_cols, makers),
+        let (slice_cols, slice_clusters) = match schedule.projection {
+            Projection::Separate | Projection::Dedicated { .. } => (0, 0),
+            Projection::Fused { slice_cols, slice_clusters, .. } => (slice_cols, slice_clusters),
         };
         let r = layers.rank();
         HopperProduct {
@@ -82,10 +82,10 @@ impl<P: KernelParams> Launch<P> {
             slices: schedule.slices(r) as i32,
             slice_cols: slice_cols as i32,
             group: GROUP as i32,
-            makers: makers as i32,
-            whole: schedule.whole as i32,
-            projectors: schedule.projectors() as i32,
-            streamers: schedule.streamers as i32,
+            slice_clusters: slice_clusters as i32,
+            full_tiles: schedule.full_tiles as i32,
+            proj_clusters: schedule.proj_clusters() as i32,
+            grad_clusters: schedule.grad_clusters as i32,
             parts,
         }
     }
@@ -107,7 +107,7 @@ impl LargeForward {
 
     /// Whether S is a launch before.
     pub(super) fn wants_s(&self) -> bool {
-        self.0.schedule.projection == Projection::Before
+        self.0.schedule.projection == Projection::Separate
     }
 
     pub(super) fn run(&self, run: &Run<'_>, layers: &Layers, handover: Handover) -> Result<()> {
@@ -122,24 +122,25 @@ impl LargeForward {
         // A cluster's two CTAs load half of the rows of W0 and B each.
         let half = tile_n / 2;
         let lhs = x.boxes([t, k], dtype, [TILE_M, TILE_K])?;
-        let down_rows = match schedule.projection {
-            Projection::Before => None,
-            Projection::Within { slice, .. } => Some(slice),
-            Projection::Beside { .. } => Some(rank_tile(r)),
+        let proj_rows = match schedule.projection {
+            Projection::Separate => None,
+            Projection::Fused { slice, .. } => Some(slice),
+            Projection::Dedicated { .. } => Some(rank_tile(r)),
         };
         let mut params = ForwardParams {
             base: self.0.product(layers, [n, k as i32], parts, handover),
             of_lhs: lhs,
             // Never read if S is not made here, or r = 0.
-            of_down: down_rows.map_or(Ok(lhs), |rows| a.boxes([r, k], dtype, [rows, TILE_K]))?,
-            lhs_ext: if r > 0 { s.boxes([t, r], dtype, [TILE_M, TILE_K])? } else { lhs },
+            of_proj_weight: proj_rows
+                .map_or(Ok(lhs), |rows| a.boxes([r, k], dtype, [rows, TILE_K]))?,
+            proj: if r > 0 { s.boxes([t, r], dtype, [TILE_M, TILE_K])? } else { lhs },
             of: Zeroable::zeroed(),
         };
         layers.fill(&mut params.of, |layer| {
             let &Layer { d, r, w0, b, h, .. } = layer;
             let rhs = w0.boxes([d, k], dtype, [half, TILE_K])?;
-            let rhs_ext = if r > 0 { b.boxes([d, r], dtype, [half, TILE_K])? } else { rhs };
-            Ok(ForwardLayer { rhs, rhs_ext, out: out_boxes(layers, h, d)? })
+            let up_weight = if r > 0 { b.boxes([d, r], dtype, [half, TILE_K])? } else { rhs };
+            Ok(ForwardLayer { rhs, up_weight, out: out_boxes(layers, h, d)? })
         })?;
         Ok(params)
     }
@@ -189,7 +190,7 @@ impl LargeInputGrad {
         let grads = match gradients {
             None => Zeroable::zeroed(),
             Some(gradients) => HopperGradsParams {
-                ds_parts: self.0.schedule.slices(r) as i32,
+                ds_flag_count: self.0.schedule.slices(r) as i32,
                 ..grads_params(layers, gradients, handover.flags, hopper_grads::boxes(r))?
             },
         };
@@ -202,8 +203,8 @@ impl LargeInputGrad {
         };
         let mut params = InputGradParams {
             base: self.0.product(layers, [k as i32, outputs], parts, handover),
-            lhs_ext: of_s(ds, [t, r], [TILE_M, TILE_K])?,
-            of_rhs_ext: of_s(a, [r, k], half)?,
+            proj: of_s(ds, [t, r], [TILE_M, TILE_K])?,
+            of_up_weight: of_s(a, [r, k], half)?,
             of_out: out_boxes(layers, dx, k)?,
             of: Zeroable::zeroed(),
             grads,
@@ -213,7 +214,7 @@ impl LargeInputGrad {
             Ok(InputGradLayer {
                 lhs: dh.boxes([t, d], dtype, [TILE_M, TILE_K])?,
                 rhs: w0.boxes([d, k], dtype, half)?,
-                down: of_s(b, [d, r], half)?,
+                proj_weight: of_s(b, [d, r], half)?,
             })
         })?;
         Ok(params)

@@ -29,47 +29,47 @@ impl FewTokens for Schedule {
     }
 
     fn params(&self, product: &Product, flags: u64) -> Result<HopperShortParams> {
-        let &Schedule { rows, tile_n, pairs, down_pairs, .. } = self;
+        let &Schedule { rows, tile_n, clusters, proj_clusters, .. } = self;
         let &Product { dtype, by_columns, sizes: [m, n, k, r], scale, .. } = product;
-        let &Product { lhs, rhs, down, lhs_ext, rhs_ext, out, .. } = product;
+        let &Product { lhs, rhs, proj_weight, proj, up_weight, out, .. } = product;
         let boxes = |operand: Operand, size: [usize; 2], box_rows: usize| {
             operand.boxes(size, dtype, [box_rows, STEP])
         };
         // Matrices as they lie, and of what a cluster's CTAs share, half for each.
-        let (rhs_rows, down_rows) =
+        let (rhs_rows, proj_rows) =
             if by_columns { (STEP / 2, STEP) } else { (tile_n / 2, rank_tile(r)) };
         let size = |n, k| if by_columns { [k, n] } else { [n, k] };
         let lhs = boxes(lhs, [m, k], rows)?;
         // Never read if there are no tiles of out, or r = 0.
-        let (mut rhs_boxes, mut lhs_ext_boxes, mut rhs_ext_boxes, mut down_boxes) =
+        let (mut rhs_boxes, mut proj_boxes, mut up_weight_boxes, mut proj_weight_boxes) =
             (lhs, lhs, lhs, lhs);
-        if pairs > 0 {
+        if clusters > 0 {
             rhs_boxes = boxes(rhs, size(n, k), rhs_rows)?;
         }
         if r > 0 {
-            lhs_ext_boxes = boxes(lhs_ext, [m, r], rows)?;
-            rhs_ext_boxes = boxes(rhs_ext, size(n, r), rhs_rows)?;
-            down_boxes = boxes(down, size(r, k), down_rows)?;
+            proj_boxes = boxes(proj, [m, r], rows)?;
+            up_weight_boxes = boxes(up_weight, size(n, r), rhs_rows)?;
+            proj_weight_boxes = boxes(proj_weight, size(r, k), proj_rows)?;
         }
         let [m, n, k, r] = [m, n, k, r].map(|size| size as i32);
         Ok(HopperShortParams {
             lhs,
-            lhs_ext: lhs_ext_boxes,
+            proj: proj_boxes,
             rhs: rhs_boxes,
-            rhs_ext: rhs_ext_boxes,
-            down: down_boxes,
+            up_weight: up_weight_boxes,
+            proj_weight: proj_weight_boxes,
             out: out.data,
-            s: lhs_ext.data,
+            s: proj.data,
             flags,
             m,
             n,
             k,
             r,
             rows: rows as i32,
-            s_cols: lhs_ext.ld,
+            s_cols: proj.ld,
             scale,
-            down_pairs: down_pairs as i32,
-            tells: (pairs > 0).into(),
+            proj_clusters: proj_clusters as i32,
+            publishes: (clusters > 0).into(),
             out_cols: out.ld,
         })
     }

@@ -44,7 +44,7 @@ pub(crate) enum Makes {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Schedule {
     /// CTAs that compute dS, the first of the grid.
-    pub(crate) projectors: usize,
+    pub(crate) proj_ctas: usize,
     pub(crate) blocks: usize,
 }
 
@@ -55,14 +55,14 @@ impl Schedule {
         let tiles = sizes.m.div_ceil(FLAG_ROWS) * r.div_ceil(rank_tile(r));
         let items = items_of_db(sizes, ITEM_COLS) + items_of_da(sizes, ITEM_COLS);
         match makes {
-            Makes::Ds => Schedule { projectors: tiles.min(sms), blocks: tiles.min(sms) },
-            Makes::DaDb => Schedule { projectors: 0, blocks: items.min(sms) },
+            Makes::Ds => Schedule { proj_ctas: tiles.min(sms), blocks: tiles.min(sms) },
+            Makes::DaDb => Schedule { proj_ctas: 0, blocks: items.min(sms) },
             Makes::All => {
                 // As many as keep dS ahead of dA and dB. With more, its first rows come later.
                 let quarter = (sms / 4).max(1);
-                let projectors = if items <= sms - quarter { quarter } else { sms / 2 };
-                let projectors = projectors.min(tiles);
-                Schedule { projectors, blocks: (projectors + items).min(sms) }
+                let proj_ctas = if items <= sms - quarter { quarter } else { sms / 2 };
+                let proj_ctas = proj_ctas.min(tiles);
+                Schedule { proj_ctas, blocks: (proj_ctas + items).min(sms) }
             }
         }
     }
@@ -118,9 +118,9 @@ impl Items {
         Items { of_db, all: of_db + items_of_da(sizes, cols), item_us }
     }
 
-    /// The times of `pairs` clusters of grad CTAs, which go through dB, then dA, in turns.
-    pub(crate) fn on(&self, pairs: usize) -> GradCtas {
-        let (blocks, &Items { of_db, all, item_us }) = (2 * pairs, self);
+    /// The times of `clusters` clusters of grad CTAs, which go through dB, then dA, in turns.
+    pub(crate) fn on(&self, clusters: usize) -> GradCtas {
+        let (blocks, &Items { of_db, all, item_us }) = (2 * clusters, self);
         let of_block = |block: usize| {
             let count = |items: usize| (items + blocks - 1 - block) / blocks;
             let (db, da) = (count(of_db), count(all) - count(of_db));
@@ -168,14 +168,14 @@ mod tests {
                 .into_iter()
                 .flat_map(|makes| [2, 4, 132].map(|sms| (makes, sms)))
             {
-                let Schedule { projectors, blocks } =
+                let Schedule { proj_ctas, blocks } =
                     Schedule::new(&Sizes::of_layer(sizes), makes, sms);
-                let context = format!("{sizes:?}, {makes:?} on {sms}: {projectors} of {blocks}");
+                let context = format!("{sizes:?}, {makes:?} on {sms}: {proj_ctas} of {blocks}");
                 assert!(blocks <= sms, "{context}");
-                assert_eq!(projectors > 0, makes != Makes::DaDb, "{context}");
-                assert_eq!(blocks > projectors, makes != Makes::Ds, "{context}");
-                assert!(projectors <= tiles * ranks, "{context}");
-                assert!(blocks - projectors <= items * ranks, "{context}");
+                assert_eq!(proj_ctas > 0, makes != Makes::DaDb, "{context}");
+                assert_eq!(blocks > proj_ctas, makes != Makes::Ds, "{context}");
+                assert!(proj_ctas <= tiles * ranks, "{context}");
+                assert!(blocks - proj_ctas <= items * ranks, "{context}");
             }
         }
     }
@@ -190,16 +190,17 @@ mod tests {
             if of_db + of_da > 10_000 {
                 continue;
             }
-            for (pairs, ds_us) in [(1, 0.0), (1, 1e4), (3, 30.0), (5, 1e3), (12, 100.0)] {
-                let mut ends = vec![0.0; 2 * pairs];
+            for (clusters, ds_us) in [(1, 0.0), (1, 1e4), (3, 30.0), (5, 1e3), (12, 100.0)] {
+                let mut ends = vec![0.0; 2 * clusters];
                 for item in 0..of_db + of_da {
-                    let end: &mut f64 = &mut ends[item % (2 * pairs)];
+                    let end: &mut f64 = &mut ends[item % (2 * clusters)];
                     let ready = if item < of_db { 0.0 } else { ds_us };
                     *end = end.max(ready) + item_us;
                 }
                 let slowest = ends.into_iter().fold(0.0, f64::max);
-                let got = Items::new(&Sizes::of_layer([t, k, d, r])).on(pairs).us(ds_us);
-                let context = format!("T={t} k={k} d={d} r={r}, {pairs} pairs: {got} {slowest}");
+                let got = Items::new(&Sizes::of_layer([t, k, d, r])).on(clusters).us(ds_us);
+                let context =
+                    format!("T={t} k={k} d={d} r={r}, {clusters} clusters: {got} {slowest}");
                 assert!((got - slowest).abs() <= 1e-9 * slowest, "{context}");
             }
         }

@@ -16,24 +16,24 @@ pub(crate) struct Schedule {
     /// Columns of a tile of H or dX.
     pub(crate) tile_n: usize,
     /// Clusters that compute H or dX.
-    pub(crate) pairs: usize,
+    pub(crate) clusters: usize,
     /// Clusters that compute S or dS.
-    pub(crate) down_pairs: usize,
+    pub(crate) proj_clusters: usize,
 }
 
 impl Schedule {
-    /// For H (T×d) over any k, with S (T×r) unless r is 0, on `pairs` clusters. `None` if the tiles
+    /// For H (T×d) over any k, with S (T×r) unless r is 0, on `clusters` clusters. `None` if the tiles
     /// need more than one wave, or S would be late.
-    pub(crate) fn forward([t, d, r]: [usize; 3], pairs: usize) -> Option<Self> {
-        Schedule::of_tiles([t, d, r], pairs, &FORWARD_TILES_N)
+    pub(crate) fn forward([t, d, r]: [usize; 3], clusters: usize) -> Option<Self> {
+        Schedule::of_tiles([t, d, r], clusters, &FORWARD_TILES_N)
     }
 
     /// For dX (T×k) and dS.
-    pub(crate) fn input_grad([t, k, r]: [usize; 3], pairs: usize) -> Option<Self> {
-        Schedule::of_tiles([t, k, r], pairs, &INPUT_GRAD_TILES_N)
+    pub(crate) fn input_grad([t, k, r]: [usize; 3], clusters: usize) -> Option<Self> {
+        Schedule::of_tiles([t, k, r], clusters, &INPUT_GRAD_TILES_N)
     }
 
-    fn of_tiles([m, n, r]: [usize; 3], pairs: usize, tiles_n: &[usize]) -> Option<Self> {
+    fn of_tiles([m, n, r]: [usize; 3], clusters: usize, tiles_n: &[usize]) -> Option<Self> {
         if m > MOST_TOKENS {
             return None;
         }
@@ -47,30 +47,30 @@ impl Schedule {
         // The narrowest tiles use the most SMs.
         tiles_n.iter().find_map(|&tile_n| {
             let of_out = m.div_ceil(2 * rows) * n.div_ceil(tile_n);
-            let down_pairs = pairs.checked_sub(of_out)?.min(ext_tiles);
-            let schedule = Schedule { tile_m, rows, tile_n, pairs: of_out, down_pairs };
+            let proj_clusters = clusters.checked_sub(of_out)?.min(ext_tiles);
+            let schedule = Schedule { tile_m, rows, tile_n, clusters: of_out, proj_clusters };
             // All CTAs read about as fast. The CTAs that make S split k.
-            let in_time = |down_pairs| {
-                ext_tiles.div_ceil(down_pairs) * (tile_m + rank_tile) <= 2 * (tile_m + tile_n)
+            let in_time = |proj_clusters| {
+                ext_tiles.div_ceil(proj_clusters) * (tile_m + rank_tile) <= 2 * (tile_m + tile_n)
             };
-            (r == 0 || down_pairs > 0 && in_time(down_pairs)).then_some(schedule)
+            (r == 0 || proj_clusters > 0 && in_time(proj_clusters)).then_some(schedule)
         })
     }
 
     /// For the same S or dS (T×r) without an output.
-    pub(crate) fn without_out(&self, [t, r]: [usize; 2], pairs: usize) -> Self {
-        let down_pairs = (t.div_ceil(self.rows) * r.div_ceil(rank_tile(r))).min(pairs);
-        Schedule { pairs: 0, down_pairs, ..*self }
+    pub(crate) fn without_out(&self, [t, r]: [usize; 2], clusters: usize) -> Self {
+        let proj_clusters = (t.div_ceil(self.rows) * r.div_ceil(rank_tile(r))).min(clusters);
+        Schedule { clusters: 0, proj_clusters, ..*self }
     }
 
     /// Whether a CTA has a warpgroup left for dA and dB beside dX.
     pub(crate) fn makes_grads(&self) -> bool {
-        self.tile_m == TILES_M[0] && self.pairs > 0
+        self.tile_m == TILES_M[0] && self.clusters > 0
     }
 
     /// Flags for S.
     pub(crate) fn flags(&self, t: usize) -> usize {
-        match self.down_pairs {
+        match self.proj_clusters {
             0 => 0,
             _ => 1 + t.div_ceil(self.rows),
         }
@@ -78,7 +78,7 @@ impl Schedule {
 
     /// CTAs of the grid.
     pub(crate) fn blocks(&self) -> usize {
-        2 * (self.down_pairs + self.pairs)
+        2 * (self.proj_clusters + self.clusters)
     }
 }
 
@@ -93,11 +93,11 @@ mod tests {
             let t = (t - 1) % MOST_TOKENS + 1;
             [1, 2, 8, 66]
                 .into_iter()
-                .flat_map(move |pairs| [([t, n, r], pairs), ([t, n, 0], pairs)])
+                .flat_map(move |clusters| [([t, n, r], clusters), ([t, n, 0], clusters)])
         });
-        sizes.flat_map(|(sizes, pairs)| {
-            let both = [Schedule::forward(sizes, pairs), Schedule::input_grad(sizes, pairs)];
-            both.into_iter().flatten().map(move |schedule| (sizes, pairs, schedule))
+        sizes.flat_map(|(sizes, clusters)| {
+            let both = [Schedule::forward(sizes, clusters), Schedule::input_grad(sizes, clusters)];
+            both.into_iter().flatten().map(move |schedule| (sizes, clusters, schedule))
         })
     }
 
@@ -105,9 +105,9 @@ mod tests {
     #[test]
     fn every_tile_is_computed_once() {
         let mut checked = 0;
-        for ([t, n, r], pairs, schedule) in schedules() {
-            let context = format!("T={t} n={n} r={r} on {pairs}: {schedule:?}");
-            let Schedule { tile_m, rows, tile_n, pairs: of_out, .. } = schedule;
+        for ([t, n, r], clusters, schedule) in schedules() {
+            let context = format!("T={t} n={n} r={r} on {clusters}: {schedule:?}");
+            let Schedule { tile_m, rows, tile_n, clusters: of_out, .. } = schedule;
             let pairs_of_rows = t.div_ceil(2 * rows);
             let mut tiles: Vec<_> = (0..2 * of_out)
                 .map(|block| {
@@ -123,7 +123,7 @@ mod tests {
             // Boxes of several tiles have whole eights, as the swizzle has.
             assert!(rows <= tile_m && (rows == t || rows % 8 == 0), "{context}");
             assert!(t.div_ceil(rows) <= t.div_ceil(tile_m), "{context}");
-            assert!(schedule.blocks() <= 2 * pairs, "more than one wave: {context}");
+            assert!(schedule.blocks() <= 2 * clusters, "more than one wave: {context}");
             checked += 1;
         }
         assert!(checked > 5000, "{checked}");
@@ -131,14 +131,14 @@ mod tests {
 
     #[test]
     fn s_is_computed_and_has_flags() {
-        for ([t, n, r], pairs, schedule) in schedules() {
-            let context = format!("T={t} n={n} r={r} on {pairs}: {schedule:?}");
-            assert_eq!(schedule.down_pairs > 0, r > 0, "{context}");
+        for ([t, n, r], clusters, schedule) in schedules() {
+            let context = format!("T={t} n={n} r={r} on {clusters}: {schedule:?}");
+            assert_eq!(schedule.proj_clusters > 0, r > 0, "{context}");
             // A CTA without rows has no flag.
             let flags = if r > 0 { 1 + t.div_ceil(schedule.rows) } else { 0 };
             assert_eq!(schedule.flags(t), flags, "{context}");
             let s_tiles = t.div_ceil(schedule.rows) * r.div_ceil(rank_tile(r));
-            assert!(schedule.down_pairs <= s_tiles, "idle clusters: {context}");
+            assert!(schedule.proj_clusters <= s_tiles, "idle clusters: {context}");
         }
     }
 
@@ -147,7 +147,7 @@ mod tests {
     fn known_layers_use_the_most_sms() {
         let of = |t, d, r| {
             let schedule = Schedule::forward([t, d, r], 66);
-            schedule.map(|s| (s.tile_m, s.tile_n, s.pairs, s.down_pairs))
+            schedule.map(|s| (s.tile_m, s.tile_n, s.clusters, s.proj_clusters))
         };
         assert_eq!(of(128, 4096, 16), Some((64, 64, 64, 2)));
         assert_eq!(of(128, 14336, 64), Some((64, 224, 64, 2)));

@@ -36,12 +36,12 @@ pub(crate) fn forward(problem: &Problem, profile: Option<&DeviceProfile>) -> Pla
     }
     let (t, k, layers) = (problem.t(), problem.k(), problem.projections());
     let s = projection_elements(problem);
-    let Some(pairs) = hopper_pairs([t, k], layers, profile) else { return Plan::mma(s) };
-    if let Some(launches) = small::forward(problem, pairs) {
+    let Some(clusters) = hopper_pairs([t, k], layers, profile) else { return Plan::mma(s) };
+    if let Some(launches) = small::forward(problem, clusters) {
         let flags = launches.iter().flatten().map(|launch| launch.flags(t)).fold(0, usize::max);
         return Plan { strategy: Strategy::Small(launches), scratch: s, flags };
     }
-    let schedule = hopper::forward(&Sizes::of_forward(t, k, layers.iter().copied()), pairs);
+    let schedule = hopper::forward(&Sizes::of_forward(t, k, layers.iter().copied()), clusters);
     let (scratch, flags) = (s + schedule.partials(), schedule.flags(t));
     Plan { strategy: Strategy::Large(schedule), scratch, flags }
 }
@@ -54,12 +54,15 @@ pub(crate) fn backward(problem: &Problem, profile: Option<&DeviceProfile>) -> Pl
     }
     let (t, k, layers) = (problem.t(), problem.k(), problem.projections());
     let scratch = |partials| BackwardWorkspace::new(problem, partials).elements();
-    let Some(pairs) = hopper_pairs([t, k], layers, profile) else { return Plan::mma(scratch(0)) };
-    if let Some(launch) = small::backward(problem, pairs) {
+    let Some(clusters) = hopper_pairs([t, k], layers, profile) else {
+        return Plan::mma(scratch(0));
+    };
+    if let Some(launch) = small::backward(problem, clusters) {
         let strategy = Strategy::Small([Some(launch), None, None, None]);
         return Plan { strategy, scratch: scratch(0), flags: launch.flags(t) };
     }
-    let schedule = hopper::input_grad(&Sizes::of_input_grad(t, k, layers.iter().copied()), pairs);
+    let schedule =
+        hopper::input_grad(&Sizes::of_input_grad(t, k, layers.iter().copied()), clusters);
     let flags = schedule.flags(t).max(hopper_grads::flags(t));
     Plan { strategy: Strategy::Large(schedule), scratch: scratch(schedule.partials()), flags }
 }
@@ -67,18 +70,18 @@ pub(crate) fn backward(problem: &Problem, profile: Option<&DeviceProfile>) -> Pl
 /// The plan of H = X W0ᵀ, the frozen layer of the first projection; `profile` is `None` on the CPU.
 /// It needs no workspace.
 pub(crate) fn base_forward(problem: &Problem, profile: Option<&DeviceProfile>) -> Plan {
-    base(problem, profile, |[t, k, d], pairs| {
-        let launch = Alone::forward([t, d, k, 0], pairs);
-        launch.ok_or_else(|| hopper::base([t, d, k], pairs))
+    base(problem, profile, |[t, k, d], clusters| {
+        let launch = Alone::forward([t, d, k, 0], clusters);
+        launch.ok_or_else(|| hopper::base([t, d, k], clusters))
     })
 }
 
 /// The plan of dX = dH W0, the frozen layer of the first projection; `profile` is `None` on the
 /// CPU. It needs no workspace.
 pub(crate) fn base_input_grad(problem: &Problem, profile: Option<&DeviceProfile>) -> Plan {
-    base(problem, profile, |[t, k, d], pairs| {
-        let launch = Alone::base_input_grad([t, k, d], pairs);
-        launch.ok_or_else(|| hopper::base([t, k, d], pairs))
+    base(problem, profile, |[t, k, d], clusters| {
+        let launch = Alone::base_input_grad([t, k, d], clusters);
+        launch.ok_or_else(|| hopper::base([t, k, d], clusters))
     })
 }
 
@@ -96,8 +99,8 @@ fn base(
         return EMPTY;
     }
     let (t, k, (d, _)) = (problem.t(), problem.k(), problem.projections()[0]);
-    let Some(pairs) = hopper_pairs([t, k], &[(d, 0)], profile) else { return Plan::mma(0) };
-    let strategy = match on_hopper([t, k, d], pairs) {
+    let Some(clusters) = hopper_pairs([t, k], &[(d, 0)], profile) else { return Plan::mma(0) };
+    let strategy = match on_hopper([t, k, d], clusters) {
         Ok(launch) => Strategy::Small([Some(launch), None, None, None]),
         Err(schedule) => Strategy::Large(schedule),
     };
@@ -126,7 +129,7 @@ fn hopper_pairs(
         outputs += d;
         cols += tile_cols(d);
     }
-    let tiles = t.div_ceil(hopper::PAIR_M) * cols.max(tile_cols(k));
+    let tiles = t.div_ceil(hopper::CLUSTER_M) * cols.max(tile_cols(k));
     let fits = outputs <= MOST_OUTPUTS && tiles < MOST_TILES && outputs * k <= MOST_WEIGHTS;
     (profile.hopper() && aligned && fits).then_some(profile.clusters())
 }

@@ -6,7 +6,7 @@ pub struct DeviceProfile {
     name: String,
     compute_capability: (u32, u32),
     sms: usize,
-    pairs: usize,
+    clusters: usize,
 }
 
 impl DeviceProfile {
@@ -15,26 +15,26 @@ impl DeviceProfile {
         DeviceProfile::new("NVIDIA H100 80GB HBM3".to_string(), (9, 0), 132, 66)
     }
 
-    /// `pairs` are the clusters of 2 CTAs of the Hopper kernels that run at once: 0 if the build or
+    /// `clusters` are the clusters of 2 CTAs of the Hopper kernels that run at once: 0 if the build or
     /// the device has none of these kernels.
     pub(crate) fn new(
         name: String,
         compute_capability: (u32, u32),
         sms: usize,
-        pairs: usize,
+        clusters: usize,
     ) -> Self {
-        DeviceProfile { name, compute_capability, sms, pairs }
+        DeviceProfile { name, compute_capability, sms, clusters }
     }
 
     /// The same device without its Hopper kernels.
     pub(crate) fn without_hopper(self) -> Self {
-        DeviceProfile { pairs: 0, ..self }
+        DeviceProfile { clusters: 0, ..self }
     }
 
     /// The same device with at most this many SMs for persistent kernels, 2 at least.
     pub(crate) fn with_sm_limit(self, sms: usize) -> Self {
         let sms = self.sms.min(sms.max(2));
-        DeviceProfile { sms, pairs: self.pairs.min(sms / 2), ..self }
+        DeviceProfile { sms, clusters: self.clusters.min(sms / 2), ..self }
     }
 
     /// The name the driver gives.
@@ -54,12 +54,12 @@ impl DeviceProfile {
 
     /// Clusters of 2 CTAs of the Hopper kernels that run at once; 0 without these kernels.
     pub fn clusters(&self) -> usize {
-        self.pairs
+        self.clusters
     }
 
     /// Whether the Hopper kernels run: compute capability 9.0, and a build that has them.
     pub fn hopper(&self) -> bool {
-        self.pairs > 0
+        self.clusters > 0
     }
 }
 

@@ -19,10 +19,10 @@ pub(crate) enum Alone {
 const DECODE_TOKENS: usize = 64;
 
 impl Alone {
-    /// For H (T×d) over k, with S (T×r) unless r is 0, on `pairs` clusters; `None` for large T.
-    pub(crate) fn forward([t, d, k, r]: [usize; 4], pairs: usize) -> Option<Self> {
-        let short = || hopper_short::Schedule::forward([t, d, r], pairs).map(Alone::Short);
-        let decode = || Alone::Decode(hopper_decode::Schedule::forward([t, d, k, r], pairs));
+    /// For H (T×d) over k, with S (T×r) unless r is 0, on `clusters` clusters; `None` for large T.
+    pub(crate) fn forward([t, d, k, r]: [usize; 4], clusters: usize) -> Option<Self> {
+        let short = || hopper_short::Schedule::forward([t, d, r], clusters).map(Alone::Short);
+        let decode = || Alone::Decode(hopper_decode::Schedule::forward([t, d, k, r], clusters));
         match short().filter(|_| t > DECODE_TOKENS) {
             Some(short) => Some(short),
             None => (t <= hopper_decode::MOST_TOKENS).then(decode),
@@ -30,15 +30,15 @@ impl Alone {
     }
 
     /// For dX (T×k) over d, with dS (T×r), dA and dB; `None` for large T.
-    pub(crate) fn input_grad([t, k, d, r]: [usize; 4], pairs: usize) -> Option<Self> {
-        let short = || hopper_short::Schedule::input_grad([t, k, r], pairs).map(Alone::Short);
-        let decode = hopper_decode::Schedule::input_grad([t, k, d, r], pairs).map(Alone::Decode);
+    pub(crate) fn input_grad([t, k, d, r]: [usize; 4], clusters: usize) -> Option<Self> {
+        let short = || hopper_short::Schedule::input_grad([t, k, r], clusters).map(Alone::Short);
+        let decode = hopper_decode::Schedule::input_grad([t, k, d, r], clusters).map(Alone::Decode);
         decode.or_else(short)
     }
 
     /// For dX (T×k) over d without an adapter; `None` for large T.
-    pub(crate) fn base_input_grad([t, k, d]: [usize; 3], pairs: usize) -> Option<Self> {
-        Alone::input_grad([t, k, d, 0], pairs)
+    pub(crate) fn base_input_grad([t, k, d]: [usize; 3], clusters: usize) -> Option<Self> {
+        Alone::input_grad([t, k, d, 0], clusters)
     }
 
     pub(crate) fn path(&self) -> Path {
@@ -59,8 +59,8 @@ impl Alone {
 impl fmt::Display for Alone {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (tile, clusters, projection) = match self {
-            Alone::Decode(s) => ([s.tile_t, s.rows], s.pairs, s.down.pairs),
-            Alone::Short(s) => ([s.rows, s.tile_n], s.pairs, s.down_pairs),
+            Alone::Decode(s) => ([s.tile_t, s.rows], s.clusters, s.proj.clusters),
+            Alone::Short(s) => ([s.rows, s.tile_n], s.clusters, s.proj_clusters),
         };
         let [rows, cols] = tile;
         write!(f, "{rows}×{cols} tiles, {clusters} clusters")?;
@@ -72,7 +72,10 @@ impl fmt::Display for Alone {
 }
 
 /// The launches of a forward pass; `None` if one of its layers is not a small batch.
-pub(super) fn forward(problem: &Problem, pairs: usize) -> Option<[Option<Alone>; MAX_PROJECTIONS]> {
+pub(super) fn forward(
+    problem: &Problem,
+    clusters: usize,
+) -> Option<[Option<Alone>; MAX_PROJECTIONS]> {
     let (t, k, layers) = (problem.t(), problem.k(), problem.projections());
     // Reading more tokens again for every layer takes longer than one launch for all layers.
     if t > hopper_decode::MOST_TOKENS && layers.len() > 1 {
@@ -80,14 +83,14 @@ pub(super) fn forward(problem: &Problem, pairs: usize) -> Option<[Option<Alone>;
     }
     let mut launches = [None; MAX_PROJECTIONS];
     for (launch, &(d, r)) in launches.iter_mut().zip(layers) {
-        *launch = Some(Alone::forward([t, d, k, r], pairs)?);
+        *launch = Some(Alone::forward([t, d, k, r], clusters)?);
     }
     Some(launches)
 }
 
 /// The launch of a backward pass; `None` for several layers, which are one launch for all, and for
 /// large T.
-pub(super) fn backward(problem: &Problem, pairs: usize) -> Option<Alone> {
+pub(super) fn backward(problem: &Problem, clusters: usize) -> Option<Alone> {
     let &[(d, r)] = problem.projections() else { return None };
-    Alone::input_grad([problem.t(), problem.k(), d, r], pairs)
+    Alone::input_grad([problem.t(), problem.k(), d, r], clusters)
 }

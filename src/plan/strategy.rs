@@ -80,22 +80,22 @@ impl fmt::Display for Plan {
 }
 
 fn large(f: &mut fmt::Formatter<'_>, schedule: &Schedule, projects: bool) -> fmt::Result {
-    let &Schedule { tile_n, pairs, .. } = schedule;
-    write!(f, " 128×{tile_n} tiles, {pairs} clusters")?;
+    let &Schedule { tile_n, clusters, .. } = schedule;
+    write!(f, " 128×{tile_n} tiles, {clusters} clusters")?;
     match schedule.projection {
-        Projection::Before if projects => f.write_str(", separate projection")?,
-        Projection::Before => {}
-        Projection::Beside { projectors } => {
-            write!(f, ", dedicated projection on {projectors} clusters")?
+        Projection::Separate if projects => f.write_str(", separate projection")?,
+        Projection::Separate => {}
+        Projection::Dedicated { proj_clusters } => {
+            write!(f, ", dedicated projection on {proj_clusters} clusters")?
         }
-        Projection::Within { slice, .. } => {
+        Projection::Fused { slice, .. } => {
             write!(f, ", fused projection in {slice}-column slices")?;
         }
     }
-    if schedule.shares {
+    if schedule.stream_k {
         f.write_str(", stream-K tail")?;
     }
-    match schedule.streamers {
+    match schedule.grad_clusters {
         0 => Ok(()),
         grads => write!(f, ", {grads} clusters of grad CTAs"),
     }

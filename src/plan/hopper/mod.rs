@@ -9,5 +9,5 @@ mod search;
 mod tests;
 
 pub(crate) use schedule::{Projection, Schedule};
-pub(crate) use schedule::{GROUP, PAIR_M};
+pub(crate) use schedule::{CLUSTER_M, GROUP};
 pub(crate) use search::{base, forward, input_grad};

@@ -1,6 +1,6 @@
 //! The time of a schedule.
 
-use super::schedule::{Projection, Schedule, GROUP, PAIR_M};
+use super::schedule::{Projection, Schedule, CLUSTER_M, GROUP};
 use crate::plan::hopper_grads;
 use crate::plan::sizes::Sizes;
 
@@ -33,7 +33,7 @@ pub(super) struct Model {
     k: usize,
     /// Clusters that run at once and compute tiles: full waves of them, and the tiles of a tail
     /// wave.
-    pairs: usize,
+    clusters: usize,
     waves: usize,
     tail: usize,
     /// The product with S given, of full tiles, and with a stream-K tail.
@@ -62,8 +62,8 @@ impl Model {
     const LAUNCH: f64 = 9.0;
     const PROJECT_BYTES: f64 = 2.9e6;
 
-    pub(super) fn new(sizes: &Sizes, tile_n: usize, pairs: usize) -> Self {
-        let (rows, cols) = (sizes.m.div_ceil(PAIR_M), sizes.tile_cols(tile_n));
+    pub(super) fn new(sizes: &Sizes, tile_n: usize, clusters: usize) -> Self {
+        let (rows, cols) = (sizes.m.div_ceil(CLUSTER_M), sizes.tile_cols(tile_n));
         let steps = sizes.steps() as f64;
         let with_ext = steps + sizes.tile_rank().div_ceil(16) as f64 / 4.0;
         let step_us = Self::STEP + Self::STEP_COLUMN * tile_n as f64;
@@ -77,23 +77,23 @@ impl Model {
             project_us: sizes.lhs_bytes() as f64 / Self::PROJECT_BYTES + Self::LAUNCH,
             rank: sizes.rank(),
             k: sizes.k[0],
-            pairs: 0,
+            clusters: 0,
             waves: 0,
             tail: 0,
             full_tiles_us: 0.0,
             stream_k_us: 0.0,
         };
-        model.on(pairs)
+        model.on(clusters)
     }
 
     /// The same tiles on this number of clusters.
-    pub(super) fn on(&self, pairs: usize) -> Self {
+    pub(super) fn on(&self, clusters: usize) -> Self {
         let &Model { tiles, tile_us, steps, .. } = self;
-        let (waves, tail) = (tiles / pairs, tiles % pairs);
+        let (waves, tail) = (tiles / clusters, tiles % clusters);
         let full_tiles_us = (waves + usize::from(tail > 0)) as f64 * tile_us;
         let share = Self::SHARE + Self::SHARE_STEP * steps;
-        let stream_k_us = tiles as f64 / pairs as f64 * tile_us + share;
-        Model { pairs, waves, tail, full_tiles_us, stream_k_us, ..*self }
+        let stream_k_us = tiles as f64 / clusters as f64 * tile_us + share;
+        Model { clusters, waves, tail, full_tiles_us, stream_k_us, ..*self }
     }
 
     /// The product with S given: a lower bound of full tiles and of a stream-K tail. Candidates add
@@ -138,11 +138,11 @@ impl Model {
         let &Model { tile_n, tiles, .. } = self;
         let schedule = Schedule {
             tile_n,
-            projection: Projection::Before,
-            whole: tiles,
-            pairs: tiles.min(self.pairs),
-            shares: false,
-            streamers: 0,
+            projection: Projection::Separate,
+            full_tiles: tiles,
+            clusters: tiles.min(self.clusters),
+            stream_k: false,
+            grad_clusters: 0,
         };
         Candidate { us: self.full_tiles_us, s_us: self.s_us(0), schedule }
     }
@@ -158,12 +158,12 @@ impl Model {
         let Candidate { us, schedule, .. } = self.product();
         // A cluster ends with more than a tile's steps, so at most two compute a tile.
         let waves = self.waves.saturating_sub(1);
-        let whole = waves * self.pairs;
+        let full_tiles = waves * self.clusters;
         let possible = self.waves > 0 && self.tail > 0 && slice_waves <= waves;
         // The kernel counts the steps of the tail in floats.
-        let steps = (self.tiles - whole) as f64 * self.steps;
+        let steps = (self.tiles - full_tiles) as f64 * self.steps;
         let possible = possible && steps < (1 << 24) as f64;
-        let stream_k = Schedule { whole, shares: true, ..schedule };
+        let stream_k = Schedule { full_tiles, stream_k: true, ..schedule };
         let stream_k = possible.then_some((self.stream_k_us, stream_k));
         let s_us = self.s_us(slice_waves);
         [(us, schedule)].into_iter().chain(stream_k).map(move |(us, schedule)| {
@@ -180,22 +180,22 @@ impl Model {
 
     /// With a separate projection.
     pub(super) fn before(&self) -> impl Iterator<Item = Candidate> {
-        self.products(Projection::Before, 0, self.project_us)
+        self.products(Projection::Separate, 0, self.project_us)
     }
 
     /// With a dedicated projection, by other clusters than these.
-    pub(super) fn beside(&self, projectors: usize) -> Candidate {
+    pub(super) fn beside(&self, proj_clusters: usize) -> Candidate {
         let Candidate { us, schedule, .. } = self.product();
         let rank_tile = hopper_grads::rank_tile(self.rank);
         let passes = self.rank.div_ceil(rank_tile) as f64;
         // Wider tiles of the rank are bound by wgmma as well as by reading.
         let bytes = if rank_tile == 16 { Self::BESIDE_BYTES } else { Self::BESIDE_BYTES * 0.7 };
-        let row_us = (PAIR_M * self.k * 2) as f64 * passes / (2 * projectors) as f64 / bytes;
+        let row_us = (CLUSTER_M * self.k * 2) as f64 * passes / (2 * proj_clusters) as f64 / bytes;
         // The tiles of the first wave need the first rows of S at their end, the others later.
         let first = self.rows.min(GROUP) as f64 * row_us + Self::BESIDE;
         let all = self.rows as f64 * row_us + Self::BESIDE;
         let late = f64::max(first - self.tile_us, all - us).max(0.0);
-        let schedule = Schedule { projection: Projection::Beside { projectors }, ..schedule };
+        let schedule = Schedule { projection: Projection::Dedicated { proj_clusters }, ..schedule };
         Candidate { us: us + late - Self::COOPERATIVE, s_us: 0.0, schedule }
     }
 
@@ -206,30 +206,30 @@ impl Model {
             // Enough for all clusters to start with a tile that needs only its own slice, or
             // nearly.
             1 => {
-                let enough = (self.pairs / self.rows).clamp(1, self.cols);
+                let enough = (self.clusters / self.rows).clamp(1, self.cols);
                 (enough, (enough + 1).min(self.cols))
             }
             // A tile computes one slice, and all slices of a row of tiles are computed at once.
-            2.. if slices <= self.cols.min(self.pairs) => (slices, slices),
+            2.. if slices <= self.cols.min(self.clusters) => (slices, slices),
             _ => (1, 0),
         };
-        let all_makers = self.pairs.min(self.tiles);
+        let all_slice_clusters = self.clusters.min(self.tiles);
         (least..=most).flat_map(move |slice_cols| {
             let tiles = self.rows * slice_cols;
-            let whole_rows = all_makers / slices * slices;
+            let whole_rows = all_slice_clusters / slices * slices;
             // Clusters that compute no slice need other tiles meanwhile.
-            let others = || tiles.div_ceil(whole_rows) * (all_makers - whole_rows);
+            let others = || tiles.div_ceil(whole_rows) * (all_slice_clusters - whole_rows);
             let possible = slices > 1 && tiles + others() <= self.tiles;
-            let makers = if possible { whole_rows } else { all_makers };
-            let slice_waves = tiles.div_ceil(makers);
+            let slice_clusters = if possible { whole_rows } else { all_slice_clusters };
+            let slice_waves = tiles.div_ceil(slice_clusters);
             let waves = slice_waves as f64;
             // While tiles compute one of several slices, every other tile waits. With one slice,
             // only clusters that start with another tile wait. A few may: they have a tile less, or
             // time to catch up.
-            let few = self.pairs / 8;
-            let waits = if slices > 1 { waves } else { f64::from(tiles + few < self.pairs) };
+            let few = self.clusters / 8;
+            let waits = if slices > 1 { waves } else { f64::from(tiles + few < self.clusters) };
             let more_us = waves * self.slice_us(slice) + waits * Self::HANDOVER;
-            let projection = Projection::Within { slice, slice_cols, makers };
+            let projection = Projection::Fused { slice, slice_cols, slice_clusters };
             self.products(projection, slice_waves, more_us)
         })
     }

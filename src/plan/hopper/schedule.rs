@@ -8,14 +8,14 @@ use crate::plan::hopper_grads;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Projection {
     /// Separate: from a launch before. With r = 0 there is none.
-    Before,
+    Separate,
     /// Dedicated: the first clusters of the grid compute it and nothing else. Forward only.
-    Beside {
+    Dedicated {
         /// The projection clusters.
-        projectors: usize,
+        proj_clusters: usize,
     },
     /// Fused: some tiles of the product compute a slice of S beside their own columns.
-    Within {
+    Fused {
         /// Columns of S in a slice, one of the SLICES of the manifest.
         slice: usize,
         /// Columns of tiles that compute slices, before all other tiles. There are more of them
@@ -24,7 +24,7 @@ pub(crate) enum Projection {
         slice_cols: usize,
         /// Clusters that compute slices, a multiple of the slices of a row if possible: the slices
         /// of a row are then computed at the same time.
-        makers: usize,
+        slice_clusters: usize,
     },
 }
 
@@ -36,13 +36,13 @@ pub(crate) struct Schedule {
     pub(crate) projection: Projection,
     /// Full tiles, each computed by one cluster: all tiles, or the same number for every cluster.
     /// The rest, the tail wave, is stream-K.
-    pub(crate) whole: usize,
+    pub(crate) full_tiles: usize,
     /// Clusters that compute output tiles.
-    pub(crate) pairs: usize,
+    pub(crate) clusters: usize,
     /// Whether the tail wave is stream-K.
-    pub(crate) shares: bool,
+    pub(crate) stream_k: bool,
     /// Clusters of grad CTAs, which compute dA and dB; with dX only.
-    pub(crate) streamers: usize,
+    pub(crate) grad_clusters: usize,
 }
 
 /// Rows of tiles in a group of the tile order, which goes through it column by column. The L2 does
@@ -50,7 +50,7 @@ pub(crate) struct Schedule {
 pub(crate) const GROUP: usize = 8;
 
 /// Rows of the tile of a cluster.
-pub(crate) const PAIR_M: usize = 2 * TILE_M;
+pub(crate) const CLUSTER_M: usize = 2 * TILE_M;
 
 /// Consumer warps of a cluster.
 const CLUSTER_WARPS: usize = 2 * CONSUMER_WARPS;
@@ -58,41 +58,41 @@ const CLUSTER_WARPS: usize = 2 * CONSUMER_WARPS;
 impl Schedule {
     /// Whether CTAs wait on flags.
     pub(super) fn waits(&self) -> bool {
-        self.projection != Projection::Before || self.shares
+        self.projection != Projection::Separate || self.stream_k
     }
 
     /// Whether CTAs wait on others than the first of the grid, so that all must run at once.
     pub(crate) fn is_cooperative(&self) -> bool {
-        matches!(self.projection, Projection::Within { .. }) || self.shares
+        matches!(self.projection, Projection::Fused { .. }) || self.stream_k
     }
 
     /// CTAs of the grid.
     pub(crate) fn blocks(&self) -> usize {
-        2 * (self.projectors() + self.pairs + self.streamers)
+        2 * (self.proj_clusters() + self.clusters + self.grad_clusters)
     }
 
     /// Projection clusters.
-    pub(crate) fn projectors(&self) -> usize {
+    pub(crate) fn proj_clusters(&self) -> usize {
         match self.projection {
-            Projection::Beside { projectors } => projectors,
-            Projection::Before | Projection::Within { .. } => 0,
+            Projection::Dedicated { proj_clusters } => proj_clusters,
+            Projection::Separate | Projection::Fused { .. } => 0,
         }
     }
 
     /// Columns of a slice of S that tiles compute, or 0.
     pub(crate) fn slice(&self) -> usize {
         match self.projection {
-            Projection::Before | Projection::Beside { .. } => 0,
-            Projection::Within { slice, .. } => slice,
+            Projection::Separate | Projection::Dedicated { .. } => 0,
+            Projection::Fused { slice, .. } => slice,
         }
     }
 
     /// The parts of a row of S (m×r) that this launch computes.
     pub(crate) fn slices(&self, r: usize) -> usize {
         match self.projection {
-            Projection::Before => 0,
-            Projection::Beside { .. } => r.div_ceil(hopper_grads::rank_tile(r)),
-            Projection::Within { slice, .. } => r.div_ceil(slice),
+            Projection::Separate => 0,
+            Projection::Dedicated { .. } => r.div_ceil(hopper_grads::rank_tile(r)),
+            Projection::Fused { slice, .. } => r.div_ceil(slice),
         }
     }
 
@@ -101,7 +101,8 @@ impl Schedule {
     pub(crate) fn flags(&self, m: usize) -> usize {
         match self.waits() {
             true => {
-                1 + m.div_ceil(FLAG_ROWS) + if self.shares { self.pairs * CLUSTER_WARPS } else { 0 }
+                1 + m.div_ceil(FLAG_ROWS)
+                    + if self.stream_k { self.clusters * CLUSTER_WARPS } else { 0 }
             }
             false => 0,
         }
@@ -109,8 +110,8 @@ impl Schedule {
 
     /// f32 elements of the partial tiles of stream-K.
     pub(crate) fn partials(&self) -> usize {
-        if self.shares {
-            self.pairs * CLUSTER_WARPS * 32 * self.tile_n / 2
+        if self.stream_k {
+            self.clusters * CLUSTER_WARPS * 32 * self.tile_n / 2
         } else {
             0
         }

@@ -40,9 +40,9 @@ impl Best {
 }
 
 /// For out (m×n) over k without an adapter, and without flags or scratch.
-pub(crate) fn base([m, n, k]: [usize; 3], pairs: usize) -> Schedule {
+pub(crate) fn base([m, n, k]: [usize; 3], clusters: usize) -> Schedule {
     let sizes = Sizes::of_layer([m, n, k, 0]);
-    let models = TILES_N.map(|tile_n| Model::new(&sizes, tile_n, pairs));
+    let models = TILES_N.map(|tile_n| Model::new(&sizes, tile_n, clusters));
     let mut best = Best::new(models[0].product());
     for Candidate { us, schedule, .. } in models.map(|model| model.product()) {
         best.take(us, schedule);
@@ -51,8 +51,8 @@ pub(crate) fn base([m, n, k]: [usize; 3], pairs: usize) -> Schedule {
 }
 
 /// For H (m×n) over k and its S (m×r).
-pub(crate) fn forward(sizes: &Sizes, pairs: usize) -> Schedule {
-    let models = FORWARD_TILES_N.map(|tile_n| Model::new(sizes, tile_n, pairs));
+pub(crate) fn forward(sizes: &Sizes, clusters: usize) -> Schedule {
+    let models = FORWARD_TILES_N.map(|tile_n| Model::new(sizes, tile_n, clusters));
     let slices = forward_slices(sizes.rank());
     let mut best = Best::new(models[0].product_after_projection());
     for model in models.iter().filter(|model| TILES_N.contains(&model.tile_n)) {
@@ -61,13 +61,13 @@ pub(crate) fn forward(sizes: &Sizes, pairs: usize) -> Schedule {
         }
         separate_or_fused(model, slices).for_each(|c| best.take(c.us, c.schedule));
     }
-    for projectors in projectors(pairs) {
+    for proj_clusters in proj_clusters(clusters) {
         for model in &models {
-            let model = model.on(pairs - projectors);
+            let model = model.on(clusters - proj_clusters);
             if best.rules_out(model.least_dedicated()) {
                 continue;
             }
-            let Candidate { us, schedule, .. } = model.beside(projectors);
+            let Candidate { us, schedule, .. } = model.beside(proj_clusters);
             best.take(us, schedule);
         }
     }
@@ -75,8 +75,8 @@ pub(crate) fn forward(sizes: &Sizes, pairs: usize) -> Schedule {
 }
 
 /// For dX (m×n) over k and its dS (m×r), with dA and dB.
-pub(crate) fn input_grad(sizes: &Sizes, pairs: usize) -> Schedule {
-    let models = TILES_N.map(|tile_n| Model::new(sizes, tile_n, pairs));
+pub(crate) fn input_grad(sizes: &Sizes, clusters: usize) -> Schedule {
+    let models = TILES_N.map(|tile_n| Model::new(sizes, tile_n, clusters));
     let slices = input_grad_slices(sizes.rank());
     // dA and dB in a launch of their own.
     let grads_us = hopper_grads::alone_us(sizes);
@@ -90,10 +90,10 @@ pub(crate) fn input_grad(sizes: &Sizes, pairs: usize) -> Schedule {
     }
     // By grad CTAs, which leave fewer clusters to dX.
     let items = Items::new(sizes);
-    for streamers in streamers(pairs) {
-        let grads = items.on(streamers);
+    for grad_clusters in grad_clusters(clusters) {
+        let grads = items.on(grad_clusters);
         for model in &models {
-            let model = model.on(pairs - streamers);
+            let model = model.on(clusters - grad_clusters);
             let [least, s_us] = match slices {
                 [] => [model.least_separate(), model.s_us(0)],
                 _ => model.least_fused(slices),
@@ -103,7 +103,7 @@ pub(crate) fn input_grad(sizes: &Sizes, pairs: usize) -> Schedule {
             }
             separate_xor_fused(&model, slices).for_each(|Candidate { us, s_us, schedule }| {
                 let us = beside_us(&model, us, grads.us(s_us));
-                best.take(us, Schedule { streamers, ..schedule });
+                best.take(us, Schedule { grad_clusters, ..schedule });
             });
         }
     }
@@ -161,11 +161,11 @@ pub(super) fn input_grad_slices(rank: usize) -> &'static [usize] {
 }
 
 /// Numbers of projection clusters.
-pub(super) fn projectors(pairs: usize) -> impl Iterator<Item = usize> {
-    1..=MAX_PROJECTORS.min(pairs - 1)
+pub(super) fn proj_clusters(clusters: usize) -> impl Iterator<Item = usize> {
+    1..=MAX_PROJECTORS.min(clusters - 1)
 }
 
 /// Numbers of clusters of grad CTAs.
-pub(super) fn streamers(pairs: usize) -> impl Iterator<Item = usize> {
-    1..=MAX_STREAMERS.min(pairs - 1)
+pub(super) fn grad_clusters(clusters: usize) -> impl Iterator<Item = usize> {
+    1..=MAX_STREAMERS.min(clusters - 1)
 }

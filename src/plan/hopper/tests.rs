@@ -1,8 +1,8 @@
 //! Every schedule that can be chosen, walked as the kernel walks it; and the plain search.
 
 use super::model::Model;
-use super::schedule::{Projection, Schedule, GROUP, PAIR_M};
-use super::search::{beside_us, forward_slices, input_grad_slices, projectors, streamers};
+use super::schedule::{Projection, Schedule, CLUSTER_M, GROUP};
+use super::search::{beside_us, forward_slices, grad_clusters, input_grad_slices, proj_clusters};
 use super::search::{forward, input_grad, separate_or_fused};
 use crate::manifest::sm90a::linear::{FORWARD_TILES_N, TILES_N};
 use crate::plan::hopper_grads;
@@ -22,16 +22,16 @@ struct Tile {
     first: usize,
     steps: usize,
     /// It adds a partial tile of the next cluster; it writes one for the cluster before.
-    finishes: bool,
-    leaves: bool,
+    reduces_partial: bool,
+    writes_partial: bool,
 }
 
 /// The kernel's `Tiles`, of every cluster.
 fn tiles(schedule: &Schedule, sizes: &Sizes) -> Vec<Vec<Tile>> {
-    let (rows, cols) = (sizes.m.div_ceil(PAIR_M), sizes.tile_cols(schedule.tile_n));
-    let (slice_cols, makers) = match schedule.projection {
-        Projection::Before | Projection::Beside { .. } => (0, 0),
-        Projection::Within { slice_cols, makers, .. } => (slice_cols, makers),
+    let (rows, cols) = (sizes.m.div_ceil(CLUSTER_M), sizes.tile_cols(schedule.tile_n));
+    let (slice_cols, slice_clusters) = match schedule.projection {
+        Projection::Separate | Projection::Dedicated { .. } => (0, 0),
+        Projection::Fused { slice_cols, slice_clusters, .. } => (slice_cols, slice_clusters),
     };
     let slices = schedule.slices(sizes.rank());
     let all_slices = rows * slice_cols;
@@ -43,8 +43,8 @@ fn tiles(schedule: &Schedule, sizes: &Sizes) -> Vec<Vec<Tile>> {
         waits: false,
         first,
         steps,
-        finishes: false,
-        leaves: false,
+        reduces_partial: false,
+        writes_partial: false,
     };
     let slice_tile = |i: usize| {
         let (row, col) = (i / slice_cols, i % slice_cols);
@@ -59,30 +59,31 @@ fn tiles(schedule: &Schedule, sizes: &Sizes) -> Vec<Vec<Tile>> {
         let (row, col) = (group0 + in_group % group_rows, slice_cols + in_group / group_rows);
         Tile { row, col, waits: slice_cols > 0, ..made }
     };
-    let (pairs, whole) = (schedule.pairs, schedule.whole);
-    let shared = (rows * cols - whole) * steps;
-    let (span, longer) = (shared / pairs, shared % pairs);
-    let of_pair = |pair: usize| {
+    let (clusters, full_tiles) = (schedule.clusters, schedule.full_tiles);
+    let shared = (rows * cols - full_tiles) * steps;
+    let (span, longer) = (shared / clusters, shared % clusters);
+    let of_cluster = |cluster: usize| {
         let of_wave = |(wave, i): (usize, usize)| {
-            let before = all_slices.min(wave * makers + pair.min(makers));
-            match pair < makers && before < all_slices {
+            let before = all_slices.min(wave * slice_clusters + cluster.min(slice_clusters));
+            match cluster < slice_clusters && before < all_slices {
                 true => slice_tile(before),
                 false => tile(i - before),
             }
         };
-        let mut tiles: Vec<Tile> = (pair..whole).step_by(pairs).enumerate().map(of_wave).collect();
-        let begin = pair * span + pair.min(longer);
-        let end = begin + span + usize::from(pair < longer);
+        let mut tiles: Vec<Tile> =
+            (cluster..full_tiles).step_by(clusters).enumerate().map(of_wave).collect();
+        let begin = cluster * span + cluster.min(longer);
+        let end = begin + span + usize::from(cluster < longer);
         let mut at = begin;
         while at < end {
             let before = at % steps;
-            let mut tile = tile(whole - all_slices + at / steps);
-            tile.leaves = before > 0;
-            tile.finishes = at + steps - before > end;
-            if tile.leaves {
+            let mut tile = tile(full_tiles - all_slices + at / steps);
+            tile.writes_partial = before > 0;
+            tile.reduces_partial = at + steps - before > end;
+            if tile.writes_partial {
                 // The cluster that adds the partial tile multiplies with S.
                 (tile.steps, tile.waits) = (steps - before, false);
-            } else if tile.finishes {
+            } else if tile.reduces_partial {
                 (tile.steps, tile.first) = (end - at, steps - (end - at));
             } else {
                 tile.first = (at - begin) % steps;
@@ -92,7 +93,7 @@ fn tiles(schedule: &Schedule, sizes: &Sizes) -> Vec<Vec<Tile>> {
         }
         tiles
     };
-    (0..pairs).map(of_pair).collect()
+    (0..clusters).map(of_cluster).collect()
 }
 
 /// Shapes small enough to walk all their tiles: of one layer, and of up to four, for the forward
@@ -109,22 +110,22 @@ fn cases() -> impl Iterator<Item = (Sizes, usize)> {
         let forward = Sizes { n: several(n), r: several(r), ..one };
         [one, forward, Sizes { k: several(k), r: several(r), ..one }]
     });
-    sizes.flat_map(|sizes| [1, 2, 3, 10, 66].map(|pairs| (sizes, pairs)))
+    sizes.flat_map(|sizes| [1, 2, 3, 10, 66].map(|clusters| (sizes, clusters)))
 }
 
 /// All candidates of the forward, in order.
-fn forward_candidates(sizes: &Sizes, pairs: usize) -> Vec<(f64, Schedule)> {
-    let model = |tile_n, pairs| Model::new(sizes, tile_n, pairs);
+fn forward_candidates(sizes: &Sizes, clusters: usize) -> Vec<(f64, Schedule)> {
+    let model = |tile_n, clusters| Model::new(sizes, tile_n, clusters);
     let mut all = Vec::new();
     for tile_n in TILES_N {
-        let candidates = separate_or_fused(&model(tile_n, pairs), forward_slices(sizes.rank()))
+        let candidates = separate_or_fused(&model(tile_n, clusters), forward_slices(sizes.rank()))
             .map(|c| (c.us, c.schedule))
             .collect::<Vec<_>>();
         all.extend(candidates);
     }
-    for projectors in projectors(pairs) {
+    for proj_clusters in proj_clusters(clusters) {
         all.extend(FORWARD_TILES_N.map(|tile_n| {
-            let c = model(tile_n, pairs - projectors).beside(projectors);
+            let c = model(tile_n, clusters - proj_clusters).beside(proj_clusters);
             (c.us, c.schedule)
         }));
     }
@@ -132,23 +133,23 @@ fn forward_candidates(sizes: &Sizes, pairs: usize) -> Vec<(f64, Schedule)> {
 }
 
 /// All candidates of the input gradient, in order.
-fn input_grad_candidates(sizes: &Sizes, pairs: usize) -> Vec<(f64, Schedule)> {
+fn input_grad_candidates(sizes: &Sizes, clusters: usize) -> Vec<(f64, Schedule)> {
     let slices = input_grad_slices(sizes.rank());
     let mut all = Vec::new();
-    for streamers in [0].into_iter().chain(streamers(pairs)) {
+    for grad_clusters in [0].into_iter().chain(grad_clusters(clusters)) {
         for tile_n in TILES_N {
-            let model = Model::new(sizes, tile_n, pairs - streamers);
+            let model = Model::new(sizes, tile_n, clusters - grad_clusters);
             for c in separate_or_fused(&model, slices) {
-                let us = match streamers {
+                let us = match grad_clusters {
                     0 => c.us + hopper_grads::alone_us(sizes),
                     // Kernels without slices have grad CTAs for the ranks that allow none.
                     _ if (c.schedule.slice() == 0) != slices.is_empty() => continue,
                     _ => {
-                        let grads = hopper_grads::Items::new(sizes).on(streamers);
+                        let grads = hopper_grads::Items::new(sizes).on(grad_clusters);
                         beside_us(&model, c.us, grads.us(c.s_us))
                     }
                 };
-                all.push((us, Schedule { streamers, ..c.schedule }));
+                all.push((us, Schedule { grad_clusters, ..c.schedule }));
             }
         }
     }
@@ -161,27 +162,27 @@ fn fastest(candidates: Vec<(f64, Schedule)>) -> Schedule {
 }
 
 /// All candidates of both.
-fn schedules(sizes: &Sizes, pairs: usize) -> impl Iterator<Item = Schedule> {
-    let mut all = forward_candidates(sizes, pairs);
-    all.extend(input_grad_candidates(sizes, pairs));
+fn schedules(sizes: &Sizes, clusters: usize) -> impl Iterator<Item = Schedule> {
+    let mut all = forward_candidates(sizes, clusters);
+    all.extend(input_grad_candidates(sizes, clusters));
     all.into_iter().map(|(_, schedule)| schedule)
 }
 
 /// Branch and bound finds what the plain search finds.
 #[test]
 fn the_first_of_the_fastest_is_found() {
-    let check = |t, k, layers: &[(usize, usize)], pairs| {
+    let check = |t, k, layers: &[(usize, usize)], clusters| {
         let of_h = Sizes::of_forward(t, k, layers.iter().copied());
         let of_dx = Sizes::of_input_grad(t, k, layers.iter().copied());
-        let context = || format!("T={t} k={k} {layers:?} on {pairs}");
-        let wanted = fastest(forward_candidates(&of_h, pairs));
-        assert_eq!(forward(&of_h, pairs), wanted, "{}", context());
-        let wanted = fastest(input_grad_candidates(&of_dx, pairs));
-        assert_eq!(input_grad(&of_dx, pairs), wanted, "{}", context());
+        let context = || format!("T={t} k={k} {layers:?} on {clusters}");
+        let wanted = fastest(forward_candidates(&of_h, clusters));
+        assert_eq!(forward(&of_h, clusters), wanted, "{}", context());
+        let wanted = fastest(input_grad_candidates(&of_dx, clusters));
+        assert_eq!(input_grad(&of_dx, clusters), wanted, "{}", context());
     };
     let all_pairs = [1, 2, 3, 5, 8, 10, 16, 33, 57, 60, 65, 66, 72];
     for problem in bench_problems() {
-        let check = |pairs| check(problem.t(), problem.k(), problem.projections(), pairs);
+        let check = |clusters| check(problem.t(), problem.k(), problem.projections(), clusters);
         all_pairs.into_iter().for_each(check);
     }
     let mut rng = Rng(3);
@@ -190,25 +191,25 @@ fn the_first_of_the_fastest_is_found() {
         let mut size = |most| rng.size(most).next_multiple_of(8);
         let (t, k) = (size(most_t), size(30_000));
         let layers: Vec<_> = (0..=i % 4).map(|_| (size(30_000), size(most_r))).collect();
-        let pairs = if i % 2 == 0 { 66 } else { rng.pick(&all_pairs) };
-        check(t, k, &layers, pairs);
+        let clusters = if i % 2 == 0 { 66 } else { rng.pick(&all_pairs) };
+        check(t, k, &layers, clusters);
     }
 }
 
 #[test]
 fn every_step_once_and_every_slice_published_once() {
-    for (sizes, pairs) in cases() {
-        for schedule in schedules(&sizes, pairs) {
-            let context = format!("{sizes:?} on {pairs}: {schedule:?}");
+    for (sizes, clusters) in cases() {
+        for schedule in schedules(&sizes, clusters) {
+            let context = format!("{sizes:?} on {clusters}: {schedule:?}");
             let mut tiles = tiles(&schedule, &sizes).concat();
-            let within = matches!(schedule.projection, Projection::Within { .. });
-            let rows = sizes.m.div_ceil(PAIR_M);
+            let within = matches!(schedule.projection, Projection::Fused { .. });
+            let rows = sizes.m.div_ceil(CLUSTER_M);
             let wanted = if within { schedule.slices(sizes.rank()) } else { 0 };
             let told = tiles.iter().filter(|tile| tile.col < wanted);
             assert!(told.clone().all(|tile| tile.slice == Some(tile.col)), "{context}");
             assert_eq!(told.count(), rows * wanted, "{context}");
             let (cols, steps) = (sizes.tile_cols(schedule.tile_n), sizes.steps());
-            assert_eq!(schedule.shares, schedule.whole < rows * cols, "{context}");
+            assert_eq!(schedule.stream_k, schedule.full_tiles < rows * cols, "{context}");
             // One cluster computes a tile, or two: the first steps and the last. A tile with a
             // slice has one.
             tiles.sort_unstable_by_key(|tile| (tile.row, tile.col, tile.first));
@@ -216,11 +217,11 @@ fn every_step_once_and_every_slice_published_once() {
             for (row, col) in (0..rows).flat_map(|row| (0..cols).map(move |col| (row, col))) {
                 let tile = tiles.next().expect(&context);
                 assert_eq!((tile.row, tile.col), (row, col), "{context}");
-                let is_whole = tile.steps == steps && !tile.leaves && !tile.finishes;
+                let is_whole = tile.steps == steps && !tile.writes_partial && !tile.reduces_partial;
                 if !is_whole {
                     let rest = tiles.next().expect(&context);
                     assert_eq!((rest.row, rest.col), (row, col), "{context}");
-                    assert!(tile.leaves && rest.finishes, "{context}");
+                    assert!(tile.writes_partial && rest.reduces_partial, "{context}");
                     assert_eq!((tile.first, rest.first), (0, tile.steps), "{context}");
                     assert!(tile.steps > 0 && rest.steps > 0, "{context}");
                     assert_eq!(tile.steps + rest.steps, steps, "{context}");
@@ -228,8 +229,8 @@ fn every_step_once_and_every_slice_published_once() {
                 assert!(is_whole || tile.slice.is_none(), "{context}");
             }
             assert_eq!(tiles.next(), None, "{context}");
-            assert!(schedule.pairs >= 1, "{context}");
-            assert!(schedule.blocks() <= 2 * pairs, "{context}");
+            assert!(schedule.clusters >= 1, "{context}");
+            assert!(schedule.blocks() <= 2 * clusters, "{context}");
             assert_eq!(schedule.flags(sizes.m) > 0, schedule.waits());
             assert!(within <= schedule.waits());
         }
@@ -241,19 +242,19 @@ fn every_step_once_and_every_slice_published_once() {
 #[test]
 fn the_cluster_before_adds_every_partial_tile() {
     let mut checked = 0;
-    for (sizes, pairs) in cases() {
-        for schedule in schedules(&sizes, pairs) {
-            let context = format!("{sizes:?} on {pairs}: {schedule:?}");
+    for (sizes, clusters) in cases() {
+        for schedule in schedules(&sizes, clusters) {
+            let context = format!("{sizes:?} on {clusters}: {schedule:?}");
             let mut wanted = None;
-            for of_pair in tiles(&schedule, &sizes) {
-                let mut left = of_pair.iter().filter(|tile| tile.leaves);
+            for of_cluster in tiles(&schedule, &sizes) {
+                let mut left = of_cluster.iter().filter(|tile| tile.writes_partial);
                 assert_eq!(left.next().map(|tile| (tile.row, tile.col)), wanted, "{context}");
                 assert_eq!(left.next(), None, "{context}");
-                let (last, others) = of_pair.split_last().expect("a tile for every cluster");
-                assert!(others.iter().all(|tile| !tile.finishes), "{context}");
-                assert!(!(last.leaves && last.finishes), "{context}");
-                wanted = last.finishes.then_some((last.row, last.col));
-                checked += usize::from(last.finishes);
+                let (last, others) = of_cluster.split_last().expect("a tile for every cluster");
+                assert!(others.iter().all(|tile| !tile.reduces_partial), "{context}");
+                assert!(!(last.writes_partial && last.reduces_partial), "{context}");
+                wanted = last.reduces_partial.then_some((last.row, last.col));
+                checked += usize::from(last.reduces_partial);
             }
             assert_eq!(wanted, None, "{context}");
         }
@@ -268,12 +269,13 @@ fn the_model_finds_the_fastest() {
         let Schedule { tile_n, projection, .. } = forward(&Sizes::of_layer([m, n, k, r]), 66);
         (tile_n, projection)
     };
-    let within = |slice, slice_cols, makers| Projection::Within { slice, slice_cols, makers };
+    let within =
+        |slice, slice_cols, slice_clusters| Projection::Fused { slice, slice_cols, slice_clusters };
     assert_eq!(chosen(8192, 4096, 4096, 16), (256, within(16, 2, 66)));
     assert_eq!(chosen(16384, 4096, 4096, 16), (256, within(16, 1, 66)));
     assert_eq!(chosen(16384, 4096, 4096, 64), (256, within(64, 1, 66)));
     assert_eq!(chosen(8192, 4096, 4096, 64), (256, within(16, 4, 64)));
-    let beside = |projectors| Projection::Beside { projectors };
+    let beside = |proj_clusters| Projection::Dedicated { proj_clusters };
     assert_eq!(chosen(2048, 4096, 4096, 16), (256, beside(2)));
     assert_eq!(chosen(1024, 4096, 4096, 64), (256, beside(2)));
     assert_eq!(chosen(512, 4096, 4096, 16), (128, beside(2)));
@@ -287,7 +289,7 @@ fn the_model_finds_the_fastest() {
     // T, k, d and r; the columns of a slice, and the clusters of grad CTAs.
     let chosen = |t, k, d, r| {
         let schedule = input_grad(&Sizes::of_layer([t, k, d, r]), 66);
-        (schedule.slice(), schedule.streamers)
+        (schedule.slice(), schedule.grad_clusters)
     };
     assert_eq!(chosen(8192, 4096, 4096, 16), (16, 2));
     assert_eq!(chosen(8192, 4096, 4096, 64), (64, 3));
@@ -298,13 +300,13 @@ fn the_model_finds_the_fastest() {
     assert_eq!(chosen(8192, 8192, 8192, 64), (16, 2));
     let forward = |sizes| forward(&Sizes::of_layer(sizes), 66);
     let input_grad = |sizes| input_grad(&Sizes::of_layer(sizes), 66);
-    assert!(!forward([2048, 4096, 4096, 16]).shares);
-    assert!(forward([8192, 4096, 4096, 16]).shares);
-    assert!(forward([8192, 14336, 4096, 64]).shares);
-    assert!(input_grad([8192, 8192, 8192, 16]).shares);
+    assert!(!forward([2048, 4096, 4096, 16]).stream_k);
+    assert!(forward([8192, 4096, 4096, 16]).stream_k);
+    assert!(forward([8192, 14336, 4096, 64]).stream_k);
+    assert!(input_grad([8192, 8192, 8192, 16]).stream_k);
     // tests/gpu_exact.rs counts on these.
-    assert!([16, 72].iter().all(|&r| forward([4095, 2176, 4096, r]).shares));
-    assert!(input_grad([4095, 4096, 2176, 16]).shares);
+    assert!([16, 72].iter().all(|&r| forward([4095, 2176, 4096, r]).stream_k));
+    assert!(input_grad([4095, 4096, 2176, 16]).stream_k);
     assert_eq!(input_grad([8191, 2112, 7168, 8]).tile_n, 176);
     assert_eq!(input_grad([8192, 4096, 4096, 16]).tile_n, 256);
 }
@@ -313,12 +315,12 @@ fn the_model_finds_the_fastest() {
 /// waits for the others of its row.
 #[test]
 fn nobody_waits_forever() {
-    let is_within = |schedule: &Schedule| matches!(schedule.projection, Projection::Within { .. });
+    let is_within = |schedule: &Schedule| matches!(schedule.projection, Projection::Fused { .. });
     let mut checked = 0;
-    for (sizes, pairs) in cases() {
-        for schedule in schedules(&sizes, pairs).filter(is_within) {
+    for (sizes, clusters) in cases() {
+        for schedule in schedules(&sizes, clusters).filter(is_within) {
             let (tiles, wanted) = (tiles(&schedule, &sizes), schedule.slices(sizes.rank()));
-            let mut made = vec![0; sizes.m.div_ceil(PAIR_M)];
+            let mut made = vec![0; sizes.m.div_ceil(CLUSTER_M)];
             // The tile of a cluster, and whether it has published its slice or its partial tile.
             let mut at = vec![0; tiles.len()];
             let mut told = vec![false; tiles.len()];
@@ -326,23 +328,23 @@ fn nobody_waits_forever() {
             let mut moved = true;
             while moved {
                 moved = false;
-                for pair in 0..tiles.len() {
-                    let Some(tile) = tiles[pair].get(at[pair]) else { continue };
-                    if tile.col < wanted && !told[pair] {
-                        told[pair] = true;
+                for cluster in 0..tiles.len() {
+                    let Some(tile) = tiles[cluster].get(at[cluster]) else { continue };
+                    if tile.col < wanted && !told[cluster] {
+                        told[cluster] = true;
                         made[tile.row] += 1;
                         moved = true;
                     }
-                    left[pair] |= tile.leaves;
+                    left[cluster] |= tile.writes_partial;
                     let has_slices = !tile.waits || made[tile.row] == wanted;
-                    if has_slices && (!tile.finishes || left[pair + 1]) {
-                        at[pair] += 1;
-                        told[pair] = false;
+                    if has_slices && (!tile.reduces_partial || left[cluster + 1]) {
+                        at[cluster] += 1;
+                        told[cluster] = false;
                         moved = true;
                     }
                 }
             }
-            let context = format!("{sizes:?} on {pairs}: {schedule:?}");
+            let context = format!("{sizes:?} on {clusters}: {schedule:?}");
             assert!(at.iter().zip(&tiles).all(|(&at, tiles)| at == tiles.len()), "{context}");
             checked += 1;
         }

@@ -29,14 +29,14 @@ const LEAST_ROWS: usize = 32;
 pub(super) const TURNS_ROWS: usize = 64;
 
 /// Columns of S of a cluster, at most, with one CTA per SM.
-const DOWN_ROWS: usize = 32;
+const PROJ_ROWS: usize = 32;
 
 /// Columns and tokens of S of a cluster, at most, with two CTAs per SM.
-const HALF_DOWN_ROWS: usize = 64;
-pub(super) const HALF_DOWN_TOKENS: usize = 32;
+const HALF_PROJ_ROWS: usize = 64;
+pub(super) const HALF_PROJ_TOKENS: usize = 32;
 
 /// Clusters left for S, at least, with two CTAs per SM.
-pub(super) const HALF_DOWN_PAIRS: usize = 2;
+pub(super) const HALF_PROJ_CLUSTERS: usize = 2;
 
 /// Elements of W0 a cluster reads, up to which a launch is short.
 const FEW_ELEMENTS: usize = 1 << 19;
@@ -73,7 +73,7 @@ pub(super) struct Ring {
     /// The CTAs of a cluster add up their sums.
     pub(super) split: bool,
     /// The cluster computes S.
-    pub(super) makes_s: bool,
+    pub(super) projects: bool,
 }
 
 impl Ring {
@@ -88,7 +88,7 @@ impl Ring {
         let out = |tokens: usize, rows: usize| tokens * (rows * 2 + 16);
         let bytes = match (self.rows <= TURNS_ROWS, self.split) {
             (true, _) => {
-                let places = if self.tile_t == 64 && !self.makes_s { 1 } else { 3 };
+                let places = if self.tile_t == 64 && !self.projects { 1 } else { 3 };
                 places * half * 64 * 4 + out(half, 64)
             }
             (false, true) => 2 * half * 64 * 4 + out(half, 128),
@@ -120,21 +120,21 @@ pub(crate) struct Schedule {
     /// Shares per CTA or cluster, one after the other; 1 if split.
     pub(crate) rounds: usize,
     /// Clusters that compute H.
-    pub(crate) pairs: usize,
+    pub(crate) clusters: usize,
     /// Stages of their CTAs.
     pub(crate) stages: usize,
     /// Steps of W0 to prefetch into the L2 before the PDL wait.
-    pub(crate) ahead: usize,
+    pub(crate) prefetch_steps: usize,
     /// The step at which their CTAs trigger PDL.
-    pub(crate) next_at: usize,
+    pub(crate) pdl_trigger_step: usize,
     /// The clusters that compute S.
-    pub(crate) down: Down,
+    pub(crate) proj: ProjectionSchedule,
 }
 
 /// The clusters that compute S, each some columns of some tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Down {
-    pub(crate) pairs: usize,
+pub(crate) struct ProjectionSchedule {
+    pub(crate) clusters: usize,
     /// Clusters for the same tokens.
     pub(crate) ranks: usize,
     /// Columns of S of a cluster: rows of A.
@@ -144,10 +144,10 @@ pub(crate) struct Down {
     pub(crate) tile_t: usize,
     pub(crate) stages: usize,
     /// Steps of A and X to prefetch into the L2 before the PDL wait.
-    pub(crate) ahead: usize,
+    pub(crate) prefetch_steps: usize,
 }
 
-impl Down {
+impl ProjectionSchedule {
     fn new(
         [t, r]: [usize; 2],
         reads: Reads,
@@ -158,10 +158,10 @@ impl Down {
         let rows = r.div_ceil(ranks.max(1)).next_multiple_of(8).max(8);
         let (ranks, slices) = (r.div_ceil(rows), t.div_ceil(tile_t));
         let loaded = rows.next_multiple_of(reads.unit());
-        let ring = Ring { tile_t, rows: loaded, split: true, makes_s: true };
+        let ring = Ring { tile_t, rows: loaded, split: true, projects: true };
         let stages = ring.stages(shared_bytes, usize::MAX);
-        let (pairs, tokens) = (ranks * slices, t.div_ceil(slices));
-        Down { pairs, ranks, rows, tokens, tile_t, stages, ahead: 0 }
+        let (clusters, tokens) = (ranks * slices, t.div_ceil(slices));
+        ProjectionSchedule { clusters, ranks, rows, tokens, tile_t, stages, prefetch_steps: 0 }
     }
 }
 
@@ -174,38 +174,38 @@ fn grads_bytes(reads: Reads, t: usize, r: usize) -> usize {
 }
 
 impl Schedule {
-    /// For H (T×d) over k, with S (T×r) unless r is 0, on `pairs` clusters.
-    pub(crate) fn forward(sizes: [usize; 4], pairs: usize) -> Self {
-        Self::new(sizes, Reads::Rows, pairs)
+    /// For H (T×d) over k, with S (T×r) unless r is 0, on `clusters` clusters.
+    pub(crate) fn forward(sizes: [usize; 4], clusters: usize) -> Self {
+        Self::new(sizes, Reads::Rows, clusters)
     }
 
     /// For dX (T×k) over d, with dS (T×r), dA and dB; `None` for more tokens than a tile has.
-    pub(crate) fn input_grad(sizes: [usize; 4], pairs: usize) -> Option<Self> {
+    pub(crate) fn input_grad(sizes: [usize; 4], clusters: usize) -> Option<Self> {
         let few = INPUT_GRAD_TILES_T.iter().any(|&tile| sizes[0] <= tile);
-        few.then(|| Self::new(sizes, Reads::Columns, pairs))
+        few.then(|| Self::new(sizes, Reads::Columns, clusters))
     }
 
     /// In the letters of the forward.
-    fn new(sizes: [usize; 4], reads: Reads, pairs: usize) -> Self {
-        let halves = Self::halves(sizes, reads, pairs);
-        halves.unwrap_or_else(|| Self::wholes(sizes, reads, pairs))
+    fn new(sizes: [usize; 4], reads: Reads, clusters: usize) -> Self {
+        let halves = Self::halves(sizes, reads, clusters);
+        halves.unwrap_or_else(|| Self::wholes(sizes, reads, clusters))
     }
 
     /// Two CTAs per SM, for layers where each reads little: memory idles between two launches, so a
     /// CTA of the next launch starts early and prefetches W0 meanwhile.
-    fn halves([t, d, k, r]: [usize; 4], reads: Reads, pairs: usize) -> Option<Self> {
+    fn halves([t, d, k, r]: [usize; 4], reads: Reads, clusters: usize) -> Option<Self> {
         let most_tokens = match reads {
             Reads::Rows => FORWARD_HALF_TOKENS,
             Reads::Columns => INPUT_GRAD_HALF_TOKENS,
         };
         let tile_t = *TILES_T.iter().find(|&&tile| t <= tile && tile <= most_tokens)?;
-        let down_tile = tile_t.min(HALF_DOWN_TOKENS);
-        let slices = t.div_ceil(down_tile);
+        let proj_tile = tile_t.min(HALF_PROJ_TOKENS);
+        let slices = t.div_ceil(proj_tile);
         // No more clusters than have SMs of their own: two CTAs that read W0 on one SM are the
         // slowest of the launch, and leave no room for the next. The order of sums along k depends
         // on this choice, so T must not.
-        let left_to_s = if r > 0 { HALF_DOWN_PAIRS } else { 0 };
-        let of_h = pairs.checked_sub(left_to_s).filter(|&pairs| pairs > 0)?;
+        let left_to_s = if r > 0 { HALF_PROJ_CLUSTERS } else { 0 };
+        let of_h = clusters.checked_sub(left_to_s).filter(|&clusters| clusters > 0)?;
         let least_rows = LEAST_ROWS.min(d.next_multiple_of(8));
         let rows = d.div_ceil(of_h).max(least_rows).next_multiple_of(reads.unit());
         if rows > TURNS_ROWS || rows * k > FEW_ELEMENTS {
@@ -213,9 +213,9 @@ impl Schedule {
         }
         let of_h = d.div_ceil(rows);
         // S must not be late: all clusters left compute it, or as many as its columns need.
-        let ranks = (pairs - of_h) / slices;
+        let ranks = (clusters - of_h) / slices;
         let most_ranks = r.div_ceil(reads.unit().max(16));
-        let ranks = ranks.clamp(r.div_ceil(HALF_DOWN_ROWS), most_ranks);
+        let ranks = ranks.clamp(r.div_ceil(HALF_PROJ_ROWS), most_ranks);
         let for_stages = HALF_SHARED_BYTES - grads_bytes(reads, t, r);
         // Bytes of W0 left to a CTA at the PDL trigger. Earlier, prefetches of the next launch
         // compete with this one; later, they come too late.
@@ -224,7 +224,7 @@ impl Schedule {
             32 => 96 << 10,
             _ => 64 << 10,
         };
-        let ring = Ring { tile_t, rows, split: true, makes_s: false };
+        let ring = Ring { tile_t, rows, split: true, projects: false };
         let steps = k.div_ceil(STEP).div_ceil(2);
         Some(Schedule {
             tile_t,
@@ -232,64 +232,71 @@ impl Schedule {
             split: true,
             rows,
             rounds: 1,
-            pairs: of_h,
+            clusters: of_h,
             stages: ring.stages(for_stages, 80 << 10),
-            ahead: (48 << 10) / (rows * STEP_BYTES),
-            next_at: steps.saturating_sub(left / (rows * STEP_BYTES)),
-            down: Down { ahead: steps, ..Down::new([t, r], reads, ranks, down_tile, for_stages) },
+            prefetch_steps: (48 << 10) / (rows * STEP_BYTES),
+            pdl_trigger_step: steps.saturating_sub(left / (rows * STEP_BYTES)),
+            proj: ProjectionSchedule {
+                prefetch_steps: steps,
+                ..ProjectionSchedule::new([t, r], reads, ranks, proj_tile, for_stages)
+            },
         })
     }
 
-    fn wholes([t, d, k, r]: [usize; 4], reads: Reads, pairs: usize) -> Self {
+    fn wholes([t, d, k, r]: [usize; 4], reads: Reads, clusters: usize) -> Self {
         let tile_t = *TILES_T.iter().find(|&&tile| t <= tile).expect("plans look at T first");
         let for_stages = MAX_SHARED_BYTES - grads_bytes(reads, t, r);
-        let makes_s = |rows, tile_t| Down::new([t, r], reads, r.div_ceil(rows), tile_t, for_stages);
+        let projects = |rows, tile_t| {
+            ProjectionSchedule::new([t, r], reads, r.div_ceil(rows), tile_t, for_stages)
+        };
         // As few clusters as S allows. dS gets more if they fit. With two SMs idle, the next launch
         // has fully started when the slowest cluster ends.
-        let (down, more_down, left_over) = match reads {
-            Reads::Rows => (makes_s(DOWN_ROWS, tile_t), None, 0),
+        let (proj, more_down, left_over) = match reads {
+            Reads::Rows => (projects(PROJ_ROWS, tile_t), None, 0),
             Reads::Columns => {
-                let more = makes_s(HALF_DOWN_ROWS, tile_t.min(HALF_DOWN_TOKENS));
-                (makes_s(HALF_DOWN_ROWS, tile_t), Some(more), 1)
+                let more = projects(HALF_PROJ_ROWS, tile_t.min(HALF_PROJ_TOKENS));
+                (projects(HALF_PROJ_ROWS, tile_t), Some(more), 1)
             }
         };
         // If no cluster is left, H runs behind S.
-        let of_h = pairs.saturating_sub(down.pairs + left_over).max(1);
+        let of_h = clusters.saturating_sub(proj.clusters + left_over).max(1);
         // A cluster that splits k reads half as much of X, but needs a cluster reduce.
         let split = d.div_ceil(of_h) <= MOST_ROWS;
         let per_pair = if split { 1 } else { 2 };
-        let shares = of_h * per_pair;
-        let rounds = d.div_ceil(shares).div_ceil(MOST_ROWS);
-        let rows = d.div_ceil(shares * rounds).next_multiple_of(reads.unit());
+        let stream_k = of_h * per_pair;
+        let rounds = d.div_ceil(stream_k).div_ceil(MOST_ROWS);
+        let rows = d.div_ceil(stream_k * rounds).next_multiple_of(reads.unit());
         let of_h = d.div_ceil(rows * rounds * per_pair);
         // Enough to keep memory busy. More only queues, and S queues behind it; and prefetches
         // compete with the launch before. CTAs that read much gain more from both.
-        let (in_flight, ahead) = match (rows * rounds * per_pair * k, reads) {
+        let (in_flight, prefetch_steps) = match (rows * rounds * per_pair * k, reads) {
             (..=FEW_ELEMENTS, _) => (64 << 10, 48 << 10),
             (_, Reads::Rows) => (96 << 10, 128 << 10),
             (_, Reads::Columns) => (64 << 10, 128 << 10),
         };
-        let ring = Ring { tile_t, rows, split, makes_s: false };
+        let ring = Ring { tile_t, rows, split, projects: false };
         Schedule {
             tile_t,
             shared_bytes: MAX_SHARED_BYTES,
             split,
             rows,
             rounds,
-            pairs: of_h,
+            clusters: of_h,
             stages: ring.stages(for_stages, in_flight),
-            ahead: ahead / (rows * STEP_BYTES),
-            next_at: 0,
-            down: more_down.filter(|more| of_h + more.pairs + left_over <= pairs).unwrap_or(down),
+            prefetch_steps: prefetch_steps / (rows * STEP_BYTES),
+            pdl_trigger_step: 0,
+            proj: more_down
+                .filter(|more| of_h + more.clusters + left_over <= clusters)
+                .unwrap_or(proj),
         }
     }
 
     /// For the same dS (T×r) without dX, with the same bits.
     pub(crate) fn without_out(&self, [t, r]: [usize; 2]) -> Self {
         let shared_bytes = MAX_SHARED_BYTES;
-        let Down { ranks, tile_t, .. } = self.down;
-        let down = Down::new([t, r], Reads::Columns, ranks, tile_t, shared_bytes);
-        Schedule { shared_bytes, pairs: 0, down, ..*self }
+        let ProjectionSchedule { ranks, tile_t, .. } = self.proj;
+        let proj = ProjectionSchedule::new([t, r], Reads::Columns, ranks, tile_t, shared_bytes);
+        Schedule { shared_bytes, clusters: 0, proj, ..*self }
     }
 
     /// The offset in shared memory of the steps of dA and dB, in a CTA that computes dX.
@@ -309,6 +316,6 @@ impl Schedule {
 
     /// The grid.
     pub(crate) fn blocks(&self) -> usize {
-        2 * (self.pairs + self.down.pairs)
+        2 * (self.clusters + self.proj.clusters)
     }
 }

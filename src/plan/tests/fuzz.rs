@@ -8,8 +8,8 @@ use crate::plan::{DeviceProfile, Plan, Strategy};
 use crate::problem::{Problem, MAX_RANK, MAX_SIZE as MOST};
 use std::collections::HashSet;
 
-fn profile(pairs: usize) -> DeviceProfile {
-    DeviceProfile::new("a GPU".to_string(), (9, 0), 2 * pairs, pairs)
+fn profile(clusters: usize) -> DeviceProfile {
+    DeviceProfile::new("a GPU".to_string(), (9, 0), 2 * clusters, clusters)
 }
 
 /// The plans of all passes, of a single layer.

@@ -1,7 +1,7 @@
 //! Large batches of kernels/sm90a/linear.cuh that compute-sanitizer runs on.
 
 use crate::manifest::sm90a::linear::TILES_N;
-use crate::plan::hopper::{forward, input_grad, Projection, Schedule, PAIR_M};
+use crate::plan::hopper::{forward, input_grad, Projection, Schedule, CLUSTER_M};
 use crate::plan::sizes::Sizes;
 use crate::plan::small::Alone;
 use crate::plan::{hopper_decode, hopper_grads, hopper_short};
@@ -13,18 +13,18 @@ fn reaches(schedule: &Schedule, sizes: &Sizes) -> Vec<String> {
     let r = sizes.rank();
     let slice = schedule.slice();
     let again = match schedule.projection {
-        Projection::Before | Projection::Beside { .. } => false,
-        Projection::Within { slice_cols, makers, .. } => {
-            sizes.m.div_ceil(PAIR_M) * slice_cols > makers
+        Projection::Separate | Projection::Dedicated { .. } => false,
+        Projection::Fused { slice_cols, slice_clusters, .. } => {
+            sizes.m.div_ceil(CLUSTER_M) * slice_cols > slice_clusters
         }
     };
     let several = if slice > 0 && schedule.slices(r) > 1 { " several" } else { "" };
     let kernel = format!("{} with {slice}{several}", schedule.tile_n);
     let again = again.then(|| format!("{slice}{several} again"));
-    let shared = schedule.shares.then(|| format!("{slice} and shared"));
+    let shared = schedule.stream_k.then(|| format!("{slice} and shared"));
     let rank_tile = hopper_grads::rank_tile(r);
-    let s = (schedule.projectors() > 0).then(|| format!("S of {rank_tile} beside"));
-    let grads = match schedule.streamers {
+    let s = (schedule.proj_clusters() > 0).then(|| format!("S of {rank_tile} beside"));
+    let grads = match schedule.grad_clusters {
         0 => format!("{rank_tile} after"),
         _ => format!("{rank_tile} beside {slice}"),
     };

@@ -29,21 +29,22 @@ fn everything_is_sanitized() {
                 assert!(reads == Reads::Columns && t > 64, "{:?} has another kernel", [t, d, k, r]);
                 continue;
             };
-            let Schedule { tile_t, shared_bytes, split, rows, rounds, pairs, down, .. } = schedule;
+            let Schedule { tile_t, shared_bytes, split, rows, rounds, clusters, proj, .. } =
+                schedule;
             ways.insert((reads, tile_t, split, rows > TURNS_ROWS, shared_bytes));
             let of_all = [
                 ("several rounds", rounds > 1),
-                ("several clusters for columns of S", down.ranks > 1),
-                ("several clusters for tokens of S", down.pairs > down.ranks),
+                ("several clusters for columns of S", proj.ranks > 1),
+                ("several clusters for tokens of S", proj.clusters > proj.ranks),
                 ("steps along r for both CTAs", split && r > 64),
-                ("a CTA without rows", !split && rounds == 1 && n.div_ceil(rows) < 2 * pairs),
+                ("a CTA without rows", !split && rounds == 1 && n.div_ceil(rows) < 2 * clusters),
             ];
             let [_, ranks] = hopper_grads::box_beside(t, r);
             let items = (k.div_ceil(64) + d.div_ceil(64)) * r.div_ceil(ranks);
             let of_input_grad = [
-                ("one dA or dB of 16 ranks for a CTA", ranks == 16 && items <= 2 * pairs),
-                ("several of 16 ranks", ranks == 16 && items > 2 * pairs),
-                ("several of 32 ranks", ranks == 32 && items > 2 * pairs),
+                ("one dA or dB of 16 ranks for a CTA", ranks == 16 && items <= 2 * clusters),
+                ("several of 16 ranks", ranks == 16 && items > 2 * clusters),
+                ("several of 32 ranks", ranks == 32 && items > 2 * clusters),
                 ("a part of a box", n % 64 > 0),
             ];
             let of_input_grad =

@@ -25,12 +25,12 @@ fn everything_is_sanitized() {
         let input_grad = (Linear::InputGrad, Alone::input_grad([t, k, d, r], sms / 2), k, d);
         for (linear, alone, n, inner) in [forward, input_grad] {
             let Some(Alone::Short(schedule)) = alone else { continue };
-            let Schedule { tile_m, rows, tile_n, pairs, down_pairs } = schedule;
+            let Schedule { tile_m, rows, tile_n, clusters, proj_clusters } = schedule;
             tiles.insert((linear, tile_m, tile_n));
             let rank_tile = rank_tile(r);
             let in_part = rows < tile_m && t > rows;
             let rows = t.div_ceil(rows);
-            let one_by_one = rows * r.div_ceil(rank_tile) > down_pairs;
+            let one_by_one = rows * r.div_ceil(rank_tile) > proj_clusters;
             let of_s = [
                 ("S", true),
                 ("tiles of S one after another", one_by_one),
@@ -48,7 +48,7 @@ fn everything_is_sanitized() {
             if linear == Linear::InputGrad && schedule.makes_grads() {
                 let [_, ranks] = hopper_grads::box_beside(t, r);
                 let items = (k.div_ceil(64) + d.div_ceil(64)) * r.div_ceil(ranks);
-                items_of_blocks.insert((ranks, items > 2 * pairs));
+                items_of_blocks.insert((ranks, items > 2 * clusters));
             }
             let all = of_s.into_iter().chain(of_out.map(|(kind, is)| (0, kind, is)));
             kinds.extend(all.filter(|kind| kind.2).map(|kind| (linear, tile_m, kind)));

@@ -126,15 +126,15 @@ fn base_ops_need_no_adapter_and_no_workspace() {
             match plan.strategy {
                 Strategy::Reference | Strategy::Mma => {}
                 Strategy::Large(schedule) => {
-                    assert_eq!(schedule.projection, Projection::Before, "{context}");
-                    assert!(!schedule.shares && schedule.streamers == 0, "{context}");
+                    assert_eq!(schedule.projection, Projection::Separate, "{context}");
+                    assert!(!schedule.stream_k && schedule.grad_clusters == 0, "{context}");
                     assert_eq!((schedule.flags(t), schedule.partials()), (0, 0), "{context}");
                 }
                 Strategy::Small([Some(Alone::Decode(schedule)), None, None, None]) => {
-                    assert_eq!(schedule.down.pairs, 0, "{context}");
+                    assert_eq!(schedule.proj.clusters, 0, "{context}");
                 }
                 Strategy::Small([Some(Alone::Short(schedule)), None, None, None]) => {
-                    assert_eq!((schedule.down_pairs, schedule.flags(t)), (0, 0), "{context}");
+                    assert_eq!((schedule.proj_clusters, schedule.flags(t)), (0, 0), "{context}");
                 }
                 Strategy::Small(_) => panic!("{context}"),
             }

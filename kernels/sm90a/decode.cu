@@ -262,7 +262,7 @@ __device__ __forceinline__ void consume(const HopperDecodeParams& p, const Work&
     const bool finishes = kByRows || group == work.rank;
     constexpr int kFinishers = kByRows ? 256 : 128;
 
-    // Behind the stages, as in plan::hopper_decode, which leaves room for it.
+    // Behind the stages, as in plan::sm90a::decode, which leaves room for it.
     const DecodeStages stages = work.pipeline();
     const uint32_t partials = stages.at(base, work.stages);
     const uint32_t staged = partials + (work.split ? kBuffers * kFirstHalf * kChunkBytes : 0);

@@ -1,14 +1,14 @@
 // The base GEMM with the adapter as a longer inner dimension, and its projection S or dS beside it:
 //
-//   forward      S = s·X Aᵀ,  H = X W0ᵀ + S Bᵀ     lhs X,  rhs W0, proj_weight A, proj S, up_weight B
-//   input grad   dS = s·dH B, dX = dH W0 + dS A    lhs dH, rhs W0, proj_weight B, proj dS, up_weight A
+//   forward      S = s·X Aᵀ,  H = X W0ᵀ + S Bᵀ     X → lhs, A → proj_weight, B → up_weight
+//   input grad   dS = s·dH B, dX = dH W0 + dS A    dH → lhs, B → proj_weight, A → up_weight
 //
-//   proj[m, r] = scale · Σk lhs[m, k] proj_weight[r, k]            rounded once, saturated in f16
+//   proj[m, r]    = scale · Σk lhs[m, k] proj_weight[r, k]            rounded once, saturated in f16
 //   out[m, n]     = Σk lhs[m, k] rhs[n, k] + Σr proj[m, r] up_weight[n, r]   rounded once
 //
-// rhs, proj_weight and up_weight are K-major in the forward, MN-major in the input gradient. r = 0 is the
-// frozen layer. The kernels called shared serve up to four projections of X (parts.cuh); linear.cu
-// has those for one.
+// rhs, proj_weight and up_weight are K-major in the forward, MN-major in the input gradient. r = 0
+// is the frozen layer. The kernels called shared serve up to four projections of X (parts.cuh);
+// linear.cu has those for one.
 //
 // Needs: rows at multiples of 16 bytes (TMA); 225 KiB of shared memory (linear_layout.cuh); flags
 // that are zero, and are zero again after the launch; partials with any content. A cooperative
@@ -103,8 +103,8 @@ __device__ __forceinline__ void produce(const HopperLinearParams<kRhs, kShared>&
             // same time: more than the few lines that hold them can serve, if each CTA reads all of
             // them.
             if constexpr (kIsMN) {
-                ProjWeight::load_half_multicast(to, p.proj_weight(part), slice0 - rank_start, part_k0, rank,
-                                          slot.full);
+                ProjWeight::load_half_multicast(to, p.proj_weight(part), slice0 - rank_start,
+                                                part_k0, rank, slot.full);
             } else {
                 ProjWeight::load(to, p.proj_weight(part), slice0, k0, slot.full);
             }
@@ -217,8 +217,8 @@ template <typename E, int kRank, bool kShared>
 __device__ __forceinline__ void projection_cta(const HopperLinearParams<Major::K, kShared>& p,
                                                uint32_t base) {
     using Tile = ProjectionTile<kRank, Major::K, kTileM>;
-    const Projection s = {&p.of_lhs, &p.of_proj_weight,      p.parts,         p.s, p.flags, p.m, p.k,
-                          p.r,       (int)blockIdx.x, 2 * p.proj_clusters};
+    const Projection s = {&p.of_lhs,       &p.of_proj_weight,  p.parts, p.s, p.flags, p.m, p.k, p.r,
+                          (int)blockIdx.x, 2 * p.proj_clusters};
     if (threadIdx.x == 0) {
         Tile::Stages::init(base, kConsumerWarps);
         fence_mbarrier_init();

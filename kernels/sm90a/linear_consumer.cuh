@@ -135,8 +135,8 @@ __device__ __forceinline__ void consume(const HopperLinearParams<kRhs, kShared>&
         auto right = [&](uint32_t rhs_at) {
             const uint32_t right_at = rhs_at + kLeft * 128;
             if (!Shape::kToLastBox) return Rhs::descriptor(right_at);
-            return Rhs::descriptor(right_at,
-                                   Layout::proj_weight(base, consumer.ring.stage, rhs_at) - right_at);
+            return Rhs::descriptor(
+                right_at, Layout::proj_weight(base, consumer.ring.stage, rhs_at) - right_at);
         };
         // Adds the product of 16 columns of a stage.
         auto multiply_k16 = [&](uint32_t stage, int k16) {
@@ -149,8 +149,10 @@ __device__ __forceinline__ void consume(const HopperLinearParams<kRhs, kShared>&
                 wgmma<E, kRight, Major::K, kRhs, kLeft / 2>(
                     acc, lhs, right(rhs_at) + k16 * Rhs::kStepK16, accumulate);
             if constexpr (kApart) {
-                const uint32_t proj_weight_at = Layout::proj_weight(base, consumer.ring.stage, rhs_at);
-                const uint64_t proj_weight = ProjWeight::descriptor(proj_weight_at) + k16 * ProjWeight::kStepK16;
+                const uint32_t proj_weight_at =
+                    Layout::proj_weight(base, consumer.ring.stage, rhs_at);
+                const uint64_t proj_weight =
+                    ProjWeight::descriptor(proj_weight_at) + k16 * ProjWeight::kStepK16;
                 wgmma<E, kSlice, Major::K, kRhs>(acc_apart, lhs, proj_weight, accumulate);
             }
             accumulate = 1;

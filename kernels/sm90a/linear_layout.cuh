@@ -24,7 +24,8 @@ struct LinearLayout {
     static constexpr bool kProjWeightApart = kSlice > 0 && (kRhs == Major::MN || kSlice > 16);
     static constexpr int kProjWeightBytes = kSlice > 0 ? ProjWeight::kBytes : 0;
     static constexpr int kStages = kN > 176 || (kN > 128 && kProjWeightApart) ? 4 : 5;
-    static constexpr int kStageBytes = Lhs::kBytes + Rhs::kBytes + (kProjWeightApart ? 0 : kProjWeightBytes);
+    static constexpr int kStageBytes =
+        Lhs::kBytes + Rhs::kBytes + (kProjWeightApart ? 0 : kProjWeightBytes);
     using Stages = ::Stages<kStages, kStageBytes, kBarriersAt, kMaxStages>;
 
     // The output goes to the TMA through boxes of 64×32, as many for each warpgroup as fit. One or
@@ -42,7 +43,8 @@ struct LinearLayout {
     // Two boxes make one of 64×64 where that comes out even.
     static constexpr bool kWideBoxes = kBoxes == 4 && kN % 64 == 0;
     static_assert(kBoxesAt + 2 * kBoxes * kBoxBytes <= kBarriersAt, "no room for the output");
-    static_assert(kStages * (kStageBytes + (kProjWeightApart ? kProjWeightBytes : 0)) <= kBarriersAt);
+    static_assert(kStages * (kStageBytes + (kProjWeightApart ? kProjWeightBytes : 0)) <=
+                  kBarriersAt);
 
     // Where A or B of a stage is, given where its rhs is.
     static __device__ __forceinline__ uint32_t proj_weight(uint32_t base, int stage, uint32_t rhs) {

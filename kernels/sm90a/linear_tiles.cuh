@@ -33,7 +33,9 @@ struct HopperLinearParams;
 template <bool kShared>
 struct HopperLinearParams<Major::K, kShared> : HopperLayers<ForwardParams, kShared> {
     __device__ __forceinline__ const TensorMap& lhs(int) const { return this->of_lhs; }
-    __device__ __forceinline__ const TensorMap& proj_weight(int) const { return this->of_proj_weight; }
+    __device__ __forceinline__ const TensorMap& proj_weight(int) const {
+        return this->of_proj_weight;
+    }
     __device__ __forceinline__ const TensorMap& rhs(int part) const { return this->of[part].rhs; }
     __device__ __forceinline__ const TensorMap& up_weight(int part) const {
         return this->of[part].up_weight;
@@ -45,7 +47,9 @@ static_assert(sizeof(HopperLinearParams<Major::K, true>) == sizeof(ForwardParams
 template <bool kShared>
 struct HopperLinearParams<Major::MN, kShared> : HopperLayers<InputGradParams, kShared> {
     __device__ __forceinline__ const TensorMap& lhs(int part) const { return this->of[part].lhs; }
-    __device__ __forceinline__ const TensorMap& proj_weight(int part) const { return this->of[part].proj_weight; }
+    __device__ __forceinline__ const TensorMap& proj_weight(int part) const {
+        return this->of[part].proj_weight;
+    }
     __device__ __forceinline__ const TensorMap& rhs(int part) const { return this->of[part].rhs; }
     __device__ __forceinline__ const TensorMap& up_weight(int) const { return this->of_up_weight; }
     __device__ __forceinline__ const OutBoxes& out(int) const { return this->of_out; }
@@ -152,7 +156,8 @@ struct TileScheduler {
     __device__ __forceinline__ Tile<kN> tile() const {
         const int slice_cols = kSlices ? p.slice_cols : 0, all_slices = rows() * slice_cols;
         const int slices_before =
-            kSlices ? min(all_slices, wave * p.slice_clusters + min(cluster(), p.slice_clusters)) : 0;
+            kSlices ? min(all_slices, wave * p.slice_clusters + min(cluster(), p.slice_clusters))
+                    : 0;
         const bool projects = kSlices && cluster() < p.slice_clusters && slices_before < all_slices;
         int rest = wave * clusters() + cluster() - slices_before;  // tiles without a slice, before
         int first = 0, count = steps();

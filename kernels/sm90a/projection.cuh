@@ -3,8 +3,8 @@
 //   out (m×r) = scale · lhs (m×k) proj_weightᵀ     rounded once, saturated in f16
 //
 // Sums go along k from 0 on, 16 at a time, as in the tiles of linear.cuh: the bits do not depend on
-// who computes them. A projection's columns have its own scale; where proj_weight is MN-major (dS), also
-// its own lhs and proj_weight.
+// who computes them. A projection's columns have its own scale; where proj_weight is MN-major (dS),
+// also its own lhs and proj_weight.
 // Used by grads.cu (dS without dX) and by linear.cuh (S, dedicated CTAs).
 #pragma once
 
@@ -15,7 +15,8 @@
 #include "pipeline.cuh"
 
 struct Projection {
-    const TensorMap *lhs, *proj_weight;  // one, or where proj_weight is MN-major one of every projection
+    const TensorMap *lhs,
+        *proj_weight;  // one, or where proj_weight is MN-major one of every projection
     const Parts& parts;
     void* out;
     uint32_t* flags;  // GridFlags of kFlagRows rows each; null if no CTA waits
@@ -60,7 +61,8 @@ struct ProjectionTile {
                 for (int row = 0; row < kFlagRows; row += kLhsBoxRows)
                     tma_load(slot.to + row * 64 * 2, p.lhs[part], tile.row0 + row, part_k0,
                              slot.full);
-                ProjWeight::load(slot.to + Lhs::kBytes, p.proj_weight[part], part_rank0, part_k0, slot.full);
+                ProjWeight::load(slot.to + Lhs::kBytes, p.proj_weight[part], part_rank0, part_k0,
+                                 slot.full);
                 producer.commit();
             }
         }

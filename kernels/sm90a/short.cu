@@ -1,16 +1,16 @@
 // Both passes for 65 to 1024 tokens, where there is at most one output tile for each SM:
 //
-//   forward      S = s·X Aᵀ,  H = X W0ᵀ + S Bᵀ     lhs X,  rhs W0, proj_weight A, proj S, up_weight B
-//   input grad   dS = s·dH B, dX = dH W0 + dS A    lhs dH, rhs W0, proj_weight B, proj dS, up_weight A
+//   forward      S = s·X Aᵀ,  H = X W0ᵀ + S Bᵀ     X → lhs, A → proj_weight, B → up_weight
+//   input grad   dS = s·dH B, dX = dH W0 + dS A    dH → lhs, B → proj_weight, A → up_weight
 //                dA, dB (grads.cu)                 with tiles of 64 rows; or a launch of their own
 //
-//   proj[m, r] = scale · Σk lhs[m, k] proj_weight[r, k]            rounded once, saturated in f16
+//   proj[m, r]    = scale · Σk lhs[m, k] proj_weight[r, k]            rounded once, saturated in f16
 //   out[m, n]     = Σk lhs[m, k] rhs[n, k] + Σr proj[m, r] up_weight[n, r]   rounded once
 //
-// rhs, proj_weight and up_weight are K-major in the forward, MN-major in the input gradient. r = 0 is the
-// frozen layer; without output clusters it is proj alone. Sums go along k from 0 on, then along
-// r, whatever m is: a token has the same bits in every batch that this kernel serves. S is summed
-// in two halves of k.
+// rhs, proj_weight and up_weight are K-major in the forward, MN-major in the input gradient. r = 0
+// is the frozen layer; without output clusters it is proj alone. Sums go along k from 0 on, then
+// along r, whatever m is: a token has the same bits in every batch that this kernel serves. S is
+// summed in two halves of k.
 //
 // Needs: rows at multiples of 16 bytes (TMA); 226 KiB of shared memory; flags that are zero, and
 // are zero again after the launch. Writes every element once.

@@ -1,20 +1,21 @@
 //! Backward passes.
 
 use super::buffers::Buffers;
-use super::few_tokens;
-use super::hopper_grads::Grads;
-use super::hopper_linear::LargeInputGrad;
-use super::mma::MmaBackward;
 use super::operands::{Gradients, Handover, Layer, Layers};
 use super::round::{Rounding, Segment};
+use super::sm80::MmaBackward;
+use super::sm90a::few_tokens;
+use super::sm90a::grads::Grads;
+use super::sm90a::linear::LargeInputGrad;
 use crate::call::{Accumulation, BackwardCall};
 use crate::driver::params::Operand;
 use crate::driver::{Gpu, Run};
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::plan::hopper::{Projection, Schedule};
-use crate::plan::hopper_grads::Makes;
-use crate::plan::{hopper_decode, hopper_short, Alone, BackwardWorkspace, Plan, Strategy};
+use crate::plan::sm90a::grads::Makes;
+use crate::plan::sm90a::linear::{Projection, Schedule};
+use crate::plan::sm90a::{decode, short};
+use crate::plan::{Alone, BackwardWorkspace, Plan, Strategy};
 use crate::problem::{Problem, MAX_PROJECTIONS};
 use crate::tensor::TensorViewMut;
 use crate::workspace::Workspace;
@@ -36,8 +37,8 @@ pub(crate) struct Backward {
 enum Hopper {
     None,
     Large(LargeBackward),
-    Decode(few_tokens::Backward<hopper_decode::Schedule>),
-    Short(few_tokens::Backward<hopper_short::Schedule>),
+    Decode(few_tokens::Backward<decode::Schedule>),
+    Short(few_tokens::Backward<short::Schedule>),
 }
 
 /// dS, dX, dA and dB of all layers.

@@ -1,16 +1,17 @@
 //! Products with a frozen weight alone.
 
 use super::buffers::Buffers;
-use super::few_tokens::InputGrad;
 use super::forward::SmallForward;
-use super::hopper_linear::{LargeForward, LargeInputGrad};
-use super::mma;
 use super::operands::{Handover, Layer, Layers};
+use super::sm80;
+use super::sm90a::few_tokens::InputGrad;
+use super::sm90a::linear::{LargeForward, LargeInputGrad};
 use crate::call::BaseCall;
 use crate::driver::params::{LinearParams, Operand};
 use crate::driver::{Gpu, Kernel};
 use crate::error::Result;
-use crate::plan::{hopper_decode, hopper_short, Alone, Plan, Strategy};
+use crate::plan::sm90a::{decode, short};
+use crate::plan::{Alone, Plan, Strategy};
 use crate::problem::Problem;
 
 /// H = X W0ᵀ.
@@ -61,7 +62,7 @@ impl BaseForward {
             HopperForward::Small(small) if layers.is_aligned() => {
                 small.run(&run, &layers, &layers.of()[0], [none, none], 0)
             }
-            _ => mma::run_forward(&run, &self.linear, &layers),
+            _ => sm80::run_forward(&run, &self.linear, &layers),
         }
     }
 }
@@ -76,8 +77,8 @@ pub(crate) struct BaseInputGrad {
 enum HopperInputGrad {
     None,
     Large(LargeInputGrad),
-    Decode(InputGrad<hopper_decode::Schedule>),
-    Short(InputGrad<hopper_short::Schedule>),
+    Decode(InputGrad<decode::Schedule>),
+    Short(InputGrad<short::Schedule>),
 }
 
 impl BaseInputGrad {
@@ -121,7 +122,7 @@ impl BaseInputGrad {
             HopperInputGrad::Short(short) if layers.is_aligned() => {
                 short.run(&run, &layers, None, 0)
             }
-            _ => mma::run_input_grad(&run, &self.linear, &layers),
+            _ => sm80::run_input_grad(&run, &self.linear, &layers),
         }
     }
 }

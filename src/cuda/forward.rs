@@ -1,16 +1,17 @@
 //! Forward passes.
 
 use super::buffers::Buffers;
-use super::few_tokens;
-use super::hopper_linear::LargeForward;
-use super::mma::{self, Project};
 use super::operands::{Handover, Layer, Layers};
+use super::sm80::{self, Project};
+use super::sm90a::few_tokens;
+use super::sm90a::linear::LargeForward;
 use crate::call::ForwardCall;
 use crate::driver::params::{LinearParams, Operand};
 use crate::driver::{Gpu, Kernel, Run};
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::plan::{hopper_decode, hopper_short, projection_elements, Alone, Plan, Strategy};
+use crate::plan::sm90a::{decode, short};
+use crate::plan::{projection_elements, Alone, Plan, Strategy};
 use crate::problem::{Problem, MAX_PROJECTIONS};
 use crate::workspace::Workspace;
 
@@ -32,8 +33,8 @@ enum Hopper {
 
 /// S and H of a layer of a small batch, or H alone where r = 0.
 pub(super) enum SmallForward {
-    Decode(few_tokens::Forward<hopper_decode::Schedule>),
-    Short(few_tokens::Forward<hopper_short::Schedule>),
+    Decode(few_tokens::Forward<decode::Schedule>),
+    Short(few_tokens::Forward<short::Schedule>),
 }
 
 impl SmallForward {
@@ -125,7 +126,7 @@ impl Forward {
             }
             _ => {
                 self.project.run_s(&run, &layers)?;
-                mma::run_forward(&run, &self.linear, &layers)
+                sm80::run_forward(&run, &self.linear, &layers)
             }
         }
     }

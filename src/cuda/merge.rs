@@ -5,7 +5,7 @@ use crate::call::MergeCall;
 use crate::driver::params::MergeParams;
 use crate::driver::{Gpu, LaunchMode};
 use crate::error::Result;
-use crate::plan::mma::merge_blocks;
+use crate::plan::sm80::merge_blocks;
 
 /// out = W + scale · B A, where W is out itself if there is no `w0`.
 pub(crate) fn merge(gpu: &Gpu, call: MergeCall<'_>) -> Result<()> {

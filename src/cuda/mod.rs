@@ -3,17 +3,13 @@
 mod backward;
 mod base;
 mod buffers;
-mod few_tokens;
 mod forward;
-mod hopper_decode;
-mod hopper_grads;
-mod hopper_linear;
-mod hopper_short;
 mod last;
 mod merge;
-mod mma;
 mod operands;
 mod round;
+mod sm80;
+mod sm90a;
 
 pub(crate) use backward::{zero_gradients, Backward};
 pub(crate) use base::{BaseForward, BaseInputGrad};

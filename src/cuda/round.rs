@@ -7,7 +7,7 @@ use crate::driver::{Gpu, Kernel, LaunchMode, Run};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::manifest::sm80::round::MAX_SEGMENTS;
-use crate::plan::mma::round_blocks;
+use crate::plan::sm80::round_blocks;
 
 /// Dense f32 at `src`, to be rounded to `dst`.
 #[derive(Clone, Copy)]

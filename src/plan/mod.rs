@@ -2,16 +2,12 @@
 //!
 //! A file imports the files it needs, never this one, and no two import each other.
 
-pub(crate) mod hopper;
-pub(crate) mod hopper_decode;
-pub(crate) mod hopper_grads;
-pub(crate) mod hopper_short;
-pub(crate) mod mma;
 mod path;
 mod profile;
 mod scratch;
 mod sizes;
-mod small;
+pub(crate) mod sm80;
+pub(crate) mod sm90a;
 mod strategy;
 #[cfg(test)]
 mod testing;
@@ -22,11 +18,12 @@ pub use path::Path;
 pub use profile::DeviceProfile;
 pub(crate) use scratch::{projection_elements, BackwardWorkspace};
 pub(crate) use sizes::Sizes;
-pub(crate) use small::Alone;
+pub(crate) use sm90a::small::Alone;
 pub(crate) use strategy::{Plan, Strategy};
 
-use crate::manifest::sm90a::linear;
+use crate::manifest::sm90a::linear::TILES_N;
 use crate::problem::{Problem, MAX_PROJECTIONS};
+use sm90a::{grads, linear, small};
 
 /// The plan of a forward pass; `profile` is `None` on the CPU.
 pub(crate) fn forward(problem: &Problem, profile: Option<&DeviceProfile>) -> Plan {
@@ -41,7 +38,7 @@ pub(crate) fn forward(problem: &Problem, profile: Option<&DeviceProfile>) -> Pla
         let flags = launches.iter().flatten().map(|launch| launch.flags(t)).fold(0, usize::max);
         return Plan { strategy: Strategy::Small(launches), scratch: s, flags };
     }
-    let schedule = hopper::forward(&Sizes::of_forward(t, k, layers.iter().copied()), clusters);
+    let schedule = linear::forward(&Sizes::of_forward(t, k, layers.iter().copied()), clusters);
     let (scratch, flags) = (s + schedule.partials(), schedule.flags(t));
     Plan { strategy: Strategy::Large(schedule), scratch, flags }
 }
@@ -62,8 +59,8 @@ pub(crate) fn backward(problem: &Problem, profile: Option<&DeviceProfile>) -> Pl
         return Plan { strategy, scratch: scratch(0), flags: launch.flags(t) };
     }
     let schedule =
-        hopper::input_grad(&Sizes::of_input_grad(t, k, layers.iter().copied()), clusters);
-    let flags = schedule.flags(t).max(hopper_grads::flags(t));
+        linear::input_grad(&Sizes::of_input_grad(t, k, layers.iter().copied()), clusters);
+    let flags = schedule.flags(t).max(grads::flags(t));
     Plan { strategy: Strategy::Large(schedule), scratch: scratch(schedule.partials()), flags }
 }
 
@@ -72,7 +69,7 @@ pub(crate) fn backward(problem: &Problem, profile: Option<&DeviceProfile>) -> Pl
 pub(crate) fn base_forward(problem: &Problem, profile: Option<&DeviceProfile>) -> Plan {
     base(problem, profile, |[t, k, d], clusters| {
         let launch = Alone::forward([t, d, k, 0], clusters);
-        launch.ok_or_else(|| hopper::base([t, d, k], clusters))
+        launch.ok_or_else(|| linear::base([t, d, k], clusters))
     })
 }
 
@@ -81,7 +78,7 @@ pub(crate) fn base_forward(problem: &Problem, profile: Option<&DeviceProfile>) -
 pub(crate) fn base_input_grad(problem: &Problem, profile: Option<&DeviceProfile>) -> Plan {
     base(problem, profile, |[t, k, d], clusters| {
         let launch = Alone::base_input_grad([t, k, d], clusters);
-        launch.ok_or_else(|| hopper::base([t, k, d], clusters))
+        launch.ok_or_else(|| linear::base([t, k, d], clusters))
     })
 }
 
@@ -92,7 +89,7 @@ const EMPTY: Plan = Plan { strategy: Strategy::Mma, scratch: 0, flags: 0 };
 fn base(
     problem: &Problem,
     profile: Option<&DeviceProfile>,
-    on_hopper: impl Fn([usize; 3], usize) -> Result<Alone, hopper::Schedule>,
+    on_hopper: impl Fn([usize; 3], usize) -> Result<Alone, linear::Schedule>,
 ) -> Plan {
     let Some(profile) = profile else { return Plan::REFERENCE };
     if problem.t() == 0 {
@@ -116,12 +113,12 @@ fn hopper_pairs(
 ) -> Option<usize> {
     /// `int` counts the outputs of all layers, each padded to whole tiles.
     const MOST_OUTPUTS: usize = i32::MAX as usize - MAX_PROJECTIONS * 256;
-    /// `divide` in kernels/sm90a/linear_tiles.cuh counts tiles in floats, which are exact up to 2²⁴.
+    /// `divide` in kernels/sm90a/linear_tiles.cuh counts tiles in floats, exact up to 2²⁴.
     const MOST_TILES: usize = 1 << 24;
     /// `int` counts the steps of all rounds of kernels/sm90a/decode.cu: on one cluster, a round is
     /// 2 × 128 rows of W0, and a step 64 columns.
     const MOST_WEIGHTS: usize = 1 << 44;
-    let narrowest = linear::TILES_N[0];
+    let narrowest = TILES_N[0];
     let tile_cols = |n: usize| n.div_ceil(narrowest);
     let (mut aligned, mut outputs, mut cols) = (k % 8 == 0, 0, 0);
     for &(d, r) in layers {
@@ -129,7 +126,7 @@ fn hopper_pairs(
         outputs += d;
         cols += tile_cols(d);
     }
-    let tiles = t.div_ceil(hopper::CLUSTER_M) * cols.max(tile_cols(k));
+    let tiles = t.div_ceil(linear::CLUSTER_M) * cols.max(tile_cols(k));
     let fits = outputs <= MOST_OUTPUTS && tiles < MOST_TILES && outputs * k <= MOST_WEIGHTS;
     (profile.hopper() && aligned && fits).then_some(profile.clusters())
 }

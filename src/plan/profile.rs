@@ -15,8 +15,8 @@ impl DeviceProfile {
         DeviceProfile::new("NVIDIA H100 80GB HBM3".to_string(), (9, 0), 132, 66)
     }
 
-    /// `clusters` are the clusters of 2 CTAs of the Hopper kernels that run at once: 0 if the build or
-    /// the device has none of these kernels.
+    /// `clusters` are the clusters of 2 CTAs of the Hopper kernels that run at once: 0 if the
+    /// build or the device has none of these kernels.
     pub(crate) fn new(
         name: String,
         compute_capability: (u32, u32),

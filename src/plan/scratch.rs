@@ -1,6 +1,6 @@
 //! Where the CUDA paths keep what they need between launches.
 
-use super::mma::GradSplit;
+use super::sm80::GradSplit;
 use crate::problem::Problem;
 
 /// f32 elements of S or dS, T×R in the element type of the problem, at the start of the scratch:

@@ -1,8 +1,8 @@
 //! A plan: how a call is served, and the workspace it needs.
 
-use super::hopper::{Projection, Schedule};
 use super::path::Path;
-use super::small::Alone;
+use super::sm90a::linear::{Projection, Schedule};
+use super::sm90a::small::Alone;
 use crate::manifest::sm80::linear::{TILE_M, TILE_N};
 use crate::problem::MAX_PROJECTIONS;
 use std::fmt;

@@ -1,8 +1,8 @@
 //! Tests of whole plans, and of what compute-sanitizer runs on.
 
+mod decode;
 mod fuzz;
-mod hopper;
-mod hopper_decode;
-mod hopper_short;
+mod linear;
 mod plans;
+mod short;
 mod text;

@@ -1,11 +1,12 @@
 //! Plans agree with the schedules and the workspace of their launches.
 
 use crate::dtype::DType;
-use crate::plan::hopper::Projection;
-use crate::plan::mma::GradSplit;
+use crate::plan::sm80::GradSplit;
+use crate::plan::sm90a::linear;
+use crate::plan::sm90a::linear::Projection;
 use crate::plan::testing::{problems, single_problems};
 use crate::plan::Path;
-use crate::plan::{backward, base_forward, base_input_grad, forward, hopper};
+use crate::plan::{backward, base_forward, base_input_grad, forward};
 use crate::plan::{Alone, BackwardWorkspace, DeviceProfile, Plan, Sizes, Strategy};
 use crate::problem::{Problem, MAX_SIZE};
 use std::collections::HashSet;
@@ -29,7 +30,7 @@ fn scratch_holds_ds_and_the_partial_sums_of_a_layer() {
             assert_eq!(split.partials(), split.splits * r * n, "{context}");
             assert!(offset + split.partials() <= elements, "{context}");
         }
-        let schedule = hopper::input_grad(&Sizes::of_layer([t, k, d, r]), 66);
+        let schedule = linear::input_grad(&Sizes::of_layer([t, k, d, r]), 66);
         let with_partials = BackwardWorkspace::new(&problem, schedule.partials()).elements();
         assert_eq!(with_partials, elements.max(offset + schedule.partials()), "{context}");
         // And no more, but for a line.
@@ -84,7 +85,7 @@ fn plans_agree_with_what_the_launches_use() {
             _ if !aligned => mma(ds),
             Some(launch) => Plan { strategy: small(launch), scratch: ds, flags: launch.flags(t) },
             None => {
-                let schedule = hopper::input_grad(&of_dx, 66);
+                let schedule = linear::input_grad(&of_dx, 66);
                 let scratch = BackwardWorkspace::new(&problem, schedule.partials()).elements();
                 let flags = schedule.flags(t).max(1 + t.div_ceil(128));
                 Plan { strategy: Strategy::Large(schedule), scratch, flags }
@@ -95,7 +96,7 @@ fn plans_agree_with_what_the_launches_use() {
             _ if !aligned => mma(s),
             Some(launch) => Plan { strategy: small(launch), scratch: s, flags: launch.flags(t) },
             None => {
-                let schedule = hopper::forward(&of_h, 66);
+                let schedule = linear::forward(&of_h, 66);
                 let (scratch, flags) = (s + schedule.partials(), schedule.flags(t));
                 Plan { strategy: Strategy::Large(schedule), scratch, flags }
             }

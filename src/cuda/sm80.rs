@@ -9,7 +9,7 @@ use crate::driver::{Instances, Kernel, Kernels, LaunchMode, Run};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::manifest::sm80::reduce;
-use crate::plan::mma::{linear_blocks, project_blocks, rank_tile, GradSplit};
+use crate::plan::sm80::{linear_blocks, project_blocks, rank_tile, GradSplit};
 use crate::problem::{Problem, MAX_PROJECTIONS};
 use std::slice;
 

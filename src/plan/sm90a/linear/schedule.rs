@@ -2,7 +2,7 @@
 
 use crate::manifest::sm90a::linear_tiles::{CONSUMER_WARPS, TILE_M};
 use crate::manifest::sm90a::projection::FLAG_ROWS;
-use crate::plan::hopper_grads;
+use crate::plan::sm90a::grads;
 
 /// Where the projection of a product comes from: S of the forward, dS of the input gradient.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,7 +91,7 @@ impl Schedule {
     pub(crate) fn slices(&self, r: usize) -> usize {
         match self.projection {
             Projection::Separate => 0,
-            Projection::Dedicated { .. } => r.div_ceil(hopper_grads::rank_tile(r)),
+            Projection::Dedicated { .. } => r.div_ceil(grads::rank_tile(r)),
             Projection::Fused { slice, .. } => r.div_ceil(slice),
         }
     }

@@ -1,8 +1,8 @@
 //! The time of a schedule.
 
 use super::schedule::{Projection, Schedule, CLUSTER_M, GROUP};
-use crate::plan::hopper_grads;
 use crate::plan::sizes::Sizes;
+use crate::plan::sm90a::grads;
 
 /// A schedule and its time.
 #[derive(Debug, Clone, Copy)]
@@ -186,7 +186,7 @@ impl Model {
     /// With a dedicated projection, by other clusters than these.
     pub(super) fn beside(&self, proj_clusters: usize) -> Candidate {
         let Candidate { us, schedule, .. } = self.product();
-        let rank_tile = hopper_grads::rank_tile(self.rank);
+        let rank_tile = grads::rank_tile(self.rank);
         let passes = self.rank.div_ceil(rank_tile) as f64;
         // Wider tiles of the rank are bound by wgmma as well as by reading.
         let bytes = if rank_tile == 16 { Self::BESIDE_BYTES } else { Self::BESIDE_BYTES * 0.7 };

@@ -1,33 +1,33 @@
 //! Launches for few tokens, one for each layer: by kernels/sm90a/decode.cu or
 //! kernels/sm90a/short.cu.
 
-use super::hopper_grads::{grads_beside, Grads};
-use super::last::Last;
-use super::operands::{Gradients, Layer, Layers};
+use super::grads::{grads_beside, Grads};
+use crate::cuda::last::Last;
+use crate::cuda::operands::{Gradients, Layer, Layers};
 use crate::driver::params::{HopperGradsParams, KernelParams, Operand};
 use crate::driver::{ElementKernels, Gpu, Kernel, LaunchMode, Run};
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::plan::hopper_grads::Makes;
+use crate::plan::sm90a::grads::Makes;
 use crate::problem::Problem;
 use bytemuck::Zeroable;
 
-/// out (m×n) = lhs (m×k) · rhs + proj (m×r) · up_weight, and proj = scale · lhs · proj_weight: H and S
-/// of a layer, or dX and dS.
+/// out (m×n) = lhs (m×k) · rhs + proj (m×r) · up_weight, and proj = scale · lhs · proj_weight: H
+/// and S of a layer, or dX and dS.
 #[derive(Clone, Copy, PartialEq)]
-pub(super) struct Product {
-    pub(super) dtype: DType,
-    /// rhs, up_weight and proj_weight are summed over their rows, as in dX; else over their columns.
-    pub(super) by_columns: bool,
+pub(crate) struct Product {
+    pub(crate) dtype: DType,
+    /// The weights are summed over their rows, as in dX; else over their columns.
+    pub(crate) by_columns: bool,
     /// m, n, k and r.
-    pub(super) sizes: [usize; 4],
-    pub(super) lhs: Operand,
-    pub(super) rhs: Operand,
-    pub(super) proj_weight: Operand,
-    pub(super) proj: Operand,
-    pub(super) up_weight: Operand,
-    pub(super) out: Operand,
-    pub(super) scale: f32,
+    pub(crate) sizes: [usize; 4],
+    pub(crate) lhs: Operand,
+    pub(crate) rhs: Operand,
+    pub(crate) proj_weight: Operand,
+    pub(crate) proj: Operand,
+    pub(crate) up_weight: Operand,
+    pub(crate) out: Operand,
+    pub(crate) scale: f32,
 }
 
 impl Product {
@@ -65,7 +65,7 @@ impl Product {
 }
 
 /// The schedule of a launch by one of the two kernel files.
-pub(super) trait FewTokens: Copy {
+pub(crate) trait FewTokens: Copy {
     /// A product, as the kernel takes it.
     type Params: KernelParams;
 
@@ -98,7 +98,7 @@ fn mode(gpu: &Gpu) -> LaunchMode {
 }
 
 /// H and S of a layer, or H alone where r = 0.
-pub(super) struct Forward<S: FewTokens> {
+pub(crate) struct Forward<S: FewTokens> {
     kernel: Kernel<S::Params>,
     mode: LaunchMode,
     schedule: S,
@@ -106,13 +106,13 @@ pub(super) struct Forward<S: FewTokens> {
 }
 
 impl<S: FewTokens> Forward<S> {
-    pub(super) fn new(gpu: &Gpu, dtype: DType, schedule: S) -> Self {
+    pub(crate) fn new(gpu: &Gpu, dtype: DType, schedule: S) -> Self {
         let kernel = schedule.forward(gpu.kernels.of(dtype));
         Forward { kernel, mode: mode(gpu), schedule, last: Last::new() }
     }
 
     /// Given the layer's A and its columns of S.
-    pub(super) fn run(
+    pub(crate) fn run(
         &self,
         run: &Run<'_>,
         layers: &Layers,
@@ -133,7 +133,7 @@ impl<S: FewTokens> Forward<S> {
 type Operands = (Product, Option<(Layers, Gradients)>, u64);
 
 /// dX, or dS alone, of a single layer; with gradients, dA and dB too.
-pub(super) struct InputGrad<S: FewTokens> {
+pub(crate) struct InputGrad<S: FewTokens> {
     kernel: Kernel<S::BackwardParams>,
     mode: LaunchMode,
     schedule: S,
@@ -141,12 +141,12 @@ pub(super) struct InputGrad<S: FewTokens> {
 }
 
 impl<S: FewTokens> InputGrad<S> {
-    pub(super) fn new(gpu: &Gpu, dtype: DType, schedule: S) -> Self {
+    pub(crate) fn new(gpu: &Gpu, dtype: DType, schedule: S) -> Self {
         let kernel = schedule.input_grad(gpu.kernels.of(dtype));
         InputGrad { kernel, mode: mode(gpu), schedule, last: Last::new() }
     }
 
-    pub(super) fn run(
+    pub(crate) fn run(
         &self,
         run: &Run<'_>,
         layers: &Layers,
@@ -171,14 +171,14 @@ impl<S: FewTokens> InputGrad<S> {
 }
 
 /// dS, dA and dB of a single layer, with dX or without.
-pub(super) struct Backward<S: FewTokens> {
+pub(crate) struct Backward<S: FewTokens> {
     with_dx: InputGrad<S>,
     without_dx: InputGrad<S>,
     da_db: Grads,
 }
 
 impl<S: FewTokens> Backward<S> {
-    pub(super) fn new(gpu: &Gpu, problem: &Problem, schedule: S) -> Self {
+    pub(crate) fn new(gpu: &Gpu, problem: &Problem, schedule: S) -> Self {
         let input_grad = |schedule| InputGrad::new(gpu, problem.dtype(), schedule);
         Backward {
             with_dx: input_grad(schedule),
@@ -187,7 +187,7 @@ impl<S: FewTokens> Backward<S> {
         }
     }
 
-    pub(super) fn run(
+    pub(crate) fn run(
         &self,
         run: &Run<'_>,
         layers: &Layers,

@@ -7,8 +7,8 @@
 use super::model::{Candidate, Model};
 use super::schedule::Schedule;
 use crate::manifest::sm90a::linear::{FORWARD_TILES_N, TILES_N};
-use crate::plan::hopper_grads::{self, Items};
 use crate::plan::sizes::Sizes;
+use crate::plan::sm90a::grads::{self, Items};
 
 /// Clusters of grad CTAs, at most.
 pub(super) const MAX_STREAMERS: usize = 12;
@@ -79,7 +79,7 @@ pub(crate) fn input_grad(sizes: &Sizes, clusters: usize) -> Schedule {
     let models = TILES_N.map(|tile_n| Model::new(sizes, tile_n, clusters));
     let slices = input_grad_slices(sizes.rank());
     // dA and dB in a launch of their own.
-    let grads_us = hopper_grads::alone_us(sizes);
+    let grads_us = grads::alone_us(sizes);
     let first = models[0].product_after_projection();
     let mut best = Best::new(Candidate { us: first.us + grads_us, ..first });
     for model in &models {

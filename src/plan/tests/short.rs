@@ -1,10 +1,10 @@
 //! Small batches of kernels/sm90a/short.cu that compute-sanitizer runs on.
 
 use crate::manifest::sm90a::short::{FORWARD_TILES_N, INPUT_GRAD_TILES_N, TILES_M};
-use crate::plan::hopper_grads;
-use crate::plan::hopper_short::Schedule;
-use crate::plan::mma::rank_tile;
-use crate::plan::small::Alone;
+use crate::plan::sm80::rank_tile;
+use crate::plan::sm90a::grads;
+use crate::plan::sm90a::short::Schedule;
+use crate::plan::sm90a::small::Alone;
 use std::collections::HashSet;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -46,7 +46,7 @@ fn everything_is_sanitized() {
                 ("stages reused", inner > 16 * 64),
             ];
             if linear == Linear::InputGrad && schedule.makes_grads() {
-                let [_, ranks] = hopper_grads::box_beside(t, r);
+                let [_, ranks] = grads::box_beside(t, r);
                 let items = (k.div_ceil(64) + d.div_ceil(64)) * r.div_ceil(ranks);
                 items_of_blocks.insert((ranks, items > 2 * clusters));
             }

@@ -3,7 +3,7 @@
 use super::schedule::*;
 use crate::manifest::sm90a::decode::{INPUT_GRAD_TILES_T, MAX_SHARED_BYTES, MAX_STAGES, TILES_T};
 use crate::manifest::sm90a::ptx::SHARED_ALIGNMENT;
-use crate::plan::hopper_grads;
+use crate::plan::sm90a::grads;
 use crate::plan::testing::shapes;
 use std::collections::HashSet;
 
@@ -105,7 +105,7 @@ fn stages_fit_and_all_clusters_run_at_once() {
         }
         assert!(shared_bytes <= MAX_SHARED_BYTES, "{context}");
         if reads == Reads::Columns {
-            let [at, bytes] = [schedule.grads_at([t, r]), hopper_grads::bytes_beside(t, r)];
+            let [at, bytes] = [schedule.grads_at([t, r]), grads::bytes_beside(t, r)];
             assert!(at % 1024 == 0 && 1023 + at + bytes <= shared_bytes, "{context}");
         }
         // A step triggers PDL.

@@ -5,7 +5,7 @@ use crate::manifest::sm90a::decode::{
     STAGES_AT, STEP, TILES_T,
 };
 use crate::manifest::sm90a::ptx::{BOX_COLS, SHARED_ALIGNMENT};
-use crate::plan::hopper_grads;
+use crate::plan::sm90a::grads;
 
 /// The most tokens the kernel serves.
 pub(crate) const MOST_TOKENS: usize = TILES_T[TILES_T.len() - 1];
@@ -169,7 +169,7 @@ impl ProjectionSchedule {
 fn grads_bytes(reads: Reads, t: usize, r: usize) -> usize {
     match reads {
         Reads::Rows => 0,
-        Reads::Columns => hopper_grads::bytes_beside(t, r) + SHARED_ALIGNMENT,
+        Reads::Columns => grads::bytes_beside(t, r) + SHARED_ALIGNMENT,
     }
 }
 

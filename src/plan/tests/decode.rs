@@ -1,9 +1,9 @@
 //! Small batches of kernels/sm90a/decode.cu that compute-sanitizer runs on.
 
 use crate::manifest::sm90a::decode::{INPUT_GRAD_TILES_T, TILES_T};
-use crate::plan::hopper_decode::Schedule;
-use crate::plan::hopper_grads;
-use crate::plan::small::Alone;
+use crate::plan::sm90a::decode::Schedule;
+use crate::plan::sm90a::grads;
+use crate::plan::sm90a::small::Alone;
 use std::collections::HashSet;
 
 /// How a product reads its weights, and the rows up to which warpgroups alternate steps.
@@ -39,7 +39,7 @@ fn everything_is_sanitized() {
                 ("steps along r for both CTAs", split && r > 64),
                 ("a CTA without rows", !split && rounds == 1 && n.div_ceil(rows) < 2 * clusters),
             ];
-            let [_, ranks] = hopper_grads::box_beside(t, r);
+            let [_, ranks] = grads::box_beside(t, r);
             let items = (k.div_ceil(64) + d.div_ceil(64)) * r.div_ceil(ranks);
             let of_input_grad = [
                 ("one dA or dB of 16 ranks for a CTA", ranks == 16 && items <= 2 * clusters),

@@ -5,8 +5,8 @@ use super::schedule::{Projection, Schedule, CLUSTER_M, GROUP};
 use super::search::{beside_us, forward_slices, grad_clusters, input_grad_slices, proj_clusters};
 use super::search::{forward, input_grad, separate_or_fused};
 use crate::manifest::sm90a::linear::{FORWARD_TILES_N, TILES_N};
-use crate::plan::hopper_grads;
 use crate::plan::sizes::Sizes;
+use crate::plan::sm90a::grads;
 use crate::plan::testing::{bench_problems, shapes, Rng};
 use crate::problem::MAX_PROJECTIONS;
 
@@ -141,11 +141,11 @@ fn input_grad_candidates(sizes: &Sizes, clusters: usize) -> Vec<(f64, Schedule)>
             let model = Model::new(sizes, tile_n, clusters - grad_clusters);
             for c in separate_or_fused(&model, slices) {
                 let us = match grad_clusters {
-                    0 => c.us + hopper_grads::alone_us(sizes),
+                    0 => c.us + grads::alone_us(sizes),
                     // Kernels without slices have grad CTAs for the ranks that allow none.
                     _ if (c.schedule.slice() == 0) != slices.is_empty() => continue,
                     _ => {
-                        let grads = hopper_grads::Items::new(sizes).on(grad_clusters);
+                        let grads = grads::Items::new(sizes).on(grad_clusters);
                         beside_us(&model, c.us, grads.us(c.s_us))
                     }
                 };

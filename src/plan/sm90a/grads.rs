@@ -2,9 +2,9 @@
 //!
 //! An item is a tile of dA or dB over all of T.
 
-use super::sizes::Sizes;
 use crate::manifest::sm90a::grads::{ITEM_COLS, RANK_TILES, STEP_ROWS};
 use crate::manifest::sm90a::{projection::FLAG_ROWS, ptx::BOX_COLS};
+use crate::plan::sizes::Sizes;
 
 /// The tile that serves this rank.
 pub(crate) fn rank_tile(r: usize) -> usize {

@@ -1,8 +1,8 @@
 //! Small batches: one launch for each layer.
 
-use super::hopper_decode;
-use super::hopper_short;
-use super::path::Path;
+use super::decode;
+use super::short;
+use crate::plan::path::Path;
 use crate::problem::{Problem, MAX_PROJECTIONS};
 use std::fmt;
 
@@ -10,9 +10,9 @@ use std::fmt;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Alone {
     /// Of kernels/sm90a/decode.cu.
-    Decode(hopper_decode::Schedule),
+    Decode(decode::Schedule),
     /// Of kernels/sm90a/short.cu.
-    Short(hopper_short::Schedule),
+    Short(short::Schedule),
 }
 
 /// The tokens up to which only the bytes of W0 matter.
@@ -21,18 +21,18 @@ const DECODE_TOKENS: usize = 64;
 impl Alone {
     /// For H (T×d) over k, with S (T×r) unless r is 0, on `clusters` clusters; `None` for large T.
     pub(crate) fn forward([t, d, k, r]: [usize; 4], clusters: usize) -> Option<Self> {
-        let short = || hopper_short::Schedule::forward([t, d, r], clusters).map(Alone::Short);
-        let decode = || Alone::Decode(hopper_decode::Schedule::forward([t, d, k, r], clusters));
+        let short = || short::Schedule::forward([t, d, r], clusters).map(Alone::Short);
+        let decode = || Alone::Decode(decode::Schedule::forward([t, d, k, r], clusters));
         match short().filter(|_| t > DECODE_TOKENS) {
             Some(short) => Some(short),
-            None => (t <= hopper_decode::MOST_TOKENS).then(decode),
+            None => (t <= decode::MOST_TOKENS).then(decode),
         }
     }
 
     /// For dX (T×k) over d, with dS (T×r), dA and dB; `None` for large T.
     pub(crate) fn input_grad([t, k, d, r]: [usize; 4], clusters: usize) -> Option<Self> {
-        let short = || hopper_short::Schedule::input_grad([t, k, r], clusters).map(Alone::Short);
-        let decode = hopper_decode::Schedule::input_grad([t, k, d, r], clusters).map(Alone::Decode);
+        let short = || short::Schedule::input_grad([t, k, r], clusters).map(Alone::Short);
+        let decode = decode::Schedule::input_grad([t, k, d, r], clusters).map(Alone::Decode);
         decode.or_else(short)
     }
 
@@ -50,7 +50,7 @@ impl Alone {
 
     pub(crate) fn flags(&self, t: usize) -> usize {
         match self {
-            Alone::Decode(_) => hopper_decode::FLAGS,
+            Alone::Decode(_) => decode::FLAGS,
             Alone::Short(schedule) => schedule.flags(t),
         }
     }
@@ -72,13 +72,13 @@ impl fmt::Display for Alone {
 }
 
 /// The launches of a forward pass; `None` if one of its layers is not a small batch.
-pub(super) fn forward(
+pub(crate) fn forward(
     problem: &Problem,
     clusters: usize,
 ) -> Option<[Option<Alone>; MAX_PROJECTIONS]> {
     let (t, k, layers) = (problem.t(), problem.k(), problem.projections());
     // Reading more tokens again for every layer takes longer than one launch for all layers.
-    if t > hopper_decode::MOST_TOKENS && layers.len() > 1 {
+    if t > decode::MOST_TOKENS && layers.len() > 1 {
         return None;
     }
     let mut launches = [None; MAX_PROJECTIONS];
@@ -90,7 +90,7 @@ pub(super) fn forward(
 
 /// The launch of a backward pass; `None` for several layers, which are one launch for all, and for
 /// large T.
-pub(super) fn backward(problem: &Problem, clusters: usize) -> Option<Alone> {
+pub(crate) fn backward(problem: &Problem, clusters: usize) -> Option<Alone> {
     let &[(d, r)] = problem.projections() else { return None };
     Alone::input_grad([problem.t(), problem.k(), d, r], clusters)
 }

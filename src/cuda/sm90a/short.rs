@@ -8,8 +8,8 @@ use crate::driver::sm90a::{ShortForward, ShortInputGrad};
 use crate::driver::{ElementKernels, Gpu, Kernel};
 use crate::error::Result;
 use crate::manifest::sm90a::short::STEP;
-use crate::plan::hopper_short::Schedule;
-use crate::plan::mma::rank_tile;
+use crate::plan::sm80::rank_tile;
+use crate::plan::sm90a::short::Schedule;
 use crate::problem::Problem;
 
 impl FewTokens for Schedule {

@@ -1,7 +1,7 @@
 //! How `kernels/sm90a/short.cu` is launched: its tiles, and which clusters compute S.
 
-use super::mma::rank_tile;
 use crate::manifest::sm90a::short::{FORWARD_TILES_N, INPUT_GRAD_TILES_N, TILES_M};
+use crate::plan::sm80::rank_tile;
 
 /// The most tokens the kernel serves.
 pub(crate) const MOST_TOKENS: usize = 1024;
@@ -22,8 +22,8 @@ pub(crate) struct Schedule {
 }
 
 impl Schedule {
-    /// For H (T×d) over any k, with S (T×r) unless r is 0, on `clusters` clusters. `None` if the tiles
-    /// need more than one wave, or S would be late.
+    /// For H (T×d) over any k, with S (T×r) unless r is 0, on `clusters` clusters. `None` if
+    /// the tiles need more than one wave, or S would be late.
     pub(crate) fn forward([t, d, r]: [usize; 3], clusters: usize) -> Option<Self> {
         Schedule::of_tiles([t, d, r], clusters, &FORWARD_TILES_N)
     }

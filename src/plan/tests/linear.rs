@@ -1,10 +1,10 @@
 //! Large batches of kernels/sm90a/linear.cuh that compute-sanitizer runs on.
 
 use crate::manifest::sm90a::linear::TILES_N;
-use crate::plan::hopper::{forward, input_grad, Projection, Schedule, CLUSTER_M};
 use crate::plan::sizes::Sizes;
-use crate::plan::small::Alone;
-use crate::plan::{hopper_decode, hopper_grads, hopper_short};
+use crate::plan::sm90a::linear::{forward, input_grad, Projection, Schedule, CLUSTER_M};
+use crate::plan::sm90a::small::Alone;
+use crate::plan::sm90a::{decode, grads, short};
 use std::collections::HashSet;
 
 /// The code a launch reaches: its tile and its slices, whether a cluster computes slices
@@ -22,7 +22,7 @@ fn reaches(schedule: &Schedule, sizes: &Sizes) -> Vec<String> {
     let kernel = format!("{} with {slice}{several}", schedule.tile_n);
     let again = again.then(|| format!("{slice}{several} again"));
     let shared = schedule.stream_k.then(|| format!("{slice} and shared"));
-    let rank_tile = hopper_grads::rank_tile(r);
+    let rank_tile = grads::rank_tile(r);
     let s = (schedule.proj_clusters() > 0).then(|| format!("S of {rank_tile} beside"));
     let grads = match schedule.grad_clusters {
         0 => format!("{rank_tile} after"),
@@ -43,7 +43,7 @@ fn everything_is_sanitized() {
         if Alone::forward([t, d, k, r], sms / 2).is_none() {
             seen[0].extend(reaches(&forward(&of_h, sms / 2), &of_h));
         }
-        if hopper_short::Schedule::input_grad([t, k, r], sms / 2).is_none() {
+        if short::Schedule::input_grad([t, k, r], sms / 2).is_none() {
             seen[1].extend(reaches(&input_grad(&of_dx, sms / 2), &of_dx));
         }
     }
@@ -53,7 +53,7 @@ fn everything_is_sanitized() {
     let shared: [Shared; 22] = include!("../../../tests/common/hopper_shared_shapes.in");
     let mut seen = [HashSet::new(), HashSet::new()];
     for (t, k, layers, sms) in shared {
-        assert!(t > hopper_decode::MOST_TOKENS && layers.len() > 1);
+        assert!(t > decode::MOST_TOKENS && layers.len() > 1);
         let layers = || layers.iter().copied();
         let of_h = Sizes::of_forward(t, k, layers());
         let of_dx = Sizes::of_input_grad(t, k, layers());

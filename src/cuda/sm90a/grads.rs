@@ -1,31 +1,31 @@
 //! The launches of kernels/sm90a/grads.cu, and the parameters of kernels that make dA and dB
 //! beside dX.
 
-use super::last::Last;
-use super::operands::{parts, Gradients, Layers};
+use crate::cuda::last::Last;
+use crate::cuda::operands::{parts, Gradients, Layers};
 use crate::driver::params::HopperGradsParams;
 use crate::driver::{Gpu, Kernel, LaunchMode, Run};
 use crate::error::Result;
 use crate::manifest::sm90a::{grads::STEP_ROWS, linear_tiles::TILE_K, ptx::BOX_COLS};
-use crate::plan::hopper_grads::{box_beside, rank_tile, Makes, Schedule};
+use crate::plan::sm90a::grads::{box_beside, rank_tile, Makes, Schedule};
 use crate::plan::Sizes;
 use crate::problem::{Problem, MAX_PROJECTIONS};
 use bytemuck::Zeroable;
 
 /// Rows of T and columns of S that kernels/sm90a/grads.cu loads at a time, for S of r columns.
-pub(super) fn boxes(r: usize) -> [usize; 2] {
+pub(crate) fn boxes(r: usize) -> [usize; 2] {
     [STEP_ROWS, rank_tile(r).min(BOX_COLS)]
 }
 
 /// What dA and dB of a layer take in a launch for few tokens, which makes dS and knows who waits
 /// for it.
-pub(super) fn grads_beside(layers: &Layers, gradients: &Gradients) -> Result<HopperGradsParams> {
+pub(crate) fn grads_beside(layers: &Layers, gradients: &Gradients) -> Result<HopperGradsParams> {
     grads_params(layers, gradients, 0, box_beside(layers.t, layers.rank()))
 }
 
 /// What dA and dB of these layers take, and dS, if others need not be waited for, with T in boxes
 /// of so many rows, and S of so many columns.
-pub(super) fn grads_params(
+pub(crate) fn grads_params(
     layers: &Layers,
     gradients: &Gradients,
     flags: u64,
@@ -67,7 +67,7 @@ pub(super) fn grads_params(
 }
 
 /// A launch for dS, dA and dB, or a part of them.
-pub(super) struct Grads {
+pub(crate) struct Grads {
     kernel: Kernel<HopperGradsParams>,
     mode: LaunchMode,
     makes: Makes,
@@ -76,7 +76,7 @@ pub(super) struct Grads {
 }
 
 impl Grads {
-    pub(super) fn new(gpu: &Gpu, problem: &Problem, makes: Makes) -> Self {
+    pub(crate) fn new(gpu: &Gpu, problem: &Problem, makes: Makes) -> Self {
         let kernels = gpu.kernels.of(problem.dtype());
         let kernel = kernels.sm90a.grads.get(rank_tile(problem.rank()));
         let kernel = kernel.expect("there is a kernel for every tile of the rank");
@@ -89,7 +89,7 @@ impl Grads {
     }
 
     /// `flags` are zeros, unless this makes only dA and dB.
-    pub(super) fn run(
+    pub(crate) fn run(
         &self,
         run: &Run<'_>,
         layers: &Layers,

@@ -7,7 +7,7 @@ use crate::driver::params::{
 use crate::driver::{ElementKernels, Gpu, Kernel};
 use crate::error::Result;
 use crate::manifest::sm90a::{decode::STEP, ptx::BOX_COLS};
-use crate::plan::hopper_decode::Schedule;
+use crate::plan::sm90a::decode::Schedule;
 use crate::problem::Problem;
 
 impl FewTokens for Schedule {

@@ -1,8 +1,8 @@
 //! The launches of kernels/sm90a/linear.cuh.
 
-use super::hopper_grads::{self, grads_params};
-use super::last::Last;
-use super::operands::{parts, Gradients, Handover, Layer, Layers};
+use super::grads::{self, grads_params};
+use crate::cuda::last::Last;
+use crate::cuda::operands::{parts, Gradients, Handover, Layer, Layers};
 use crate::driver::params::{
     ForwardLayer, ForwardParams, HopperGradsParams, HopperProduct, InputGradLayer, InputGradParams,
     KernelParams, Operand, OutBoxes, Parts,
@@ -14,8 +14,8 @@ use crate::driver::{Gpu, Kernel, LaunchMode, Run};
 use crate::error::Result;
 use crate::manifest::sm90a::linear_tiles::{TILE_K, TILE_M};
 use crate::manifest::sm90a::ptx::BOX_COLS;
-use crate::plan::hopper::{Projection, Schedule, GROUP};
-use crate::plan::hopper_grads::rank_tile;
+use crate::plan::sm90a::grads::rank_tile;
+use crate::plan::sm90a::linear::{Projection, Schedule, GROUP};
 use crate::problem::Problem;
 use bytemuck::Zeroable;
 
@@ -39,9 +39,9 @@ impl<P: KernelParams> Launch<P> {
         // Where there is room beside this launch, early CTAs of the next would take it from others,
         // and at 2048×4096×1024 that one took 9 % longer than without overlap.
         let fills_gpu = schedule.blocks() == 2 * gpu.kernels.profile.clusters();
-        // CTAs that wait for others than the first must run at the same time. Nothing says that this
-        // still holds where some of them start early, and another stream may take the room of the
-        // rest.
+        // CTAs that wait for others than the first must run at the same time. Nothing says that
+        // this still holds where some of them start early, and another stream may take the room of
+        // the rest.
         let overlap = gpu.kernels.overlap && fills_gpu && !cooperative;
         Launch { kernel, mode: LaunchMode { overlap, cooperative }, schedule, last: Last::new() }
     }
@@ -92,10 +92,10 @@ impl<P: KernelParams> Launch<P> {
 }
 
 /// H of every layer. Unless the projection is a launch before, S too.
-pub(super) struct LargeForward(Launch<ForwardParams>);
+pub(crate) struct LargeForward(Launch<ForwardParams>);
 
 impl LargeForward {
-    pub(super) fn new(gpu: &Gpu, problem: &Problem, schedule: Schedule) -> Self {
+    pub(crate) fn new(gpu: &Gpu, problem: &Problem, schedule: Schedule) -> Self {
         let kernels = &gpu.kernels.of(problem.dtype()).sm90a;
         let (slice, n) = (schedule.slice(), schedule.tile_n);
         let kernel = match problem.projections().len() {
@@ -106,11 +106,11 @@ impl LargeForward {
     }
 
     /// Whether S is a launch before.
-    pub(super) fn wants_s(&self) -> bool {
+    pub(crate) fn wants_s(&self) -> bool {
         self.0.schedule.projection == Projection::Separate
     }
 
-    pub(super) fn run(&self, run: &Run<'_>, layers: &Layers, handover: Handover) -> Result<()> {
+    pub(crate) fn run(&self, run: &Run<'_>, layers: &Layers, handover: Handover) -> Result<()> {
         self.0.run(run, (*layers, None, handover), || self.params(layers, handover))
     }
 
@@ -147,10 +147,10 @@ impl LargeForward {
 }
 
 /// dX, and dS unless it is a launch before, with the gradients that some clusters make meanwhile.
-pub(super) struct LargeInputGrad(Launch<InputGradParams>);
+pub(crate) struct LargeInputGrad(Launch<InputGradParams>);
 
 impl LargeInputGrad {
-    pub(super) fn new(gpu: &Gpu, problem: &Problem, schedule: Schedule) -> Self {
+    pub(crate) fn new(gpu: &Gpu, problem: &Problem, schedule: Schedule) -> Self {
         let kernels = &gpu.kernels.of(problem.dtype()).sm90a;
         let (slice, n) = (schedule.slice(), schedule.tile_n);
         let kernel = match problem.projections().len() {
@@ -160,12 +160,12 @@ impl LargeInputGrad {
         LargeInputGrad(Launch::new(gpu, schedule, kernel))
     }
 
-    pub(super) fn schedule(&self) -> &Schedule {
+    pub(crate) fn schedule(&self) -> &Schedule {
         &self.0.schedule
     }
 
     /// Without `gradients` there is no adapter, and all r are 0.
-    pub(super) fn run(
+    pub(crate) fn run(
         &self,
         run: &Run<'_>,
         layers: &Layers,
@@ -191,7 +191,7 @@ impl LargeInputGrad {
             None => Zeroable::zeroed(),
             Some(gradients) => HopperGradsParams {
                 ds_flag_count: self.0.schedule.slices(r) as i32,
-                ..grads_params(layers, gradients, handover.flags, hopper_grads::boxes(r))?
+                ..grads_params(layers, gradients, handover.flags, grads::boxes(r))?
             },
         };
         // What is read MN-major, in boxes of 64 columns, which is what the swizzle allows, and half

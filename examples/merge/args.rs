@@ -1,5 +1,6 @@
 //! The command line.
 
+use crate::names::Rename;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -18,6 +19,9 @@ Usage: cargo run --release --features peft --example merge -- --base PATH --adap
                        B to the weight's type first [default: cuda:0 if it works, else cpu]
   --transposed HOW     how square weights are stored, of which shapes cannot tell: yes ([k, d], as
                        GPT-2's Conv1D), no ([d, k]) or auto [default: auto]
+  --rename FROM=TO     TO for FROM at the beginning of the adapter's module paths, or anywhere if
+                       FROM begins with a dot, where the checkpoint has other names that are not
+                       known here; may be repeated, and applies in that order
   --allow-non-finite   merges also where A, B or a merged weight has infinities or NaN
   --dry-run            lists what would change, and writes nothing
   --help               shows this
@@ -36,6 +40,7 @@ pub struct Options {
     /// The device's name; `None` for the first GPU if it works and the CPU if not.
     pub device: Option<String>,
     pub transposed: Transposed,
+    pub renames: Vec<Rename>,
     pub allow_non_finite: bool,
     pub dry_run: bool,
 }
@@ -54,6 +59,7 @@ impl Options {
         let (mut base, mut adapter, mut out) = (None, None, None);
         let (mut scale, mut device, mut dry_run) = (1.0, None, false);
         let (mut transposed, mut allow_non_finite) = (Transposed::Auto, false);
+        let mut renames = Vec::new();
         let mut args = args.into_iter();
         while let Some(arg) = args.next() {
             let arg = arg.into_string().map_err(|arg| format!("there is no option {arg:?}"))?;
@@ -73,6 +79,7 @@ impl Options {
                 "--scale" => scale = number(&value()?.to_string_lossy())?,
                 "--device" => device = Some(value()?.to_string_lossy().into_owned()),
                 "--transposed" => transposed = layout(&value()?.to_string_lossy())?,
+                "--rename" => renames.push(Rename::parse(&value()?.to_string_lossy())?),
                 "--allow-non-finite" => allow_non_finite = true,
                 "--dry-run" => dry_run = true,
                 _ => return Err(format!("there is no option {arg}")),
@@ -83,9 +90,17 @@ impl Options {
         if out.is_none() && !dry_run {
             return Err("--out is missing".into());
         }
-        let options =
-            Options { base, adapter, out, scale, device, transposed, allow_non_finite, dry_run };
-        Ok(Some(options))
+        Ok(Some(Options {
+            base,
+            adapter,
+            out,
+            scale,
+            device,
+            transposed,
+            renames,
+            allow_non_finite,
+            dry_run,
+        }))
     }
 }
 
@@ -120,16 +135,21 @@ mod tests {
             scale: -0.5,
             device: Some("cuda:1".into()),
             transposed: Transposed::Yes,
+            renames: vec![
+                Rename { from: "a.".into(), to: "".into() },
+                Rename { from: "".into(), to: "b=".into() },
+            ],
             allow_non_finite: true,
             dry_run: true,
         };
         let line = "--base b --adapter=a --out o --scale -0.5 --device cuda:1 --dry-run \
-                    --transposed yes --allow-non-finite";
+                    --transposed yes --allow-non-finite --rename a.= --rename==b=";
         assert_eq!(parse(line), Ok(Some(expected.clone())));
         let plain = Options {
             scale: 1.0,
             device: None,
             transposed: Transposed::Auto,
+            renames: Vec::new(),
             allow_non_finite: false,
             dry_run: false,
             ..expected
@@ -148,6 +168,8 @@ mod tests {
             ("--scale x", "--scale must be a finite number, not \"x\""),
             ("--scale inf", "--scale must be a finite number, not \"inf\""),
             ("--transposed maybe", "--transposed must be auto, yes or no, not \"maybe\""),
+            ("--rename a", "--rename must be FROM=TO, not \"a\""),
+            ("--rename a=a", "--rename must be FROM=TO, not \"a=a\""),
             ("--force", "there is no option --force"),
         ] {
             assert_eq!(parse(line), Err(expected.to_string()), "{line}");

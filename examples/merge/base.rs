@@ -25,6 +25,37 @@ pub fn explain(checkpoint: &Checkpoint, model: &Model, module: &str) -> Option<S
                 .into(),
         );
     }
+    fused(checkpoint, module)
+}
+
+/// The projections of which some models have one weight, and the names of that.
+const FUSED: [(&[&str], &[&str]); 2] = [
+    (
+        &["q_proj", "k_proj", "v_proj", "query", "key", "value"],
+        &["qkv_proj", "query_key_value", "qkv", "c_attn", "Wqkv", "W_pack", "in_proj"],
+    ),
+    (&["gate_proj", "up_proj"], &["gate_up_proj", "dense_h_to_4h"]),
+];
+
+/// Whether adapter and checkpoint differ in that one has a fused projection.
+fn fused(checkpoint: &Checkpoint, module: &str) -> Option<String> {
+    let (parent, last) = module.rsplit_once('.')?;
+    for (separate, fused) in FUSED {
+        let others = match (separate.contains(&last), fused.contains(&last)) {
+            (true, _) => fused,
+            (_, true) => separate,
+            _ => continue,
+        };
+        let others = others.iter().map(|other| format!("{parent}.{other}.weight"));
+        let there: Vec<_> = others.filter(|name| checkpoint.find(name).is_some()).collect();
+        if !there.is_empty() {
+            return Some(format!(
+                "it has {} instead, and a model of that form has no {last} for PEFT either: take \
+                 the checkpoint that the adapter was trained on",
+                there.join(", ")
+            ));
+        }
+    }
     None
 }
 

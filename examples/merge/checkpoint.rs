@@ -129,6 +129,13 @@ impl Checkpoint {
         Some((number, &self.shards[number].entries()[name]))
     }
 
+    /// Whether there is a tensor of a module.
+    pub fn has_module(&self, module: &str) -> bool {
+        let start = format!("{module}.");
+        let next = self.shard_of.range(start.clone()..).next();
+        next.is_some_and(|(name, _)| name.starts_with(&start))
+    }
+
     /// The names of all tensors.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.shard_of.keys().map(String::as_str)

@@ -8,10 +8,12 @@ mod args;
 mod base;
 mod beside;
 mod checkpoint;
+mod families;
 mod layout;
 mod leftovers;
 mod merging;
 mod model;
+mod names;
 mod output;
 mod plan;
 mod progress;
@@ -26,6 +28,7 @@ use crate::checkpoint::Checkpoint;
 use crate::layout::Layouts;
 use crate::merging::rewrite;
 use crate::model::Model;
+use crate::names::Names;
 use crate::output::Staging;
 use crate::plan::{plan, Change, Plan};
 use crate::progress::Progress;
@@ -63,7 +66,14 @@ fn parse() -> Result<Option<Options>> {
 fn run(options: &Options, out: &mut impl Write) -> Result<()> {
     let checkpoint = Checkpoint::open(&options.base)?;
     let model = Model::read(checkpoint.folder())?;
-    let adapters = peft::load(&options.adapter, &Device::cpu(), None)?;
+    let mut adapters = peft::load(&options.adapter, &Device::cpu(), None)?;
+    let renamed = Names::new(
+        &checkpoint,
+        &model,
+        &options.renames,
+        adapters.adapters.keys().map(String::as_str),
+    )?
+    .rename(&mut adapters.adapters)?;
     let fan_in_fan_out = adapters.config.fan_in_fan_out();
     let layouts = Layouts::new(&checkpoint, &model, fan_in_fan_out, options.transposed);
     let Plan { changes, notes, untie } = plan(&checkpoint, &adapters, &model, &layouts, options)?;
@@ -84,7 +94,7 @@ fn run(options: &Options, out: &mut impl Write) -> Result<()> {
         let inputs = checkpoint.paths().chain(folders);
         target.check(inputs.chain(adapter.iter().map(PathBuf::as_path)))?;
     }
-    for note in notes_of(&adapters).iter().chain(&notes) {
+    for note in renamed.iter().chain(&notes_of(&adapters)).chain(&notes) {
         writeln!(out, "note     {note}")?;
     }
     if let (true, Some(Target::File(file))) = (untie, &target) {

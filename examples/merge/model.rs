@@ -41,6 +41,11 @@ impl Model {
         Ok(Model { config: Some(config) })
     }
 
+    /// The type of the whole model, as transformers calls it.
+    pub fn model_type(&self) -> Option<&str> {
+        self.config.as_ref()?.get("model_type")?.as_str()
+    }
+
     /// Whether the model, or one of its parts, has `Conv1D` modules; `None` if that is unknown.
     pub fn has_conv1d(&self) -> Option<bool> {
         let mut types = Vec::new();

@@ -5,6 +5,7 @@ use crate::base;
 use crate::checkpoint::Checkpoint;
 use crate::layout::Layouts;
 use crate::model::Model;
+use crate::names;
 use crate::tied::Weights;
 use crate::Result;
 use lora_kernels::peft::{Adapters, TensorEntry};
@@ -54,7 +55,11 @@ pub fn plan<'a>(
     }
     for (module, adapter, weight) in targets {
         let Some((shard, entry)) = checkpoint.find(&weight) else {
-            let why = explain(module);
+            let shape = [adapter.b().shape().rows(), adapter.a().shape().cols()];
+            let why = match names::suggestion(checkpoint, module, shape) {
+                Some(why) if explain(module).is_empty() => format!("; {why}"),
+                _ => explain(module),
+            };
             return Err(
                 format!("the checkpoint has no {weight} for the adapter {module}{why}").into()
             );

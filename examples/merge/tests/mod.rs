@@ -2,9 +2,11 @@
 
 mod bases;
 mod finite;
+mod fixtures;
 mod layout;
 mod leftovers;
 mod merging;
+mod names;
 mod output;
 mod refusals;
 mod tied;

@@ -11,7 +11,9 @@ Usage: cargo run --release --features peft --example merge -- --base PATH --adap
 
   --base PATH          model.safetensors, or a sharded checkpoint's model.safetensors.index.json,
                        or the directory of either
-  --adapter DIR        the PEFT directory: adapter_config.json and adapter_model.safetensors
+  --adapter DIR        the PEFT directory: adapter_config.json and adapter_model.safetensors; or
+                       that of mlx-lm, mistral-finetune or diffusers, or a file of diffusers or
+                       kohya's sd-scripts
   --out PATH           the new file; the new directory if the checkpoint is sharded or --base is a
                        directory, with configuration, tokenizer and all else beside the weights
   --scale X            multiplies the adapter's own scale; -1 takes an adapter out [default: 1]

@@ -25,6 +25,14 @@ pub fn explain(checkpoint: &Checkpoint, model: &Model, module: &str) -> Option<S
                 .into(),
         );
     }
+    if module.starts_with("lora_") {
+        return Some(
+            "kohya's scripts write an underscore for each dot of a module's path, and no path of \
+             the checkpoint gives that name: take the model under the names that it was trained \
+             with (diffusers' for SD 1 and 2, Stability's own for SDXL)"
+                .into(),
+        );
+    }
     fused(checkpoint, module)
 }
 

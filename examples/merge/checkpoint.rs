@@ -9,8 +9,16 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 
-const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
+const SINGLE: &str = "model.safetensors";
+/// The names in a folder, also those of diffusers and of Mistral, in the order of preference.
+const NAMES: [&str; 5] = [
+    INDEX,
+    SINGLE,
+    "diffusion_pytorch_model.safetensors.index.json",
+    "diffusion_pytorch_model.safetensors",
+    "consolidated.safetensors",
+];
 /// The largest index that is read; an index of 100 000 tensors has about 10 MB.
 const MAX_INDEX: u64 = 64 << 20;
 
@@ -25,11 +33,12 @@ pub struct Checkpoint {
 impl Checkpoint {
     pub fn open(base: &Path) -> Result<Self> {
         let path = match base {
-            dir if dir.is_dir() => match dir.join(INDEX) {
-                index if index.exists() => index,
-                _ if dir.join(SINGLE).exists() => dir.join(SINGLE),
-                _ => return Self::open_folder(dir),
-            },
+            dir if dir.is_dir() => {
+                match NAMES.iter().map(|name| dir.join(name)).find(|path| path.exists()) {
+                    Some(path) => path,
+                    None => return Self::open_folder(dir),
+                }
+            }
             file => file.to_path_buf(),
         };
         if base::is_lfs_pointer(&path) {
@@ -136,6 +145,12 @@ impl Checkpoint {
         next.is_some_and(|(name, _)| name.starts_with(&start))
     }
 
+    /// Whether there is a weight of a module, [d, k] or stored the other way round.
+    pub fn has_weight(&self, module: &str, [d, k]: [usize; 2]) -> bool {
+        let weight = self.find(&format!("{module}.weight"));
+        weight.and_then(|(_, entry)| matrix(entry)).is_some_and(|is| is == [d, k] || is == [k, d])
+    }
+
     /// The names of all tensors.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.shard_of.keys().map(String::as_str)
@@ -164,6 +179,14 @@ impl Checkpoint {
     pub fn bytes(&self) -> Result<u64> {
         let sizes = self.shards.iter().map(|shard| Ok(fs::metadata(shard.path())?.len()));
         sizes.sum()
+    }
+}
+
+/// The shape of a weight that is a matrix, or a convolution of 1x1, which is one.
+pub fn matrix(entry: &TensorEntry) -> Option<[usize; 2]> {
+    match entry.shape[..] {
+        [rows, cols] | [rows, cols, 1, 1] => Some([rows, cols]),
+        _ => None,
     }
 }
 

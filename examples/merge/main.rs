@@ -12,10 +12,12 @@ mod families;
 mod layout;
 mod leftovers;
 mod merging;
+mod mistral;
 mod model;
 mod names;
 mod output;
 mod plan;
+mod programs;
 mod progress;
 mod target;
 #[cfg(test)]
@@ -33,15 +35,22 @@ use crate::output::Staging;
 use crate::plan::{plan, Change, Plan};
 use crate::progress::Progress;
 use crate::target::Target;
-use lora_kernels::peft::{self, Adapters};
-use lora_kernels::{DType, Device};
+use lora_kernels::peft::{self, Adapters, Format};
+use lora_kernels::{Adapter, DType, Device};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::{env, error};
 
-/// The files of a PEFT directory.
-const ADAPTER_FILES: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
+/// The files of adapters, in PEFT's directories and those of other programs.
+const ADAPTER_FILES: [&str; 6] = [
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "adapters.safetensors",
+    "lora.safetensors",
+    "params.json",
+    "pytorch_lora_weights.safetensors",
+];
 
 type Result<T, E = Box<dyn error::Error>> = std::result::Result<T, E>;
 
@@ -67,6 +76,7 @@ fn run(options: &Options, out: &mut impl Write) -> Result<()> {
     let checkpoint = Checkpoint::open(&options.base)?;
     let model = Model::read(checkpoint.folder())?;
     let mut adapters = peft::load(&options.adapter, &Device::cpu(), None)?;
+    let placed = programs::place(&checkpoint, &model, &mut adapters)?;
     let renamed = Names::new(
         &checkpoint,
         &model,
@@ -83,7 +93,11 @@ fn run(options: &Options, out: &mut impl Write) -> Result<()> {
     let base = options.base.display();
     writeln!(out, "base     {base}: {tensors} tensors in {files} files, {}", megabytes(bytes))?;
     let (adapter, count) = (options.adapter.display(), adapters.adapters.len());
-    writeln!(out, "adapter  {adapter}: {count} modules")?;
+    let program = match adapters.format {
+        Format::Peft => String::new(),
+        format => format!(", in the format of {format}{}", scales_of(&adapters)),
+    };
+    writeln!(out, "adapter  {adapter}: {count} modules{program}")?;
     let target = match &options.out {
         Some(to) => Some(Target::new(&checkpoint, &options.base, to)?),
         None => None,
@@ -94,7 +108,7 @@ fn run(options: &Options, out: &mut impl Write) -> Result<()> {
         let inputs = checkpoint.paths().chain(folders);
         target.check(inputs.chain(adapter.iter().map(PathBuf::as_path)))?;
     }
-    for note in renamed.iter().chain(&notes_of(&adapters)).chain(&notes) {
+    for note in placed.iter().chain(&renamed).chain(&notes_of(&adapters)).chain(&notes) {
         writeln!(out, "note     {note}")?;
     }
     if let (true, Some(Target::File(file))) = (untie, &target) {
@@ -150,6 +164,16 @@ fn run(options: &Options, out: &mut impl Write) -> Result<()> {
     }
     report_left_out(beside.as_ref(), out)?;
     Ok(writeln!(out, "merged   {changed} of {tensors} tensors, into {}", to.display())?)
+}
+
+/// The scales of the adapters, in words.
+fn scales_of(adapters: &Adapters) -> String {
+    let scales = || adapters.adapters.values().map(Adapter::scale);
+    let (low, high) = (scales().fold(f32::MAX, f32::min), scales().fold(f32::MIN, f32::max));
+    match low == high {
+        true => format!(", scale {low}"),
+        false => format!(", scales from {low} to {high}"),
+    }
 }
 
 /// What of the adapter's directory is not merged, as in PEFT.

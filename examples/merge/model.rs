@@ -41,6 +41,13 @@ impl Model {
         Ok(Model { config: Some(config) })
     }
 
+    /// A whole number of the language model's configuration.
+    pub fn number(&self, key: &str) -> Option<usize> {
+        let config = self.config.as_ref()?;
+        let text = config.get("text_config").and_then(|text| text.get(key));
+        text.or(config.get(key))?.as_u64().map(|number| number as usize)
+    }
+
     /// The type of the whole model, as transformers calls it.
     pub fn model_type(&self) -> Option<&str> {
         self.config.as_ref()?.get("model_type")?.as_str()

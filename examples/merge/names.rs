@@ -11,7 +11,7 @@ use crate::Result;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The attributes under which models in transformers hold their base model (`base_model_prefix`).
-const BASE_PREFIXES: [&str; 21] = [
+const BASE_PREFIXES: [&str; 23] = [
     "albert",
     "backbone",
     "bert",
@@ -30,7 +30,9 @@ const BASE_PREFIXES: [&str; 21] = [
     "mpnet",
     "nomic_bert",
     "roberta",
+    "text_model",
     "transformer",
+    "vision_model",
     "vit",
     "wav2vec2",
 ];
@@ -216,13 +218,11 @@ impl<'a> Index<'a> {
 /// The `--rename` that would lead from a module to a weight of the checkpoint that has its shape
 /// and most of its path.
 pub fn suggestion(checkpoint: &Checkpoint, module: &str, shape: [usize; 2]) -> Option<String> {
-    let [d, k] = shape;
     let own: Vec<&str> = module.split('.').collect();
     let mut best: Option<(usize, &str)> = None;
     for name in checkpoint.names() {
         let Some(path) = name.strip_suffix(".weight") else { continue };
-        let entry = checkpoint.find(name).map(|(_, entry)| &entry.shape);
-        if !entry.is_some_and(|is| *is == [d, k] || *is == [k, d]) {
+        if !checkpoint.has_weight(path, shape) {
             continue;
         }
         let same = path.rsplit('.').zip(own.iter().rev()).take_while(|(one, other)| one == *other);

@@ -2,7 +2,7 @@
 
 use crate::args::Options;
 use crate::base;
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{matrix, Checkpoint};
 use crate::layout::Layouts;
 use crate::model::Model;
 use crate::names;
@@ -73,7 +73,8 @@ pub fn plan<'a>(
             );
         };
         let shape = [adapter.b().shape().rows(), adapter.a().shape().cols()];
-        let Some(transposed) = layouts.transposed(module, &entry.shape, shape)? else {
+        let stored = matrix(entry).map_or(entry.shape.clone(), Vec::from);
+        let Some(transposed) = layouts.transposed(module, &stored, shape)? else {
             let (is, is_for) = (&entry.shape, shape);
             return Err(format!(
                 "{shard_path}: {weight} has shape {is:?}, but the adapter {module} is for \

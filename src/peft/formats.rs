@@ -1,6 +1,7 @@
 //! What a directory holds that is not PEFT's two files, and what to do about it.
 
 use super::file::{unreadable, unsupported, CONFIG_FILE, WEIGHTS_FILE};
+use super::other::names::{self, Format};
 use crate::error::Error;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -12,25 +13,6 @@ use std::path::Path;
 const MAX_NAMES: usize = 10_000;
 const MAX_FOLDERS: usize = 8;
 
-const MLX: &str = "mlx-lm's format: lora_a is A transposed, lora_b is B transposed. `mlx_lm.fuse` \
-                   merges it; for PEFT, write lora_A.weight and lora_B.weight, with lora_alpha = \
-                   scale * rank";
-
-/// Other formats, by the file that they consist of.
-const OTHERS: [(&str, &str); 3] = [
-    ("adapters.safetensors", MLX),
-    (
-        "lora.safetensors",
-        "mistral-finetune's format, of the names of Mistral's own checkpoints (wq, w1): merge it \
-         with mistral-finetune, or rename its modules to the names of transformers and write an \
-         adapter_config.json",
-    ),
-    (
-        "pytorch_lora_weights.safetensors",
-        "diffusers' format: load it there and save it with PEFT's save_pretrained",
-    ),
-];
-
 /// The error for a directory that has no `adapter_config.json`.
 pub(super) fn no_config(dir: &Path, error: io::Error) -> Error {
     let path = dir.join(CONFIG_FILE);
@@ -41,9 +23,6 @@ pub(super) fn no_config(dir: &Path, error: io::Error) -> Error {
     }
     if error.kind() != io::ErrorKind::NotFound {
         return unreadable(&path, error);
-    }
-    if let Some(error) = another_format(dir) {
-        return error;
     }
     let reason = if dir.join(WEIGHTS_FILE).exists() {
         format!("{error}; PEFT writes it beside {WEIGHTS_FILE}: copy it from where that comes from")
@@ -81,9 +60,6 @@ pub(super) fn no_weights(dir: &Path, error: io::Error) -> Error {
                       {\"format\": \"pt\"})'";
         return unsupported(&pickle, "the file", reason);
     }
-    if let Some(error) = another_format(dir) {
-        return error;
-    }
     let reason = match folders(dir, WEIGHTS_FILE) {
         Some(folders) => format!("{error}; adapters are in its sub-folders: name one of {folders}"),
         None => error.to_string(),
@@ -94,31 +70,20 @@ pub(super) fn no_weights(dir: &Path, error: io::Error) -> Error {
 /// What a configuration without `peft_type` is, if that can be told.
 pub(super) fn of_config(fields: &BTreeMap<String, Value>) -> Option<&'static str> {
     let of_mlx = ["fine_tune_type", "lora_parameters", "num_layers", "lora_layers"];
-    of_mlx.iter().any(|key| fields.contains_key(*key)).then_some(MLX)
+    of_mlx.iter().any(|key| fields.contains_key(*key)).then_some(
+        "mlx-lm's configuration, whose weights are adapters.safetensors with names that end in \
+         lora_a and lora_b",
+    )
 }
 
-/// What the name of a tensor says of the format that it is of.
+/// What the name of a tensor among PEFT's says of the format that it is of.
 pub(super) fn of_tensor(name: &str) -> Option<&'static str> {
-    let part_is = |parts: &[&str]| name.split('.').any(|part| parts.contains(&part));
-    if name.ends_with(".lora_a") || name.ends_with(".lora_b") {
-        Some(MLX)
-    } else if name.contains(".lora_down.") || name.contains(".lora_up.") || name.ends_with(".alpha")
-    {
-        Some("the format of kohya's scripts: load it in diffusers and save it with PEFT")
-    } else if part_is(&["transformer", "unet", "text_encoder", "text_encoder_2"])
-        && name.contains(".lora_")
-    {
-        Some("diffusers' format: load it there and save it with PEFT's save_pretrained")
-    } else if part_is(&["wq", "wk", "wv", "wo", "w1", "w2", "w3"]) {
-        Some("mistral-finetune's format: rename its modules as transformers names them")
-    } else {
-        None
-    }
-}
-
-fn another_format(dir: &Path) -> Option<Error> {
-    let (name, format) = OTHERS.iter().find(|(name, _)| dir.join(name).is_file())?;
-    Some(unsupported(&dir.join(name), "the file", *format))
+    Some(match names::of_name(name)? {
+        Format::MlxLm => "a name of mlx-lm among PEFT's",
+        Format::MistralFinetune => "a name of mistral-finetune among PEFT's",
+        Format::Kohya | Format::Diffusers => "a name of kohya's scripts or diffusers among PEFT's",
+        Format::Peft => return None,
+    })
 }
 
 /// The sub-folders that hold a file, in words.

@@ -4,6 +4,7 @@ use super::config::{Config, MAX_CONFIG};
 use super::file::{malformed, open_regular, unreadable, unsupported};
 use super::file::{CONFIG_FILE, WEIGHTS_FILE};
 use super::formats;
+use super::other::{self, Format, Other};
 use super::pairs::{pairs, Pair, Pairs};
 use super::targets::{undecided, Targets};
 use super::tensors::TensorFile;
@@ -44,6 +45,10 @@ pub struct Adapters {
     /// for the tensors `base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight` [r, k] and
     /// `...lora_B.weight` [d, r]. The weight that it adapts is `PATH.weight` [d, k].
     pub adapters: BTreeMap<String, Adapter>,
+    /// The program that the names and scales of the tensors are of. For another than PEFT, the
+    /// paths in `adapters` are as [its variant](Format) says, and [`save`](super::save) writes them
+    /// into PEFT's files.
+    pub format: Format,
     /// The names of the tensors that `target_modules`, `exclude_modules`, `layers_to_transform` or
     /// `layers_pattern` leave out. PEFT does not load them, and [`save`](super::save) does not
     /// write them.
@@ -57,7 +62,21 @@ pub struct Adapters {
     pub unknown_fields: Vec<String>,
 }
 
-/// Loads the adapters of a PEFT directory.
+impl From<Other> for Adapters {
+    fn from(Other { config, adapters, format }: Other) -> Self {
+        Adapters {
+            config,
+            adapters,
+            format,
+            left_out: Vec::new(),
+            targets_disregarded: false,
+            unknown_fields: Vec::new(),
+        }
+    }
+}
+
+/// Loads the adapters of a PEFT directory, or of the directory or file of
+/// [another program](super::Format).
 ///
 /// With a `dtype`, A and B are rounded to it. Without, they keep the element type of the file; if
 /// A and B of a module differ in it, both get the type that holds the values of both (f32).
@@ -79,6 +98,9 @@ pub struct Adapters {
 /// [`Error::Driver`] of the device.
 pub fn load(dir: impl AsRef<Path>, device: &Device, dtype: Option<DType>) -> Result<Adapters> {
     let dir = dir.as_ref();
+    if let Some(other) = other::load(dir, device, dtype)? {
+        return Ok(other.into());
+    }
     let mut retries = 0;
     let (config, weights) = loop {
         let (config, of_config, weights) = open(dir)?;
@@ -132,7 +154,8 @@ fn is_torn(config: &Config, of_config: Option<SystemTime>, weights: &TensorFile)
     !same && !edited()
 }
 
-/// Loads adapters from the contents of the two files of a PEFT directory.
+/// Loads adapters from the contents of the two files of a PEFT directory, or of the files of
+/// [another program](super::Format); `config` is empty where that has none.
 ///
 /// # Errors
 /// As for [`load`].
@@ -142,6 +165,9 @@ pub fn load_from_bytes(
     device: &Device,
     dtype: Option<DType>,
 ) -> Result<Adapters> {
+    if let Some(other) = other::load_from_bytes(config, weights, device, dtype)? {
+        return Ok(other.into());
+    }
     let config = parse_config(Path::new(CONFIG_FILE), config)?;
     read_adapters(config, TensorFile::new(WEIGHTS_FILE, Cursor::new(weights))?, device, dtype)
 }
@@ -192,7 +218,8 @@ fn read_adapters<R: Read + Seek>(
         config.fields.remove("target_modules");
     }
     let unknown_fields = config.unknown_fields();
-    Ok(Adapters { config, adapters, left_out, targets_disregarded, unknown_fields })
+    let format = Format::Peft;
+    Ok(Adapters { config, adapters, format, left_out, targets_disregarded, unknown_fields })
 }
 
 /// The rank must be the one of the configuration, which is what PEFT would make room for.

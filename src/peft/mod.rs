@@ -164,6 +164,11 @@
 //!   what `all-linear` leaves out; here it is a module whose last name is `lm_head` or `embed_out`.
 //! * `fan_in_fan_out`, which only says how the base weights are stored: [`Config::fan_in_fan_out`].
 //! * An adapter's name inside the keys, as in `q_proj.lora_A.default.weight`: one for the file.
+//! * The files of [other programs](Format), in PEFT's place or under their own names:
+//!   `adapters.safetensors` with its configuration (mlx-lm), `lora.safetensors`
+//!   (mistral-finetune), `pytorch_lora_weights.safetensors` (diffusers), and any file of diffusers or
+//!   kohya's sd-scripts by its path. The scale is that of the program: α in the file, in its
+//!   metadata, in the configuration beside it, or the program's default, in this order.
 //! * `NaN` and `Infinity` in the JSON, which Python writes, in fields without effect.
 //!
 //! Patterns and texts of modules are regular expressions of Python's `re`. Of a pattern, the first
@@ -193,8 +198,10 @@
 //! * tensors that PEFT drops without an error: without the prefix `base_model.model.` or with two,
 //!   and of the parameters of experts that `target_parameters` does not name;
 //! * keys of several adapters, ranks above 256, and other element types;
-//! * Git LFS pointers, adapters in several files, pickles (`adapter_model.bin`), and the formats of
-//!   mlx-lm, mistral-finetune, kohya and diffusers: the error says what to do.
+//! * Git LFS pointers, adapters in several files, and pickles (`adapter_model.bin`): the error says
+//!   what to do;
+//! * in files of other programs, LyCORIS, DoRA, experts, convolutions larger than 1x1, an α of 0, and
+//!   settings of which the versions of a program make different things.
 //!
 //! # While another process saves
 //!
@@ -210,6 +217,7 @@ mod file;
 mod formats;
 mod load;
 mod lock;
+mod other;
 mod pairs;
 mod pattern;
 mod regex;
@@ -221,5 +229,6 @@ mod unique;
 
 pub use config::Config;
 pub use load::{load, load_from_bytes, Adapters};
+pub use other::Format;
 pub use save::save;
 pub use tensors::{TensorEntry, TensorFile};

@@ -24,6 +24,9 @@ const MAX_HEADER: u64 = 32 << 20;
 /// The key of the fingerprint in the metadata.
 pub(super) const FINGERPRINT: &str = "lora_kernels.config";
 
+/// The key of the configurations that diffusers writes into the metadata.
+const ADAPTER_METADATA: &str = "lora_adapter_metadata";
+
 /// A safetensors file that is open for reading.
 ///
 /// The header is read and checked at once: names are unique, every tensor has the bytes that its
@@ -54,6 +57,7 @@ pub struct TensorFile<R = File> {
     reader: R,
     entries: BTreeMap<String, TensorEntry>,
     fingerprint: Option<u64>,
+    adapter_metadata: Option<String>,
 }
 
 /// What the header of a [`TensorFile`] says of a tensor.
@@ -123,14 +127,25 @@ impl<R: Read + Seek> TensorFile<R> {
         let Header { metadata, tensors } =
             serde_json::from_slice(&header).map_err(|error| malformed(error.to_string()))?;
         let entries = entries(&path, tensors, 8 + header_length, length)?;
-        let fingerprint = metadata.iter().find(|(key, _)| key == FINGERPRINT);
-        let fingerprint = fingerprint.and_then(|(_, hex)| u64::from_str_radix(hex, 16).ok());
-        Ok(TensorFile { path, reader, entries, fingerprint })
+        let (mut fingerprint, mut adapter_metadata) = (None, None);
+        for (key, value) in metadata {
+            match &*key {
+                FINGERPRINT => fingerprint = u64::from_str_radix(&value, 16).ok(),
+                ADAPTER_METADATA => adapter_metadata = Some(value),
+                _ => {}
+            }
+        }
+        Ok(TensorFile { path, reader, entries, fingerprint, adapter_metadata })
     }
 
     /// The fingerprint of the configuration that `save` wrote along with the file.
     pub(super) fn fingerprint(&self) -> Option<u64> {
         self.fingerprint
+    }
+
+    /// The configurations that diffusers wrote into the metadata.
+    pub(super) fn adapter_metadata(&self) -> Option<&str> {
+        self.adapter_metadata.as_deref()
     }
 
     /// The file's name, as errors call it.
@@ -152,18 +167,70 @@ impl<R: Read + Seek> TensorFile<R> {
         let Some(entry) = self.entries.get(name) else {
             return Err(malformed(&self.path, name, "is not in the file"));
         };
-        let Some(own) = entry.dtype else {
-            return Err(unsupported(&self.path, name, not_numbers(entry)));
-        };
         let Ok(shape) = Shape::new(&entry.shape) else {
             let reason = format!("it has {} dimensions, not one to six", entry.shape.len());
             return Err(unsupported(&self.path, name, reason));
+        };
+        self.shaped(name, shape, device, dtype)
+    }
+
+    /// Reads a tensor of the file, under another shape of as many elements.
+    pub(super) fn matrix(
+        &mut self,
+        name: &str,
+        shape: [usize; 2],
+        device: &Device,
+        dtype: Option<DType>,
+    ) -> Result<Tensor> {
+        let shape =
+            Shape::new(&shape).map_err(|error| unsupported(&self.path, name, error.to_string()))?;
+        debug_assert_eq!(self.entries[name].shape.iter().product::<usize>(), shape.elements());
+        self.shaped(name, shape, device, dtype)
+    }
+
+    fn shaped(
+        &mut self,
+        name: &str,
+        shape: Shape,
+        device: &Device,
+        dtype: Option<DType>,
+    ) -> Result<Tensor> {
+        let entry = &self.entries[name];
+        let Some(own) = entry.dtype else {
+            return Err(unsupported(&self.path, name, not_numbers(entry)));
         };
         let at = entry.bytes.start;
         match own {
             DType::Bf16 => self.read::<bf16>(at, device, shape, dtype),
             DType::F16 => self.read::<f16>(at, device, shape, dtype),
             DType::F32 => self.read::<f32>(at, device, shape, dtype),
+        }
+    }
+
+    /// Reads a tensor of the file that is one number.
+    pub(super) fn scalar(&mut self, name: &str) -> Result<f32> {
+        let entry = &self.entries[name];
+        let (bytes, dtype) = (entry.bytes.clone(), entry.dtype_name.clone());
+        if entry.shape.iter().product::<usize>() != 1 {
+            let reason = format!("is not one number: its shape is {:?}", entry.shape);
+            return Err(malformed(&self.path, name, reason));
+        }
+        let mut raw = [0; 8];
+        let raw = &mut raw[..(bytes.end - bytes.start).min(8) as usize];
+        read_at(&mut self.reader, bytes.start, raw)
+            .map_err(|error| unreadable(&self.path, error))?;
+        let number = match (&*dtype, &*raw) {
+            ("BF16", &[a, b]) => bf16::from_le_bytes([a, b]).to_f32(),
+            ("F16", &[a, b]) => f16::from_le_bytes([a, b]).to_f32(),
+            ("F32", &[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]),
+            ("I32", &[a, b, c, d]) => i32::from_le_bytes([a, b, c, d]) as f32,
+            ("F64", raw) => f64::from_le_bytes(raw.try_into().expect("eight")) as f32,
+            ("I64", raw) => i64::from_le_bytes(raw.try_into().expect("eight")) as f32,
+            _ => return Err(unsupported(&self.path, name, format!("a number in {dtype}"))),
+        };
+        match number.is_finite() {
+            true => Ok(number),
+            false => Err(malformed(&self.path, name, format!("is {number}"))),
         }
     }
 

@@ -58,7 +58,10 @@ impl<'de> Deserialize<'de> for Header {
                 let (mut metadata, mut tensors) = (Vec::new(), Vec::new());
                 while let Some(key) = keys.next(&mut map)? {
                     if key == "__metadata__" {
-                        Entries(metadata) = map.next_value().map_err(|error| of(&key, error))?;
+                        // MLX writes null.
+                        let entries: Option<Entries<_>> =
+                            map.next_value().map_err(|error| of(&key, error))?;
+                        metadata = entries.map_or(Vec::new(), |Entries(entries)| entries);
                     } else {
                         let info = map.next_value().map_err(|error| of(&key, error))?;
                         tensors.push((key, info));

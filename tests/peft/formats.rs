@@ -1,7 +1,7 @@
 //! Directories and files that are not PEFT's: what they are, and what to do.
 
 use crate::files::{
-    assert_refused, good_config, good_weights, load, load_weights, CONFIG, WEIGHTS,
+    assert_refused, file, good_config, good_weights, load, load_weights, CONFIG, WEIGHTS,
 };
 use lora_kernels::peft::{self, TensorFile};
 use lora_kernels::{Device, Error};
@@ -84,15 +84,13 @@ fn other_formats_are_named() {
     let (index, shard) =
         ("adapter_model.safetensors.index.json", "adapter_model-00001-of-00002.safetensors");
     for (files, words) in [
-        (
-            vec![(CONFIG, mlx.as_slice()), ("adapters.safetensors", none)],
-            vec![CONFIG, "mlx_lm.fuse"],
-        ),
+        (vec![(CONFIG, mlx.as_slice())], vec![CONFIG, "mlx-lm's configuration"]),
         (vec![(CONFIG, b"{}")], vec![CONFIG, "peft_type", "save_pretrained"]),
-        (vec![("adapters.safetensors", none)], vec!["adapters.safetensors", "mlx_lm.fuse"]),
-        (vec![config, ("adapters.safetensors", none)], vec!["adapters.safetensors", "mlx_lm.fuse"]),
-        (vec![("lora.safetensors", none)], vec!["lora.safetensors", "mistral-finetune"]),
-        (vec![("pytorch_lora_weights.safetensors", none)], vec!["diffusers"]),
+        (vec![("adapters.safetensors", none)], vec!["adapters.safetensors", "is cut off"]),
+        (
+            vec![("lora.safetensors", &file("{}", 0))],
+            vec!["lora.safetensors", "names of no format that is known"],
+        ),
         (vec![config, ("adapter_model.bin", none)], vec!["adapter_model.bin", "python -c"]),
         (vec![config, (index, none), (shard, none)], vec![index, "in several files", "python -c"]),
         (vec![config, (shard, none)], vec!["in several files", "python -c"]),

@@ -11,5 +11,6 @@ mod directory;
 mod files;
 mod fixtures;
 mod formats;
+mod other;
 mod targets;
 mod weights;

@@ -10,7 +10,8 @@ Merges a PEFT adapter into a safetensors checkpoint: W0 becomes W0 + s·B A, all
 Usage: cargo run --release --features peft --example merge -- --base PATH --adapter DIR --out PATH
 
   --base PATH          model.safetensors, or a sharded checkpoint's model.safetensors.index.json,
-                       or the directory of either
+                       or the directory of either; weights of bitsandbytes and in FP8 become
+                       16-bit ones
   --adapter DIR        the PEFT directory: adapter_config.json and adapter_model.safetensors; or
                        that of mlx-lm, mistral-finetune or diffusers, or a file of diffusers or
                        kohya's sd-scripts

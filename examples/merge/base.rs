@@ -75,14 +75,12 @@ fn quantised(checkpoint: &Checkpoint, model: &Model, module: &str) -> Option<Str
         checkpoint.names().any(|name| name.starts_with(&start))
     };
     let dtype = checkpoint.find(&format!("{module}.weight")).map(|(_, entry)| &*entry.dtype_name);
-    if has("weight.quant_state.bitsandbytes__nf4") {
-        return Some("bitsandbytes NF4, 4 bits".into());
-    } else if has("weight.quant_state.bitsandbytes__fp4") {
-        return Some("bitsandbytes FP4, 4 bits".into());
-    } else if starts("weight.quant_state.") || has("weight.absmax") {
-        return Some("bitsandbytes, 4 bits".into());
-    } else if has("SCB") || has("weight_format") {
-        return Some("bitsandbytes, 8 bits".into());
+    if starts("weight.quant_state.") || has("weight.absmax") {
+        return Some("bitsandbytes, 4 bits, without its quant_state".into());
+    } else if has("weight_format") {
+        return Some("bitsandbytes, 8 bits, without its SCB".into());
+    } else if has("scales") && has("biases") {
+        return Some("MLX; mlx_lm.convert --dequantize makes a plain one".into());
     } else if has("qweight") {
         let method = model.quantised_by().unwrap_or("GPTQ or AWQ");
         return Some(method.to_string());
@@ -92,7 +90,6 @@ fn quantised(checkpoint: &Checkpoint, model: &Model, module: &str) -> Option<Str
         return Some("HQQ".into());
     }
     match (dtype, model.quantised_by()) {
-        (Some(dtype), _) if dtype.starts_with("F8") => Some(format!("FP8, {dtype}")),
         (Some("I8" | "U8" | "I32" | "F4") | None, Some(method)) => Some(method.to_string()),
         _ => None,
     }

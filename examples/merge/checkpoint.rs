@@ -1,6 +1,8 @@
 //! A checkpoint: one safetensors file, or several with an index.
 
-use crate::{base, Result};
+use crate::model::Model;
+use crate::shard::Shard;
+use crate::{base, packed, Result};
 use lora_kernels::peft::{TensorEntry, TensorFile};
 use serde_json::{json, Value};
 use std::collections::BTreeMap;
@@ -23,11 +25,13 @@ const NAMES: [&str; 5] = [
 const MAX_INDEX: u64 = 64 << 20;
 
 pub struct Checkpoint {
-    pub shards: Vec<TensorFile>,
+    pub shards: Vec<Shard>,
     /// The number of the shard that has a tensor, by the tensor's name.
     shard_of: BTreeMap<String, usize>,
     /// The index of a sharded one.
     pub index: Option<PathBuf>,
+    /// Whether quantised weights have become plain ones.
+    pub is_unpacked: bool,
 }
 
 impl Checkpoint {
@@ -47,12 +51,17 @@ impl Checkpoint {
         if !path.to_string_lossy().ends_with(".json") {
             let file = open_shard(path)?;
             let shard_of = file.entries().keys().map(|name| (name.clone(), 0)).collect();
-            return Ok(Checkpoint { shards: vec![file], shard_of, index: None });
+            return Ok(Checkpoint {
+                shards: vec![file],
+                shard_of,
+                index: None,
+                is_unpacked: false,
+            });
         }
         let weights = read_index(&path).map_err(|error| format!("{}: {error}", path.display()))?;
         let folder = path.parent().unwrap_or(Path::new(""));
         let mut numbers = BTreeMap::new();
-        let (mut shards, mut shard_of) = (Vec::<TensorFile>::new(), BTreeMap::new());
+        let (mut shards, mut shard_of) = (Vec::<Shard>::new(), BTreeMap::new());
         for (weight, file) in weights {
             let number = match numbers.get(&file) {
                 Some(&number) => number,
@@ -69,7 +78,26 @@ impl Checkpoint {
             }
             shard_of.insert(weight, number);
         }
-        Ok(Checkpoint { shards, shard_of, index: Some(path) })
+        Ok(Checkpoint { shards, shard_of, index: Some(path), is_unpacked: false })
+    }
+
+    /// The same with plain weights in the place of quantised ones; and what those are.
+    pub fn unpacked(mut self, model: &Model) -> Result<(Self, Option<String>)> {
+        let mut found = packed::find(&self, model)?;
+        let count = found.weights.len();
+        if count == 0 {
+            return Ok((self, None));
+        }
+        let formats: Vec<_> = found.formats.iter().copied().collect();
+        let note = format!(
+            "{count} weights of the base are quantised ({}) and become 16-bit ones",
+            formats.join(", ")
+        );
+        let shards = self.shards.into_iter().map(|shard| shard.unpacked(&mut found));
+        self.shards = shards.collect::<Result<_>>()?;
+        self.shard_of.retain(|name, _| !found.parts.contains(name));
+        self.is_unpacked = true;
+        Ok((self, Some(note)))
     }
 
     /// The shards of a folder without an index, in the order of their numbers.
@@ -111,17 +139,17 @@ impl Checkpoint {
             }
             shards.push(shard);
         }
-        Ok(Checkpoint { shards, shard_of, index: None })
+        Ok(Checkpoint { shards, shard_of, index: None, is_unpacked: false })
     }
 
     /// The index's name and contents for the output: the base's own, or one for shards that have
     /// none.
     pub fn index_file(&self) -> Result<Option<(OsString, Vec<u8>)>> {
-        if let Some(index) = &self.index {
+        if let Some(index) = self.index.as_ref().filter(|_| !self.is_unpacked) {
             let name = index.file_name().ok_or("the index has no name")?;
             return Ok(Some((name.to_owned(), fs::read(index)?)));
         }
-        if self.shards.len() == 1 {
+        if !self.sharded() {
             return Ok(None);
         }
         let name = |shard: usize| self.shards[shard].path().file_name().and_then(OsStr::to_str);
@@ -129,7 +157,8 @@ impl Checkpoint {
         let entries = self.shards.iter().flat_map(|shard| shard.entries().values());
         let bytes: u64 = entries.map(|entry| entry.bytes.end - entry.bytes.start).sum();
         let index = json!({"metadata": {"total_size": bytes}, "weight_map": map});
-        Ok(Some((INDEX.into(), serde_json::to_vec_pretty(&index)?)))
+        let file = self.index.as_deref().and_then(Path::file_name).unwrap_or(INDEX.as_ref());
+        Ok(Some((file.to_owned(), serde_json::to_vec_pretty(&index)?)))
     }
 
     /// Where a tensor is: the number of the file, and what its header says.
@@ -177,8 +206,7 @@ impl Checkpoint {
 
     /// The size of the shards together.
     pub fn bytes(&self) -> Result<u64> {
-        let sizes = self.shards.iter().map(|shard| Ok(fs::metadata(shard.path())?.len()));
-        sizes.sum()
+        self.shards.iter().map(Shard::length).sum()
     }
 }
 
@@ -190,11 +218,11 @@ pub fn matrix(entry: &TensorEntry) -> Option<[usize; 2]> {
     }
 }
 
-fn open_shard(path: PathBuf) -> Result<TensorFile> {
+fn open_shard(path: PathBuf) -> Result<Shard> {
     if base::is_lfs_pointer(&path) {
         return Err(lfs_pointer(&path).into());
     }
-    Ok(TensorFile::open(path)?)
+    Ok(Shard::Plain(TensorFile::open(path)?))
 }
 
 fn lfs_pointer(path: &Path) -> String {

@@ -16,9 +16,11 @@ mod mistral;
 mod model;
 mod names;
 mod output;
+mod packed;
 mod plan;
 mod programs;
 mod progress;
+mod shard;
 mod target;
 #[cfg(test)]
 mod tests;
@@ -74,7 +76,11 @@ fn parse() -> Result<Option<Options>> {
 
 fn run(options: &Options, out: &mut impl Write) -> Result<()> {
     let checkpoint = Checkpoint::open(&options.base)?;
-    let model = Model::read(checkpoint.folder())?;
+    let mut model = Model::read(checkpoint.folder())?;
+    let (checkpoint, unpacked) = checkpoint.unpacked(&model)?;
+    if checkpoint.is_unpacked {
+        model.forget_quantisation();
+    }
     let mut adapters = peft::load(&options.adapter, &Device::cpu(), None)?;
     let placed = programs::place(&checkpoint, &model, &mut adapters)?;
     let renamed = Names::new(
@@ -108,7 +114,9 @@ fn run(options: &Options, out: &mut impl Write) -> Result<()> {
         let inputs = checkpoint.paths().chain(folders);
         target.check(inputs.chain(adapter.iter().map(PathBuf::as_path)))?;
     }
-    for note in placed.iter().chain(&renamed).chain(&notes_of(&adapters)).chain(&notes) {
+    for note in
+        unpacked.iter().chain(&placed).chain(&renamed).chain(&notes_of(&adapters)).chain(&notes)
+    {
         writeln!(out, "note     {note}")?;
     }
     if let (true, Some(Target::File(file))) = (untie, &target) {
@@ -145,7 +153,7 @@ fn run(options: &Options, out: &mut impl Write) -> Result<()> {
     let mut progress = Progress::new(bytes, changed)?;
     for (shard, changes) in checkpoint.shards.iter().zip(&changes) {
         let mut output = staging.file(file_name(shard.path()))?;
-        rewrite(shard.path(), &mut output, changes, &device, &mut progress)?;
+        rewrite(shard, &mut output, changes, &device, &mut progress)?;
         output.finish()?;
     }
     if let Some((name, index)) = checkpoint.index_file()? {
@@ -154,7 +162,11 @@ fn run(options: &Options, out: &mut impl Write) -> Result<()> {
         output.finish()?;
     }
     if let Some(beside) = &beside {
-        let config = if untie { Some(model.untied()?) } else { None };
+        let config = match (untie, checkpoint.is_unpacked) {
+            (true, _) => Some(model.untied()?),
+            (false, true) => model.json()?,
+            (false, false) => None,
+        };
         beside.copy(&mut staging, config.as_deref())?;
     }
     progress.finish();

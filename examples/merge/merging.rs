@@ -1,12 +1,13 @@
 //! Writing files with the planned changes.
 
 use crate::output::Output;
+use crate::packed::Reader;
 use crate::plan::Change;
 use crate::progress::Progress;
+use crate::shard::Shard;
 use crate::Result;
 use half::{bf16, f16};
 use lora_kernels::{half, ops, DType, Device, Tensor};
-use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
@@ -15,7 +16,7 @@ const CHUNK: usize = 8 << 20;
 
 /// A file of the checkpoint, read from front to back.
 struct Input<'a> {
-    file: File,
+    file: Reader,
     path: &'a Path,
 }
 
@@ -29,16 +30,16 @@ impl Input<'_> {
 
 /// Copies a file, with the changes made on the way: in the order of the file, a few MB at a time.
 pub fn rewrite(
-    from: &Path,
+    from: &Shard,
     to: &mut Output,
     changes: &[Change<'_>],
     device: &Device,
     progress: &mut Progress,
 ) -> Result<()> {
-    let mut file = File::open(from)?;
+    let mut file = from.reader()?;
     let length = file.seek(SeekFrom::End(0))?;
     file.rewind()?;
-    let mut input = Input { file, path: from };
+    let mut input = Input { file, path: from.path() };
     let mut at = 0;
     for change in changes {
         copy(&mut input, to, change.entry.bytes.start - at, progress)?;
@@ -150,7 +151,7 @@ fn place(device: &Device, weight: DType, adapter: DType) -> (Device, DType) {
 }
 
 /// The numbers in a file's bytes.
-fn numbers(bytes: &[u8], dtype: DType) -> Vec<f32> {
+pub fn numbers(bytes: &[u8], dtype: DType) -> Vec<f32> {
     let pairs = || bytes.chunks_exact(2).map(|pair| [pair[0], pair[1]]);
     match dtype {
         DType::Bf16 => pairs().map(|pair| bf16::from_le_bytes(pair).to_f32()).collect(),
@@ -163,7 +164,7 @@ fn numbers(bytes: &[u8], dtype: DType) -> Vec<f32> {
 }
 
 /// The file's bytes of numbers, each rounded to the nearest.
-fn round(numbers: &[f32], dtype: DType, bytes: &mut [u8]) {
+pub fn round(numbers: &[f32], dtype: DType, bytes: &mut [u8]) {
     for (bytes, &number) in bytes.chunks_exact_mut(dtype.bytes()).zip(numbers) {
         match dtype {
             DType::Bf16 => bytes.copy_from_slice(&bf16::from_f32(number).to_le_bytes()),

@@ -1,6 +1,7 @@
 //! What the checkpoint's `config.json` says of its model.
 
 use crate::Result;
+use lora_kernels::DType;
 use serde_json::Value;
 use std::fs::File;
 use std::io::Read;
@@ -86,6 +87,42 @@ impl Model {
             text.insert(TIE.into(), Value::Bool(false));
         }
         Ok(serde_json::to_vec_pretty(&config)?)
+    }
+
+    /// Takes out what is said of quantised weights.
+    pub fn forget_quantisation(&mut self) {
+        if let Some(fields) = self.config.as_mut().and_then(Value::as_object_mut) {
+            fields.remove("quantization_config");
+            fields.remove("compression_config");
+        }
+    }
+
+    /// The configuration as it is now.
+    pub fn json(&self) -> Result<Option<Vec<u8>>> {
+        Ok(self.config.as_ref().map(serde_json::to_vec_pretty).transpose()?)
+    }
+
+    /// The element type of the model.
+    pub fn dtype(&self) -> Option<DType> {
+        let config = self.config.as_ref()?;
+        let fields = [Some(config), config.get("text_config")].into_iter().flatten();
+        let name = |fields: &'_ Value| {
+            Some(fields.get("dtype").or(fields.get("torch_dtype"))?.as_str()?.to_string())
+        };
+        match &*fields.filter_map(name).next()? {
+            "bfloat16" => Some(DType::Bf16),
+            "float16" => Some(DType::F16),
+            "float32" => Some(DType::F32),
+            _ => None,
+        }
+    }
+
+    /// The rows and columns that share a scale in FP8.
+    pub fn weight_block(&self) -> Option<[usize; 2]> {
+        let quantised = self.config.as_ref()?.get("quantization_config")?;
+        let sizes = quantised.get("weight_block_size")?.as_array()?;
+        let size = |at: usize| sizes.get(at)?.as_u64().map(|size| size as usize);
+        Some([size(0)?, size(1)?])
     }
 
     /// The method of quantisation, if the configuration names one.

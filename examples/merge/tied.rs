@@ -5,8 +5,8 @@
 
 use crate::checkpoint::Checkpoint;
 use crate::model::Model;
+use crate::packed::Reader;
 use crate::Result;
-use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 
 const HEADS: [&str; 2] = ["embed_out", "lm_head"];
@@ -64,9 +64,9 @@ impl Weights {
 }
 
 fn same_bytes(checkpoint: &Checkpoint, one: &str, other: &str) -> Result<bool> {
-    let open = |name: &str| -> Result<(File, String, u64)> {
+    let open = |name: &str| -> Result<(Reader, String, u64)> {
         let (shard, entry) = checkpoint.find(name).ok_or("a tensor is missing")?;
-        let mut file = File::open(checkpoint.shards[shard].path())?;
+        let mut file = checkpoint.shards[shard].reader()?;
         file.seek(SeekFrom::Start(entry.bytes.start))?;
         Ok((file, entry.dtype_name.clone(), entry.bytes.end - entry.bytes.start))
     };

@@ -15,14 +15,8 @@ fn setting() -> Setting {
 #[test]
 fn quantised_and_wrapped_bases_are_named() {
     for (names, dtype, config, words) in [
-        (
-            &["q.weight", "q.weight.absmax", "q.weight.quant_state.bitsandbytes__nf4"][..],
-            Dtype::U8,
-            "{}",
-            "bitsandbytes NF4, 4 bits",
-        ),
-        (&["q.weight", "q.weight.absmax"], Dtype::U8, "{}", "bitsandbytes, 4 bits"),
-        (&["q.weight", "q.SCB"], Dtype::I8, "{}", "bitsandbytes, 8 bits"),
+        (&["q.weight", "q.weight.absmax"][..], Dtype::U8, "{}", "4 bits, without its quant_state"),
+        (&["q.weight", "q.weight_format"], Dtype::I8, "{}", "8 bits, without its SCB"),
         (&["q.qweight", "q.qzeros", "q.scales"], Dtype::I32, "{}", "GPTQ or AWQ"),
         (
             &["q.qweight"],
@@ -30,7 +24,6 @@ fn quantised_and_wrapped_bases_are_named() {
             r#"{"quantization_config": {"quant_method": "awq"}}"#,
             "quantised (awq)",
         ),
-        (&["q.weight", "q.weight_scale"], Dtype::F8_E4M3, "{}", "FP8, F8_E4M3"),
         (&["q.weight_packed"], Dtype::I32, "{}", "compressed-tensors"),
         (&["q.base_layer.weight"], Dtype::F32, "{}", "merge_and_unload()"),
         (&["base_model.model.q.weight"], Dtype::F32, "{}", "merge_and_unload()"),

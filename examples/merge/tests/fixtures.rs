@@ -57,7 +57,7 @@ fn assert_expected(name: &str, bound: f64) -> Result<()> {
         let error = norm(&mut pairs.map(|(&one, &other)| f64::from(one) - f64::from(other)));
         let error = error / norm(&mut want.iter().map(|&number| f64::from(number)));
         println!("{name}: {tensor} off by {error:.1e}");
-        assert!(error < bound, "{name}: {tensor} is off by {error:e}");
+        assert!(error <= bound, "{name}: {tensor} is off by {error:e}");
     }
     Ok(())
 }
@@ -93,6 +93,17 @@ fn adapters_of_other_programs_merge_as_there() -> Result<()> {
         for name in of_kind(kind) {
             assert_expected(&name, F32)?;
         }
+    }
+    Ok(())
+}
+
+/// Both round to bf16 twice, at the same places.
+const SAME: f64 = 0.0;
+
+#[test]
+fn quantised_bases_merge_as_dequantised_ones_in_peft() -> Result<()> {
+    for name in of_kind("packed-") {
+        assert_expected(&name, SAME)?;
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ mod leftovers;
 mod merging;
 mod names;
 mod output;
+mod packed;
 mod programs;
 mod refusals;
 mod tied;

@@ -18,6 +18,7 @@ mod names;
 mod output;
 mod packed;
 mod plan;
+mod product;
 mod programs;
 mod progress;
 mod shard;

@@ -3,6 +3,7 @@
 use crate::output::Output;
 use crate::packed::Reader;
 use crate::plan::Change;
+use crate::product::Tiles;
 use crate::progress::Progress;
 use crate::shard::Shard;
 use crate::Result;
@@ -11,8 +12,12 @@ use lora_kernels::{half, ops, DType, Device, Tensor};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
-/// How much is read, merged and written at a time: whole rows of about so many bytes.
+/// How much is copied at a time.
 const CHUNK: usize = 8 << 20;
+
+/// How much of a weight is read, merged and written at a time: whole rows of about so many bytes,
+/// which stay in the caches meanwhile.
+const PART: usize = 1 << 20;
 
 /// A file of the checkpoint, read from front to back.
 struct Input<'a> {
@@ -67,6 +72,12 @@ fn copy(
     Ok(())
 }
 
+/// Where B A is computed, with A.
+enum Product {
+    Cpu(Tiles),
+    Gpu(Tensor),
+}
+
 /// Reads a weight, adds its update row by row, and writes it.
 fn merge(
     input: &mut Input<'_>,
@@ -84,24 +95,38 @@ fn merge(
         true => (transpose(&b, r), transpose(&a, k), k, d),
         false => (a, b, d, k),
     };
-    let a = Tensor::from_f32(&device, &a, [r, cols], computed_in)?;
+    let product = match device.is_cuda() {
+        true => Product::Gpu(Tensor::from_f32(&device, &a, [r, cols], computed_in)?),
+        false => Product::Cpu(Tiles::new(&a, r)),
+    };
 
-    let rows_at_once = (CHUNK / (cols * dtype.bytes())).clamp(1, rows);
+    let rows_at_once = (PART / (cols * dtype.bytes())).clamp(1, rows);
     let mut bytes = vec![0; rows_at_once * cols * dtype.bytes()];
+    let (mut w0, mut w) = (vec![0.0; rows_at_once * cols], Vec::new());
     let mut row = 0;
     for b in b.chunks(rows_at_once * r) {
         let rows = b.len() / r;
         let bytes = &mut bytes[..rows * cols * dtype.bytes()];
         input.read(bytes)?;
-        let w0 = numbers(bytes, dtype);
-        // Every element type is exact in f32, there and back.
-        let mut w = Tensor::from_f32(&device, &w0, [rows, cols], computed_in)?;
-        let b = Tensor::from_f32(&device, b, [rows, r], computed_in)?;
-        ops::merge_in_place(&device, w.view_mut(), a.view(), b.view(), scale)?;
-        let w = w.to_f32_vec()?;
+        let w0 = &mut w0[..rows * cols];
+        read_numbers(bytes, dtype, w0);
+        w.clear();
+        match &product {
+            Product::Cpu(a) => {
+                w.extend_from_slice(w0);
+                a.add_product(&mut w, b, scale);
+            }
+            Product::Gpu(a) => {
+                // Every element type is exact in f32, there and back.
+                let mut on_gpu = Tensor::from_f32(&device, w0, [rows, cols], computed_in)?;
+                let b = Tensor::from_f32(&device, b, [rows, r], computed_in)?;
+                ops::merge_in_place(&device, on_gpu.view_mut(), a.view(), b.view(), scale)?;
+                w = on_gpu.to_f32_vec()?;
+            }
+        }
         round(&w, dtype, bytes);
         if !change.allow_non_finite {
-            check_finite(change, row, cols, &w0, &w)?;
+            check_finite(change, row, cols, w0, &w)?;
         }
         to.write(bytes)?;
         progress.add_bytes(bytes.len() as u64);
@@ -152,13 +177,24 @@ fn place(device: &Device, weight: DType, adapter: DType) -> (Device, DType) {
 
 /// The numbers in a file's bytes.
 pub fn numbers(bytes: &[u8], dtype: DType) -> Vec<f32> {
-    let pairs = || bytes.chunks_exact(2).map(|pair| [pair[0], pair[1]]);
+    let mut numbers = vec![0.0; bytes.len() / dtype.bytes()];
+    read_numbers(bytes, dtype, &mut numbers);
+    numbers
+}
+
+fn read_numbers(bytes: &[u8], dtype: DType, numbers: &mut [f32]) {
+    let fill = |numbers: &mut [f32], of: fn([u8; 2]) -> f32| {
+        for (number, pair) in numbers.iter_mut().zip(bytes.chunks_exact(2)) {
+            *number = of([pair[0], pair[1]]);
+        }
+    };
     match dtype {
-        DType::Bf16 => pairs().map(|pair| bf16::from_le_bytes(pair).to_f32()).collect(),
-        DType::F16 => pairs().map(|pair| f16::from_le_bytes(pair).to_f32()).collect(),
+        DType::Bf16 => fill(numbers, |pair| bf16::from_le_bytes(pair).to_f32()),
+        DType::F16 => fill(numbers, |pair| f16::from_le_bytes(pair).to_f32()),
         _ => {
-            let fours = bytes.chunks_exact(4);
-            fours.map(|four| f32::from_le_bytes(four.try_into().expect("four"))).collect()
+            for (number, four) in numbers.iter_mut().zip(bytes.chunks_exact(4)) {
+                *number = f32::from_le_bytes(four.try_into().expect("four"));
+            }
         }
     }
 }

@@ -3,6 +3,7 @@
 //! fancy-regex matches them. An expression is read here first, by Python's rules, and written again
 //! by the rules of fancy-regex, which differ in sets, escapes and braces.
 
+use std::cell::Cell;
 use std::fmt::Write;
 
 /// The longest expression that is read.
@@ -12,6 +13,9 @@ const MAX_DEPTH: usize = 32;
 /// Bytes of a compiled expression, and steps back in a match. Real ones take a fraction of either.
 const MAX_BYTES: usize = 1 << 20;
 const MAX_STEPS: usize = 100_000;
+/// Steps back that a match may take any number of times, and how many may take more.
+const QUICK_STEPS: usize = 2_000;
+const MAX_SLOW: usize = 1_000;
 
 /// A regular expression of Python's `re`, of ASCII, without back-references, flags, atomic groups
 /// and possessive repetitions.
@@ -24,16 +28,16 @@ pub(super) struct TooCostly;
 
 impl Regex {
     /// Of whole texts (`re.fullmatch`); the reason, where the meaning in Python is not certain here.
-    pub fn new(expression: &str) -> Result<Self, String> {
-        Regex::written("", expression)
+    fn new(expression: &str, steps: usize) -> Result<Self, String> {
+        Regex::written("", expression, steps)
     }
 
     /// Of whole texts, or of their ends after a dot.
     pub fn at_dots(expression: &str) -> Result<Self, String> {
-        Regex::written(r"(?:.*\.)?", expression)
+        Regex::written(r"(?:.*\.)?", expression, MAX_STEPS)
     }
 
-    fn written(before: &str, expression: &str) -> Result<Self, String> {
+    fn written(before: &str, expression: &str, steps: usize) -> Result<Self, String> {
         if expression.len() > MAX_LENGTH {
             return Err(format!("a regular expression of more than {MAX_LENGTH} bytes"));
         }
@@ -44,7 +48,7 @@ impl Regex {
         writer.write().map_err(|what| format!("a regular expression with {what}"))?;
         let expression = format!(r"\A{before}(?:{})\z", writer.out);
         fancy_regex::RegexBuilder::new(&expression)
-            .backtrack_limit(MAX_STEPS)
+            .backtrack_limit(steps)
             .delegate_size_limit(MAX_BYTES)
             .delegate_dfa_size_limit(MAX_BYTES)
             .max_prog_size(MAX_BYTES)
@@ -55,6 +59,40 @@ impl Regex {
 
     pub fn matches(&self, text: &str) -> Result<bool, TooCostly> {
         self.0.is_match(text).map_err(|_| TooCostly)
+    }
+}
+
+/// An expression for the modules of a file, of which only so many may take long.
+#[derive(Debug)]
+pub(super) struct Budgeted {
+    quick: Regex,
+    slow: Regex,
+}
+
+/// How many matches may still take long, over all expressions of a configuration.
+#[derive(Debug)]
+pub(super) struct Budget(Cell<usize>);
+
+impl Default for Budget {
+    fn default() -> Self {
+        Budget(Cell::new(MAX_SLOW))
+    }
+}
+
+impl Budgeted {
+    /// Of whole texts (`re.fullmatch`); the reason, where the meaning in Python is not certain here.
+    pub fn new(expression: &str) -> Result<Self, String> {
+        let quick = Regex::new(expression, QUICK_STEPS)?;
+        Ok(Budgeted { quick, slow: Regex::new(expression, MAX_STEPS)? })
+    }
+
+    pub fn matches(&self, text: &str, budget: &Budget) -> Result<bool, TooCostly> {
+        if let Ok(matches) = self.quick.matches(text) {
+            return Ok(matches);
+        }
+        let left = budget.0.get().checked_sub(1).ok_or(TooCostly)?;
+        budget.0.set(left);
+        self.slow.matches(text)
     }
 }
 
@@ -278,4 +316,27 @@ fn class(escaped: Option<u8>) -> Read<u128> {
         other if !other.is_ascii_alphanumeric() => 1 << other,
         _ => return Err(r"an escape other than \d, \w, \s, \b, \A, \Z and punctuation"),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file may have any number of modules that match quickly, but not of those that do not.
+    #[test]
+    fn slow_matches_are_counted() {
+        // About 300 and 20 000 steps back.
+        let (short, long) = ("a".repeat(8), "a".repeat(14));
+        let regex = Budgeted::new("((a|aa)+)(?=b)c").unwrap();
+        let budget = Budget::default();
+        assert!(regex.quick.matches(&short).is_ok() && regex.quick.matches(&long).is_err());
+        for _ in 0..2 * MAX_SLOW {
+            assert_eq!(regex.matches(&short, &budget), Ok(false));
+        }
+        for _ in 0..MAX_SLOW {
+            assert_eq!(regex.matches(&long, &budget), Ok(false));
+        }
+        assert_eq!(regex.matches(&long, &budget), Err(TooCostly));
+        assert_eq!(regex.matches(&short, &budget), Ok(false));
+    }
 }

@@ -2,7 +2,7 @@
 //! `layers_to_transform` and `layers_pattern`.
 
 use super::file::{malformed, unsupported};
-use super::regex::{Regex, TooCostly};
+use super::regex::{Budget, Budgeted, TooCostly};
 use crate::error::{Error, Result};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,7 +21,8 @@ pub(super) struct Targets {
     /// `layers_to_transform`, unless it is empty.
     layers: BTreeSet<i64>,
     /// `layers_pattern`.
-    patterns: Vec<Regex>,
+    patterns: Vec<Budgeted>,
+    budget: Budget,
 }
 
 #[derive(Debug)]
@@ -31,7 +32,7 @@ enum Modules {
     AllLinear,
     /// Whole paths, or their ends.
     Names(BTreeSet<String>),
-    Regex(Regex),
+    Regex(Budgeted),
 }
 
 impl Targets {
@@ -46,7 +47,7 @@ impl Targets {
                 Ok(Modules::Unsaid)
             }
             Some(Value::String(text)) => {
-                Regex::new(text).map(Modules::Regex).map_err(|why| unsupported(path, key, why))
+                Budgeted::new(text).map(Modules::Regex).map_err(|why| unsupported(path, key, why))
             }
             Some(value) => Ok(Modules::Names(
                 texts(value).ok_or_else(|| wrong(key, "a text or a list of texts"))?,
@@ -70,7 +71,7 @@ impl Targets {
         };
         let patterns = patterns
             .iter()
-            .map(|text| Regex::new(&format!(r"(?:.*\.)?(?:{text})\.")))
+            .map(|text| Budgeted::new(&format!(r"(?:.*\.)?(?:{text})\.")))
             .collect::<Result<_, _>>()
             .map_err(|reason| unsupported(path, key, reason))?;
         Ok(Targets {
@@ -79,6 +80,7 @@ impl Targets {
             excluded: modules("exclude_modules")?,
             layers,
             patterns,
+            budget: Budget::default(),
         })
     }
 
@@ -93,7 +95,7 @@ impl Targets {
             Modules::Unsaid => true,
             Modules::AllLinear => !HEADS.contains(&module.rsplit('.').next().unwrap_or_default()),
             Modules::Regex(regex) => regex
-                .matches(module)
+                .matches(module, &self.budget)
                 .map_err(|error| self.undecided("target_modules", module, error))?,
             Modules::Names(names) => is_or_ends_in(module, names),
         })
@@ -104,7 +106,7 @@ impl Targets {
         let excluded = match &self.excluded {
             Modules::Names(names) => is_or_ends_in(module, names),
             Modules::Regex(regex) => regex
-                .matches(module)
+                .matches(module, &self.budget)
                 .map_err(|error| self.undecided("exclude_modules", module, error))?,
             Modules::Unsaid | Modules::AllLinear => false,
         };
@@ -143,7 +145,7 @@ impl Targets {
         for pattern in &self.patterns {
             for start in starts() {
                 let Some(layer) = number(start) else { continue };
-                if pattern.matches(&module[..start])? {
+                if pattern.matches(&module[..start], &self.budget)? {
                     return Ok(Some(layer));
                 }
             }

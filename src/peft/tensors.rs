@@ -124,8 +124,10 @@ impl<R: Read + Seek> TensorFile<R> {
         }
         let mut header = zeros(header_length as usize)?;
         read(&mut reader, 8, &mut header)?;
+        // serde_json does not look into texts that nobody asks for.
+        let header = str::from_utf8(&header).map_err(|error| malformed(error.to_string()))?;
         let Header { metadata, tensors } =
-            serde_json::from_slice(&header).map_err(|error| malformed(error.to_string()))?;
+            serde_json::from_str(header).map_err(|error| malformed(error.to_string()))?;
         let entries = entries(&path, tensors, 8 + header_length, length)?;
         let (mut fingerprint, mut adapter_metadata) = (None, None);
         for (key, value) in metadata {

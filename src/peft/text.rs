@@ -30,6 +30,10 @@ pub(super) fn json<'a>(path: &Path, json: &'a [u8]) -> Result<Cow<'a, [u8]>> {
         );
         return Err(malformed(path, "the JSON", reason));
     }
+    // serde_json does not look into texts that nobody asks for.
+    if let Err(error) = std::str::from_utf8(json) {
+        return Err(malformed(path, "the JSON", format!("is not UTF-8: {error}")));
+    }
     Ok(with_quoted_numbers(json))
 }
 

@@ -103,7 +103,7 @@ fn broken_configurations_are_named() {
         ("no object", text("[]"), "malformed", "the JSON", "an object"),
         ("cut off", text(r#"{"peft_type":"LORA","#), "malformed", "the JSON", "EOF"),
         ("garbage behind", text("{} {}"), "malformed", "the JSON", "trailing"),
-        ("not UTF-8", b"{\"\xff\":1}".to_vec(), "malformed", "the JSON", "unicode"),
+        ("not UTF-8", b"{\"\xff\":1}".to_vec(), "malformed", "the JSON", "is not UTF-8"),
         ("deep", text(&"[".repeat(100_000)), "malformed", "the JSON", ""),
         ("huge", huge, "malformed", "the file", "4194304 bytes"),
         ("a key twice", text(r#"{"r":2,"r":4}"#), "malformed", "the JSON", "\"r\" twice"),

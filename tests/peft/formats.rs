@@ -103,3 +103,21 @@ fn other_formats_are_named() {
     let error = peft::load("nowhere", &Device::cpu(), None).unwrap_err();
     assert!(matches!(error, Error::Io { kind: std::io::ErrorKind::NotFound, .. }), "{error}");
 }
+
+/// Python refuses the file, also where the bytes are in a field that nobody reads.
+#[test]
+fn bytes_that_are_not_utf_8_are_refused() {
+    let mut config = good_config();
+    config["unknown"] = "?".into();
+    let config = config.to_string().replace('?', "\u{1}").into_bytes();
+    let config: Vec<u8> =
+        config.into_iter().map(|byte| if byte == 1 { 0xff } else { byte }).collect();
+    let result = load(&config, &good_weights());
+    assert_refused("config", result, "malformed", CONFIG, "the JSON", "");
+    let header = br#"{"q":{"dtype":"F32","shape":[1],"data_offsets":[0,4],"more":"?"}}"#;
+    let header: Vec<u8> =
+        header.iter().map(|&byte| if byte == b'?' { 0xff } else { byte }).collect();
+    let file = [&(header.len() as u64).to_le_bytes()[..], &header, &[0; 4]].concat();
+    let error = TensorFile::new(WEIGHTS, std::io::Cursor::new(file)).unwrap_err().to_string();
+    assert!(error.contains("the header invalid utf-8"), "{error}");
+}

@@ -6,6 +6,7 @@ mod fixtures;
 mod layout;
 mod leftovers;
 mod merging;
+mod mutations;
 mod names;
 mod output;
 mod packed;

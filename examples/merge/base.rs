@@ -90,6 +90,9 @@ fn quantised(checkpoint: &Checkpoint, model: &Model, module: &str) -> Option<Str
         return Some("HQQ".into());
     }
     match (dtype, model.quantised_by()) {
+        (Some(dtype), _) if dtype.starts_with("F8") => {
+            Some(format!("FP8, {dtype}, without a scale"))
+        }
         (Some("I8" | "U8" | "I32" | "F4") | None, Some(method)) => Some(method.to_string()),
         _ => None,
     }

@@ -20,7 +20,7 @@ const BLOCK: usize = 128;
 pub struct Fp8 {
     data: Place,
     table: Vec<f32>,
-    scales: Option<Place>,
+    scales: Place,
     /// Rows and columns of each of the matrices one after the other.
     rows: usize,
     cols: usize,
@@ -29,8 +29,17 @@ pub struct Fp8 {
     block: [usize; 2],
 }
 
-pub fn is(dtype: &str) -> bool {
-    matches!(dtype, "F8_E4M3" | "F8_E5M2")
+/// Whether a tensor is a quantised weight: FP8 with a scale, or in a checkpoint that says that it is
+/// quantised. All else is what the checkpoint holds besides.
+pub fn is(checkpoint: &Checkpoint, model: &Model, name: &str) -> bool {
+    let fp8 = |dtype: &str| matches!(dtype, "F8_E4M3" | "F8_E5M2");
+    checkpoint.find(name).is_some_and(|(_, entry)| fp8(&entry.dtype_name))
+        && (model.quantised_by().is_some() || scale_of(checkpoint, name).is_some())
+}
+
+fn scale_of(checkpoint: &Checkpoint, name: &str) -> Option<String> {
+    let mut names = SCALES.iter().map(|end| format!("{name}{end}"));
+    names.find(|scale| checkpoint.find(scale).is_some())
 }
 
 pub fn find(checkpoint: &Checkpoint, model: &Model, name: &str) -> Result<Packed> {
@@ -44,16 +53,9 @@ pub fn find(checkpoint: &Checkpoint, model: &Model, name: &str) -> Result<Packed
     if shape.contains(&0) {
         return Err(wrong(format!("is FP8 of shape {shape:?}, which is empty")).into());
     }
-    let scale = SCALES.iter().map(|end| format!("{name}{end}"));
-    let Some(scale) = scale.into_iter().find(|scale| checkpoint.find(scale).is_some()) else {
-        if model.quantised_by().is_some() {
-            return Err(
-                wrong("is FP8, but has no scale (weight_scale_inv, weight_scale)".into()).into()
-            );
-        }
-        // Rounded to 8 bits, no more.
-        let grid = [0; 2];
-        return Ok(packed(model, data.clone(), None, shape.clone(), [rows, cols], grid, [1; 2]));
+    let Some(scale) = scale_of(checkpoint, name) else {
+        let what = "is FP8, but has no scale (weight_scale_inv, weight_scale)";
+        return Err(wrong(what.into()).into());
     };
     let scales = place(checkpoint, &scale)?;
     let (count, of) = (scales.elements(), scales.shape.clone());
@@ -75,13 +77,13 @@ pub fn find(checkpoint: &Checkpoint, model: &Model, name: &str) -> Result<Packed
         _ => block(model, [rows, cols], grid)
             .map_err(|why| wrong(format!("is FP8 {shape:?} with scales {of:?}: {why}")))?,
     };
-    Ok(packed(model, data.clone(), Some(scales), shape.clone(), [rows, cols], grid, block))
+    Ok(packed(model, data.clone(), scales, shape.clone(), [rows, cols], grid, block))
 }
 
 fn packed(
     model: &Model,
     data: Place,
-    scales: Option<Place>,
+    scales: Place,
     shape: Vec<usize>,
     [rows, cols]: [usize; 2],
     grid: [usize; 2],
@@ -119,7 +121,7 @@ fn block(model: &Model, shape: [usize; 2], grid: [usize; 2]) -> Result<[usize; 2
 
 impl Fp8 {
     pub fn scales(&self) -> io::Result<Vec<f32>> {
-        let Some(scales) = &self.scales else { return Ok(vec![1.0]) };
+        let scales = &self.scales;
         match &*scales.dtype {
             // Powers of 2.
             "F8_E8M0" | "U8" => {

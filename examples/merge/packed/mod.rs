@@ -123,7 +123,7 @@ pub fn find(checkpoint: &Checkpoint, model: &Model) -> Result<Found> {
                 "bitsandbytes int8",
                 bnb::eight_bits(checkpoint, model, module)?,
             )
-        } else if checkpoint.find(name).is_some_and(|(_, entry)| fp8::is(&entry.dtype_name)) {
+        } else if fp8::is(checkpoint, model, name) {
             (name.to_string(), "FP8", fp8::find(checkpoint, model, name)?)
         } else {
             continue;

@@ -24,6 +24,7 @@ fn quantised_and_wrapped_bases_are_named() {
             r#"{"quantization_config": {"quant_method": "awq"}}"#,
             "quantised (awq)",
         ),
+        (&["q.weight"], Dtype::F8_E4M3, "{}", "FP8, F8_E4M3, without a scale"),
         (&["q.weight_packed"], Dtype::I32, "{}", "compressed-tensors"),
         (&["q.base_layer.weight"], Dtype::F32, "{}", "merge_and_unload()"),
         (&["base_model.model.q.weight"], Dtype::F32, "{}", "merge_and_unload()"),

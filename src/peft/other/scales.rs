@@ -4,6 +4,7 @@ use super::names::Format;
 use crate::error::Result;
 use crate::layers::Scaling;
 use crate::peft::config::Config;
+use crate::peft::fields;
 use crate::peft::file::{malformed, unsupported, CONFIG_FILE};
 use crate::peft::targets::undecided;
 use crate::peft::text;
@@ -66,7 +67,7 @@ impl Scales {
         };
         let fields = object(&path, &json)?;
         if fields.contains_key("peft_type") {
-            return Ok(Scales::Config(path.clone(), Box::new(Config::parse(&path, &json)?)));
+            return Ok(Scales::Config(path.clone(), Box::new(plain(&path, &json)?)));
         }
         match format {
             Format::MlxLm => of_mlx(&path, &fields),
@@ -129,6 +130,29 @@ impl Scales {
             }
         }
     }
+}
+
+/// What asks for more than A, B and their scale, of which these files have nothing.
+const NOT_PLAIN: [&str; 5] =
+    ["lora_bias", "modules_to_save", "target_parameters", "trainable_token_indices", "use_dora"];
+/// Initial weights that leave other base weights behind, by the beginnings of their names.
+const CHANGED_BASE: [&str; 5] = ["corda", "loftq", "lora_ga", "olora", "pissa"];
+
+/// A configuration of PEFT, which must be one of plain adapters.
+fn plain(path: &Path, json: &[u8]) -> Result<Config> {
+    let config = Config::parse(path, json)?;
+    let set = |key: &&str| config.fields.get(*key).is_some_and(fields::is_set);
+    if let Some(key) = NOT_PLAIN.iter().find(|key| set(key)) {
+        let reason = "beside adapters with the names of another program, which has no such tensors";
+        return Err(unsupported(path, key, reason));
+    }
+    let initial = config.fields.get("init_lora_weights").and_then(Value::as_str).unwrap_or("");
+    let initial = initial.to_ascii_lowercase();
+    if CHANGED_BASE.iter().any(|start| initial.starts_with(start)) {
+        let reason = format!("{initial}: the base weights would have to change");
+        return Err(unsupported(path, "init_lora_weights", reason));
+    }
+    Ok(config)
 }
 
 /// α and scaling by PEFT's rules; of the two paths of a module, the first that a pattern matches.
@@ -217,7 +241,7 @@ fn of_metadata(path: &Path, json: &str) -> Result<BTreeMap<String, Config>> {
     }
     let config = |(part, mut fields): (String, Map<String, Value>)| {
         fields.entry("peft_type").or_insert("LORA".into());
-        Ok((part, Config::parse(path, Value::Object(fields).to_string().as_bytes())?))
+        Ok((part, plain(path, Value::Object(fields).to_string().as_bytes())?))
     };
     parts.into_iter().map(config).collect()
 }

@@ -227,7 +227,9 @@ pub fn suggestion(checkpoint: &Checkpoint, module: &str, shape: [usize; 2]) -> O
         }
         let same = path.rsplit('.').zip(own.iter().rev()).take_while(|(one, other)| one == *other);
         let same = same.count();
-        if same > 0 && best.is_none_or(|(most, _)| same > most) {
+        // The same module of the same layer, at least.
+        let has_layer = path.rsplit('.').take(same).any(|part| part.parse::<u32>().is_ok());
+        if has_layer && best.is_none_or(|(most, _)| same > most) {
             best = Some((same, path));
         }
     }

@@ -1,5 +1,6 @@
 //! `adapter_config.json`.
 
+use super::extras::Extras;
 use super::fields::{self, Field};
 use super::file::{malformed, unsupported};
 use super::pattern::Pattern;
@@ -11,6 +12,7 @@ use crate::error::Result;
 use crate::layers::Scaling;
 use serde::Deserialize;
 use serde_json::Value;
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -22,7 +24,8 @@ pub(super) const MAX_CONFIG: u64 = 4 << 20;
 pub(super) const MAX_KEYS: usize = 10_000;
 const MAX_REGEXES: usize = 256;
 
-/// What `adapter_config.json` says besides the adapters' tensors.
+/// What a directory holds besides the adapters that are loaded: what `adapter_config.json` says, and
+/// the [extras](Extras) of the file.
 ///
 /// [`load`](super::load) returns one for [`save`](super::save) to write back: fields that this
 /// crate has no use for keep their values. `Config::default()` is one for new adapters.
@@ -33,8 +36,19 @@ pub struct Config {
     pub(super) ranks: Defaults<usize>,
     pub(super) alphas: Defaults<f32>,
     pub(super) scaling: Scaling,
-    /// The modules that were loaded with it.
-    pub(super) modules: BTreeSet<String>,
+    pub(super) extras: Extras,
+    pub(super) loaded: Loaded,
+}
+
+/// What was loaded with a configuration, which says the same of it when it is saved.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Loaded {
+    /// The modules with adapters, also those among the extras.
+    pub modules: BTreeSet<String>,
+    /// The parameters saved whole.
+    pub whole: BTreeSet<String>,
+    /// The modules that are adapted as they are because `target_parameters` names their weight.
+    pub weights: BTreeSet<String>,
 }
 
 impl Default for Config {
@@ -44,7 +58,8 @@ impl Default for Config {
             ranks: Defaults { value: 8, exceptions: Vec::new() },
             alphas: Defaults { value: 8.0, exceptions: Vec::new() },
             scaling: Scaling::Standard,
-            modules: BTreeSet::new(),
+            extras: Extras::default(),
+            loaded: Loaded::default(),
         }
     }
 }
@@ -84,6 +99,29 @@ impl Config {
         self.fields.get("fan_in_fan_out") == Some(&Value::Bool(true))
     }
 
+    /// What the directory holds besides adapters of [`LoraLinear`](crate::LoraLinear).
+    pub fn extras(&self) -> &Extras {
+        &self.extras
+    }
+
+    /// The same, to change what is saved.
+    pub fn extras_mut(&mut self) -> &mut Extras {
+        &mut self.extras
+    }
+
+    /// Whether `modules_to_save` names a parameter's module, or a module that has it within. PEFT
+    /// adds the names of heads to it for some kinds of models.
+    pub fn saves_whole(&self, parameter: &str) -> bool {
+        let modules = || parameter.match_indices('.').map(|(dot, _)| &parameter[..dot]);
+        let mut named = fields::modules_to_save(&self.fields);
+        named.any(|name| modules().any(|path| path.ends_with(name)))
+    }
+
+    /// Whether layers that share a weight are to share what replaces it (`ensure_weight_tying`).
+    pub fn ties_weights(&self) -> bool {
+        self.fields.get("ensure_weight_tying").is_some_and(fields::is_set)
+    }
+
     /// Reads a configuration and refuses what it asks for that this crate does not compute.
     pub(super) fn parse(path: &Path, json: &[u8]) -> Result<Self> {
         let broken = |error: serde_json::Error| malformed(path, "the JSON", error.to_string());
@@ -110,12 +148,16 @@ impl Config {
         fields.remove("rank_pattern");
         fields.remove("alpha_pattern");
         Targets::new(path, &fields)?;
-        Ok(Config { fields, ranks, alphas, scaling, modules: BTreeSet::new() })
+        let (extras, loaded) = (Extras::default(), Loaded::default());
+        Ok(Config { fields, ranks, alphas, scaling, extras, loaded })
     }
 
-    /// Whether layers that share a weight are to share their adapter.
-    pub(super) fn ties_weights(&self) -> bool {
-        self.fields.get("ensure_weight_tying").is_some_and(fields::is_set)
+    /// The path that patterns are matched with: that of the module, or of its weight.
+    pub(super) fn pattern_path<'a>(&self, module: &'a str) -> Cow<'a, str> {
+        match self.loaded.weights.contains(module) {
+            true => format!("{module}.weight").into(),
+            false => module.into(),
+        }
     }
 
     /// The fields that are set and that PEFT ignores.
@@ -138,6 +180,11 @@ impl Config {
         }
         for key in ["target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"] {
             add(self.fields.get(key).map_or(String::new(), Value::to_string));
+        }
+        for key in ["target_parameters", "trainable_token_indices", "use_dora"] {
+            if let Some(value) = self.fields.get(key).filter(|value| fields::is_set(value)) {
+                add(format!("{key} {value}"));
+            }
         }
         hash.0
     }

@@ -8,27 +8,22 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Fields that change what an adapter computes, where they are set, and what they then ask for.
-const REFUSED: [(&str, &str); 14] = [
+const REFUSED: [(&str, &str); 10] = [
     ("alora_invocation_tokens", "adapters that act from certain tokens on (aLoRA)"),
     ("arrow_config", "adapters that a router chooses among (Arrow)"),
     ("enable_lora", "adapters of a part of a fused layer"),
     ("kasa_config", "base weights without their smallest singular values (KaSA)"),
     ("layer_replication", "layers that are there several times"),
     ("megatron_config", "layers of Megatron"),
-    ("modules_to_save", "modules that were trained in full"),
     ("monteclora_config", "adapters that are sampled (MonteCLoRA)"),
-    ("target_parameters", "adapters of parameters that are not linear layers"),
-    ("trainable_token_indices", "embeddings that were trained"),
     ("use_bdlora", "block-diagonal adapters (BD-LoRA)"),
-    ("use_dora", "trained magnitudes (DoRA)"),
     ("use_qalora", "inputs pooled in groups (QALoRA)"),
     ("velora_config", "gradients from compressed activations (VeLoRA)"),
 ];
 
 /// Fields that change nothing of what the tensors say, or that are read elsewhere.
-/// `ensure_weight_tying` counts where a tied module has an adapter; `lora_bias` and `bias` where the
-/// file has biases, which are refused by their names.
-const KNOWN: [&str; 30] = [
+/// `ensure_weight_tying` counts where a tied module has an adapter.
+const KNOWN: [&str; 34] = [
     "alpha_pattern",
     "auto_mapping",
     "base_model_name_or_path",
@@ -49,6 +44,7 @@ const KNOWN: [&str; 30] = [
     "lora_ga_config",
     "megatron_core",
     "merge_weights",
+    "modules_to_save",
     "peft_type",
     "peft_version",
     "qalora_group_size",
@@ -57,13 +53,22 @@ const KNOWN: [&str; 30] = [
     "revision",
     "runtime_config",
     "target_modules",
+    "target_parameters",
     "task_type",
+    "trainable_token_indices",
+    "use_dora",
     "use_rslora",
 ];
 
-/// The initial weights that leave the base weights as they are. The others (pissa, olora, corda,
-/// loftq, lora_ga) take something away from them, also when PEFT loads the adapter.
+/// The initial weights that leave the base weights as they are.
 const INITIAL_WEIGHTS: [&str; 3] = ["gaussian", "eva", "orthogonal"];
+
+/// The beginnings of those that take something away from the base weights, also when PEFT loads the
+/// adapter.
+const CHANGING_WEIGHTS: [&str; 5] = ["pissa", "olora", "corda", "loftq", "lora_ga"];
+
+/// The largest rank that is read.
+const MAX_RANK: u64 = 1 << 16;
 
 /// What PEFT needs to be told of an adapter that was made here.
 pub(super) fn of_new_adapters() -> BTreeMap<String, Value> {
@@ -115,14 +120,19 @@ pub(super) fn check(path: &Path, fields: &BTreeMap<String, Value>) -> Result<()>
     match initial.value {
         None | Some(Value::Null | Value::Bool(_)) => {}
         Some(Value::String(name))
-            if INITIAL_WEIGHTS.contains(&name.to_ascii_lowercase().as_str()) => {}
-        Some(name) => {
-            return initial.refuse(format!(
-                "{name}: the base weights would have to change; PEFT's save_pretrained makes a \
-                 plain adapter of it with path_initial_model_for_weight_conversion"
-            ))
+            if INITIAL_WEIGHTS.contains(&name.to_ascii_lowercase().as_str())
+                || changes_weights(name) => {}
+        Some(name) => return initial.refuse(format!("{name}: PEFT 0.21 has no such")),
+    }
+    for key in ["modules_to_save", "target_parameters"] {
+        let names = field(key);
+        let is_list = |value: &Value| !value.is_string() && is_text_or_texts(value);
+        if !names.value.is_none_or(|value| !is_set(value) || is_list(value)) {
+            return Err(names.wrong("is not a list of texts"));
         }
     }
+    field("use_dora").flag()?;
+    field("lora_bias").flag()?;
     let dropout = field("lora_dropout");
     if !dropout.value.is_none_or(|value| value.as_f64().is_some_and(|p| (0.0..=1.0).contains(&p))) {
         return Err(dropout.wrong("is not a number from 0 to 1"));
@@ -148,6 +158,27 @@ pub(super) fn check(path: &Path, fields: &BTreeMap<String, Value>) -> Result<()>
         }
     }
     Ok(())
+}
+
+/// The names of modules saved whole: PEFT adds those of heads for some kinds of models.
+pub(super) fn modules_to_save(fields: &BTreeMap<String, Value>) -> impl Iterator<Item = &str> {
+    let of_task: &[&str] = match fields.get("task_type").and_then(Value::as_str) {
+        Some("SEQ_CLS" | "TOKEN_CLS") => &["classifier", "score"],
+        Some("QUESTION_ANS") => &["qa_outputs"],
+        _ => &[],
+    };
+    let named = fields.get("modules_to_save").and_then(Value::as_array);
+    named.into_iter().flatten().filter_map(Value::as_str).chain(of_task.iter().copied())
+}
+
+fn changes_weights(initial: &str) -> bool {
+    let initial = initial.to_ascii_lowercase();
+    CHANGING_WEIGHTS.iter().any(|start| initial.starts_with(start))
+}
+
+/// What `init_lora_weights` says where the adapters belong to base weights that were changed.
+pub(super) fn changing_weights(fields: &BTreeMap<String, Value>) -> Option<&str> {
+    fields.get("init_lora_weights")?.as_str().filter(|initial| changes_weights(initial))
 }
 
 /// Whether PEFT ignores a field that is on.
@@ -216,12 +247,14 @@ impl Field<'_> {
         }
     }
 
-    /// A rank that this crate has kernels for; 8 if it is missing, as in PEFT.
+    /// A rank; 8 if it is missing, as in PEFT.
     pub fn rank(&self) -> Result<usize> {
         let Some(value) = self.value else { return Ok(8) };
         match value.as_u64() {
-            Some(rank @ 1..=256) => Ok(rank as usize),
-            Some(rank) if rank > 256 => self.refuse(format!("rank {rank} is outside 1..=256")),
+            Some(rank @ 1..=MAX_RANK) => Ok(rank as usize),
+            Some(rank) if rank > MAX_RANK => {
+                self.refuse(format!("rank {rank} is outside 1..={MAX_RANK}"))
+            }
             _ => Err(self.wrong("is not a whole number from 1 up")),
         }
     }

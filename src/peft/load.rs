@@ -1,16 +1,18 @@
 //! Adapters from the two files of a PEFT directory.
 
 use super::config::{Config, MAX_CONFIG};
+use super::extras_read::{self, Source};
 use super::file::{malformed, open_regular, unreadable, unsupported};
 use super::file::{CONFIG_FILE, WEIGHTS_FILE};
 use super::formats;
 use super::other::{self, Format, Other};
-use super::pairs::{pairs, Pair, Pairs};
+use super::pair::Pair;
+use super::pairs::{pairs, Pairs};
 use super::targets::{undecided, Targets};
 use super::tensors::TensorFile;
 use crate::device::Device;
 use crate::dtype::DType;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::layers::Adapter;
 use std::collections::BTreeMap;
 use std::fs;
@@ -43,7 +45,8 @@ pub struct Adapters {
     pub config: Config,
     /// The adapters, by the path of the module in the base model: `model.layers.0.self_attn.q_proj`
     /// for the tensors `base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight` [r, k] and
-    /// `...lora_B.weight` [d, r]. The weight that it adapts is `PATH.weight` [d, k].
+    /// `...lora_B.weight` [d, r]. The weight that it adapts is `PATH.weight` [d, k]. Others are in
+    /// the [extras](Config::extras) of the configuration.
     pub adapters: BTreeMap<String, Adapter>,
     /// The program that the names and scales of the tensors are of. For another than PEFT, the
     /// paths in `adapters` are as [its variant](Format) says, and [`save`](super::save) writes them
@@ -75,6 +78,32 @@ impl From<Other> for Adapters {
     }
 }
 
+impl Adapters {
+    /// What PEFT computes of the directory, in inference or training, and layers of
+    /// [`adapters`](Self::adapters) do not, a line for each kind; none if they compute all of it.
+    pub fn not_computed(&self) -> Vec<String> {
+        let extras = self.config.extras();
+        let mut lines = Vec::new();
+        let dropout = self.config.dropout();
+        if dropout > 0.0 {
+            lines.push(format!("in training, a dropout of {dropout} of the adapters' inputs"));
+        }
+        let mut add = |names: &mut dyn Iterator<Item = &String>, what: &str| {
+            if let Some(first) = names.next() {
+                lines.push(format!("{} {what}, such as {first}", 1 + names.count()));
+            }
+        };
+        add(&mut extras.whole.keys(), "parameters that replace those of the base");
+        add(
+            &mut extras.updates.keys(),
+            "adapters of embeddings or convolutions, with magnitudes or biases, or of ranks above 256",
+        );
+        add(&mut extras.parameters.keys(), "modules with adapters of their parameters");
+        add(&mut extras.tokens.keys(), "embeddings with trained rows");
+        lines
+    }
+}
+
 /// Loads the adapters of a PEFT directory, or of the directory or file of
 /// [another program](super::Format).
 ///
@@ -82,6 +111,9 @@ impl From<Other> for Adapters {
 /// A and B of a module differ in it, both get the type that holds the values of both (f32).
 /// [`LoraLinear`](crate::LoraLinear) wants that of the base weight, and a CUDA device computes with
 /// bf16 or f16 only.
+///
+/// What is no adapter of a linear layer, or has more than A and B, is in the configuration's
+/// [extras](Config::extras); [`Adapters::not_computed`] says what there is of it.
 ///
 /// A module has an adapter if the file has its tensors and the configuration names it, as in PEFT.
 /// Tensors of other modules are not loaded: [`Adapters::left_out`] names them. Where
@@ -92,10 +124,11 @@ impl From<Other> for Adapters {
 /// does not hold for files that PEFT replaces.
 ///
 /// # Errors
-/// [`Error::Io`]; [`Error::Malformed`] if a file is broken, half of a pair is missing, or tensors
-/// and configuration disagree or are of two saves; [`Error::Unsupported`] for what this crate does
-/// not compute, see [the list](crate::peft#what-is-refused); [`Error::OutOfMemory`], and
-/// [`Error::Driver`] of the device.
+/// [`Error::Io`](crate::Error::Io); [`Error::Malformed`](crate::Error::Malformed) if a file is
+/// broken, half of a pair is missing, or tensors and configuration disagree or are of two saves;
+/// [`Error::Unsupported`](crate::Error::Unsupported) for what this crate does not read, see [the
+/// list](crate::peft#what-is-refused); [`Error::OutOfMemory`](crate::Error::OutOfMemory), and
+/// [`Error::Driver`](crate::Error::Driver) of the device.
 pub fn load(dir: impl AsRef<Path>, device: &Device, dtype: Option<DType>) -> Result<Adapters> {
     let dir = dir.as_ref();
     if let Some(other) = other::load(dir, device, dtype)? {
@@ -188,32 +221,40 @@ fn read_adapters<R: Read + Seek>(
     // All that can be wrong is looked for before anything is read.
     let config_path = file.path().with_file_name(CONFIG_FILE);
     let targets = Targets::new(&config_path, &config.fields)?;
-    let Pairs { modules, left_out, targets_disregarded } = pairs(&file, &targets)?;
-    for (module, pair) in &modules {
+    let mut found = pairs(&file, &targets)?;
+    let weights = extras_read::weights_of(&config, &config_path, &targets, &mut found)?;
+    config.loaded.weights = weights;
+    for (module, pair) in &found.modules {
         check_rank(file.path(), &config, module, pair)?;
     }
     if config.ties_weights() {
         let tied = |module: &&String| TIED.contains(&module.rsplit('.').next().unwrap_or_default());
-        if let Some(module) = modules.keys().find(tied) {
-            let reason =
-                format!("adapters shared by layers that share a weight, as {module} may do");
+        if let Some(module) = found.modules.keys().find(tied) {
+            let reason = format!(
+                "adapters shared by layers that share a weight, as {module} may do: merge \
+                         them in PEFT, by merge_and_unload()"
+            );
             return Err(unsupported(&config_path, "ensure_weight_tying", reason));
         }
     }
+    config.loaded.modules = found.modules.keys().cloned().collect();
+    config.loaded.whole = found.whole.keys().cloned().collect();
+    let Pairs { modules, left_out, targets_disregarded, .. } = {
+        let source = Source { config: &config, targets: &targets, dtype };
+        config.extras = extras_read::read(source, &mut file, &mut found)?;
+        found
+    };
     let mut adapters = BTreeMap::new();
     for (module, pair) in modules {
         let dtype = Some(dtype.unwrap_or(pair.dtype));
         let a = file.tensor(&pair.a, device, dtype)?;
         let b = file.tensor(&pair.b, device, dtype)?;
-        let (alpha, _) = config
-            .alphas
-            .of(&module)
-            .map_err(|key| undecided(&config_path, &format!("alpha_pattern {key:?}"), &module))?;
+        let path = config.pattern_path(&module);
+        let (_, alpha) = extras_read::rank_and_alpha(&config, &config_path, &path)?;
         let adapter = Adapter::from_tensors(a, b, alpha, config.scaling)
             .map_err(|error| malformed(file.path(), &module, error.to_string()))?;
         adapters.insert(module, adapter);
     }
-    config.modules = adapters.keys().cloned().collect();
     if targets_disregarded {
         config.fields.remove("target_modules");
     }
@@ -225,10 +266,7 @@ fn read_adapters<R: Read + Seek>(
 /// The rank must be the one of the configuration, which is what PEFT would make room for.
 fn check_rank(path: &Path, config: &Config, module: &str, pair: &Pair) -> Result<()> {
     let Pair { a: name, rank, .. } = pair;
-    if !(1..=256).contains(rank) {
-        return Err(unsupported(path, name, Error::Rank { r: *rank }.to_string()));
-    }
-    let (expected, from) = config.ranks.of(module).map_err(|key| {
+    let (expected, from) = config.ranks.of(&config.pattern_path(module)).map_err(|key| {
         let path = path.with_file_name(CONFIG_FILE);
         undecided(&path, &format!("rank_pattern {key:?}"), module)
     })?;

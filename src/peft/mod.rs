@@ -163,6 +163,15 @@
 //!   modules that they leave out are not loaded, see [`Adapters::left_out`]. PEFT asks the model
 //!   what `all-linear` leaves out; here it is a module whose last name is `lm_head` or `embed_out`.
 //! * `fan_in_fan_out`, which only says how the base weights are stored: [`Config::fan_in_fan_out`].
+//! * What is no adapter of a linear layer is kept, by name, for [`save`] and for merging:
+//!   [`Config::extras`]. These are modules saved whole (`modules_to_save`, heads, embeddings and
+//!   weights that PEFT saves along), biases (`bias`, `lora_bias`), adapters of embeddings and
+//!   convolutions, of ranks above 256 and with magnitudes (`use_dora`), trained rows of embeddings
+//!   (`trainable_token_indices`), and adapters of the parameters of experts (`target_parameters`),
+//!   which become those of each expert's weight: [`ParameterAdapter::adapters`].
+//!   [`Adapters::not_computed`] says what layers of the adapters then leave out.
+//! * `init_lora_weights` of any kind. An adapter of base weights that were changed (`pissa`,
+//!   `olora`, `corda`, `loftq`, `lora_ga`) must have those weights in the file.
 //! * An adapter's name inside the keys, as in `q_proj.lora_A.default.weight`: one for the file.
 //! * The files of [other programs](Format), in PEFT's place or under their own names:
 //!   `adapters.safetensors` with its configuration (mlx-lm), `lora.safetensors`
@@ -176,28 +185,26 @@
 //! characters that are not ASCII are refused, and so is an expression that takes too long to match.
 //!
 //! PEFT ignores settings that it does not know, and so does [`load`], which names them in
-//! [`Adapters::unknown_fields`]. `bias`, `lora_bias` and `ensure_weight_tying` do not matter where
-//! the file has no bias, or no adapter of a head or an embedding.
+//! [`Adapters::unknown_fields`]. `ensure_weight_tying` does not matter where the file has no adapter
+//! of a head or an embedding.
 //!
 //! # What is refused
 //!
 //! With an [`Error::Unsupported`](crate::Error::Unsupported) that names the file and the key:
 //!
-//! * a `peft_type` other than `LORA`;
-//! * `use_dora`, `modules_to_save`, `target_parameters`, `layer_replication`,
-//!   `trainable_token_indices`, `alora_invocation_tokens`, `use_qalora`, `use_bdlora`,
-//!   `megatron_config`, and the configurations of Arrow, KaSA, MonteCLoRA and VeLoRA;
-//!   `ensure_weight_tying` where a module that may be tied has an adapter;
-//! * `init_lora_weights` other than true, false, `gaussian`, `eva` and `orthogonal`: such an
-//!   adapter (`pissa`, `olora`, `corda`, `loftq`, `lora_ga`) belongs to base weights that were
-//!   changed, also when PEFT loads it, unless `save_pretrained` has made a plain one of it;
+//! * a `peft_type` other than `LORA` (PEFT merges those: `merge_and_unload()`);
+//! * `layer_replication`, `alora_invocation_tokens`, `use_qalora`, `use_bdlora`, `megatron_config`,
+//!   and the configurations of Arrow, KaSA, MonteCLoRA and VeLoRA; `ensure_weight_tying` where a
+//!   module that may be tied has an adapter;
+//! * `init_lora_weights` of changed base weights that are not in the file: PEFT's `save_pretrained`
+//!   makes a plain adapter of it with `path_initial_model_for_weight_conversion`;
 //! * in a file of a newer PEFT (`peft_version`), a field that this version does not know and that
 //!   is `true`, or a list or object with something in it;
-//! * tensors that are neither A nor B of a linear layer: adapters of embeddings and convolutions,
-//!   magnitudes, biases, whole modules;
-//! * tensors that PEFT drops without an error: without the prefix `base_model.model.` or with two,
-//!   and of the parameters of experts that `target_parameters` does not name;
-//! * keys of several adapters, ranks above 256, and other element types;
+//! * tensors that PEFT drops without an error: without the prefix `base_model.model.` or with two;
+//!   of the parameters of experts that `target_parameters` does not name; magnitudes, biases of B
+//!   and rows of embeddings that the configuration does not switch on; parameters of a module that
+//!   has an adapter, without `base_layer` in their names;
+//! * keys of several adapters, and other element types;
 //! * Git LFS pointers, adapters in several files, and pickles (`adapter_model.bin`): the error says
 //!   what to do;
 //! * in files of other programs, LyCORIS, DoRA, experts, convolutions larger than 1x1, an α of 0, and
@@ -212,22 +219,32 @@
 //! they are, and so is a configuration that was edited after the save.
 
 mod config;
+mod experts;
+mod extras;
+mod extras_read;
 mod fields;
 mod file;
 mod formats;
 mod load;
 mod lock;
+mod names;
 mod other;
+mod pair;
 mod pairs;
 mod pattern;
 mod regex;
 mod save;
+mod save_config;
+mod save_tensors;
 mod targets;
 mod tensors;
 mod text;
+mod tokens;
 mod unique;
 
 pub use config::Config;
+pub use experts::{ParameterAdapter, ParameterAdapters};
+pub use extras::{Extras, TokenRows, Update};
 pub use load::{load, load_from_bytes, Adapters};
 pub use other::Format;
 pub use save::save;

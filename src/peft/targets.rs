@@ -1,6 +1,7 @@
 //! Which modules a configuration gives adapters: `target_modules`, `exclude_modules`,
 //! `layers_to_transform` and `layers_pattern`.
 
+use super::fields;
 use super::file::{malformed, unsupported};
 use super::regex::{Budget, Budgeted, TooCostly};
 use crate::error::{Error, Result};
@@ -22,6 +23,9 @@ pub(super) struct Targets {
     layers: BTreeSet<i64>,
     /// `layers_pattern`.
     patterns: Vec<Budgeted>,
+    whole: Whole,
+    /// `target_parameters`: the parameters of modules whose paths end in the key.
+    parameters: BTreeMap<String, BTreeSet<String>>,
     budget: Budget,
 }
 
@@ -33,6 +37,51 @@ enum Modules {
     /// Whole paths, or their ends.
     Names(BTreeSet<String>),
     Regex(Budgeted),
+}
+
+/// `modules_to_save`: these have no adapters, nor has what is within them.
+#[derive(Debug)]
+struct Whole {
+    /// Paths, or parts of them between dots.
+    names: BTreeSet<String>,
+    regexes: Vec<Budgeted>,
+}
+
+/// How many parts a path of `modules_to_save` has that is taken as text.
+const MAX_PARTS: usize = 16;
+
+/// How many names of `modules_to_save` may be more than text.
+const MAX_REGEXES: usize = 64;
+
+impl Whole {
+    fn new(path: &Path, fields: &BTreeMap<String, Value>) -> Result<Self> {
+        let is_text = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
+        let is_short = |name: &str| name.split('.').count() <= MAX_PARTS;
+        let (names, others): (Vec<&str>, Vec<&str>) = fields::modules_to_save(fields)
+            .partition(|name| name.bytes().all(is_text) && is_short(name));
+        let key = "modules_to_save";
+        if others.len() > MAX_REGEXES {
+            let reason = format!("more than {MAX_REGEXES} of its names are regular expressions");
+            return Err(unsupported(path, key, reason));
+        }
+        let regexes = others
+            .iter()
+            .map(|text| Budgeted::new(&format!(r"(?:.*\.)?(?:{text})(?:\..*)?")))
+            .collect::<Result<_, _>>()
+            .map_err(|reason| unsupported(path, key, reason))?;
+        Ok(Whole { names: names.into_iter().map(String::from).collect(), regexes })
+    }
+
+    /// Whether a name is a part of the path.
+    fn names(&self, module: &str) -> bool {
+        let starts = || module.match_indices('.').map(|(dot, _)| dot + 1).chain([0]);
+        let ends = |start: usize| {
+            let dots = module[start..].match_indices('.').map(move |(dot, _)| start + dot);
+            dots.chain([module.len()]).take(MAX_PARTS)
+        };
+        !self.names.is_empty()
+            && starts().any(|start| ends(start).any(|end| self.names.contains(&module[start..end])))
+    }
 }
 
 impl Targets {
@@ -74,14 +123,39 @@ impl Targets {
             .map(|text| Budgeted::new(&format!(r"(?:.*\.)?(?:{text})\.")))
             .collect::<Result<_, _>>()
             .map_err(|reason| unsupported(path, key, reason))?;
+        let mut parameters: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        let key = "target_parameters";
+        if let Some(value) = fields.get(key).filter(|value| fields::is_set(value)) {
+            for target in texts(value).ok_or_else(|| wrong(key, "a list of texts"))? {
+                let (owner, parameter) = target.rsplit_once('.').unwrap_or(("", &target));
+                parameters.entry(owner.into()).or_default().insert(parameter.into());
+            }
+        }
         Ok(Targets {
             path: path.into(),
             modules: modules("target_modules")?,
             excluded: modules("exclude_modules")?,
             layers,
             patterns,
+            whole: Whole::new(path, fields)?,
+            parameters,
             budget: Budget::default(),
         })
+    }
+
+    /// The names of parameters of a module that `target_parameters` may mean. It gives no module,
+    /// or the end of its path: `down_proj`, `gate.weight`. Without one it means modules of experts,
+    /// here those with `experts` in their path.
+    pub fn parameters_of(&self, module: &str) -> Vec<&str> {
+        let owners = module.match_indices('.').map(|(dot, _)| &module[dot + 1..]);
+        let named = owners.chain([module]).filter_map(|owner| self.parameters.get(owner));
+        let of_experts = module.split('.').any(|part| part == "experts");
+        let of_any = self.parameters.get("").filter(|_| of_experts).into_iter().flatten();
+        // A linear layer of this name, of one expert, is no parameter.
+        let of_any = of_any.filter(|parameter| last(module) != parameter.as_str());
+        let parameters: BTreeSet<&str> =
+            named.flatten().chain(of_any).map(String::as_str).collect();
+        parameters.into_iter().collect()
     }
 
     /// The path of the configuration.
@@ -93,7 +167,7 @@ impl Targets {
     pub fn name(&self, module: &str) -> Result<bool> {
         Ok(match &self.modules {
             Modules::Unsaid => true,
-            Modules::AllLinear => !HEADS.contains(&module.rsplit('.').next().unwrap_or_default()),
+            Modules::AllLinear => !HEADS.contains(&last(module)),
             Modules::Regex(regex) => regex
                 .matches(module, &self.budget)
                 .map_err(|error| self.undecided("target_modules", module, error))?,
@@ -113,6 +187,9 @@ impl Targets {
         if excluded || !self.name(module)? {
             return Ok(false);
         }
+        if self.saves_whole(module)? {
+            return Ok(false);
+        }
         match &self.modules {
             // A module that is named in full is there whatever its layer.
             Modules::Names(names) if !names.contains(module) && !self.layers.is_empty() => {
@@ -123,6 +200,20 @@ impl Targets {
             }
             _ => Ok(true),
         }
+    }
+
+    /// Whether the module, or one that it is in, is in `modules_to_save`, so that it has no adapter.
+    pub fn saves_whole(&self, module: &str) -> Result<bool> {
+        if self.whole.names(module) {
+            return Ok(true);
+        }
+        for whole in &self.whole.regexes {
+            let matches = whole.matches(module, &self.budget);
+            if matches.map_err(|error| self.undecided("modules_to_save", module, error))? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     fn undecided(&self, key: &str, module: &str, TooCostly: TooCostly) -> Error {
@@ -158,6 +249,11 @@ impl Targets {
 pub(super) fn undecided(path: &Path, key: &str, module: &str) -> Error {
     let reason = format!("a regular expression that takes too long to match with {module}");
     unsupported(path, key, reason)
+}
+
+/// The last part of a module's path.
+fn last(module: &str) -> &str {
+    module.rsplit('.').next().unwrap_or_default()
 }
 
 fn is_all_linear(text: &str) -> bool {

@@ -8,6 +8,7 @@ mod common;
 mod concurrent;
 mod config;
 mod directory;
+mod extras;
 mod files;
 mod fixtures;
 mod formats;

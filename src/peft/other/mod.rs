@@ -7,7 +7,7 @@ pub use names::Format;
 
 use super::config::{Config, MAX_CONFIG};
 use super::file::{malformed, open_regular, unreadable, unsupported, CONFIG_FILE, WEIGHTS_FILE};
-use super::pairs::check_module;
+use super::names::check_module;
 use super::tensors::{not_numbers, TensorFile};
 use crate::device::Device;
 use crate::dtype::DType;
@@ -138,7 +138,8 @@ fn read_adapters<R: Read + Seek>(
             .map_err(|error| malformed(file.path(), &module, error.to_string()))?;
         adapters.insert(module, adapter);
     }
-    let config = Config { modules: adapters.keys().cloned().collect(), ..Config::default() };
+    let mut config = Config::default();
+    config.loaded.modules = adapters.keys().cloned().collect();
     Ok(Other { config, adapters, format })
 }
 

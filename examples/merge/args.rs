@@ -5,7 +5,8 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 pub const USAGE: &str = "\
-Merges a PEFT adapter into a safetensors checkpoint: W0 becomes W0 + s·B A, all else stays.
+Merges a PEFT adapter into a safetensors checkpoint: W0 becomes W0 + s·B A, parameters that the
+adapter's file holds in full are replaced or added, and all else stays.
 
 Usage: cargo run --release --features peft --example merge -- --base PATH --adapter DIR --out PATH
 

@@ -1,8 +1,9 @@
 //! A checkpoint: one safetensors file, or several with an index.
 
+use crate::change::Change;
 use crate::model::Model;
 use crate::shard::Shard;
-use crate::{base, packed, Result};
+use crate::{base, header, packed, Result};
 use lora_kernels::peft::{TensorEntry, TensorFile};
 use serde_json::{json, Value};
 use std::collections::BTreeMap;
@@ -143,9 +144,13 @@ impl Checkpoint {
     }
 
     /// The index's name and contents for the output: the base's own, or one for shards that have
-    /// none.
-    pub fn index_file(&self) -> Result<Option<(OsString, Vec<u8>)>> {
-        if let Some(index) = self.index.as_ref().filter(|_| !self.is_unpacked) {
+    /// none or get new tensors.
+    pub fn index_file(&self, changes: &[Vec<Change<'_>>]) -> Result<Option<(OsString, Vec<u8>)>> {
+        let resized =
+            |change: &&Change<'_>| header::is_added(change) || change.shape != change.entry.shape;
+        let resized: Vec<&Change<'_>> = changes.iter().flatten().filter(resized).collect();
+        let same = !self.is_unpacked && resized.is_empty();
+        if let Some(index) = self.index.as_ref().filter(|_| same) {
             let name = index.file_name().ok_or("the index has no name")?;
             return Ok(Some((name.to_owned(), fs::read(index)?)));
         }
@@ -153,9 +158,15 @@ impl Checkpoint {
             return Ok(None);
         }
         let name = |shard: usize| self.shards[shard].path().file_name().and_then(OsStr::to_str);
-        let map: BTreeMap<_, _> = self.shard_of.iter().map(|(key, &at)| (key, name(at))).collect();
+        let mut map: BTreeMap<&str, _> =
+            self.shard_of.iter().map(|(key, &at)| (key.as_str(), name(at))).collect();
         let entries = self.shards.iter().flat_map(|shard| shard.entries().values());
-        let bytes: u64 = entries.map(|entry| entry.bytes.end - entry.bytes.start).sum();
+        let mut bytes: u64 = entries.map(|entry| entry.bytes.end - entry.bytes.start).sum();
+        for change in resized {
+            let new = change.shape.iter().product::<usize>() * change.dtype.bytes();
+            bytes = bytes + new as u64 - (change.entry.bytes.end - change.entry.bytes.start);
+            map.entry(&change.weight).or_insert_with(|| name(self.shards.len() - 1));
+        }
         let index = json!({"metadata": {"total_size": bytes}, "weight_map": map});
         let file = self.index.as_deref().and_then(Path::file_name).unwrap_or(INDEX.as_ref());
         Ok(Some((file.to_owned(), serde_json::to_vec_pretty(&index)?)))
@@ -177,7 +188,9 @@ impl Checkpoint {
     /// Whether there is a weight of a module, [d, k] or stored the other way round.
     pub fn has_weight(&self, module: &str, [d, k]: [usize; 2]) -> bool {
         let weight = self.find(&format!("{module}.weight"));
-        weight.and_then(|(_, entry)| matrix(entry)).is_some_and(|is| is == [d, k] || is == [k, d])
+        weight
+            .and_then(|(_, entry)| matrix(&entry.shape))
+            .is_some_and(|is| is == [d, k] || is == [k, d])
     }
 
     /// The names of all tensors.
@@ -211,8 +224,8 @@ impl Checkpoint {
 }
 
 /// The shape of a weight that is a matrix, or a convolution of 1x1, which is one.
-pub fn matrix(entry: &TensorEntry) -> Option<[usize; 2]> {
-    match entry.shape[..] {
+pub fn matrix(shape: &[usize]) -> Option<[usize; 2]> {
+    match *shape {
         [rows, cols] | [rows, cols, 1, 1] => Some([rows, cols]),
         _ => None,
     }

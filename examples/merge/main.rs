@@ -7,8 +7,11 @@
 mod args;
 mod base;
 mod beside;
+mod change;
 mod checkpoint;
+mod experts;
 mod families;
+mod header;
 mod layout;
 mod leftovers;
 mod merging;
@@ -21,25 +24,30 @@ mod plan;
 mod product;
 mod programs;
 mod progress;
+mod replacing;
 mod shard;
 mod target;
 #[cfg(test)]
 mod tests;
 mod tied;
+mod untied;
+mod whole;
 
 use crate::args::{Options, USAGE};
 use crate::beside::Beside;
+use crate::change::{Change, Kind};
 use crate::checkpoint::Checkpoint;
 use crate::layout::Layouts;
 use crate::merging::rewrite;
 use crate::model::Model;
 use crate::names::Names;
 use crate::output::Staging;
-use crate::plan::{plan, Change, Plan};
+use crate::plan::{plan, Plan};
 use crate::progress::Progress;
 use crate::target::Target;
 use lora_kernels::peft::{self, Adapters, Format};
 use lora_kernels::{Adapter, DType, Device};
+use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -84,27 +92,23 @@ fn run(options: &Options, out: &mut impl Write) -> Result<()> {
     }
     let mut adapters = peft::load(&options.adapter, &Device::cpu(), None)?;
     let placed = programs::place(&checkpoint, &model, &mut adapters)?;
-    let renamed = Names::new(
-        &checkpoint,
-        &model,
-        &options.renames,
-        adapters.adapters.keys().map(String::as_str),
-    )?
-    .rename(&mut adapters.adapters)?;
+    let (renamed, saved) = rename(&checkpoint, &model, options, &mut adapters)?;
     let fan_in_fan_out = adapters.config.fan_in_fan_out();
     let layouts = Layouts::new(&checkpoint, &model, fan_in_fan_out, options.transposed);
-    let Plan { changes, notes, untie } = plan(&checkpoint, &adapters, &model, &layouts, options)?;
-    let changed: usize = changes.iter().map(Vec::len).sum();
+    let plan = plan(&checkpoint, &adapters, &saved, &model, &layouts, options)?;
+    let Plan { changes, notes, untie, vocabulary } = plan;
+    let count: usize = changes.iter().map(Vec::len).sum();
+    let (changed, added) = changed(&changes);
     let bytes = checkpoint.bytes()?;
     let (files, tensors) = (checkpoint.shards.len(), checkpoint.tensors());
     let base = options.base.display();
     writeln!(out, "base     {base}: {tensors} tensors in {files} files, {}", megabytes(bytes))?;
-    let (adapter, count) = (options.adapter.display(), adapters.adapters.len());
     let program = match adapters.format {
         Format::Peft => String::new(),
         format => format!(", in the format of {format}{}", scales_of(&adapters)),
     };
-    writeln!(out, "adapter  {adapter}: {count} modules{program}")?;
+    let (adapter, contents) = (options.adapter.display(), contents_of(&adapters));
+    writeln!(out, "adapter  {adapter}: {contents}{program}")?;
     let target = match &options.out {
         Some(to) => Some(Target::new(&checkpoint, &options.base, to)?),
         None => None,
@@ -139,7 +143,8 @@ fn run(options: &Options, out: &mut impl Write) -> Result<()> {
             writeln!(out, "{}: copied", file.display())?;
         }
         report_left_out(beside.as_ref(), out)?;
-        return Ok(writeln!(out, "{changed} of {tensors} tensors would change")?);
+        let more = if added > 0 { format!(", {added} would be new") } else { String::new() };
+        return Ok(writeln!(out, "{changed} of {tensors} tensors would change{more}")?);
     }
 
     let target = target.ok_or("there is no place for the output")?;
@@ -151,20 +156,21 @@ fn run(options: &Options, out: &mut impl Write) -> Result<()> {
 
     let to = target.path().to_path_buf();
     let mut staging = Staging::new(target)?;
-    let mut progress = Progress::new(bytes, changed)?;
+    let mut progress = Progress::new(bytes, count)?;
     for (shard, changes) in checkpoint.shards.iter().zip(&changes) {
         let mut output = staging.file(file_name(shard.path()))?;
         rewrite(shard, &mut output, changes, &device, &mut progress)?;
         output.finish()?;
     }
-    if let Some((name, index)) = checkpoint.index_file()? {
+    if let Some((name, index)) = checkpoint.index_file(&changes)? {
         let mut output = staging.file(Path::new(&name))?;
         output.write(&index)?;
         output.finish()?;
     }
     if let Some(beside) = &beside {
-        let config = match (untie, checkpoint.is_unpacked) {
-            (true, _) => Some(model.untied()?),
+        let vocabulary = vocabulary.filter(|_| model.is_known());
+        let config = match (untie || vocabulary.is_some(), checkpoint.is_unpacked) {
+            (true, _) => Some(model.changed(untie, vocabulary)?),
             (false, true) => model.json()?,
             (false, false) => None,
         };
@@ -176,7 +182,66 @@ fn run(options: &Options, out: &mut impl Write) -> Result<()> {
         writeln!(out, "copied   {} files beside the weights", beside.files.len())?;
     }
     report_left_out(beside.as_ref(), out)?;
-    Ok(writeln!(out, "merged   {changed} of {tensors} tensors, into {}", to.display())?)
+    let more = if added > 0 { format!(", {added} new") } else { String::new() };
+    Ok(writeln!(out, "merged   {changed} of {tensors} tensors{more}, into {}", to.display())?)
+}
+
+/// Gives all that an adapter's file holds the checkpoint's names. Returns what is to be said of it,
+/// and the parameters that `modules_to_save` names.
+fn rename(
+    checkpoint: &Checkpoint,
+    model: &Model,
+    options: &Options,
+    adapters: &mut Adapters,
+) -> Result<(Vec<String>, BTreeSet<String>)> {
+    let extras = adapters.config.extras();
+    let modules = adapters.adapters.keys().chain(extras.updates.keys());
+    let modules = modules.chain(extras.parameters.keys()).chain(extras.tokens.keys());
+    let modules: Vec<String> = modules.cloned().collect();
+    let modules = modules.iter().map(String::as_str);
+    let names = Names::new(checkpoint, model, &options.renames, modules)?;
+    let saved: BTreeSet<String> =
+        extras.whole.keys().filter(|name| adapters.config.saves_whole(name)).cloned().collect();
+    let mut notes: Vec<String> = names.rename(&mut adapters.adapters)?.into_iter().collect();
+    let extras = adapters.config.extras_mut();
+    notes.extend(names.rename(&mut extras.updates)?);
+    notes.extend(names.rename(&mut extras.parameters)?);
+    notes.extend(names.rename(&mut extras.tokens)?);
+    let of = |name: String| match name.rsplit_once('.') {
+        Some((module, parameter)) => format!("{}.{parameter}", names.of(module)),
+        None => name,
+    };
+    for (name, tensor) in std::mem::take(&mut extras.whole) {
+        let path = of(name.clone());
+        if extras.whole.insert(path.clone(), tensor).is_some() {
+            return Err(format!("{name} and another parameter are both {path}").into());
+        }
+    }
+    Ok((notes, saved.into_iter().map(of).collect()))
+}
+
+/// How many tensors change, and how many are added.
+fn changed(changes: &[Vec<Change<'_>>]) -> (usize, usize) {
+    let changes = || changes.iter().flatten();
+    let added = changes().filter(|change| header::is_added(change)).count();
+    let weights: BTreeSet<&str> = changes().map(|change| change.weight.as_str()).collect();
+    (weights.len() - added, added)
+}
+
+/// What an adapter's directory holds, in words.
+fn contents_of(adapters: &Adapters) -> String {
+    let extras = adapters.config.extras();
+    let mut text = format!("{} modules", adapters.adapters.len() + extras.updates.len());
+    for (count, what) in [
+        (extras.parameters.len(), "modules with parameters"),
+        (extras.whole.len(), "parameters saved whole"),
+        (extras.tokens.len(), "embeddings with rows"),
+    ] {
+        if count > 0 {
+            text.push_str(&format!(", {count} {what}"));
+        }
+    }
+    text
 }
 
 /// The scales of the adapters, in words.
@@ -219,11 +284,25 @@ fn report_left_out(beside: Option<&Beside>, out: &mut impl Write) -> Result<()> 
 
 fn list(checkpoint: &Checkpoint, changes: &[Vec<Change>], out: &mut impl Write) -> Result<()> {
     for (shard, changes) in checkpoint.shards.iter().zip(changes) {
-        for Change { weight, entry, adapter, scale, transposed, .. } in changes {
-            let (dtype, shape, r) = (&entry.dtype_name, &entry.shape, adapter.rank());
+        for Change { weight, shape, dtype, kind, entry, .. } in changes {
             let shard = shard.path().display();
-            let note = if *transposed { ", stored transposed" } else { "" };
-            writeln!(out, "{shard}: {weight} {shape:?} {dtype}, rank {r}, scale {scale}{note}")?;
+            let (was, dtype) = (&entry.shape, header::name_of(*dtype));
+            let what = match kind {
+                Kind::Update { updates, .. } => {
+                    let updates = updates.iter().map(|update| {
+                        let (r, scale) = (update.factors.rank(), update.scale);
+                        let note = if update.transposed { ", stored transposed" } else { "" };
+                        format!(", rank {r}, scale {scale}{note}")
+                    });
+                    format!("{was:?} {dtype}{}", updates.collect::<String>())
+                }
+                Kind::Replace(_) | Kind::Copy { .. } => format!("{shape:?} {dtype}, in full"),
+                Kind::AddBias { scale, .. } => format!("{was:?} {dtype}, bias, scale {scale}"),
+                Kind::Rows(tokens) => {
+                    format!("{was:?} {dtype}, {} rows", tokens.indices.len())
+                }
+            };
+            writeln!(out, "{shard}: {weight} {what}")?;
         }
     }
     Ok(())

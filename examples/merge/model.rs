@@ -22,6 +22,11 @@ const CONV1D_MODELS: [&str; 7] = [
     "openai-gpt",
 ];
 
+/// Models whose experts are stored as [E, k, d]: in the model, or in its files only.
+const TRANSPOSED_EXPERTS: [&str; 6] =
+    ["aria", "aria_text", "gpt_oss", "openai_privacy_filter", "qwen3_vl_moe", "qwen3_vl_moe_text"];
+
+const VOCABULARY: &str = "vocab_size";
 const TIE: &str = "tie_word_embeddings";
 /// Models that tie them where their configuration does not say.
 const TIED_MODELS: [&str; 9] =
@@ -54,6 +59,11 @@ impl Model {
         self.config.as_ref()?.get("model_type")?.as_str()
     }
 
+    /// Whether there is a `config.json`.
+    pub fn is_known(&self) -> bool {
+        self.config.is_some()
+    }
+
     /// Whether the model, or one of its parts, has `Conv1D` modules; `None` if that is unknown.
     pub fn has_conv1d(&self) -> Option<bool> {
         let mut types = Vec::new();
@@ -78,13 +88,36 @@ impl Model {
         TIED_MODELS.contains(&model_type).then_some(true)
     }
 
-    /// The configuration of the same model with weights of their own for head and embedding.
-    pub fn untied(&self) -> Result<Vec<u8>> {
+    /// Whether the parameters of experts are stored as [E, k, d]; `None` if that is unknown.
+    pub fn has_transposed_experts(&self) -> Option<bool> {
+        let mut types = Vec::new();
+        model_types(self.config.as_ref()?, &mut types);
+        match types.is_empty() {
+            true => None,
+            false => Some(types.iter().any(|name| TRANSPOSED_EXPERTS.contains(name))),
+        }
+    }
+
+    /// The configuration of the same model, perhaps with weights of their own for head and
+    /// embedding, and with another size of the vocabulary.
+    pub fn changed(&self, untie: bool, vocabulary: Option<usize>) -> Result<Vec<u8>> {
         let mut config = self.config.clone().ok_or("there is no config.json")?;
         let fields = config.as_object_mut().ok_or("config.json is no object")?;
-        fields.insert(TIE.into(), Value::Bool(false));
-        if let Some(text) = fields.get_mut("text_config").and_then(Value::as_object_mut) {
-            text.insert(TIE.into(), Value::Bool(false));
+        let mut set = |key: &str, value: Value, always: bool| {
+            if always || fields.contains_key(key) {
+                fields.insert(key.into(), value.clone());
+            }
+            if let Some(text) = fields.get_mut("text_config").and_then(Value::as_object_mut) {
+                if always || text.contains_key(key) {
+                    text.insert(key.into(), value);
+                }
+            }
+        };
+        if untie {
+            set(TIE, Value::Bool(false), true);
+        }
+        if let Some(rows) = vocabulary {
+            set(VOCABULARY, rows.into(), false);
         }
         Ok(serde_json::to_vec_pretty(&config)?)
     }

@@ -9,8 +9,8 @@ use crate::packed::Reader;
 use crate::Result;
 use std::io::{Read, Seek, SeekFrom};
 
-const HEADS: [&str; 2] = ["embed_out", "lm_head"];
-const EMBEDDINGS: [&str; 6] =
+pub const HEADS: [&str; 2] = ["embed_out", "lm_head"];
+pub const EMBEDDINGS: [&str; 6] =
     ["embed_in", "embed_tokens", "shared", "tok_embeddings", "word_embeddings", "wte"];
 
 /// The weights that the adapter of a module goes to.
@@ -24,21 +24,21 @@ pub struct Weights {
 }
 
 impl Weights {
+    /// Those of a module, if it is a head of an embedding of a shape that fits.
     pub fn of(
         checkpoint: &Checkpoint,
         model: &Model,
         module: &str,
-        shape: [usize; 2],
+        fits: impl Fn(&[usize]) -> bool,
     ) -> Result<Self> {
         let own = format!("{module}.weight");
         let plain = |own| Weights { names: vec![own], note: None, untie: false };
-        let last = |name: &str| name.rsplit('.').next().unwrap_or("").to_string();
-        if !HEADS.contains(&&*last(module)) || model.ties_embeddings() != Some(true) {
+        if !HEADS.contains(&last(module)) || model.ties_embeddings() != Some(true) {
             return Ok(plain(own));
         }
         let is_embedding = |name: &&str| {
-            name.strip_suffix(".weight").is_some_and(|name| EMBEDDINGS.contains(&&*last(name)))
-                && checkpoint.find(name).is_some_and(|(_, entry)| entry.shape == shape)
+            name.strip_suffix(".weight").is_some_and(|name| EMBEDDINGS.contains(&last(name)))
+                && checkpoint.find(name).is_some_and(|(_, entry)| fits(&entry.shape))
         };
         let mut embeddings = checkpoint.names().filter(is_embedding);
         let (Some(embedding), None) = (embeddings.next(), embeddings.next()) else {
@@ -61,6 +61,40 @@ impl Weights {
         ));
         Ok(Weights { names: vec![own], note, untie: true })
     }
+}
+
+/// The weights that an adapter of an embedding goes to: its own, and that of a head that is tied to
+/// it and is in the file as well.
+pub fn weights_of_embedding(
+    checkpoint: &Checkpoint,
+    model: &Model,
+    module: &str,
+) -> Result<Weights> {
+    let own = format!("{module}.weight");
+    let mut weights = Weights { names: vec![own.clone()], note: None, untie: false };
+    let embedding = EMBEDDINGS.contains(&last(module)) && checkpoint.find(&own).is_some();
+    if !embedding || model.ties_embeddings() != Some(true) {
+        return Ok(weights);
+    }
+    let is_head =
+        |name: &&str| name.strip_suffix(".weight").is_some_and(|name| HEADS.contains(&last(name)));
+    for head in checkpoint.names().filter(is_head) {
+        if same_bytes(checkpoint, head, &own)? {
+            weights.note = Some(format!("{head} is tied to {own}: both change, as in PEFT"));
+            weights.names.push(head.to_string());
+        } else {
+            weights.note = Some(format!(
+                "{head} is not the same as {own}: tie_word_embeddings becomes false in config.json"
+            ));
+            weights.untie = true;
+        }
+    }
+    Ok(weights)
+}
+
+/// The last part of a module's path.
+pub fn last(module: &str) -> &str {
+    module.rsplit('.').next().unwrap_or(module)
 }
 
 fn same_bytes(checkpoint: &Checkpoint, one: &str, other: &str) -> Result<bool> {

@@ -1,6 +1,7 @@
 //! The whole program, on small checkpoints.
 
 mod bases;
+mod extras;
 mod finite;
 mod fixtures;
 mod layout;

@@ -62,12 +62,23 @@ fn heads_that_differ_are_untied() -> Result<()> {
     Ok(())
 }
 
+/// One after the other into the same weight, as PEFT does.
 #[test]
-fn two_adapters_of_one_weight_are_refused() {
+fn two_adapters_of_one_weight_are_both_added() -> Result<()> {
     let setting = setting(TIED, None);
-    let [head, embedding] = [0, 1].map(|_| adapter(6, 4, 2, DType::F32));
-    setting.save_adapter(&[("lm_head", head), ("model.embed_tokens", embedding)]);
-    assert!(setting.error("base", "out").contains("two adapters are for model.embed_tokens"));
+    let adapters = || ["lm_head", "model.embed_tokens"].map(|m| (m, adapter(6, 4, 2, DType::F32)));
+    setting.save_adapter(&adapters());
+    setting.run("base", "both", &[])?;
+    for (adapter, (base, out)) in adapters().into_iter().zip([("base", "one"), ("one", "two")]) {
+        setting.save_adapter(&[adapter]);
+        setting.run(base, out, &[])?;
+    }
+    let merged = |out: &str| {
+        values(&setting.path(out).join("model.safetensors"), "model.embed_tokens.weight")
+    };
+    assert_eq!(merged("both"), merged("two"));
+    assert_ne!(merged("one"), merged("two"));
+    Ok(())
 }
 
 #[test]

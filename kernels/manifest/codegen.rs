@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 mod kernels;
 mod shared;
+mod wgmma;
 
 // ---- kernels -------------------------------------------------------------------------------
 
@@ -135,6 +136,7 @@ pub fn headers() -> BTreeMap<String, String> {
         };
         *headers.entry(format!("manifest/{file}.cuh")).or_insert_with(prelude) += &text;
     }
+    headers.insert("manifest/sm90a/wgmma_asm.cuh".to_string(), wgmma::header());
     for (file, entry_points) in entry_points() {
         let definitions = entry_points.into_values().collect::<String>();
         let text = format!("// The entry points of kernels/{file}.cu, from kernels/manifest.\n");

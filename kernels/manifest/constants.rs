@@ -72,6 +72,10 @@ constants! {
             /// Threads of a CTA: a producer warpgroup and two consumer warpgroups.
             const THREE_WARPGROUPS: usize = 384;
         }
+        wgmma {
+            /// Columns of a product of a warpgroup.
+            const COLS: [usize; 11] = [8, 16, 32, 64, 80, 128, 144, 176, 192, 224, 256];
+        }
         projection {
             /// Rows of S or dS for which there is one flag.
             const FLAG_ROWS: usize = 128;

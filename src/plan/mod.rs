@@ -2,6 +2,7 @@
 //!
 //! A file imports the files it needs, never this one, and no two import each other.
 
+pub(crate) mod cost;
 mod path;
 mod profile;
 mod scratch;
@@ -23,6 +24,7 @@ pub(crate) use strategy::{Plan, Strategy};
 
 use crate::manifest::sm90a::linear::TILES_N;
 use crate::problem::{Problem, MAX_PROJECTIONS};
+use cost::CostModel;
 use sm90a::{grads, linear, small};
 
 /// The plan of a forward pass; `profile` is `None` on the CPU.
@@ -33,12 +35,13 @@ pub(crate) fn forward(problem: &Problem, profile: Option<&DeviceProfile>) -> Pla
     }
     let (t, k, layers) = (problem.t(), problem.k(), problem.projections());
     let s = projection_elements(problem);
-    let Some(clusters) = hopper_pairs([t, k], layers, profile) else { return Plan::mma(s) };
+    let Some(clusters) = hopper_clusters([t, k], layers, profile) else { return Plan::mma(s) };
     if let Some(launches) = small::forward(problem, clusters) {
         let flags = launches.iter().flatten().map(|launch| launch.flags(t)).fold(0, usize::max);
         return Plan { strategy: Strategy::Small(launches), scratch: s, flags };
     }
-    let schedule = linear::forward(&Sizes::of_forward(t, k, layers.iter().copied()), clusters);
+    let sizes = Sizes::of_forward(t, k, layers.iter().copied());
+    let schedule = linear::forward(&sizes, clusters, profile.cost());
     let (scratch, flags) = (s + schedule.partials(), schedule.flags(t));
     Plan { strategy: Strategy::Large(schedule), scratch, flags }
 }
@@ -51,15 +54,15 @@ pub(crate) fn backward(problem: &Problem, profile: Option<&DeviceProfile>) -> Pl
     }
     let (t, k, layers) = (problem.t(), problem.k(), problem.projections());
     let scratch = |partials| BackwardWorkspace::new(problem, partials).elements();
-    let Some(clusters) = hopper_pairs([t, k], layers, profile) else {
+    let Some(clusters) = hopper_clusters([t, k], layers, profile) else {
         return Plan::mma(scratch(0));
     };
     if let Some(launch) = small::backward(problem, clusters) {
         let strategy = Strategy::Small([Some(launch), None, None, None]);
         return Plan { strategy, scratch: scratch(0), flags: launch.flags(t) };
     }
-    let schedule =
-        linear::input_grad(&Sizes::of_input_grad(t, k, layers.iter().copied()), clusters);
+    let sizes = Sizes::of_input_grad(t, k, layers.iter().copied());
+    let schedule = linear::input_grad(&sizes, clusters, profile.cost());
     let flags = schedule.flags(t).max(grads::flags(t));
     Plan { strategy: Strategy::Large(schedule), scratch: scratch(schedule.partials()), flags }
 }
@@ -67,18 +70,18 @@ pub(crate) fn backward(problem: &Problem, profile: Option<&DeviceProfile>) -> Pl
 /// The plan of H = X W0ᵀ, the frozen layer of the first projection; `profile` is `None` on the CPU.
 /// It needs no workspace.
 pub(crate) fn base_forward(problem: &Problem, profile: Option<&DeviceProfile>) -> Plan {
-    base(problem, profile, |[t, k, d], clusters| {
+    base(problem, profile, |[t, k, d], clusters, cost| {
         let launch = Alone::forward([t, d, k, 0], clusters);
-        launch.ok_or_else(|| linear::base([t, d, k], clusters))
+        launch.ok_or_else(|| linear::base([t, d, k], clusters, cost))
     })
 }
 
 /// The plan of dX = dH W0, the frozen layer of the first projection; `profile` is `None` on the
 /// CPU. It needs no workspace.
 pub(crate) fn base_input_grad(problem: &Problem, profile: Option<&DeviceProfile>) -> Plan {
-    base(problem, profile, |[t, k, d], clusters| {
+    base(problem, profile, |[t, k, d], clusters, cost| {
         let launch = Alone::base_input_grad([t, k, d], clusters);
-        launch.ok_or_else(|| linear::base([t, k, d], clusters))
+        launch.ok_or_else(|| linear::base([t, k, d], clusters, cost))
     })
 }
 
@@ -89,15 +92,15 @@ const EMPTY: Plan = Plan { strategy: Strategy::Mma, scratch: 0, flags: 0 };
 fn base(
     problem: &Problem,
     profile: Option<&DeviceProfile>,
-    on_hopper: impl Fn([usize; 3], usize) -> Result<Alone, linear::Schedule>,
+    on_hopper: impl Fn([usize; 3], usize, &CostModel) -> Result<Alone, linear::Schedule>,
 ) -> Plan {
     let Some(profile) = profile else { return Plan::REFERENCE };
     if problem.t() == 0 {
         return EMPTY;
     }
     let (t, k, (d, _)) = (problem.t(), problem.k(), problem.projections()[0]);
-    let Some(clusters) = hopper_pairs([t, k], &[(d, 0)], profile) else { return Plan::mma(0) };
-    let strategy = match on_hopper([t, k, d], clusters) {
+    let Some(clusters) = hopper_clusters([t, k], &[(d, 0)], profile) else { return Plan::mma(0) };
+    let strategy = match on_hopper([t, k, d], clusters, profile.cost()) {
         Ok(launch) => Strategy::Small([Some(launch), None, None, None]),
         Err(schedule) => Strategy::Large(schedule),
     };
@@ -106,7 +109,7 @@ fn base(
 
 /// The clusters that run at once, if the Hopper kernels can serve layers of these (d, r): rows
 /// start at multiples of 16 bytes, and all counts fit the kernels' arithmetic.
-fn hopper_pairs(
+fn hopper_clusters(
     [t, k]: [usize; 2],
     layers: &[(usize, usize)],
     profile: &DeviceProfile,

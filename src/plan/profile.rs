@@ -1,5 +1,7 @@
 //! What plans know of a GPU.
 
+use super::cost::CostModel;
+
 /// What plans know of a CUDA device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceProfile {
@@ -55,6 +57,11 @@ impl DeviceProfile {
     /// Clusters of 2 CTAs of the Hopper kernels that run at once; 0 without these kernels.
     pub fn clusters(&self) -> usize {
         self.clusters
+    }
+
+    /// What launches cost. Every Hopper card is planned for as the one that was fitted.
+    pub(crate) fn cost(&self) -> &CostModel {
+        &CostModel::H100_SXM
     }
 
     /// Whether the Hopper kernels run: compute capability 9.0, and a build that has them.

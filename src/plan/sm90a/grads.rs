@@ -4,6 +4,7 @@
 
 use crate::manifest::sm90a::grads::{ITEM_COLS, RANK_TILES, STEP_ROWS};
 use crate::manifest::sm90a::{projection::FLAG_ROWS, ptx::BOX_COLS};
+use crate::plan::cost::CostModel;
 use crate::plan::sizes::Sizes;
 
 /// The tile that serves this rank.
@@ -82,25 +83,20 @@ fn items_of_da(sizes: &Sizes, cols: usize) -> usize {
 }
 
 /// µs of a launch for dA and dB.
-pub(crate) fn alone_us(sizes: &Sizes) -> f64 {
-    /// The launch, and bytes of dH and X it reads in a µs.
-    const LAUNCH: f64 = 9.0;
-    const BYTES: f64 = 2.6e6;
+pub(crate) fn alone_us(sizes: &Sizes, cost: &CostModel) -> f64 {
     let d = sizes.k.iter().sum::<usize>();
-    LAUNCH + (sizes.m * (sizes.n[0] + d) * 2) as f64 / BYTES
+    cost.grads_launch_us + (sizes.m * (sizes.n[0] + d) * 2) as f64 / cost.grads_bytes
 }
 
 /// Columns of an item beside dX, and its µs.
-fn item_beside(t: usize, r: usize) -> (usize, f64) {
-    /// The start and the end of an item.
-    const ITEM: f64 = 1.5;
-    // Bytes of dH or X a CTA reads in a µs. A wgmma of few columns is bound by reading its rows.
+fn item_beside(t: usize, r: usize, cost: &CostModel) -> (usize, f64) {
+    let [of_16, of_64, of_128] = cost.item_bytes;
     let (cols, bytes) = match rank_tile(r) {
-        16 => (256, 110e3),
-        64 => (256, 80e3),
-        _ => (128, 42e3),
+        16 => (256, of_16),
+        64 => (256, of_64),
+        _ => (128, of_128),
     };
-    (cols, ITEM + (t * cols * 2) as f64 / bytes)
+    (cols, cost.item_us + (t * cols * 2) as f64 / bytes)
 }
 
 /// The items of dB and dA beside dX, whatever the number of grad CTAs.
@@ -112,8 +108,8 @@ pub(crate) struct Items {
 }
 
 impl Items {
-    pub(crate) fn new(sizes: &Sizes) -> Self {
-        let (cols, item_us) = item_beside(sizes.m, sizes.rank());
+    pub(crate) fn new(sizes: &Sizes, cost: &CostModel) -> Self {
+        let (cols, item_us) = item_beside(sizes.m, sizes.rank(), cost);
         let of_db = items_of_db(sizes, cols);
         Items { of_db, all: of_db + items_of_da(sizes, cols), item_us }
     }
@@ -184,7 +180,7 @@ mod tests {
     #[test]
     fn the_slowest_cta_decides() {
         for [t, k, d, r] in shapes() {
-            let (cols, item_us) = item_beside(t, r);
+            let (cols, item_us) = item_beside(t, r, &CostModel::H100_SXM);
             let ranks = r.div_ceil(rank_tile(r));
             let (of_db, of_da) = (d.div_ceil(cols) * ranks, k.div_ceil(cols) * ranks);
             if of_db + of_da > 10_000 {
@@ -198,7 +194,9 @@ mod tests {
                     *end = end.max(ready) + item_us;
                 }
                 let slowest = ends.into_iter().fold(0.0, f64::max);
-                let got = Items::new(&Sizes::of_layer([t, k, d, r])).on(clusters).us(ds_us);
+                let got = Items::new(&Sizes::of_layer([t, k, d, r]), &CostModel::H100_SXM)
+                    .on(clusters)
+                    .us(ds_us);
                 let context =
                     format!("T={t} k={k} d={d} r={r}, {clusters} clusters: {got} {slowest}");
                 assert!((got - slowest).abs() <= 1e-9 * slowest, "{context}");

@@ -1,11 +1,14 @@
 //! Large batches of kernels/sm90a/linear.cuh that compute-sanitizer runs on.
 
 use crate::manifest::sm90a::linear::TILES_N;
+use crate::plan::cost::CostModel;
 use crate::plan::sizes::Sizes;
 use crate::plan::sm90a::linear::{forward, input_grad, Projection, Schedule, CLUSTER_M};
 use crate::plan::sm90a::small::Alone;
 use crate::plan::sm90a::{decode, grads, short};
 use std::collections::HashSet;
+
+const COST: &CostModel = &CostModel::H100_SXM;
 
 /// The code a launch reaches: its tile and its slices, whether a cluster computes slices
 /// repeatedly, a stream-K tail, a dedicated projection, and how dA and dB are computed.
@@ -41,10 +44,10 @@ fn everything_is_sanitized() {
         let [of_h, of_dx] = [[t, d, k, r], [t, k, d, r]].map(Sizes::of_layer);
         // Small batches have other kernels.
         if Alone::forward([t, d, k, r], sms / 2).is_none() {
-            seen[0].extend(reaches(&forward(&of_h, sms / 2), &of_h));
+            seen[0].extend(reaches(&forward(&of_h, sms / 2, COST), &of_h));
         }
         if short::Schedule::input_grad([t, k, r], sms / 2).is_none() {
-            seen[1].extend(reaches(&input_grad(&of_dx, sms / 2), &of_dx));
+            seen[1].extend(reaches(&input_grad(&of_dx, sms / 2, COST), &of_dx));
         }
     }
     assert_all_seen(&seen);
@@ -57,8 +60,8 @@ fn everything_is_sanitized() {
         let layers = || layers.iter().copied();
         let of_h = Sizes::of_forward(t, k, layers());
         let of_dx = Sizes::of_input_grad(t, k, layers());
-        seen[0].extend(reaches(&forward(&of_h, sms / 2), &of_h));
-        seen[1].extend(reaches(&input_grad(&of_dx, sms / 2), &of_dx));
+        seen[0].extend(reaches(&forward(&of_h, sms / 2, COST), &of_h));
+        seen[1].extend(reaches(&input_grad(&of_dx, sms / 2, COST), &of_dx));
     }
     assert_all_seen(&seen);
 }

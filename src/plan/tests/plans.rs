@@ -1,6 +1,7 @@
 //! Plans agree with the schedules and the workspace of their launches.
 
 use crate::dtype::DType;
+use crate::plan::cost::CostModel;
 use crate::plan::sm80::GradSplit;
 use crate::plan::sm90a::linear;
 use crate::plan::sm90a::linear::Projection;
@@ -10,6 +11,8 @@ use crate::plan::{backward, base_forward, base_input_grad, forward};
 use crate::plan::{Alone, BackwardWorkspace, DeviceProfile, Plan, Sizes, Strategy};
 use crate::problem::{Problem, MAX_SIZE};
 use std::collections::HashSet;
+
+const COST: &CostModel = &CostModel::H100_SXM;
 
 fn single(problem: &Problem) -> [usize; 4] {
     let &[(d, r)] = problem.projections() else { panic!("several projections") };
@@ -30,7 +33,7 @@ fn scratch_holds_ds_and_the_partial_sums_of_a_layer() {
             assert_eq!(split.partials(), split.splits * r * n, "{context}");
             assert!(offset + split.partials() <= elements, "{context}");
         }
-        let schedule = linear::input_grad(&Sizes::of_layer([t, k, d, r]), 66);
+        let schedule = linear::input_grad(&Sizes::of_layer([t, k, d, r]), 66, COST);
         let with_partials = BackwardWorkspace::new(&problem, schedule.partials()).elements();
         assert_eq!(with_partials, elements.max(offset + schedule.partials()), "{context}");
         // And no more, but for a line.
@@ -85,7 +88,7 @@ fn plans_agree_with_what_the_launches_use() {
             _ if !aligned => mma(ds),
             Some(launch) => Plan { strategy: small(launch), scratch: ds, flags: launch.flags(t) },
             None => {
-                let schedule = linear::input_grad(&of_dx, 66);
+                let schedule = linear::input_grad(&of_dx, 66, COST);
                 let scratch = BackwardWorkspace::new(&problem, schedule.partials()).elements();
                 let flags = schedule.flags(t).max(1 + t.div_ceil(128));
                 Plan { strategy: Strategy::Large(schedule), scratch, flags }
@@ -96,7 +99,7 @@ fn plans_agree_with_what_the_launches_use() {
             _ if !aligned => mma(s),
             Some(launch) => Plan { strategy: small(launch), scratch: s, flags: launch.flags(t) },
             None => {
-                let schedule = linear::forward(&of_h, 66);
+                let schedule = linear::forward(&of_h, 66, COST);
                 let (scratch, flags) = (s + schedule.partials(), schedule.flags(t));
                 Plan { strategy: Strategy::Large(schedule), scratch, flags }
             }

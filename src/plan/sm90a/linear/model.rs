@@ -1,6 +1,7 @@
 //! The time of a schedule.
 
 use super::schedule::{Projection, Schedule, CLUSTER_M, GROUP};
+use crate::plan::cost::CostModel;
 use crate::plan::sizes::Sizes;
 use crate::plan::sm90a::grads;
 
@@ -13,10 +14,10 @@ pub(super) struct Candidate {
     pub(super) schedule: Schedule,
 }
 
-/// Predicts the µs of a launch: a model of an H100 at settled clocks, with constants fitted to
-/// whole runs. Constants that all candidates share matter little.
+/// Predicts the µs of a launch.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Model {
+pub(super) struct Model<'a> {
+    pub(super) cost: &'a CostModel,
     pub(super) tile_n: usize,
     /// Tiles along m, along n, and both.
     rows: usize,
@@ -41,40 +42,21 @@ pub(super) struct Model {
     stream_k_us: f64,
 }
 
-impl Model {
-    /// A step of a tile, and what each of its columns adds.
-    const STEP: f64 = 0.045;
-    const STEP_COLUMN: f64 = 0.00276;
-    /// Tensor core time that the epilogue costs.
-    const TILE_END: f64 = 0.1;
-    /// The fix-up of a stream-K tile, and what each step adds: clusters drift apart along k.
-    const SHARE: f64 = 7.0;
-    const SHARE_STEP: f64 = 0.045;
-    /// From the end of a slice of S to its use by another cluster.
-    const HANDOVER: f64 = 2.8;
-    /// A dedicated projection: from the start to the first rows of S, and bytes of X a CTA reads in
-    /// a µs.
-    const BESIDE: f64 = 4.0;
-    const BESIDE_BYTES: f64 = 90e3;
-    /// What a cooperative launch costs: all CTAs start together, and none by PDL.
-    const COOPERATIVE: f64 = 1.0;
-    /// A separate projection: its launch, and bytes of X it reads in a µs.
-    const LAUNCH: f64 = 9.0;
-    const PROJECT_BYTES: f64 = 2.9e6;
-
-    pub(super) fn new(sizes: &Sizes, tile_n: usize, clusters: usize) -> Self {
+impl<'a> Model<'a> {
+    pub(super) fn new(sizes: &Sizes, tile_n: usize, clusters: usize, cost: &'a CostModel) -> Self {
         let (rows, cols) = (sizes.m.div_ceil(CLUSTER_M), sizes.tile_cols(tile_n));
         let steps = sizes.steps() as f64;
-        let with_ext = steps + sizes.tile_rank().div_ceil(16) as f64 / 4.0;
-        let step_us = Self::STEP + Self::STEP_COLUMN * tile_n as f64;
+        let with_ranks = steps + sizes.tile_rank().div_ceil(16) as f64 / 4.0;
+        let step_us = cost.step_us + cost.step_column_us * tile_n as f64;
         let model = Model {
+            cost,
             tile_n,
             rows,
             cols,
             tiles: rows * cols,
             steps,
-            tile_us: with_ext * step_us + Self::TILE_END,
-            project_us: sizes.lhs_bytes() as f64 / Self::PROJECT_BYTES + Self::LAUNCH,
+            tile_us: with_ranks * step_us + cost.tile_end_us,
+            project_us: sizes.lhs_bytes() as f64 / cost.separate_bytes + cost.separate_launch_us,
             rank: sizes.rank(),
             k: sizes.k[0],
             clusters: 0,
@@ -88,11 +70,11 @@ impl Model {
 
     /// The same tiles on this number of clusters.
     pub(super) fn on(&self, clusters: usize) -> Self {
-        let &Model { tiles, tile_us, steps, .. } = self;
+        let &Model { cost, tiles, tile_us, steps, .. } = self;
         let (waves, tail) = (tiles / clusters, tiles % clusters);
         let full_tiles_us = (waves + usize::from(tail > 0)) as f64 * tile_us;
-        let share = Self::SHARE + Self::SHARE_STEP * steps;
-        let stream_k_us = tiles as f64 / clusters as f64 * tile_us + share;
+        let stream_k_us = cost.stream_k_us + cost.stream_k_step_us * steps;
+        let stream_k_us = tiles as f64 / clusters as f64 * tile_us + stream_k_us;
         Model { clusters, waves, tail, full_tiles_us, stream_k_us, ..*self }
     }
 
@@ -102,22 +84,22 @@ impl Model {
         f64::min(self.full_tiles_us, self.stream_k_us)
     }
 
-    /// A lower bound of [`Model::before`].
+    /// A lower bound of [`Model::separate`].
     pub(super) fn least_separate(&self) -> f64 {
         self.least() + self.project_us
     }
 
-    /// A lower bound of [`Model::beside`].
+    /// A lower bound of [`Model::dedicated`].
     pub(super) fn least_dedicated(&self) -> f64 {
-        self.full_tiles_us - Self::COOPERATIVE
+        self.full_tiles_us - self.cost.cooperative_us
     }
 
-    /// A lower bound of [`Model::within`] for all of these slices, and of the µs until S is
+    /// A lower bound of [`Model::fused`] for all of these slices, and of the µs until S is
     /// complete: one wave of tiles computes slices, and waits for each other's if they are several.
     pub(super) fn least_fused(&self, slices: &[usize]) -> [f64; 2] {
         let more_us = |&slice: &usize| {
             let waits = f64::from(self.rank > slice);
-            self.slice_us(slice) + waits * Self::HANDOVER
+            self.slice_us(slice) + waits * self.cost.slice_handover_us
         };
         let more_us = slices.iter().map(more_us).fold(f64::INFINITY, f64::min);
         [self.least() + more_us, self.s_us(1)]
@@ -125,12 +107,12 @@ impl Model {
 
     /// What a slice adds to a tile.
     fn slice_us(&self, slice: usize) -> f64 {
-        self.steps * Self::STEP_COLUMN * slice as f64
+        self.steps * self.cost.step_column_us * slice as f64
     }
 
     /// Until S is complete, after `slice_waves` waves of tiles that compute slices.
     pub(super) fn s_us(&self, slice_waves: usize) -> f64 {
-        slice_waves as f64 * self.tile_us + Self::HANDOVER
+        slice_waves as f64 * self.tile_us + self.cost.slice_handover_us
     }
 
     /// The product with S given, of full tiles.
@@ -172,35 +154,36 @@ impl Model {
         })
     }
 
-    /// The first candidate of [`Model::before`].
+    /// The first candidate of [`Model::separate`].
     pub(super) fn product_after_projection(&self) -> Candidate {
         let product = self.product();
         Candidate { us: product.us + self.project_us, ..product }
     }
 
     /// With a separate projection.
-    pub(super) fn before(&self) -> impl Iterator<Item = Candidate> {
+    pub(super) fn separate(&self) -> impl Iterator<Item = Candidate> {
         self.products(Projection::Separate, 0, self.project_us)
     }
 
     /// With a dedicated projection, by other clusters than these.
-    pub(super) fn beside(&self, proj_clusters: usize) -> Candidate {
+    pub(super) fn dedicated(&self, proj_clusters: usize) -> Candidate {
         let Candidate { us, schedule, .. } = self.product();
         let rank_tile = grads::rank_tile(self.rank);
         let passes = self.rank.div_ceil(rank_tile) as f64;
         // Wider tiles of the rank are bound by wgmma as well as by reading.
-        let bytes = if rank_tile == 16 { Self::BESIDE_BYTES } else { Self::BESIDE_BYTES * 0.7 };
+        let wide = if rank_tile == 16 { 1.0 } else { self.cost.dedicated_wide };
+        let bytes = self.cost.dedicated_bytes * wide;
         let row_us = (CLUSTER_M * self.k * 2) as f64 * passes / (2 * proj_clusters) as f64 / bytes;
         // The tiles of the first wave need the first rows of S at their end, the others later.
-        let first = self.rows.min(GROUP) as f64 * row_us + Self::BESIDE;
-        let all = self.rows as f64 * row_us + Self::BESIDE;
+        let first = self.rows.min(GROUP) as f64 * row_us + self.cost.dedicated_start_us;
+        let all = self.rows as f64 * row_us + self.cost.dedicated_start_us;
         let late = f64::max(first - self.tile_us, all - us).max(0.0);
         let schedule = Schedule { projection: Projection::Dedicated { proj_clusters }, ..schedule };
-        Candidate { us: us + late - Self::COOPERATIVE, s_us: 0.0, schedule }
+        Candidate { us: us + late - self.cost.cooperative_us, s_us: 0.0, schedule }
     }
 
     /// With a projection fused in slices of this many columns.
-    pub(super) fn within(&self, slice: usize) -> impl Iterator<Item = Candidate> + '_ {
+    pub(super) fn fused(&self, slice: usize) -> impl Iterator<Item = Candidate> + '_ {
         let slices = self.rank.div_ceil(slice);
         let (least, most) = match slices {
             // Enough for all clusters to start with a tile that needs only its own slice, or
@@ -228,7 +211,7 @@ impl Model {
             // time to catch up.
             let few = self.clusters / 8;
             let waits = if slices > 1 { waves } else { f64::from(tiles + few < self.clusters) };
-            let more_us = waves * self.slice_us(slice) + waits * Self::HANDOVER;
+            let more_us = waves * self.slice_us(slice) + waits * self.cost.slice_handover_us;
             let projection = Projection::Fused { slice, slice_cols, slice_clusters };
             self.products(projection, slice_waves, more_us)
         })

@@ -7,14 +7,15 @@
 use super::model::{Candidate, Model};
 use super::schedule::Schedule;
 use crate::manifest::sm90a::linear::{FORWARD_TILES_N, TILES_N};
+use crate::plan::cost::CostModel;
 use crate::plan::sizes::Sizes;
 use crate::plan::sm90a::grads::{self, Items};
 
 /// Clusters of grad CTAs, at most.
-pub(super) const MAX_STREAMERS: usize = 12;
+pub(super) const MAX_GRAD_CLUSTERS: usize = 12;
 
 /// Projection clusters, at most.
-pub(super) const MAX_PROJECTORS: usize = 4;
+pub(super) const MAX_PROJ_CLUSTERS: usize = 4;
 
 /// The first of the fastest candidates so far.
 struct Best {
@@ -40,9 +41,9 @@ impl Best {
 }
 
 /// For out (m×n) over k without an adapter, and without flags or scratch.
-pub(crate) fn base([m, n, k]: [usize; 3], clusters: usize) -> Schedule {
+pub(crate) fn base([m, n, k]: [usize; 3], clusters: usize, cost: &CostModel) -> Schedule {
     let sizes = Sizes::of_layer([m, n, k, 0]);
-    let models = TILES_N.map(|tile_n| Model::new(&sizes, tile_n, clusters));
+    let models = TILES_N.map(|tile_n| Model::new(&sizes, tile_n, clusters, cost));
     let mut best = Best::new(models[0].product());
     for Candidate { us, schedule, .. } in models.map(|model| model.product()) {
         best.take(us, schedule);
@@ -51,8 +52,8 @@ pub(crate) fn base([m, n, k]: [usize; 3], clusters: usize) -> Schedule {
 }
 
 /// For H (m×n) over k and its S (m×r).
-pub(crate) fn forward(sizes: &Sizes, clusters: usize) -> Schedule {
-    let models = FORWARD_TILES_N.map(|tile_n| Model::new(sizes, tile_n, clusters));
+pub(crate) fn forward(sizes: &Sizes, clusters: usize, cost: &CostModel) -> Schedule {
+    let models = FORWARD_TILES_N.map(|tile_n| Model::new(sizes, tile_n, clusters, cost));
     let slices = forward_slices(sizes.rank());
     let mut best = Best::new(models[0].product_after_projection());
     for model in models.iter().filter(|model| TILES_N.contains(&model.tile_n)) {
@@ -67,7 +68,7 @@ pub(crate) fn forward(sizes: &Sizes, clusters: usize) -> Schedule {
             if best.rules_out(model.least_dedicated()) {
                 continue;
             }
-            let Candidate { us, schedule, .. } = model.beside(proj_clusters);
+            let Candidate { us, schedule, .. } = model.dedicated(proj_clusters);
             best.take(us, schedule);
         }
     }
@@ -75,11 +76,11 @@ pub(crate) fn forward(sizes: &Sizes, clusters: usize) -> Schedule {
 }
 
 /// For dX (m×n) over k and its dS (m×r), with dA and dB.
-pub(crate) fn input_grad(sizes: &Sizes, clusters: usize) -> Schedule {
-    let models = TILES_N.map(|tile_n| Model::new(sizes, tile_n, clusters));
+pub(crate) fn input_grad(sizes: &Sizes, clusters: usize, cost: &CostModel) -> Schedule {
+    let models = TILES_N.map(|tile_n| Model::new(sizes, tile_n, clusters, cost));
     let slices = input_grad_slices(sizes.rank());
     // dA and dB in a launch of their own.
-    let grads_us = grads::alone_us(sizes);
+    let grads_us = grads::alone_us(sizes, cost);
     let first = models[0].product_after_projection();
     let mut best = Best::new(Candidate { us: first.us + grads_us, ..first });
     for model in &models {
@@ -89,7 +90,7 @@ pub(crate) fn input_grad(sizes: &Sizes, clusters: usize) -> Schedule {
         separate_or_fused(model, slices).for_each(|c| best.take(c.us + grads_us, c.schedule));
     }
     // By grad CTAs, which leave fewer clusters to dX.
-    let items = Items::new(sizes);
+    let items = Items::new(sizes, cost);
     for grad_clusters in grad_clusters(clusters) {
         let grads = items.on(grad_clusters);
         for model in &models {
@@ -112,10 +113,9 @@ pub(crate) fn input_grad(sizes: &Sizes, clusters: usize) -> Schedule {
 
 /// µs of dX beside grad CTAs, given the µs of either alone. Never shorter if either is longer.
 pub(super) fn beside_us(model: &Model, us: f64, grads_us: f64) -> f64 {
-    // Narrow tiles read their operands more often from the L2, as grad CTAs read dH and X. The
-    // shorter of the two still slows the longer by about 1 %.
-    let us = us * (1.0 + (256 - model.tile_n) as f64 * 6e-4);
-    f64::max(us, grads_us) + 0.01 * f64::min(us, grads_us)
+    let cost = model.cost;
+    let us = us * (1.0 + (256 - model.tile_n) as f64 * cost.narrow_beside_grads);
+    f64::max(us, grads_us) + cost.shorter_beside_longer * f64::min(us, grads_us)
 }
 
 /// A lower bound of [`separate_or_fused`].
@@ -129,7 +129,7 @@ pub(super) fn separate_or_fused<'a>(
     model: &'a Model,
     slices: &'static [usize],
 ) -> impl Iterator<Item = Candidate> + 'a {
-    model.before().chain(slices.iter().flat_map(|&slice| model.within(slice)))
+    model.separate().chain(slices.iter().flat_map(|&slice| model.fused(slice)))
 }
 
 /// A fused projection, or a separate one if no slices are possible. Kernels with slices have grad
@@ -138,8 +138,8 @@ pub(super) fn separate_xor_fused<'a>(
     model: &'a Model,
     slices: &'static [usize],
 ) -> impl Iterator<Item = Candidate> + 'a {
-    let separate = slices.is_empty().then(|| model.before());
-    let fused = slices.iter().flat_map(|&slice| model.within(slice));
+    let separate = slices.is_empty().then(|| model.separate());
+    let fused = slices.iter().flat_map(|&slice| model.fused(slice));
     separate.into_iter().flatten().chain(fused)
 }
 
@@ -162,10 +162,10 @@ pub(super) fn input_grad_slices(rank: usize) -> &'static [usize] {
 
 /// Numbers of projection clusters.
 pub(super) fn proj_clusters(clusters: usize) -> impl Iterator<Item = usize> {
-    1..=MAX_PROJECTORS.min(clusters - 1)
+    1..=MAX_PROJ_CLUSTERS.min(clusters - 1)
 }
 
 /// Numbers of clusters of grad CTAs.
 pub(super) fn grad_clusters(clusters: usize) -> impl Iterator<Item = usize> {
-    1..=MAX_STREAMERS.min(clusters - 1)
+    1..=MAX_GRAD_CLUSTERS.min(clusters - 1)
 }

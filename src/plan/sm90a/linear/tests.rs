@@ -5,10 +5,13 @@ use super::schedule::{Projection, Schedule, CLUSTER_M, GROUP};
 use super::search::{beside_us, forward_slices, grad_clusters, input_grad_slices, proj_clusters};
 use super::search::{forward, input_grad, separate_or_fused};
 use crate::manifest::sm90a::linear::{FORWARD_TILES_N, TILES_N};
+use crate::plan::cost::CostModel;
 use crate::plan::sizes::Sizes;
 use crate::plan::sm90a::grads;
 use crate::plan::testing::{bench_problems, shapes, Rng};
 use crate::problem::MAX_PROJECTIONS;
+
+const COST: &CostModel = &CostModel::H100_SXM;
 
 /// The tile of a cluster: its row and column, the slice it computes, and whether it waits for
 /// others.
@@ -115,7 +118,7 @@ fn cases() -> impl Iterator<Item = (Sizes, usize)> {
 
 /// All candidates of the forward, in order.
 fn forward_candidates(sizes: &Sizes, clusters: usize) -> Vec<(f64, Schedule)> {
-    let model = |tile_n, clusters| Model::new(sizes, tile_n, clusters);
+    let model = |tile_n, clusters| Model::new(sizes, tile_n, clusters, COST);
     let mut all = Vec::new();
     for tile_n in TILES_N {
         let candidates = separate_or_fused(&model(tile_n, clusters), forward_slices(sizes.rank()))
@@ -125,7 +128,7 @@ fn forward_candidates(sizes: &Sizes, clusters: usize) -> Vec<(f64, Schedule)> {
     }
     for proj_clusters in proj_clusters(clusters) {
         all.extend(FORWARD_TILES_N.map(|tile_n| {
-            let c = model(tile_n, clusters - proj_clusters).beside(proj_clusters);
+            let c = model(tile_n, clusters - proj_clusters).dedicated(proj_clusters);
             (c.us, c.schedule)
         }));
     }
@@ -138,14 +141,14 @@ fn input_grad_candidates(sizes: &Sizes, clusters: usize) -> Vec<(f64, Schedule)>
     let mut all = Vec::new();
     for grad_clusters in [0].into_iter().chain(grad_clusters(clusters)) {
         for tile_n in TILES_N {
-            let model = Model::new(sizes, tile_n, clusters - grad_clusters);
+            let model = Model::new(sizes, tile_n, clusters - grad_clusters, COST);
             for c in separate_or_fused(&model, slices) {
                 let us = match grad_clusters {
-                    0 => c.us + grads::alone_us(sizes),
+                    0 => c.us + grads::alone_us(sizes, COST),
                     // Kernels without slices have grad CTAs for the ranks that allow none.
                     _ if (c.schedule.slice() == 0) != slices.is_empty() => continue,
                     _ => {
-                        let grads = grads::Items::new(sizes).on(grad_clusters);
+                        let grads = grads::Items::new(sizes, COST).on(grad_clusters);
                         beside_us(&model, c.us, grads.us(c.s_us))
                     }
                 };
@@ -176,9 +179,9 @@ fn the_first_of_the_fastest_is_found() {
         let of_dx = Sizes::of_input_grad(t, k, layers.iter().copied());
         let context = || format!("T={t} k={k} {layers:?} on {clusters}");
         let wanted = fastest(forward_candidates(&of_h, clusters));
-        assert_eq!(forward(&of_h, clusters), wanted, "{}", context());
+        assert_eq!(forward(&of_h, clusters, COST), wanted, "{}", context());
         let wanted = fastest(input_grad_candidates(&of_dx, clusters));
-        assert_eq!(input_grad(&of_dx, clusters), wanted, "{}", context());
+        assert_eq!(input_grad(&of_dx, clusters, COST), wanted, "{}", context());
     };
     let all_pairs = [1, 2, 3, 5, 8, 10, 16, 33, 57, 60, 65, 66, 72];
     for problem in bench_problems() {
@@ -266,7 +269,7 @@ fn the_cluster_before_adds_every_partial_tile() {
 #[test]
 fn the_model_finds_the_fastest() {
     let chosen = |m, n, k, r| {
-        let Schedule { tile_n, projection, .. } = forward(&Sizes::of_layer([m, n, k, r]), 66);
+        let Schedule { tile_n, projection, .. } = forward(&Sizes::of_layer([m, n, k, r]), 66, COST);
         (tile_n, projection)
     };
     let within =
@@ -288,7 +291,7 @@ fn the_model_finds_the_fastest() {
     assert_eq!(chosen(8191, 2112, 7168, 8), (176, within(16, 2, 66)));
     // T, k, d and r; the columns of a slice, and the clusters of grad CTAs.
     let chosen = |t, k, d, r| {
-        let schedule = input_grad(&Sizes::of_layer([t, k, d, r]), 66);
+        let schedule = input_grad(&Sizes::of_layer([t, k, d, r]), 66, COST);
         (schedule.slice(), schedule.grad_clusters)
     };
     assert_eq!(chosen(8192, 4096, 4096, 16), (16, 2));
@@ -298,8 +301,8 @@ fn the_model_finds_the_fastest() {
     assert_eq!(chosen(8192, 4096, 1024, 64), (64, 8));
     assert_eq!(chosen(8192, 4096, 14336, 16), (16, 2));
     assert_eq!(chosen(8192, 8192, 8192, 64), (16, 2));
-    let forward = |sizes| forward(&Sizes::of_layer(sizes), 66);
-    let input_grad = |sizes| input_grad(&Sizes::of_layer(sizes), 66);
+    let forward = |sizes| forward(&Sizes::of_layer(sizes), 66, COST);
+    let input_grad = |sizes| input_grad(&Sizes::of_layer(sizes), 66, COST);
     assert!(!forward([2048, 4096, 4096, 16]).stream_k);
     assert!(forward([8192, 4096, 4096, 16]).stream_k);
     assert!(forward([8192, 14336, 4096, 64]).stream_k);

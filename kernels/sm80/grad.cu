@@ -10,8 +10,8 @@
 // blocks, so T is cut into splits whose partial sums reduce.cu adds in order: no float
 // atomics, and the same bits on every run.
 //
-// Grid: (⌈r/kRank⌉ · ⌈n/128⌉, splits), the rank tiles that share columns of Y next to each other, so
-// that all but the first find them in the L2. Block: 4 warps along n, kRank×32 each.
+// Grid: (⌈r/kRank⌉ · ⌈n/128⌉, splits), the rank tiles that share columns of Y next to each other,
+// so that all but the first find them in the L2. Block: 4 warps along n, kRank×32 each.
 // Shared memory: 4 stages of (kRank + 128)×64 elements: 72 KiB for kRank = 16, 96 KiB for 64.
 // Reads lhs and rhs; writes partials (splits×r×n, f32), every element once. Needs nothing
 // initialised.

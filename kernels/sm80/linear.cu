@@ -8,13 +8,13 @@
 // accumulated in f32 and rounded once. In the forward every rhs lies K-major in memory, in the
 // input gradient MN-major; that is the whole difference. X and W0 alone are the frozen layer.
 //
-// Grid: one block a tile of 128×256, 1-D. Block: 8 warps, 2 along m × 4 along n, 64×64 each.
-// Shared memory: 4 stages of (128 + 256)×32 elements, 96 KiB, so one block fits on every GPU from
+// Grid: a CTA for each tile of 128×256, 1-D. CTA: 8 warps, 2 along m × 4 along n, 64×64 each.
+// Shared memory: 4 stages of (128 + 256)×32 elements, 96 KiB, so one CTA fits on every GPU from
 // 8.0 on. Reads the segments; writes out, every element once. Needs nothing initialised.
 //
 //   k steps   |------------- X, W0: ⌈k/32⌉ -------------|- S, B: ⌈r/32⌉ -|
 //
-// Tiles are taken in groups of 16 rows, column by column, so that the blocks that run at the same
+// Tiles are taken in groups of 16 rows, column by column, so that the CTAs that run at the same
 // time share about as many rows of lhs as of rhs in the L2.
 #include "tile.cuh"
 

@@ -7,11 +7,11 @@
 // sum of their ranks, and the columns of each have a scale of their own. Their dS take a launch
 // each, into columns of one matrix.
 //
-// Bound by reading lhs, so every byte of it is read once from memory: a block takes 32 rows whole,
+// Bound by reading lhs, so every byte of it is read once from memory: a CTA takes 32 whole rows,
 // and its four warps along k split each step of 128 columns. Accumulated in f32, the four partial
 // sums added in a fixed order, scaled, and rounded once; an f16 saturates (element.cuh).
 //
-// Grid: ⌈r/kRank⌉ · ⌈T/32⌉, the blocks that share rows of lhs next to each other, so that all but
+// Grid: ⌈r/kRank⌉ · ⌈T/32⌉, the CTAs that share rows of lhs next to each other, so that all but
 // the first find them in the L2. Block: 8 warps, 2 along m × 4 along k.
 // Shared memory: 4 stages of (32 + kRank)×128 elements: 48 KiB for kRank = 16, 96 KiB for 64.
 // Reads lhs and rhs; writes out, every element once. Needs nothing initialised.

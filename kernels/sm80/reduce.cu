@@ -6,7 +6,7 @@
 // sum is added to what out holds: the same bits as an overwrite followed by an addition.
 //
 // Grid: (⌈n/32⌉, ⌈r/32⌉). Block: 32×8 threads for a tile of 32×32, read along n and written along
-// the rows of out, through shared memory when those are columns of the tile.
+// the rows of out, through shared memory when rows of out are columns of the tile.
 // Reads partials; writes out, every element once.
 #include "manifest/sm80/reduce.cuh"
 

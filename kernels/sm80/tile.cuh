@@ -3,7 +3,7 @@
 //   Operand       a matrix in global memory, and whether its rows allow 16-byte accesses
 //   Major         which of an operand's two indices is contiguous in memory
 //   Segment       a stretch of the inner dimension: an lhs, an rhs, and how long they are
-//   TileProduct   acc += lhs · rhsᵀ for one block's tile, over a list of segments
+//   TileProduct   acc += lhs · rhsᵀ for one CTA's tile, over a list of segments
 //
 // Indices follow one convention: a tile of the product has m rows and n columns and sums over k.
 // An operand is "K-major" if k is contiguous (x in x·W0ᵀ), and "MN-major" if m or n is.
@@ -27,7 +27,7 @@ enum class Major { K, MN };
 // ---------------------------------------------------------------------------------------------
 // Instructions
 
-// Copies 16 bytes, of which those from `bytes` on are zeros instead.
+// Copies 16 bytes; from `bytes` on, they are zeros instead.
 __device__ __forceinline__ void cp_async(uint32_t to, const void* from, int bytes) {
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from),
                  "r"(bytes)
@@ -57,7 +57,7 @@ __device__ __forceinline__ E* element(const Operand& op, int row, int col) {
     return static_cast<E*>(op.data) + (int64_t)row * op.ld + col;
 }
 
-// Eight elements from (row, col) on, those at columns from `cols` on as zeros.
+// Eight elements from (row, col) on; columns from `cols` on are zeros.
 template <typename E>
 __device__ __forceinline__ void load_chunk(float (&v)[8], const Operand& op, int row, int col,
                                            int cols) {
@@ -163,7 +163,8 @@ struct OperandTile {
         }
     };
 
-    // Fills the tile from (mn0, k0) on, anywhere in any matrix; what lies beyond mn×k becomes zeros.
+    // Fills the tile from (mn0, k0) on, anywhere in any matrix; what lies beyond mn×k becomes
+    // zeros.
     // Where rows are not aligned, elements are gathered one by one; they are visible after the
     // step's barrier all the same.
     template <int kThreads>

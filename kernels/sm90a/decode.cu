@@ -43,7 +43,7 @@
 // sums are reduced and stored, and until the next launch's first loads arrive.
 //
 // Deadlock freedom: within a cluster CTAs wait for each other. CTAs that compute H, dX or dA wait
-// for those that compute S, which wait for nothing else and come first in the grid: they start
+// for CTAs that compute S, which wait for nothing else and come first in the grid: they start
 // first, however many CTAs run at once.
 #include "gradients.cuh"
 #include "manifest/sm90a/decode.cuh"

@@ -34,7 +34,7 @@ struct GradItem {
     bool of_da;
     int part;         // the projection of a dB
     int cols, ranks;  // of its dH and S, or of X and dS
-    int col0, rank0;  // the item's first, among those
+    int col0, rank0;  // the item's first column and rank
 
     __device__ __forceinline__ GradItem(const HopperGradsParams& p, int index) {
         part = 0;
@@ -186,12 +186,12 @@ __device__ __forceinline__ void grads_consume(const HopperGradsParams& p, uint32
 // Shared memory of a step of grads_beside at most, from a multiple of 1024 on.
 constexpr int kGradsBesideBytes = GradTile<32, 64>::kStageBytes;
 
-// By a warpgroup beside those that compute dX of a small batch: the items of worker `worker` of
+// By a warpgroup beside the consumers of dX, in a small batch: the items of worker `worker` of
 // `workers`, in the order of grads.cu. Boxes of Y and L are as high as T, up to whole 16. `full` is
 // a barrier that no other warp uses. One thread calls wait_for_ds(), which returns true, before it
 // loads dS.
 // NOTES: one step at a time, with no pipeline. That is slow, and no one waits for it. In the stages
-// of the warpgroups for dX an item took 2.5 µs: its loads and stores queued behind those of W0.
+// of the warpgroups for dX an item took 2.5 µs: its loads and stores queued behind the loads of W0.
 template <typename E, typename T, typename Wait>
 __device__ __forceinline__ void grads_beside(const HopperGradsParams& p, uint32_t at, uint32_t full,
                                              int worker, int workers, Wait&& wait_for_ds) {

@@ -8,7 +8,7 @@
 //
 // rhs, proj_weight and up_weight are K-major in the forward, MN-major in the input gradient. r = 0
 // is the frozen layer. The kernels called shared serve up to four projections of X (parts.cuh);
-// linear.cu has those for one.
+// linear.cu has the kernels of one.
 //
 // Needs: rows at multiples of 16 bytes (TMA); 225 KiB of shared memory (linear_layout.cuh); flags
 // that are zero, and are zero again after the launch; partials with any content. A cooperative
@@ -51,7 +51,7 @@
 //   - The last tile of a span waits for the next cluster's partial tile, the first of its span,
 //     which waits for nothing and follows only full tiles.
 //   - Grad CTAs wait for all slices.
-//   - With dedicated projection, all wait for the first clusters only, and those for nothing. CTAs
+//   - With dedicated projection, all wait for the first clusters only, and these for nothing. CTAs
 //     start in the order of the grid, so this launch need not be cooperative.
 #pragma once
 

@@ -81,7 +81,7 @@ __device__ __forceinline__ void store_slice(const HopperProduct& p, const uint32
 // 64 columns of a slice have wgmmas of their own. 16 would take as long, to read lhs, so they are
 // multiplied together with others: K-major in one wgmma with all columns, or with half of them
 // where that makes more than 256; MN-major with the last box, wherever they lie. All steps do so,
-// though only those along k have a slice: what the others add to it is not read.
+// though only the steps along k have a slice: what the steps along r add to it is not read.
 template <typename Layout, int kN, Major kRhs, int kSlice, bool kProjects>
 struct StepShape {
     static constexpr bool kApart = kProjects && kSlice == 64, kTogether = kProjects && kSlice == 16;

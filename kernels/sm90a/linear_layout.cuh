@@ -52,7 +52,7 @@ struct LinearLayout {
     }
 };
 
-// Barriers behind those of the stages.
+// Barriers behind the barriers of the stages.
 struct LinearBarriers {
     uint32_t flag_seen, flag_taken;  // flag warp → producer: S of a tile is there; and back
     uint32_t slice_stored,

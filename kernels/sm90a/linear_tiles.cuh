@@ -6,7 +6,7 @@
 #include "gradients.cuh"
 #include "manifest/sm90a/linear_tiles.cuh"
 
-// Where a projection lies among those that share X.
+// Where a projection lies in its group.
 // NOTES: kernels of one projection look nothing up: the producer would take 1 to 2 % longer.
 template <typename Params, bool kShared>
 struct HopperLayers : Params {
@@ -210,7 +210,7 @@ __device__ __forceinline__ void write_partial(const HopperProduct& p, const floa
         partial[i * 32] = make_float4(acc[4 * i], acc[4 * i + 1], acc[4 * i + 2], acc[4 * i + 3]);
 }
 
-// Adds those of the same warp of the next cluster, which wrote them long ago as a rule.
+// Adds the partial sums of the same warp of the next cluster, mostly written long ago.
 template <int kFloats>
 __device__ __forceinline__ void reduce_partial(const HopperProduct& p, float (&acc)[kFloats]) {
     const int thread = reread_thread_index(), warp = thread / 32 - 4, cta = blockIdx.x + 2;

@@ -5,7 +5,7 @@
 //   consumers          |step: wgmmas of stage 0|of stage 1|   waits for full, arrives at empty
 //
 // full[stage] completes when all bytes of its loads have arrived. empty[stage] completes when all
-// consumer warps have released the stage, in a cluster with multicast those of both CTAs. A
+// consumer warps have released the stage, in a cluster with multicast the warps of both CTAs. A
 // consumer keeps one wgmma group in flight, and so releases the stage before the one it has just
 // issued.
 #pragma once

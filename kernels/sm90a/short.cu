@@ -36,8 +36,8 @@
 constexpr int kGradsAt = kBarriersAt - kGradsBesideBytes;
 static_assert(8 * (2 * kMaxStages + 3) <= kBarrierBytes);
 
-// Barriers behind those of the stages, which the first CTA of a projection cluster and a gradient
-// warpgroup use.
+// Barriers behind the barriers of the stages, which the first CTA of a projection cluster and a
+// gradient warpgroup use.
 struct Barriers {
     uint32_t partials_full, partials_empty;  // the peer's partial sums have arrived; may be sent
     uint32_t grads_full;                     // a step of dA or dB has arrived
@@ -58,7 +58,7 @@ using StagesThatFit =
 // ---- S or dS: projection clusters -------------------------------------------------------------
 
 // Tiles of kM×kRank. The CTAs of a cluster split k; the first adds the partial sums of both
-// (cluster reduce). Tiles go to clusters in turns, those of the same rows one after another.
+// (cluster reduce). Tiles go to clusters in turns, row block by row block.
 // NOTES: with tiles of 128 rows and more than 8 stages, projection clusters run ahead and slow the
 // others down: 256 tokens of 14336→4096 at rank 16 took 62 µs with 12, 56 with 8. With tiles of 64
 // rows, fewer stages only delay S.

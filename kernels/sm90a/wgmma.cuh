@@ -18,7 +18,7 @@ __device__ __forceinline__ void wgmma_wait() {
 }
 
 // d (64×kCols) = lhs (64×16) · rhsᵀ (kCols×16) + (accumulate ? d : 0), by one warpgroup; d's floats
-// are those from kAt on. Widths: kernels/manifest/constants.rs.
+// start at kAt. Widths: kernels/manifest/constants.rs.
 template <typename E, int kCols, Major kLhs, Major kRhs, int kAt = 0, int kFloats>
 __device__ __forceinline__ void wgmma(float (&d)[kFloats], uint64_t lhs, uint64_t rhs,
                                       int accumulate) {

@@ -69,7 +69,7 @@ fn run(number: u64) -> String {
             0 => ("tensor_file", tensor_file(&generate::tensor_file(&mut random))),
             _ => {
                 let input = generate::adapters(&mut random);
-                ("peft_load", peft_load(&input, number / 4 % SAVED == 0))
+                ("peft_load", peft_load(&input, (number / 4).is_multiple_of(SAVED)))
             }
         }
     }));

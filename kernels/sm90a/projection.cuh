@@ -26,10 +26,10 @@ struct Projection {
 
 // A tile of kFlagRows × kRank of out; each of two warpgroups computes 64 rows. A stage is 64
 // columns of lhs and of proj_weight.
-template <int kRank, Major kDown, int kLhsBoxRows>
+template <int kRank, Major kProjMajor, int kLhsBoxRows>
 struct ProjectionTile {
     using Lhs = SmemTile<Major::K, kFlagRows>;
-    using ProjWeight = SmemTile<kDown, kRank>;
+    using ProjWeight = SmemTile<kProjMajor, kRank>;
     static constexpr int kStageBytes = Lhs::kBytes + ProjWeight::kBytes;
     static constexpr int kCount = kPipelineBytes / (kStageBytes + 16);
     using Stages = ::Stages<kCount, kStageBytes, kCount * kStageBytes>;
@@ -52,10 +52,10 @@ struct ProjectionTile {
         for (int index = p.worker; index < count(p); index += p.workers) {
             const ProjectionTile tile(p, index);
             for (int k0 = 0; k0 < p.k; k0 += 64) {
-                const int part = kDown == Major::MN ? p.parts.of(k0) : 0;
-                const int part_k0 = kDown == Major::MN ? k0 - p.parts.start[part] : k0;
+                const int part = kProjMajor == Major::MN ? p.parts.of(k0) : 0;
+                const int part_k0 = kProjMajor == Major::MN ? k0 - p.parts.start[part] : k0;
                 const int part_rank0 =
-                    kDown == Major::MN ? tile.rank0 - p.parts.rank_start[part] : tile.rank0;
+                    kProjMajor == Major::MN ? tile.rank0 - p.parts.rank_start[part] : tile.rank0;
                 const Slot slot = producer.acquire(kStageBytes);
 #pragma unroll
                 for (int row = 0; row < kFlagRows; row += kLhsBoxRows)

@@ -248,7 +248,7 @@ struct Kernel {
 }
 
 /// What the manifest lists for the selected architectures, sorted by name. Paths are relative to
-/// the crate, and so are those that nvcc then writes into the dependency files.
+/// the crate, and so are the paths in nvcc's dependency files.
 fn find_kernels(selected: &[Arch]) -> Result<Vec<Kernel>, String> {
     let mut kernels = Vec::new();
     for name in codegen::files() {

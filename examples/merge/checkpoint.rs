@@ -14,7 +14,7 @@ use std::path::{Component, Path, PathBuf};
 
 const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
-/// The names in a folder, also those of diffusers and of Mistral, in the order of preference.
+/// File names in a folder, of diffusers and of Mistral too, in the order of preference.
 const NAMES: [&str; 5] = [
     INDEX,
     SINGLE,

@@ -1,7 +1,7 @@
 //! What transformers renames when it loads a checkpoint: the name in the file, and in the model.
 //!
 //! Adapters have the names of the model that they were trained with, which may be older or newer
-//! than those of the checkpoint, so both are renamed before they are compared. From transformers
+//! than the checkpoint's, so both are renamed before they are compared. From transformers
 //! 5.24 (`conversion_mapping.py`), as far as it moves whole modules of language models.
 
 /// The first rule whose first half fits applies, see [`replace`].

@@ -53,7 +53,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::{env, error};
 
-/// The files of adapters, in PEFT's directories and those of other programs.
+/// The files of adapters, in directories of PEFT and of other programs.
 const ADAPTER_FILES: [&str; 6] = [
     "adapter_config.json",
     "adapter_model.safetensors",

@@ -58,7 +58,7 @@ impl Rename {
     }
 }
 
-/// The way from the paths of an adapter's modules to those of a checkpoint.
+/// From the paths of an adapter's modules to the checkpoint's.
 pub struct Names<'a> {
     checkpoint: &'a Checkpoint,
     renames: &'a [Rename],

@@ -14,7 +14,7 @@ pub enum Shard {
 }
 
 impl Shard {
-    /// The same with plain weights for those that were found in it.
+    /// The same with plain weights for the packed ones in it.
     pub fn unpacked(self, found: &mut Found) -> Result<Self> {
         let has_part = self
             .entries()

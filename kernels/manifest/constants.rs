@@ -128,7 +128,7 @@ constants! {
             /// Tiles of tokens up to which two CTAs fit on an SM. With more, registers run out.
             const FORWARD_HALF_TOKENS: usize = 64;
             const INPUT_GRAD_HALF_TOKENS: usize = 32;
-            /// Consumer warps; those for dA and dB, in the input gradient. The producer is the last.
+            /// Consumer warps, and warps for dA and dB in the input gradient. The producer is last.
             const CONSUMER_WARPS: usize = 8;
             const GRAD_WARPS: usize = 4;
             /// Columns of a step along k.

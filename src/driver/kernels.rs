@@ -148,7 +148,7 @@ impl Kernels {
 }
 
 impl ElementKernels {
-    /// Those of bf16 are element 0, those of f16 element 1.
+    /// bf16 is element 0, f16 element 1.
     fn load(modules: &Modules, element: usize) -> Result<Self> {
         let sm80 = sm80::Kernels::load(modules, element)?;
         Ok(ElementKernels { sm80, sm90a: sm90a::Kernels::load(modules, element)? })

@@ -209,7 +209,7 @@ struct Patterns {
     alphas: Option<Entries<Value>>,
 }
 
-/// A value for all modules, and those of some.
+/// A value for all modules, and other values for some.
 #[derive(Debug, Clone)]
 pub(super) struct Defaults<T> {
     pub value: T,
@@ -252,7 +252,7 @@ impl<T: Copy> Defaults<T> {
         Ok(Defaults { value, exceptions })
     }
 
-    /// A value for all modules, and those of some, under keys that match no others.
+    /// A value for all modules, and other values for some, under keys that match no others.
     pub fn with<'a>(value: T, exceptions: impl IntoIterator<Item = (&'a str, T)>) -> Self {
         let exceptions = exceptions.into_iter().map(|(module, value)| {
             let key = Pattern::for_module(module);

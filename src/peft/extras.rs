@@ -15,7 +15,7 @@ use std::sync::Arc;
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct Extras {
-    /// Parameters that replace those of the base model, by their names there, such as
+    /// Parameters that replace the base model's, by their names there, such as
     /// `score.weight`: of modules saved whole (`modules_to_save`, and embeddings that PEFT saves
     /// along), of the weights beneath adapters, and biases that were trained. A model that lacks
     /// such a parameter, of a new head, gets it.
@@ -75,7 +75,7 @@ impl Update {
     }
 }
 
-/// Rows that replace those of an embedding.
+/// Rows that replace an embedding's.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct TokenRows {

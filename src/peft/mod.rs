@@ -168,7 +168,7 @@
 //!   weights that PEFT saves along), biases (`bias`, `lora_bias`), adapters of embeddings and
 //!   convolutions, of ranks above 256 and with magnitudes (`use_dora`), trained rows of embeddings
 //!   (`trainable_token_indices`), and adapters of the parameters of experts (`target_parameters`),
-//!   which become those of each expert's weight: [`ParameterAdapter::adapters`].
+//!   which become adapters of each expert's weight: [`ParameterAdapter::adapters`].
 //!   [`Adapters::not_computed`] says what layers of the adapters then leave out.
 //! * `init_lora_weights` of any kind. An adapter of base weights that were changed (`pissa`,
 //!   `olora`, `corda`, `loftq`, `lora_ga`) must have those weights in the file.

@@ -322,7 +322,7 @@ fn class(escaped: Option<u8>) -> Read<u128> {
 mod tests {
     use super::*;
 
-    /// A file may have any number of modules that match quickly, but not of those that do not.
+    /// A file may have any number of modules that match quickly, but few that match slowly.
     #[test]
     fn slow_matches_are_counted() {
         // About 300 and 20 000 steps back.

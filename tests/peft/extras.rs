@@ -110,7 +110,7 @@ fn numbers(path: &str, name: &str) -> Vec<f32> {
     file.tensor(name, &Device::cpu(), Some(DType::F32)).unwrap().to_f32_vec().unwrap()
 }
 
-/// The experts' adapters are those of linear layers that compute what PEFT's merged experts do.
+/// The experts' adapters are adapters of linear layers that compute what PEFT's merged experts do.
 #[test]
 fn experts_become_layers() -> Result<()> {
     let cpu = Device::cpu();

@@ -13,7 +13,7 @@ fn fixtures() -> PathBuf {
 }
 
 /// Merges a fixture's adapter and fails unless the output has the expected tensors, with an error of
-/// at most `bound`, in norm, and those of the base otherwise, bit for bit.
+/// at most `bound`, in norm, and the base's otherwise, bit for bit.
 fn assert_expected(name: &str, bound: f64) -> Result<()> {
     let fixture = fixtures().join(name);
     let temporary = tempfile::tempdir()?;

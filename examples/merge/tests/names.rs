@@ -30,7 +30,7 @@ fn assert_goes_to(setting: &Setting, module: &str, more: &[&str]) {
     assert_merged(&base, &out, &[(module, adapter(6, 4, 2, DType::F32))], 1.0);
 }
 
-/// The names are those of transformers 5.24 and of checkpoints on the hub.
+/// Names as in transformers 5.24 and in checkpoints on the hub.
 #[test]
 fn names_of_transformers_lead_to_the_checkpoint_s() {
     for (model_type, of_model, of_checkpoint) in [

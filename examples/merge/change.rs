@@ -83,7 +83,7 @@ impl Factors<'_> {
 }
 
 /// The experts' A and B of the parameters that were used last: the matrices of a parameter follow
-/// each other, or those of a layer's few.
+/// each other, or a layer's few parameters do.
 #[derive(Default)]
 pub struct Split(Vec<(Rc<ParameterAdapter>, Experts)>);
 

@@ -24,7 +24,7 @@ pub struct Weights {
 }
 
 impl Weights {
-    /// Those of a module, if it is a head of an embedding of a shape that fits.
+    /// A module's weights, if it is a head of an embedding of a shape that fits.
     pub fn of(
         checkpoint: &Checkpoint,
         model: &Model,

@@ -7,8 +7,8 @@
 //   out[m, n]     = Σk lhs[m, k] rhs[n, k] + Σr proj[m, r] up_weight[n, r]   rounded once
 //
 // rhs, proj_weight and up_weight are K-major in the forward, MN-major in the input gradient. r = 0
-// is the frozen layer. The kernels called shared serve up to four projections of X (parts.cuh);
-// linear.cu has the kernels of one.
+// is the frozen layer. linear.cu serves one projection, linear_group.cu up to four that
+// share X (parts.cuh).
 //
 // Needs: rows at multiples of 16 bytes (TMA); 225 KiB of shared memory (linear_layout.cuh); flags
 // that are zero, and are zero again after the launch; partials with any content. A cooperative

@@ -30,7 +30,7 @@ pub(super) struct Source<'a> {
     pub dtype: Option<DType>,
 }
 
-/// Makes ordinary adapters of those of a single matrix `weight`, such as a router's, and returns
+/// Makes ordinary adapters where the parameter is one matrix `weight`, as a router's, and returns
 /// their modules.
 pub(super) fn weights_of(
     config: &Config,

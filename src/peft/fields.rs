@@ -63,8 +63,7 @@ const KNOWN: [&str; 34] = [
 /// The initial weights that leave the base weights as they are.
 const INITIAL_WEIGHTS: [&str; 3] = ["gaussian", "eva", "orthogonal"];
 
-/// The beginnings of those that take something away from the base weights, also when PEFT loads the
-/// adapter.
+/// Beginnings of initialisations that change the base weights, also when PEFT loads the adapter.
 const CHANGING_WEIGHTS: [&str; 5] = ["pissa", "olora", "corda", "loftq", "lora_ga"];
 
 /// The largest rank that is read.
@@ -160,7 +159,7 @@ pub(super) fn check(path: &Path, fields: &BTreeMap<String, Value>) -> Result<()>
     Ok(())
 }
 
-/// The names of modules saved whole: PEFT adds those of heads for some kinds of models.
+/// The names of modules saved whole: PEFT adds the heads of some kinds of models.
 pub(super) fn modules_to_save(fields: &BTreeMap<String, Value>) -> impl Iterator<Item = &str> {
     let of_task: &[&str] = match fields.get("task_type").and_then(Value::as_str) {
         Some("SEQ_CLS" | "TOKEN_CLS") => &["classifier", "score"],

@@ -93,7 +93,7 @@ impl Adapters {
                 lines.push(format!("{} {what}, such as {first}", 1 + names.count()));
             }
         };
-        add(&mut extras.whole.keys(), "parameters that replace those of the base");
+        add(&mut extras.whole.keys(), "parameters that replace the base's");
         add(
             &mut extras.updates.keys(),
             "adapters of embeddings or convolutions, with magnitudes or biases, or of ranks above 256",

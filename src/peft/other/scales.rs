@@ -32,7 +32,7 @@ pub(super) enum Scales {
     InFile { all: bool },
     /// PEFT's configuration beside the file.
     Config(PathBuf, Box<Config>),
-    /// Those of the parts of a pipeline.
+    /// The configurations of a pipeline's parts.
     Metadata(BTreeMap<String, Config>),
 }
 

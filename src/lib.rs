@@ -63,6 +63,8 @@
 
 #![deny(missing_docs, unsafe_code, unsafe_op_in_unsafe_fn)]
 
+#[doc(hidden)]
+pub mod calibration;
 mod call;
 mod cpu;
 mod cuda;

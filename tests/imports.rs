@@ -23,6 +23,7 @@ const LAYERS: &[&[&str]] = &[
     &["call"],
     &["cpu", "cuda"],
     &["ops"],
+    &["calibration"],
     &["layers"],
     &["peft"],
 ];

@@ -7,7 +7,7 @@ use super::Result;
 use lora_kernels::cudarc::driver::sys::CUdevice_attribute;
 use lora_kernels::ops::{self, Backward, BaseForward, Forward, Path, Weights};
 use lora_kernels::ops::{Accumulation, GradientsMut};
-use lora_kernels::{DType, Device, Problem, Workspace};
+use lora_kernels::{DType, Device, Problem, Workspace, WorkspaceSize};
 use std::cell::RefCell;
 use std::ops::Range;
 
@@ -136,12 +136,22 @@ impl Layer {
         self.projections.iter().map(|one| one.weights(i)).collect()
     }
 
+    /// Makes room for operations that need this workspace.
+    pub fn reserve(&self, size: WorkspaceSize) -> Result<()> {
+        Ok(self.workspace.borrow_mut().reserve(&self.device, size)?)
+    }
+
     pub fn forward(&self, i: usize) -> Result<()> {
+        self.forward_by(&self.forward, i)
+    }
+
+    /// By another operation of the same problem.
+    pub fn forward_by(&self, forward: &Forward, i: usize) -> Result<()> {
         let projections = self.weights(i);
         let weights = Weights::new(self.a.view(), &projections);
         let mut h: Vec<_> = self.projections.iter().map(|one| one.h.at(i).view_mut()).collect();
         let (x, s) = (self.x.at(i).view(), self.s.at(i).view_mut());
-        Ok(self.forward.run(&weights, x, &mut h, s, &mut self.workspace.borrow_mut())?)
+        Ok(forward.run(&weights, x, &mut h, s, &mut self.workspace.borrow_mut())?)
     }
 
     /// One projection after the other, each with an S of its own.
@@ -166,15 +176,20 @@ impl Layer {
 
     /// Reads the S that `forward(i)` wrote.
     pub fn backward(&self, i: usize) -> Result<()> {
-        self.run_backward(i, true)
+        self.run_backward(&self.backward, i, true)
+    }
+
+    /// By another operation of the same problem.
+    pub fn backward_by(&self, backward: &Backward, i: usize) -> Result<()> {
+        self.run_backward(backward, i, true)
     }
 
     /// The same without dX: dA and dB alone.
     pub fn backward_ab(&self, i: usize) -> Result<()> {
-        self.run_backward(i, false)
+        self.run_backward(&self.backward, i, false)
     }
 
-    fn run_backward(&self, i: usize, with_dx: bool) -> Result<()> {
+    fn run_backward(&self, backward: &Backward, i: usize, with_dx: bool) -> Result<()> {
         let projections = self.weights(i);
         let weights = Weights::new(self.a.view(), &projections);
         let dh: Vec<_> = self.projections.iter().map(|one| one.dh.at(i).view()).collect();
@@ -182,7 +197,7 @@ impl Layer {
         let (da, accumulation) = (self.da.view_mut(), Accumulation::Overwrite);
         let out = GradientsMut { da, db: &mut db, accumulation };
         let (x, s) = (self.x.at(i).view(), self.s.at(i).view());
-        let (backward, workspace) = (&self.backward, &mut self.workspace.borrow_mut());
+        let workspace = &mut self.workspace.borrow_mut();
         Ok(match with_dx {
             true => {
                 let dx = self.dx.at(i).view_mut();

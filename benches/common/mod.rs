@@ -1,4 +1,4 @@
-//! What the benchmarks share: a GPU to time on, matrices in its memory, an adapted layer on
+//! What the benchmarks share: a GPU to time on, calls in turns, matrices in its memory, an adapted layer on
 //! rotating buffers, sizes by name, command lines and result files.
 
 // Each benchmark compiles these modules for itself, and none uses all of them.
@@ -11,6 +11,7 @@ pub mod layer;
 pub mod matrix;
 pub mod results;
 pub mod shapes;
+pub mod timing;
 
 pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 

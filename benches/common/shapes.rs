@@ -20,7 +20,7 @@ impl Dims {
     }
 }
 
-pub const SETS: &str = "quick, train, decode, awkward, shared";
+pub const SETS: &str = "quick, train, decode, awkward, shared, calibrate";
 
 /// (k, d) of the linear layers of Llama 3 8B, then of 70B.
 const LLAMA: [(usize, usize); 8] = [
@@ -33,6 +33,9 @@ const LLAMA: [(usize, usize); 8] = [
     (8192, 28672),
     (28672, 8192),
 ];
+
+/// (k, d) of layers for few tokens.
+const FEW: [(usize, usize); 4] = [(4096, 4096), (4096, 14336), (14336, 4096), (8192, 8192)];
 
 /// (k, d) of the layers of Qwen2.5 7B with the least regular sizes, then DeepSeek-V3's 7168→2112.
 const AWKWARD: [(usize, usize); 4] = [(3584, 512), (3584, 18944), (18944, 3584), (7168, 2112)];
@@ -52,12 +55,21 @@ pub fn parse(name: &str) -> Result<Vec<Dims>, String> {
         "train" => product(&[2048, 8192, 16384], &LLAMA, &[16, 64]),
         "decode" => {
             let tokens = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024];
-            product(&tokens, &[(4096, 4096), (4096, 14336), (14336, 4096), (8192, 8192)], &[16, 64])
+            product(&tokens, &FEW, &[16, 64])
         }
         "awkward" => product(&[8191], &AWKWARD, &[8, 24, 128]),
         "shared" => {
             let of = |r| SHARED.map(|(k, d)| Dims { t: 8192, k, d: d.to_vec(), r });
             [16, 64].into_iter().flat_map(of).collect()
+        }
+        "calibrate" => {
+            let short = [96, 128, 192, 256, 384, 512, 768, 1024];
+            let mut all = product(&short, &FEW, &[16, 64]);
+            all.extend(product(&[64], &FEW, &[16, 64]));
+            let large = [4096, 1024, 14336].map(|d| (4096, d));
+            let large = [&large[..], &LLAMA[3..6], &AWKWARD[1..2], &AWKWARD[3..]].concat();
+            all.extend(product(&[2048, 4096, 8192], &large, &[16, 64]));
+            all
         }
         sizes => sizes.split(',').map(layer).collect::<Option<_>>().ok_or(format!(
             "`{name}` is neither a set of shapes ({SETS}) nor a list like 8192x4096x1024x16"

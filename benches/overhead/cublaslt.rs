@@ -2,8 +2,7 @@
 
 use crate::common::gpu::Gpu;
 use crate::common::matrix::Matrix;
-use crate::common::Result;
-use crate::timing;
+use crate::common::{timing, Result};
 use lora_kernels::cudarc::cublaslt::result::{self, CublasError};
 use lora_kernels::cudarc::cublaslt::sys::{self, cublasLtMatmulPreferenceAttributes_t as Pref};
 use lora_kernels::cudarc::driver::{CudaSlice, DevicePtr};

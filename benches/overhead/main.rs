@@ -35,19 +35,21 @@ mod cublaslt;
 mod peers;
 mod report;
 mod stream;
-mod timing;
 
 use args::Options;
 use common::environment::Environment;
 use common::gpu::Gpu;
 use common::layer::Layer;
 use common::results::{name, outputs};
-use common::{median, Result};
+use common::{median, timing, Result};
 use cublaslt::Lt;
 use lora_kernels::Problem;
 use peers::{PeerBuffers, Peers};
 use report::{Report, Row};
 use std::process::ExitCode;
+
+/// How long a replay of calls lasts, in µs.
+const REPLAY_US: f64 = 3000.0;
 
 fn main() -> ExitCode {
     common::args::main(run)
@@ -130,7 +132,7 @@ fn time(
     rounds: usize,
 ) -> Result<Vec<Row>> {
     let all: Vec<timing::Call<'_>> = contenders.iter().map(|c| &*c.call).collect();
-    let us = timing::in_turns(gpu, layer.calls(), rounds, &all)?;
+    let us = timing::in_turns(gpu, layer.calls(), rounds, REPLAY_US, &all)?;
     let row = |(contender, us_of): (Contender<'_>, &Vec<f64>)| {
         let base_us = match contender.base {
             Base::Contender(place) => us[place].clone(),

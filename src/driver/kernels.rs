@@ -6,7 +6,7 @@ use super::params::*;
 use super::probe::{self, check};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::plan::DeviceProfile;
+use crate::plan::{DeviceProfile, Rates};
 use cudarc::driver::{sys, CudaContext};
 use std::collections::HashMap;
 use std::ffi::CString;
@@ -120,6 +120,14 @@ impl Kernels {
         }
         let sms = attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize;
         let sms = context::sms(context).unwrap_or(sms);
+        let mhz = |khz: u32| khz as usize / 1000;
+        // Two transfers a clock.
+        let bus_bytes = attribute(CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH)? as usize / 8;
+        let rates = Rates {
+            clock_mhz: mhz(attribute(CU_DEVICE_ATTRIBUTE_CLOCK_RATE)?),
+            memory_mb_s: 2 * bus_bytes * mhz(attribute(CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)?),
+            l2_bytes: attribute(CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)? as usize,
+        };
 
         let mut modules = Modules(HashMap::new());
         for fatbin in FATBINS.iter().filter(|fatbin| fatbin.runs_on(capability)) {
@@ -133,7 +141,7 @@ impl Kernels {
             bf16,
             f16,
             overlap: probe::version()? >= 12_030,
-            profile: Arc::new(DeviceProfile::new(name, capability, sms, clusters)),
+            profile: Arc::new(DeviceProfile::new(name, capability, [sms, clusters], rates)),
         })
     }
 

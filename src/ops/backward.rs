@@ -34,8 +34,12 @@ impl Backward {
     /// # Errors
     /// [`Error::DType`] for f32 on a CUDA device.
     pub fn new(device: &Device, problem: &Problem) -> Result<Self> {
+        Backward::with_plan(device, problem, plan::backward(problem, device.profile()))
+    }
+
+    /// The same, served by this plan.
+    pub(crate) fn with_plan(device: &Device, problem: &Problem, plan: Plan) -> Result<Self> {
         check_dtype(device, "x", problem.dtype())?;
-        let plan = plan::backward(problem, device.profile());
         let launches = match &device.backend {
             Backend::Cpu => None,
             Backend::Cuda(gpu) => Some(cuda::Backward::new(gpu, problem, &plan)),

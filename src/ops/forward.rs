@@ -32,8 +32,12 @@ impl Forward {
     /// # Errors
     /// [`Error::DType`](crate::Error::DType) for f32 on a CUDA device.
     pub fn new(device: &Device, problem: &Problem) -> Result<Self> {
+        Forward::with_plan(device, problem, plan::forward(problem, device.profile()))
+    }
+
+    /// The same, served by this plan.
+    pub(crate) fn with_plan(device: &Device, problem: &Problem, plan: Plan) -> Result<Self> {
         check_dtype(device, "x", problem.dtype())?;
-        let plan = plan::forward(problem, device.profile());
         let launches = match &device.backend {
             Backend::Cpu => None,
             Backend::Cuda(gpu) => Some(cuda::Forward::new(gpu, problem, &plan)),

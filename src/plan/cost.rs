@@ -1,53 +1,92 @@
 //! What launches cost on a class of cards: the rates and latencies from which plans predict µs.
 
-/// Every number that was fitted to a card. Bytes are per µs: 1e6 is 1 TB/s.
-///
-/// `linear` and `grads` predict with it; only differences between candidates matter.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct CostModel {
+/// Declares [`CostModel`] and [`CostModel::FIELDS`], which calibration goes through by name.
+macro_rules! cost_model {
+    ($($(#[$doc:meta])* $field:ident,)*) => {
+        /// Every number that was fitted to a class of cards. Bytes are per µs: 1e6 is 1 TB/s.
+        ///
+        /// Plans predict with it; only differences between candidates matter.
+        /// `cargo bench --bench calibrate` fits the fields to the launches it times.
+        #[derive(Debug, Clone, Copy, PartialEq)]
+        pub struct CostModel {
+            $($(#[$doc])* pub(crate) $field: f64,)*
+        }
+
+        impl CostModel {
+            /// The names of the fields.
+            pub const FIELDS: &'static [&'static str] = &[$(stringify!($field)),*];
+
+            /// The field of this name.
+            pub fn field(&mut self, name: &str) -> Option<&mut f64> {
+                match name {
+                    $(stringify!($field) => Some(&mut self.$field),)*
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+cost_model! {
     // ---- Tiles of `linear`, two CTAs of 128 rows at settled clocks ----
     /// µs of a step of 64 along k, for no columns.
-    pub(crate) step_us: f64,
+    step_us,
     /// µs that a column adds to a step.
-    pub(crate) step_column_us: f64,
+    step_column_us,
     /// µs of tensor core time that the epilogue of a tile costs.
-    pub(crate) tile_end_us: f64,
+    tile_end_us,
     /// µs of the fix-up of a stream-K tile.
-    pub(crate) stream_k_us: f64,
+    stream_k_us,
     /// µs that a step adds to a launch with stream-K, in which clusters drift apart along k.
-    pub(crate) stream_k_step_us: f64,
+    stream_k_step_us,
     /// µs that a cooperative launch costs: all CTAs start together, and none by PDL.
-    pub(crate) cooperative_us: f64,
+    cooperative_us,
 
     // ---- Projections ----
     /// Fused: µs from the end of a slice of S to its use by another cluster.
-    pub(crate) slice_handover_us: f64,
+    slice_handover_us,
     /// Dedicated: µs from the start to the first rows of S.
-    pub(crate) dedicated_start_us: f64,
+    dedicated_start_us,
     /// Dedicated: bytes of X that a CTA reads, with tiles of 16 ranks.
-    pub(crate) dedicated_bytes: f64,
+    dedicated_bytes,
     /// The share of that with wider tiles, which are bound by wgmma too.
-    pub(crate) dedicated_wide: f64,
+    dedicated_wide,
     /// Separate: µs of the launch.
-    pub(crate) separate_launch_us: f64,
+    separate_launch_us,
     /// Separate: bytes of X that the launch reads.
-    pub(crate) separate_bytes: f64,
+    separate_bytes,
 
     // ---- dA and dB ----
     /// A launch of their own: its µs.
-    pub(crate) grads_launch_us: f64,
+    grads_launch_us,
     /// A launch of their own: bytes of dH and X that it reads.
-    pub(crate) grads_bytes: f64,
+    grads_bytes,
     /// Grad CTAs beside dX: µs of the start and the end of an item.
-    pub(crate) item_us: f64,
-    /// Grad CTAs beside dX: bytes of dH or X that one reads, with tiles of 16, 64 and 128 ranks. A
-    /// wgmma of few columns is bound by reading its rows.
-    pub(crate) item_bytes: [f64; 3],
+    item_us,
+    /// Grad CTAs beside dX: bytes of dH or X that one reads, with tiles of 16 ranks. A wgmma of few
+    /// columns is bound by reading its rows.
+    item_bytes_16,
+    /// The same with tiles of 64 ranks.
+    item_bytes_64,
+    /// The same with tiles of 128 ranks.
+    item_bytes_128,
     /// What dX loses to grad CTAs for each column that its tiles are narrower than 256: narrow tiles
     /// read their operands more often from the L2, as grad CTAs read dH and X.
-    pub(crate) narrow_beside_grads: f64,
+    narrow_beside_grads,
     /// What the shorter of dX and its grad CTAs adds to the longer.
-    pub(crate) shorter_beside_longer: f64,
+    shorter_beside_longer,
+
+    // ---- Tiles of `short` ----
+    /// µs of a launch without its steps.
+    short_launch_us,
+    /// µs of a step of 64 along k, for no rows and columns.
+    short_step_us,
+    /// µs that each row and each column that a CTA loads adds to a step.
+    short_row_us,
+    /// Bytes of both operands that the launch reads, at best.
+    short_bytes,
+    /// µs that dA and dB add to the launch that computes them beside dX.
+    short_grads_us,
 }
 
 impl CostModel {
@@ -68,8 +107,15 @@ impl CostModel {
         grads_launch_us: 9.0,
         grads_bytes: 2.6e6,
         item_us: 1.5,
-        item_bytes: [110e3, 80e3, 42e3],
+        item_bytes_16: 110e3,
+        item_bytes_64: 80e3,
+        item_bytes_128: 42e3,
         narrow_beside_grads: 6e-4,
         shorter_beside_longer: 0.01,
+        short_launch_us: 4.0,
+        short_step_us: 0.05,
+        short_row_us: 0.0009,
+        short_bytes: 2.9e6,
+        short_grads_us: 1.0,
     };
 }

@@ -17,6 +17,7 @@ mod tests;
 
 pub use path::Path;
 pub use profile::DeviceProfile;
+pub(crate) use profile::Rates;
 pub(crate) use scratch::{projection_elements, BackwardWorkspace};
 pub(crate) use sizes::Sizes;
 pub(crate) use sm90a::small::Alone;
@@ -34,16 +35,30 @@ pub(crate) fn forward(problem: &Problem, profile: Option<&DeviceProfile>) -> Pla
         return EMPTY;
     }
     let (t, k, layers) = (problem.t(), problem.k(), problem.projections());
-    let s = projection_elements(problem);
-    let Some(clusters) = hopper_clusters([t, k], layers, profile) else { return Plan::mma(s) };
-    if let Some(launches) = small::forward(problem, clusters) {
-        let flags = launches.iter().flatten().map(|launch| launch.flags(t)).fold(0, usize::max);
-        return Plan { strategy: Strategy::Small(launches), scratch: s, flags };
-    }
-    let sizes = Sizes::of_forward(t, k, layers.iter().copied());
-    let schedule = linear::forward(&sizes, clusters, profile.cost());
-    let (scratch, flags) = (s + schedule.partials(), schedule.flags(t));
-    Plan { strategy: Strategy::Large(schedule), scratch, flags }
+    let strategy = match hopper_clusters([t, k], layers, profile) {
+        None => Strategy::Mma,
+        Some(clusters) => match small::forward(problem, clusters) {
+            Some(launches) => Strategy::Small(launches),
+            None => {
+                let sizes = Sizes::of_forward(t, k, layers.iter().copied());
+                Strategy::Large(linear::forward(&sizes, clusters, &profile.cost()))
+            }
+        },
+    };
+    forward_by(problem, strategy)
+}
+
+/// The plan of a forward pass that is served like this on a GPU.
+fn forward_by(problem: &Problem, strategy: Strategy) -> Plan {
+    let (t, s) = (problem.t(), projection_elements(problem));
+    let (partials, flags) = match &strategy {
+        Strategy::Large(schedule) => (schedule.partials(), schedule.flags(t)),
+        Strategy::Small(launches) => {
+            (0, launches.iter().flatten().map(|launch| launch.flags(t)).fold(0, usize::max))
+        }
+        Strategy::Mma | Strategy::Reference => (0, 0),
+    };
+    Plan { strategy, scratch: s + partials, flags }
 }
 
 /// The plan of a backward pass, with dX or without; `profile` is `None` on the CPU.
@@ -53,18 +68,68 @@ pub(crate) fn backward(problem: &Problem, profile: Option<&DeviceProfile>) -> Pl
         return EMPTY;
     }
     let (t, k, layers) = (problem.t(), problem.k(), problem.projections());
-    let scratch = |partials| BackwardWorkspace::new(problem, partials).elements();
-    let Some(clusters) = hopper_clusters([t, k], layers, profile) else {
-        return Plan::mma(scratch(0));
+    let strategy = match hopper_clusters([t, k], layers, profile) {
+        None => Strategy::Mma,
+        Some(clusters) => match small::backward(problem, clusters) {
+            Some(launch) => Strategy::Small([Some(launch), None, None, None]),
+            None => {
+                let sizes = Sizes::of_input_grad(t, k, layers.iter().copied());
+                Strategy::Large(linear::input_grad(&sizes, clusters, &profile.cost()))
+            }
+        },
     };
-    if let Some(launch) = small::backward(problem, clusters) {
-        let strategy = Strategy::Small([Some(launch), None, None, None]);
-        return Plan { strategy, scratch: scratch(0), flags: launch.flags(t) };
-    }
+    backward_by(problem, strategy)
+}
+
+/// The plan of a backward pass that is served like this on a GPU.
+fn backward_by(problem: &Problem, strategy: Strategy) -> Plan {
+    let t = problem.t();
+    let (partials, flags) = match &strategy {
+        Strategy::Large(schedule) => (schedule.partials(), schedule.flags(t).max(grads::flags(t))),
+        Strategy::Small(launches) => {
+            (0, launches.iter().flatten().map(|launch| launch.flags(t)).fold(0, usize::max))
+        }
+        Strategy::Mma | Strategy::Reference => (0, 0),
+    };
+    let scratch = BackwardWorkspace::new(problem, partials).elements();
+    Plan { strategy, scratch, flags }
+}
+
+/// A way to serve a pass, and the µs it is predicted to take; 0 where no model predicts it.
+#[derive(Debug, Clone)]
+pub(crate) struct Candidate {
+    pub(crate) us: f64,
+    pub(crate) plan: Plan,
+}
+
+/// All ways to serve a forward pass with the Hopper kernels; none without them.
+pub(crate) fn all_forward(
+    problem: &Problem,
+    profile: &DeviceProfile,
+    cost: &CostModel,
+) -> Vec<Candidate> {
+    let (t, k, layers) = (problem.t(), problem.k(), problem.projections());
+    let Some(clusters) = hopper_clusters([t, k], layers, profile) else { return Vec::new() };
+    let sizes = Sizes::of_forward(t, k, layers.iter().copied());
+    let large = linear::all_forward(&sizes, clusters, cost).into_iter();
+    let large = large.map(|(us, schedule)| (us, Strategy::Large(schedule)));
+    let all = small::all_forward(problem, clusters, cost).into_iter().chain(large);
+    all.map(|(us, strategy)| Candidate { us, plan: forward_by(problem, strategy) }).collect()
+}
+
+/// All ways to serve a backward pass with the Hopper kernels; none without them.
+pub(crate) fn all_backward(
+    problem: &Problem,
+    profile: &DeviceProfile,
+    cost: &CostModel,
+) -> Vec<Candidate> {
+    let (t, k, layers) = (problem.t(), problem.k(), problem.projections());
+    let Some(clusters) = hopper_clusters([t, k], layers, profile) else { return Vec::new() };
     let sizes = Sizes::of_input_grad(t, k, layers.iter().copied());
-    let schedule = linear::input_grad(&sizes, clusters, profile.cost());
-    let flags = schedule.flags(t).max(grads::flags(t));
-    Plan { strategy: Strategy::Large(schedule), scratch: scratch(schedule.partials()), flags }
+    let large = linear::all_input_grad(&sizes, clusters, cost).into_iter();
+    let large = large.map(|(us, schedule)| (us, Strategy::Large(schedule)));
+    let all = small::all_backward(problem, clusters, cost).into_iter().chain(large);
+    all.map(|(us, strategy)| Candidate { us, plan: backward_by(problem, strategy) }).collect()
 }
 
 /// The plan of H = X W0ᵀ, the frozen layer of the first projection; `profile` is `None` on the CPU.
@@ -99,8 +164,10 @@ fn base(
         return EMPTY;
     }
     let (t, k, (d, _)) = (problem.t(), problem.k(), problem.projections()[0]);
-    let Some(clusters) = hopper_clusters([t, k], &[(d, 0)], profile) else { return Plan::mma(0) };
-    let strategy = match on_hopper([t, k, d], clusters, profile.cost()) {
+    let Some(clusters) = hopper_clusters([t, k], &[(d, 0)], profile) else {
+        return Plan { strategy: Strategy::Mma, scratch: 0, flags: 0 };
+    };
+    let strategy = match on_hopper([t, k, d], clusters, &profile.cost()) {
         Ok(launch) => Strategy::Small([Some(launch), None, None, None]),
         Err(schedule) => Strategy::Large(schedule),
     };

@@ -9,12 +9,36 @@ pub struct DeviceProfile {
     compute_capability: (u32, u32),
     sms: usize,
     clusters: usize,
+    rates: Rates,
+}
+
+/// The rates of a device, as the driver tells them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Rates {
+    /// The SMs' clock at most, in MHz.
+    pub(crate) clock_mhz: usize,
+    /// What the memory transfers at most, in MB/s.
+    pub(crate) memory_mb_s: usize,
+    /// Bytes of the L2.
+    pub(crate) l2_bytes: usize,
+}
+
+impl Rates {
+    pub(crate) const H100_SXM: Rates =
+        Rates { clock_mhz: 1980, memory_mb_s: 3_352_320, l2_bytes: 50 << 20 };
+    pub(crate) const H200: Rates =
+        Rates { clock_mhz: 1980, memory_mb_s: 4_917_000, l2_bytes: 60 << 20 };
 }
 
 impl DeviceProfile {
     /// An H100 SXM: 132 SMs, and a build with the Hopper kernels. To plan without a GPU.
     pub fn h100_sxm() -> Self {
-        DeviceProfile::new("NVIDIA H100 80GB HBM3".to_string(), (9, 0), 132, 66)
+        DeviceProfile::new("NVIDIA H100 80GB HBM3".to_string(), (9, 0), [132, 66], Rates::H100_SXM)
+    }
+
+    /// An H200: 132 SMs, and a build with the Hopper kernels. To plan without a GPU.
+    pub fn h200() -> Self {
+        DeviceProfile::new("NVIDIA H200".to_string(), (9, 0), [132, 66], Rates::H200)
     }
 
     /// `clusters` are the clusters of 2 CTAs of the Hopper kernels that run at once: 0 if the
@@ -22,10 +46,28 @@ impl DeviceProfile {
     pub(crate) fn new(
         name: String,
         compute_capability: (u32, u32),
-        sms: usize,
-        clusters: usize,
+        [sms, clusters]: [usize; 2],
+        rates: Rates,
     ) -> Self {
-        DeviceProfile { name, compute_capability, sms, clusters }
+        DeviceProfile { name, compute_capability, sms, clusters, rates }
+    }
+
+    /// All but the name, for result files: compute capability, SMs, clusters, and rates.
+    #[doc(hidden)]
+    pub fn figures(&self) -> [usize; 7] {
+        let Rates { clock_mhz, memory_mb_s, l2_bytes } = self.rates;
+        let (major, minor) = self.compute_capability;
+        let (major, minor) = (major as usize, minor as usize);
+        [major, minor, self.sms, self.clusters, clock_mhz, memory_mb_s, l2_bytes]
+    }
+
+    /// The profile with these figures.
+    #[doc(hidden)]
+    pub fn of_figures(name: &str, figures: [usize; 7]) -> Self {
+        let [major, minor, sms, clusters, clock_mhz, memory_mb_s, l2_bytes] = figures;
+        let rates = Rates { clock_mhz, memory_mb_s, l2_bytes };
+        let capability = (major as u32, minor as u32);
+        DeviceProfile::new(name.to_string(), capability, [sms, clusters], rates)
     }
 
     /// The same device without its Hopper kernels.
@@ -59,9 +101,10 @@ impl DeviceProfile {
         self.clusters
     }
 
-    /// What launches cost. Every Hopper card is planned for as the one that was fitted.
-    pub(crate) fn cost(&self) -> &CostModel {
-        &CostModel::H100_SXM
+    /// What launches cost.
+    #[doc(hidden)]
+    pub fn cost(&self) -> CostModel {
+        CostModel::H100_SXM
     }
 
     /// Whether the Hopper kernels run: compute capability 9.0, and a build that has them.

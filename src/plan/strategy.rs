@@ -35,11 +35,6 @@ impl Plan {
     /// On the CPU.
     pub(super) const REFERENCE: Plan = Plan { strategy: Strategy::Reference, scratch: 0, flags: 0 };
 
-    /// By the `mma.sync` kernels.
-    pub(super) fn mma(scratch: usize) -> Self {
-        Plan { strategy: Strategy::Mma, scratch, flags: 0 }
-    }
-
     /// The code that serves the call.
     pub(crate) fn path(&self) -> Path {
         match &self.strategy {

@@ -90,11 +90,10 @@ pub(crate) fn alone_us(sizes: &Sizes, cost: &CostModel) -> f64 {
 
 /// Columns of an item beside dX, and its µs.
 fn item_beside(t: usize, r: usize, cost: &CostModel) -> (usize, f64) {
-    let [of_16, of_64, of_128] = cost.item_bytes;
     let (cols, bytes) = match rank_tile(r) {
-        16 => (256, of_16),
-        64 => (256, of_64),
-        _ => (128, of_128),
+        16 => (256, cost.item_bytes_16),
+        64 => (256, cost.item_bytes_64),
+        _ => (128, cost.item_bytes_128),
     };
     (cols, cost.item_us + (t * cols * 2) as f64 / bytes)
 }

@@ -1,7 +1,10 @@
 //! How `kernels/sm90a/short.cu` is launched: its tiles, and which clusters compute S.
 
-use crate::manifest::sm90a::short::{FORWARD_TILES_N, INPUT_GRAD_TILES_N, TILES_M};
+use crate::manifest::sm90a::short::{FORWARD_TILES_N, INPUT_GRAD_TILES_N, STEP, TILES_M};
+use crate::plan::cost::CostModel;
+use crate::plan::sizes::Sizes;
 use crate::plan::sm80::rank_tile;
+use crate::plan::sm90a::grads;
 
 /// The most tokens the kernel serves.
 pub(crate) const MOST_TOKENS: usize = 1024;
@@ -24,28 +27,46 @@ pub(crate) struct Schedule {
 impl Schedule {
     /// For H (T×d) over any k, with S (T×r) unless r is 0, on `clusters` clusters. `None` if
     /// the tiles need more than one wave, or S would be late.
-    pub(crate) fn forward([t, d, r]: [usize; 3], clusters: usize) -> Option<Self> {
-        Schedule::of_tiles([t, d, r], clusters, &FORWARD_TILES_N)
+    pub(crate) fn forward(sizes: [usize; 3], clusters: usize) -> Option<Self> {
+        // The narrowest tiles use the most SMs.
+        Schedule::all_forward(sizes, clusters).next()
     }
 
     /// For dX (T×k) and dS.
-    pub(crate) fn input_grad([t, k, r]: [usize; 3], clusters: usize) -> Option<Self> {
-        Schedule::of_tiles([t, k, r], clusters, &INPUT_GRAD_TILES_N)
+    pub(crate) fn input_grad(sizes: [usize; 3], clusters: usize) -> Option<Self> {
+        Schedule::all_input_grad(sizes, clusters).next()
     }
 
-    fn of_tiles([m, n, r]: [usize; 3], clusters: usize, tiles_n: &[usize]) -> Option<Self> {
-        if m > MOST_TOKENS {
-            return None;
-        }
+    /// All for [`Schedule::forward`], the narrowest tiles first.
+    pub(crate) fn all_forward(
+        sizes: [usize; 3],
+        clusters: usize,
+    ) -> impl Iterator<Item = Schedule> {
+        Schedule::all(sizes, clusters, &FORWARD_TILES_N)
+    }
+
+    /// All for [`Schedule::input_grad`], the narrowest tiles first.
+    pub(crate) fn all_input_grad(
+        sizes: [usize; 3],
+        clusters: usize,
+    ) -> impl Iterator<Item = Schedule> {
+        Schedule::all(sizes, clusters, &INPUT_GRAD_TILES_N)
+    }
+
+    fn all(
+        [m, n, r]: [usize; 3],
+        clusters: usize,
+        tiles_n: &'static [usize],
+    ) -> impl Iterator<Item = Schedule> {
+        let tiles_n = if m > MOST_TOKENS { &[] } else { tiles_n };
         let tile_m = if m <= 2 * TILES_M[0] { TILES_M[0] } else { TILES_M[1] };
         let rows = match m.div_ceil(tile_m) {
-            1 => m,
+            1 => m.div_ceil(2).next_multiple_of(8),
             tiles => m.div_ceil(tiles).next_multiple_of(8),
         };
         let rank_tile = rank_tile(r);
         let ext_tiles = m.div_ceil(rows) * r.div_ceil(rank_tile);
-        // The narrowest tiles use the most SMs.
-        tiles_n.iter().find_map(|&tile_n| {
+        tiles_n.iter().filter_map(move |&tile_n| {
             let of_out = m.div_ceil(2 * rows) * n.div_ceil(tile_n);
             let proj_clusters = clusters.checked_sub(of_out)?.min(ext_tiles);
             let schedule = Schedule { tile_m, rows, tile_n, clusters: of_out, proj_clusters };
@@ -55,6 +76,22 @@ impl Schedule {
             };
             (r == 0 || proj_clusters > 0 && in_time(proj_clusters)).then_some(schedule)
         })
+    }
+
+    /// Predicts the µs of a launch for m×n over k.
+    pub(crate) fn us(&self, [m, n, k, r]: [usize; 4], cost: &CostModel) -> f64 {
+        let steps = (k.div_ceil(STEP) + r.div_ceil(STEP)) as f64;
+        let step_us = cost.short_step_us + cost.short_row_us * (self.rows + self.tile_n) as f64;
+        let bytes = ((m + n) * k * 2) as f64;
+        cost.short_launch_us + f64::max(steps * step_us, bytes / cost.short_bytes)
+    }
+
+    /// Predicts what dA and dB add to it, beside dX or in a launch of their own.
+    pub(crate) fn grads_us(&self, sizes: &Sizes, cost: &CostModel) -> f64 {
+        match self.makes_grads() {
+            true => cost.short_grads_us,
+            false => grads::alone_us(sizes, cost),
+        }
     }
 
     /// For the same S or dS (T×r) without an output.
@@ -122,7 +159,7 @@ mod tests {
             assert!(2 * pairs_of_rows * rows >= t, "rows left over: {context}");
             // Boxes of several tiles have whole eights, as the swizzle has.
             assert!(rows <= tile_m && (rows == t || rows % 8 == 0), "{context}");
-            assert!(t.div_ceil(rows) <= t.div_ceil(tile_m), "{context}");
+            assert!(t.div_ceil(rows) <= t.div_ceil(tile_m).max(2), "{context}");
             assert!(schedule.blocks() <= 2 * clusters, "more than one wave: {context}");
             checked += 1;
         }

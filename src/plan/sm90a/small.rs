@@ -2,7 +2,10 @@
 
 use super::decode;
 use super::short;
+use crate::plan::cost::CostModel;
 use crate::plan::path::Path;
+use crate::plan::sizes::Sizes;
+use crate::plan::strategy::Strategy;
 use crate::problem::{Problem, MAX_PROJECTIONS};
 use std::fmt;
 
@@ -93,4 +96,41 @@ pub(crate) fn forward(
 pub(crate) fn backward(problem: &Problem, clusters: usize) -> Option<Alone> {
     let &[(d, r)] = problem.projections() else { return None };
     Alone::input_grad([problem.t(), problem.k(), d, r], clusters)
+}
+
+/// All launches of a forward pass of one layer and their µs; decode has no model, and 0.
+pub(crate) fn all_forward(
+    problem: &Problem,
+    clusters: usize,
+    cost: &CostModel,
+) -> Vec<(f64, Strategy)> {
+    let &[(d, r)] = problem.projections() else { return Vec::new() };
+    let (t, k) = (problem.t(), problem.k());
+    let decode = || (0.0, Alone::Decode(decode::Schedule::forward([t, d, k, r], clusters)));
+    let decode = (t <= decode::MOST_TOKENS).then(decode);
+    let short = short::Schedule::all_forward([t, d, r], clusters);
+    let short = short.map(|short| (short.us([t, d, k, r], cost), Alone::Short(short)));
+    decode.into_iter().chain(short).map(|(us, launch)| (us, alone(launch))).collect()
+}
+
+/// All launches of a backward pass of one layer and their µs; decode has no model, and 0.
+pub(crate) fn all_backward(
+    problem: &Problem,
+    clusters: usize,
+    cost: &CostModel,
+) -> Vec<(f64, Strategy)> {
+    let &[(d, r)] = problem.projections() else { return Vec::new() };
+    let (t, k) = (problem.t(), problem.k());
+    let sizes = Sizes::of_layer([t, k, d, r]);
+    let decode = decode::Schedule::input_grad([t, k, d, r], clusters);
+    let decode = decode.map(|decode| (0.0, Alone::Decode(decode)));
+    let short = short::Schedule::all_input_grad([t, k, r], clusters).map(|short| {
+        let us = short.us([t, k, d, r], cost) + short.grads_us(&sizes, cost);
+        (us, Alone::Short(short))
+    });
+    decode.into_iter().chain(short).map(|(us, launch)| (us, alone(launch))).collect()
+}
+
+fn alone(launch: Alone) -> Strategy {
+    Strategy::Small([Some(launch), None, None, None])
 }

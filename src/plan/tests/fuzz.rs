@@ -4,12 +4,12 @@ use crate::dtype::DType;
 use crate::plan::testing::Rng;
 use crate::plan::Path;
 use crate::plan::{backward, base_forward, base_input_grad, forward};
-use crate::plan::{DeviceProfile, Plan, Strategy};
+use crate::plan::{DeviceProfile, Plan, Rates, Strategy};
 use crate::problem::{Problem, MAX_RANK, MAX_SIZE as MOST};
 use std::collections::HashSet;
 
 fn profile(clusters: usize) -> DeviceProfile {
-    DeviceProfile::new("a GPU".to_string(), (9, 0), 2 * clusters, clusters)
+    DeviceProfile::new("a GPU".to_string(), (9, 0), [2 * clusters, clusters], Rates::H100_SXM)
 }
 
 /// The plans of all passes, of a single layer.

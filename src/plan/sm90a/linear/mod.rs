@@ -10,4 +10,4 @@ mod tests;
 
 pub(crate) use schedule::{Projection, Schedule};
 pub(crate) use schedule::{CLUSTER_M, GROUP};
-pub(crate) use search::{base, forward, input_grad};
+pub(crate) use search::{all_forward, all_input_grad, base, forward, input_grad};

@@ -12,10 +12,10 @@ use crate::plan::sizes::Sizes;
 use crate::plan::sm90a::grads::{self, Items};
 
 /// Clusters of grad CTAs, at most.
-pub(super) const MAX_GRAD_CLUSTERS: usize = 12;
+const MAX_GRAD_CLUSTERS: usize = 12;
 
 /// Projection clusters, at most.
-pub(super) const MAX_PROJ_CLUSTERS: usize = 4;
+const MAX_PROJ_CLUSTERS: usize = 4;
 
 /// The first of the fastest candidates so far.
 struct Best {
@@ -111,8 +111,58 @@ pub(crate) fn input_grad(sizes: &Sizes, clusters: usize, cost: &CostModel) -> Sc
     best.schedule
 }
 
+/// All candidates of [`forward`] with their µs, in the order of the list.
+pub(crate) fn all_forward(
+    sizes: &Sizes,
+    clusters: usize,
+    cost: &CostModel,
+) -> Vec<(f64, Schedule)> {
+    let model = |tile_n, clusters| Model::new(sizes, tile_n, clusters, cost);
+    let mut all = Vec::new();
+    for tile_n in TILES_N {
+        let model = model(tile_n, clusters);
+        let candidates = separate_or_fused(&model, forward_slices(sizes.rank()));
+        all.extend(candidates.map(|c| (c.us, c.schedule)));
+    }
+    for proj_clusters in proj_clusters(clusters) {
+        all.extend(FORWARD_TILES_N.map(|tile_n| {
+            let c = model(tile_n, clusters - proj_clusters).dedicated(proj_clusters);
+            (c.us, c.schedule)
+        }));
+    }
+    all
+}
+
+/// All candidates of [`input_grad`] with their µs, in the order of the list.
+pub(crate) fn all_input_grad(
+    sizes: &Sizes,
+    clusters: usize,
+    cost: &CostModel,
+) -> Vec<(f64, Schedule)> {
+    let slices = input_grad_slices(sizes.rank());
+    let mut all = Vec::new();
+    for grad_clusters in [0].into_iter().chain(grad_clusters(clusters)) {
+        for tile_n in TILES_N {
+            let model = Model::new(sizes, tile_n, clusters - grad_clusters, cost);
+            for c in separate_or_fused(&model, slices) {
+                let us = match grad_clusters {
+                    0 => c.us + grads::alone_us(sizes, cost),
+                    // Kernels without slices have grad CTAs for the ranks that allow none.
+                    _ if (c.schedule.slice() == 0) != slices.is_empty() => continue,
+                    _ => {
+                        let grads = Items::new(sizes, cost).on(grad_clusters);
+                        beside_us(&model, c.us, grads.us(c.s_us))
+                    }
+                };
+                all.push((us, Schedule { grad_clusters, ..c.schedule }));
+            }
+        }
+    }
+    all
+}
+
 /// µs of dX beside grad CTAs, given the µs of either alone. Never shorter if either is longer.
-pub(super) fn beside_us(model: &Model, us: f64, grads_us: f64) -> f64 {
+fn beside_us(model: &Model, us: f64, grads_us: f64) -> f64 {
     let cost = model.cost;
     let us = us * (1.0 + (256 - model.tile_n) as f64 * cost.narrow_beside_grads);
     f64::max(us, grads_us) + cost.shorter_beside_longer * f64::min(us, grads_us)
@@ -125,7 +175,7 @@ fn least(model: &Model, slices: &[usize]) -> f64 {
 }
 
 /// A separate projection, or one fused in slices of any of these columns.
-pub(super) fn separate_or_fused<'a>(
+fn separate_or_fused<'a>(
     model: &'a Model,
     slices: &'static [usize],
 ) -> impl Iterator<Item = Candidate> + 'a {
@@ -134,7 +184,7 @@ pub(super) fn separate_or_fused<'a>(
 
 /// A fused projection, or a separate one if no slices are possible. Kernels with slices have grad
 /// CTAs for the ranks that allow slices, and kernels without for all others.
-pub(super) fn separate_xor_fused<'a>(
+fn separate_xor_fused<'a>(
     model: &'a Model,
     slices: &'static [usize],
 ) -> impl Iterator<Item = Candidate> + 'a {
@@ -144,7 +194,7 @@ pub(super) fn separate_xor_fused<'a>(
 }
 
 /// Slices of S that tiles of H may compute.
-pub(super) fn forward_slices(rank: usize) -> &'static [usize] {
+fn forward_slices(rank: usize) -> &'static [usize] {
     match rank {
         17..=64 => &[16, 64],
         _ => &[16],
@@ -152,7 +202,7 @@ pub(super) fn forward_slices(rank: usize) -> &'static [usize] {
 }
 
 /// Slices of dS that tiles of dX may compute.
-pub(super) fn input_grad_slices(rank: usize) -> &'static [usize] {
+fn input_grad_slices(rank: usize) -> &'static [usize] {
     match rank {
         ..=16 => &[16],
         17..=64 => &[16, 64],
@@ -161,11 +211,11 @@ pub(super) fn input_grad_slices(rank: usize) -> &'static [usize] {
 }
 
 /// Numbers of projection clusters.
-pub(super) fn proj_clusters(clusters: usize) -> impl Iterator<Item = usize> {
+fn proj_clusters(clusters: usize) -> impl Iterator<Item = usize> {
     1..=MAX_PROJ_CLUSTERS.min(clusters - 1)
 }
 
 /// Numbers of clusters of grad CTAs.
-pub(super) fn grad_clusters(clusters: usize) -> impl Iterator<Item = usize> {
+fn grad_clusters(clusters: usize) -> impl Iterator<Item = usize> {
     1..=MAX_GRAD_CLUSTERS.min(clusters - 1)
 }

@@ -1,13 +1,9 @@
 //! Every schedule that can be chosen, walked as the kernel walks it; and the plain search.
 
-use super::model::Model;
 use super::schedule::{Projection, Schedule, CLUSTER_M, GROUP};
-use super::search::{beside_us, forward_slices, grad_clusters, input_grad_slices, proj_clusters};
-use super::search::{forward, input_grad, separate_or_fused};
-use crate::manifest::sm90a::linear::{FORWARD_TILES_N, TILES_N};
+use super::search::{all_forward, all_input_grad, forward, input_grad};
 use crate::plan::cost::CostModel;
 use crate::plan::sizes::Sizes;
-use crate::plan::sm90a::grads;
 use crate::plan::testing::{bench_problems, shapes, Rng};
 use crate::problem::MAX_PROJECTIONS;
 
@@ -116,49 +112,6 @@ fn cases() -> impl Iterator<Item = (Sizes, usize)> {
     sizes.flat_map(|sizes| [1, 2, 3, 10, 66].map(|clusters| (sizes, clusters)))
 }
 
-/// All candidates of the forward, in order.
-fn forward_candidates(sizes: &Sizes, clusters: usize) -> Vec<(f64, Schedule)> {
-    let model = |tile_n, clusters| Model::new(sizes, tile_n, clusters, COST);
-    let mut all = Vec::new();
-    for tile_n in TILES_N {
-        let candidates = separate_or_fused(&model(tile_n, clusters), forward_slices(sizes.rank()))
-            .map(|c| (c.us, c.schedule))
-            .collect::<Vec<_>>();
-        all.extend(candidates);
-    }
-    for proj_clusters in proj_clusters(clusters) {
-        all.extend(FORWARD_TILES_N.map(|tile_n| {
-            let c = model(tile_n, clusters - proj_clusters).dedicated(proj_clusters);
-            (c.us, c.schedule)
-        }));
-    }
-    all
-}
-
-/// All candidates of the input gradient, in order.
-fn input_grad_candidates(sizes: &Sizes, clusters: usize) -> Vec<(f64, Schedule)> {
-    let slices = input_grad_slices(sizes.rank());
-    let mut all = Vec::new();
-    for grad_clusters in [0].into_iter().chain(grad_clusters(clusters)) {
-        for tile_n in TILES_N {
-            let model = Model::new(sizes, tile_n, clusters - grad_clusters, COST);
-            for c in separate_or_fused(&model, slices) {
-                let us = match grad_clusters {
-                    0 => c.us + grads::alone_us(sizes, COST),
-                    // Kernels without slices have grad CTAs for the ranks that allow none.
-                    _ if (c.schedule.slice() == 0) != slices.is_empty() => continue,
-                    _ => {
-                        let grads = grads::Items::new(sizes, COST).on(grad_clusters);
-                        beside_us(&model, c.us, grads.us(c.s_us))
-                    }
-                };
-                all.push((us, Schedule { grad_clusters, ..c.schedule }));
-            }
-        }
-    }
-    all
-}
-
 /// The first of the fastest.
 fn fastest(candidates: Vec<(f64, Schedule)>) -> Schedule {
     candidates.into_iter().min_by(|a, b| a.0.total_cmp(&b.0)).expect("a candidate").1
@@ -166,8 +119,8 @@ fn fastest(candidates: Vec<(f64, Schedule)>) -> Schedule {
 
 /// All candidates of both.
 fn schedules(sizes: &Sizes, clusters: usize) -> impl Iterator<Item = Schedule> {
-    let mut all = forward_candidates(sizes, clusters);
-    all.extend(input_grad_candidates(sizes, clusters));
+    let mut all = all_forward(sizes, clusters, COST);
+    all.extend(all_input_grad(sizes, clusters, COST));
     all.into_iter().map(|(_, schedule)| schedule)
 }
 
@@ -178,9 +131,9 @@ fn the_first_of_the_fastest_is_found() {
         let of_h = Sizes::of_forward(t, k, layers.iter().copied());
         let of_dx = Sizes::of_input_grad(t, k, layers.iter().copied());
         let context = || format!("T={t} k={k} {layers:?} on {clusters}");
-        let wanted = fastest(forward_candidates(&of_h, clusters));
+        let wanted = fastest(all_forward(&of_h, clusters, COST));
         assert_eq!(forward(&of_h, clusters, COST), wanted, "{}", context());
-        let wanted = fastest(input_grad_candidates(&of_dx, clusters));
+        let wanted = fastest(all_input_grad(&of_dx, clusters, COST));
         assert_eq!(input_grad(&of_dx, clusters, COST), wanted, "{}", context());
     };
     let all_pairs = [1, 2, 3, 5, 8, 10, 16, 33, 57, 60, 65, 66, 72];

@@ -3,12 +3,9 @@
 //! The card's clocks follow its power with a lag, so a contender starts faster after one that
 //! draws little. Every round has another order, so that none has the same neighbour in all.
 
-use crate::common::gpu::Gpu;
-use crate::common::Result;
+use super::gpu::Gpu;
+use super::Result;
 use lora_kernels::cudarc::driver::CudaGraph;
-
-/// A replay is to last this long, in µs, unless one pass over the buffers lasts longer.
-const REPLAY_US: f64 = 3000.0;
 
 /// A replay repeats the pass over the buffers no more often than this.
 const MAX_LOOPS: usize = 64;
@@ -18,7 +15,8 @@ const DISCARDED_ROUNDS: usize = 2;
 
 pub type Call<'a> = &'a dyn Fn(usize) -> Result<()>;
 
-/// The µs of one call, a figure a round for every contender.
+/// The µs of one call, a figure a round for every contender. A replay is to last about `replay_us`,
+/// unless one pass over the buffers lasts longer.
 ///
 /// All rounds are enqueued without waiting in between, so that the time it takes to launch a
 /// replay hides behind the one before.
@@ -26,11 +24,12 @@ pub fn in_turns(
     gpu: &Gpu,
     calls: usize,
     rounds: usize,
+    replay_us: f64,
     contenders: &[Call<'_>],
 ) -> Result<Vec<Vec<f64>>> {
     let replays: Vec<Replay> = contenders
         .iter()
-        .map(|&call| Replay::new(gpu, calls, REPLAY_US, call))
+        .map(|&call| Replay::new(gpu, calls, replay_us, call))
         .collect::<Result<_>>()?;
 
     let mut marks = Vec::new();

@@ -24,14 +24,9 @@ pub enum Pass {
 pub struct Candidate(plan::Candidate);
 
 impl Candidate {
-    /// The µs it is predicted to take; 0 where no model predicts it, for up to 64 tokens.
-    pub fn predicted_us(&self) -> f64 {
+    /// The µs it is predicted to take; `None` for small batches, whose plans follow rules.
+    pub fn predicted_us(&self) -> Option<f64> {
         self.0.us
-    }
-
-    /// Whether it is of a small batch.
-    pub fn is_small(&self) -> bool {
-        matches!(self.0.plan.strategy, Strategy::Small(_))
     }
 
     /// Its name, which no other of the same pass and problem has.
@@ -93,7 +88,7 @@ fn name(strategy: &Strategy) -> String {
             let projection = match s.projection {
                 Projection::Separate => "separate".to_string(),
                 Projection::Dedicated { proj_clusters } => format!("dedicated {proj_clusters}"),
-                Projection::Fused { slice, slice_cols, slice_clusters } => {
+                Projection::Fused { slice, slice_cols, slice_clusters, .. } => {
                     format!("fused {slice}/{slice_cols}/{slice_clusters}")
                 }
             };

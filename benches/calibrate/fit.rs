@@ -12,11 +12,14 @@ const SWEEPS: usize = 60;
 const FIRST_STEP: f64 = 1.3;
 const LAST_STEP: f64 = 1.005;
 
+/// A field stays within this factor of where it started: one that hardly matters would run away.
+const MOST_CHANGE: f64 = 3.0;
+
 /// What a row's mean error weighs beside the differences between its schedules, which alone decide.
 const MEAN_WEIGHT: f64 = 0.05;
 
 /// What the regret weighs beside them.
-const REGRET_WEIGHT: f64 = 0.5;
+const REGRET_WEIGHT: f64 = 2.0;
 
 /// A row, and where its schedules are in the list of candidates, which no field changes.
 struct Place<'a> {
@@ -36,10 +39,8 @@ impl<'a> Place<'a> {
     fn times(&self, profile: &DeviceProfile, cost: &CostModel) -> Vec<[f64; 2]> {
         let all = calibration::candidates(&self.row.problem, self.row.pass, profile, cost);
         let timed = self.of_timed.iter().zip(&self.row.timed);
-        let times = timed.filter_map(|(place, timed)| {
-            let predicted_us = all[(*place)?].predicted_us();
-            (predicted_us > 0.0).then_some([predicted_us, timed.us])
-        });
+        let times =
+            timed.filter_map(|(place, timed)| Some([all[(*place)?].predicted_us()?, timed.us]));
         times.collect()
     }
 
@@ -64,7 +65,14 @@ impl<'a> Place<'a> {
 pub fn run(record: &Record) -> Result<()> {
     let profile = &record.profile;
     let before = profile.cost();
-    let places: Vec<_> = record.rows.iter().map(|row| Place::new(row, profile, &before)).collect();
+    // Where a small batch is chosen, by rules, no prediction matters.
+    let is_large = |row: &&Row| {
+        let chosen = calibration::chosen(&row.problem, row.pass, profile);
+        let chosen = row.timed.iter().find(|timed| timed.schedule == chosen);
+        chosen.is_none_or(|timed| timed.predicted_us.is_some())
+    };
+    let large = record.rows.iter().filter(is_large);
+    let places: Vec<_> = large.map(|row| Place::new(row, profile, &before)).collect();
     let loss = |cost: &CostModel| -> f64 {
         places.iter().map(|place| place.loss(profile, cost)).sum::<f64>() / places.len() as f64
     };
@@ -98,11 +106,12 @@ fn descend(start: CostModel, loss: impl Fn(&CostModel) -> f64) -> CostModel {
     let mut steps = vec![FIRST_STEP; CostModel::FIELDS.len()];
     for _ in 0..SWEEPS {
         for (field, step) in CostModel::FIELDS.iter().zip(&mut steps) {
+            let of = |mut cost: CostModel| *cost.field(field).expect("a field");
+            let [least, most] = [of(start) / MOST_CHANGE, of(start) * MOST_CHANGE];
             let scaled = |factor: f64| {
                 let mut cost = best;
-                *cost.field(field).expect("a field") *= factor;
-                let loss = loss(&cost);
-                (loss, cost)
+                *cost.field(field).expect("a field") = (of(best) * factor).clamp(least, most);
+                (loss(&cost), cost)
             };
             let [more, less] = [scaled(*step), scaled(1.0 / *step)];
             let (loss, cost) = if more.0 < less.0 { more } else { less };

@@ -87,11 +87,12 @@ fn candidates(
 ) -> Vec<Candidate> {
     let chosen = calibration::chosen(problem, pass, profile);
     let all = calibration::candidates(problem, pass, profile, cost);
-    let (mut small, mut large): (Vec<_>, Vec<_>) = all.into_iter().partition(Candidate::is_small);
-    large.sort_by(|a, b| a.predicted_us().total_cmp(&b.predicted_us()));
-    let best = large.first().map_or(0.0, Candidate::predicted_us);
-    let is_worth = |us: f64| us <= within * best;
-    let count = large.iter().filter(|candidate| is_worth(candidate.predicted_us())).count();
+    let (mut small, mut large): (Vec<_>, Vec<_>) =
+        all.into_iter().partition(|candidate| candidate.predicted_us().is_none());
+    let us = |candidate: &Candidate| candidate.predicted_us().unwrap_or(f64::INFINITY);
+    large.sort_by(|a, b| us(a).total_cmp(&us(b)));
+    let most = within * large.first().map_or(0.0, us);
+    let count = large.iter().filter(|candidate| us(candidate) <= most).count();
     let every = (count.saturating_sub(MOST / 2)).div_ceil(MOST / 2).max(1);
     let large = large.into_iter().enumerate().filter(|(i, candidate)| {
         let taken = *i < MOST / 2 || i % every == 0;

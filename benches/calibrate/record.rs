@@ -23,7 +23,7 @@ pub struct Row {
 /// A schedule.
 pub struct Timed {
     pub schedule: String,
-    pub predicted_us: f64,
+    pub predicted_us: Option<f64>,
     pub us: f64,
 }
 
@@ -61,7 +61,8 @@ impl Row {
             Some("backward") => Pass::Backward,
             _ => return Err("no `pass`".into()),
         };
-        let timed: Vec<(String, f64, f64)> = serde_json::from_value(row["schedules"].clone())?;
+        let timed: Vec<(String, Option<f64>, f64)> =
+            serde_json::from_value(row["schedules"].clone())?;
         let timed = timed.into_iter();
         let timed = timed.map(|(schedule, predicted_us, us)| Timed { schedule, predicted_us, us });
         let problem = Problem::single(t, k, d, r, DType::Bf16)?;
@@ -76,7 +77,7 @@ impl Row {
         };
         let round = |us: f64| (us * 100.0).round() / 100.0;
         let timed = |timed: &Timed| {
-            json!([timed.schedule, round(timed.predicted_us), round(timed.us)]).to_string()
+            json!([timed.schedule, timed.predicted_us.map(round), round(timed.us)]).to_string()
         };
         let timed: Vec<_> = self.timed.iter().map(timed).collect();
         format!(

@@ -126,7 +126,6 @@ impl Kernels {
         let rates = Rates {
             clock_mhz: mhz(attribute(CU_DEVICE_ATTRIBUTE_CLOCK_RATE)?),
             memory_mb_s: 2 * bus_bytes * mhz(attribute(CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)?),
-            l2_bytes: attribute(CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)? as usize,
         };
 
         let mut modules = Modules(HashMap::new());

@@ -95,10 +95,11 @@ fn backward_by(problem: &Problem, strategy: Strategy) -> Plan {
     Plan { strategy, scratch, flags }
 }
 
-/// A way to serve a pass, and the µs it is predicted to take; 0 where no model predicts it.
+/// A way to serve a pass, and the µs it is predicted to take; `None` for small batches, whose plans
+/// follow rules.
 #[derive(Debug, Clone)]
 pub(crate) struct Candidate {
-    pub(crate) us: f64,
+    pub(crate) us: Option<f64>,
     pub(crate) plan: Plan,
 }
 
@@ -112,8 +113,9 @@ pub(crate) fn all_forward(
     let Some(clusters) = hopper_clusters([t, k], layers, profile) else { return Vec::new() };
     let sizes = Sizes::of_forward(t, k, layers.iter().copied());
     let large = linear::all_forward(&sizes, clusters, cost).into_iter();
-    let large = large.map(|(us, schedule)| (us, Strategy::Large(schedule)));
-    let all = small::all_forward(problem, clusters, cost).into_iter().chain(large);
+    let large = large.map(|(us, schedule)| (Some(us), Strategy::Large(schedule)));
+    let small = small::all_forward(problem, clusters).into_iter().map(|strategy| (None, strategy));
+    let all = small.chain(large);
     all.map(|(us, strategy)| Candidate { us, plan: forward_by(problem, strategy) }).collect()
 }
 
@@ -127,8 +129,9 @@ pub(crate) fn all_backward(
     let Some(clusters) = hopper_clusters([t, k], layers, profile) else { return Vec::new() };
     let sizes = Sizes::of_input_grad(t, k, layers.iter().copied());
     let large = linear::all_input_grad(&sizes, clusters, cost).into_iter();
-    let large = large.map(|(us, schedule)| (us, Strategy::Large(schedule)));
-    let all = small::all_backward(problem, clusters, cost).into_iter().chain(large);
+    let large = large.map(|(us, schedule)| (Some(us), Strategy::Large(schedule)));
+    let small = small::all_backward(problem, clusters).into_iter().map(|strategy| (None, strategy));
+    let all = small.chain(large);
     all.map(|(us, strategy)| Candidate { us, plan: backward_by(problem, strategy) }).collect()
 }
 

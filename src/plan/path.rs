@@ -10,9 +10,10 @@ pub enum Path {
     Reference,
     /// `mma.sync` kernels for compute capability 8.0 and newer, any shape and alignment.
     Mma,
-    /// Small batches by wgmma and TMA, weight-bandwidth bound: up to 64 tokens, in the forward up
-    /// to 128 for some layers. Needs what [`Path::Hopper`] needs. The forward of several
-    /// projections launches once for each; their backward is [`Path::Hopper`].
+    /// Small batches by wgmma and TMA, weight-bandwidth bound: up to 64 tokens in the forward, up to
+    /// 32 in the backward; up to 128 and 64 for layers that have more tiles than there are SMs.
+    /// Needs what [`Path::Hopper`] needs. The forward of several projections launches once for each;
+    /// their backward is [`Path::Hopper`].
     HopperDecode,
     /// Small batches by wgmma and TMA, one output tile per SM: up to 1024 tokens. Needs what
     /// [`Path::Hopper`] needs. The forward of several projections launches once for each, up to 128

@@ -19,15 +19,11 @@ pub(crate) struct Rates {
     pub(crate) clock_mhz: usize,
     /// What the memory transfers at most, in MB/s.
     pub(crate) memory_mb_s: usize,
-    /// Bytes of the L2.
-    pub(crate) l2_bytes: usize,
 }
 
 impl Rates {
-    pub(crate) const H100_SXM: Rates =
-        Rates { clock_mhz: 1980, memory_mb_s: 3_352_320, l2_bytes: 50 << 20 };
-    pub(crate) const H200: Rates =
-        Rates { clock_mhz: 1980, memory_mb_s: 4_917_000, l2_bytes: 60 << 20 };
+    pub(crate) const H100_SXM: Rates = Rates { clock_mhz: 1980, memory_mb_s: 3_352_320 };
+    pub(crate) const H200: Rates = Rates { clock_mhz: 1980, memory_mb_s: 4_814_304 };
 }
 
 impl DeviceProfile {
@@ -54,18 +50,18 @@ impl DeviceProfile {
 
     /// All but the name, for result files: compute capability, SMs, clusters, and rates.
     #[doc(hidden)]
-    pub fn figures(&self) -> [usize; 7] {
-        let Rates { clock_mhz, memory_mb_s, l2_bytes } = self.rates;
+    pub fn figures(&self) -> [usize; 6] {
+        let Rates { clock_mhz, memory_mb_s } = self.rates;
         let (major, minor) = self.compute_capability;
         let (major, minor) = (major as usize, minor as usize);
-        [major, minor, self.sms, self.clusters, clock_mhz, memory_mb_s, l2_bytes]
+        [major, minor, self.sms, self.clusters, clock_mhz, memory_mb_s]
     }
 
     /// The profile with these figures.
     #[doc(hidden)]
-    pub fn of_figures(name: &str, figures: [usize; 7]) -> Self {
-        let [major, minor, sms, clusters, clock_mhz, memory_mb_s, l2_bytes] = figures;
-        let rates = Rates { clock_mhz, memory_mb_s, l2_bytes };
+    pub fn of_figures(name: &str, figures: [usize; 6]) -> Self {
+        let [major, minor, sms, clusters, clock_mhz, memory_mb_s] = figures;
+        let rates = Rates { clock_mhz, memory_mb_s };
         let capability = (major as u32, minor as u32);
         DeviceProfile::new(name.to_string(), capability, [sms, clusters], rates)
     }
@@ -104,7 +100,7 @@ impl DeviceProfile {
     /// What launches cost.
     #[doc(hidden)]
     pub fn cost(&self) -> CostModel {
-        CostModel::H100_SXM
+        CostModel::of(&self.rates)
     }
 
     /// Whether the Hopper kernels run: compute capability 9.0, and a build that has them.

@@ -1,10 +1,7 @@
 //! How `kernels/sm90a/short.cu` is launched: its tiles, and which clusters compute S.
 
-use crate::manifest::sm90a::short::{FORWARD_TILES_N, INPUT_GRAD_TILES_N, STEP, TILES_M};
-use crate::plan::cost::CostModel;
-use crate::plan::sizes::Sizes;
+use crate::manifest::sm90a::short::{FORWARD_TILES_N, INPUT_GRAD_TILES_N, TILES_M};
 use crate::plan::sm80::rank_tile;
-use crate::plan::sm90a::grads;
 
 /// The most tokens the kernel serves.
 pub(crate) const MOST_TOKENS: usize = 1024;
@@ -76,22 +73,6 @@ impl Schedule {
             };
             (r == 0 || proj_clusters > 0 && in_time(proj_clusters)).then_some(schedule)
         })
-    }
-
-    /// Predicts the µs of a launch for m×n over k.
-    pub(crate) fn us(&self, [m, n, k, r]: [usize; 4], cost: &CostModel) -> f64 {
-        let steps = (k.div_ceil(STEP) + r.div_ceil(STEP)) as f64;
-        let step_us = cost.short_step_us + cost.short_row_us * (self.rows + self.tile_n) as f64;
-        let bytes = ((m + n) * k * 2) as f64;
-        cost.short_launch_us + f64::max(steps * step_us, bytes / cost.short_bytes)
-    }
-
-    /// Predicts what dA and dB add to it, beside dX or in a launch of their own.
-    pub(crate) fn grads_us(&self, sizes: &Sizes, cost: &CostModel) -> f64 {
-        match self.makes_grads() {
-            true => cost.short_grads_us,
-            false => grads::alone_us(sizes, cost),
-        }
     }
 
     /// For the same S or dS (T×r) without an output.

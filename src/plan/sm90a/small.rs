@@ -2,9 +2,8 @@
 
 use super::decode;
 use super::short;
-use crate::plan::cost::CostModel;
+use crate::manifest::sm90a::decode::INPUT_GRAD_HALF_TOKENS;
 use crate::plan::path::Path;
-use crate::plan::sizes::Sizes;
 use crate::plan::strategy::Strategy;
 use crate::problem::{Problem, MAX_PROJECTIONS};
 use std::fmt;
@@ -35,8 +34,12 @@ impl Alone {
     /// For dX (T×k) over d, with dS (T×r), dA and dB; `None` for large T.
     pub(crate) fn input_grad([t, k, d, r]: [usize; 4], clusters: usize) -> Option<Self> {
         let short = || short::Schedule::input_grad([t, k, r], clusters).map(Alone::Short);
-        let decode = decode::Schedule::input_grad([t, k, d, r], clusters).map(Alone::Decode);
-        decode.or_else(short)
+        let decode = || decode::Schedule::input_grad([t, k, d, r], clusters).map(Alone::Decode);
+        // With more tokens, two CTAs of decode do not fit on an SM.
+        match t <= INPUT_GRAD_HALF_TOKENS {
+            true => decode(),
+            false => short().or_else(decode),
+        }
     }
 
     /// For dX (T×k) over d without an adapter; `None` for large T.
@@ -98,37 +101,23 @@ pub(crate) fn backward(problem: &Problem, clusters: usize) -> Option<Alone> {
     Alone::input_grad([problem.t(), problem.k(), d, r], clusters)
 }
 
-/// All launches of a forward pass of one layer and their µs; decode has no model, and 0.
-pub(crate) fn all_forward(
-    problem: &Problem,
-    clusters: usize,
-    cost: &CostModel,
-) -> Vec<(f64, Strategy)> {
+/// All launches for a forward pass of one layer.
+pub(crate) fn all_forward(problem: &Problem, clusters: usize) -> Vec<Strategy> {
     let &[(d, r)] = problem.projections() else { return Vec::new() };
     let (t, k) = (problem.t(), problem.k());
-    let decode = || (0.0, Alone::Decode(decode::Schedule::forward([t, d, k, r], clusters)));
+    let decode = || Alone::Decode(decode::Schedule::forward([t, d, k, r], clusters));
     let decode = (t <= decode::MOST_TOKENS).then(decode);
-    let short = short::Schedule::all_forward([t, d, r], clusters);
-    let short = short.map(|short| (short.us([t, d, k, r], cost), Alone::Short(short)));
-    decode.into_iter().chain(short).map(|(us, launch)| (us, alone(launch))).collect()
+    let short = short::Schedule::all_forward([t, d, r], clusters).map(Alone::Short);
+    decode.into_iter().chain(short).map(alone).collect()
 }
 
-/// All launches of a backward pass of one layer and their µs; decode has no model, and 0.
-pub(crate) fn all_backward(
-    problem: &Problem,
-    clusters: usize,
-    cost: &CostModel,
-) -> Vec<(f64, Strategy)> {
+/// All launches for a backward pass of one layer.
+pub(crate) fn all_backward(problem: &Problem, clusters: usize) -> Vec<Strategy> {
     let &[(d, r)] = problem.projections() else { return Vec::new() };
     let (t, k) = (problem.t(), problem.k());
-    let sizes = Sizes::of_layer([t, k, d, r]);
-    let decode = decode::Schedule::input_grad([t, k, d, r], clusters);
-    let decode = decode.map(|decode| (0.0, Alone::Decode(decode)));
-    let short = short::Schedule::all_input_grad([t, k, r], clusters).map(|short| {
-        let us = short.us([t, k, d, r], cost) + short.grads_us(&sizes, cost);
-        (us, Alone::Short(short))
-    });
-    decode.into_iter().chain(short).map(|(us, launch)| (us, alone(launch))).collect()
+    let decode = decode::Schedule::input_grad([t, k, d, r], clusters).map(Alone::Decode);
+    let short = short::Schedule::all_input_grad([t, k, r], clusters).map(Alone::Short);
+    decode.into_iter().chain(short).map(alone).collect()
 }
 
 fn alone(launch: Alone) -> Strategy {

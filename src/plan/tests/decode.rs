@@ -26,7 +26,7 @@ fn everything_is_sanitized() {
         let input_grad = (Reads::Columns, Alone::input_grad([t, k, d, r], sms / 2), k);
         for (reads, alone, n) in [forward, input_grad] {
             let Some(Alone::Decode(schedule)) = alone else {
-                assert!(reads == Reads::Columns && t > 64, "{:?} has another kernel", [t, d, k, r]);
+                assert!(reads == Reads::Columns && t > 32, "{:?} has another kernel", [t, d, k, r]);
                 continue;
             };
             let Schedule { tile_t, shared_bytes, split, rows, rounds, clusters, proj, .. } =
@@ -55,7 +55,7 @@ fn everything_is_sanitized() {
     }
     let of = |reads| ways.iter().filter(|way| way.0 == reads).count();
     assert_eq!(of(Reads::Rows), (TILES_T.len() - 1) * 4 + 1, "{ways:?}");
-    // No halves for 64 tokens.
-    assert_eq!(of(Reads::Columns), INPUT_GRAD_TILES_T.len() * 4 - 1, "{ways:?}");
+    // 64 tokens, where tiles of kernels/sm90a/short.cu are too many: no halves, and no split.
+    assert_eq!(of(Reads::Columns), INPUT_GRAD_TILES_T.len() * 4 - 3, "{ways:?}");
     assert_eq!(kinds.len(), 2 * 5 + 4, "{kinds:?}");
 }

@@ -8,8 +8,6 @@ use crate::plan::sm90a::small::Alone;
 use crate::plan::sm90a::{decode, grads, short};
 use std::collections::HashSet;
 
-const COST: &CostModel = &CostModel::H100_SXM;
-
 /// The code a launch reaches: its tile and its slices, whether a cluster computes slices
 /// repeatedly, a stream-K tail, a dedicated projection, and how dA and dB are computed.
 fn reaches(schedule: &Schedule, sizes: &Sizes) -> Vec<String> {
@@ -38,16 +36,22 @@ fn reaches(schedule: &Schedule, sizes: &Sizes) -> Vec<String> {
 /// single layer and of several that share X.
 #[test]
 fn everything_is_sanitized() {
+    for cost in [CostModel::H100_SXM, CostModel::H200] {
+        everything_is_reached(&cost);
+    }
+}
+
+fn everything_is_reached(cost: &CostModel) {
     let alone: [([usize; 4], usize); 20] = include!("../../../tests/common/hopper_shapes.in");
     let mut seen = [HashSet::new(), HashSet::new()];
     for ([t, d, k, r], sms) in alone {
         let [of_h, of_dx] = [[t, d, k, r], [t, k, d, r]].map(Sizes::of_layer);
         // Small batches have other kernels.
         if Alone::forward([t, d, k, r], sms / 2).is_none() {
-            seen[0].extend(reaches(&forward(&of_h, sms / 2, COST), &of_h));
+            seen[0].extend(reaches(&forward(&of_h, sms / 2, cost), &of_h));
         }
         if short::Schedule::input_grad([t, k, r], sms / 2).is_none() {
-            seen[1].extend(reaches(&input_grad(&of_dx, sms / 2, COST), &of_dx));
+            seen[1].extend(reaches(&input_grad(&of_dx, sms / 2, cost), &of_dx));
         }
     }
     assert_all_seen(&seen);
@@ -60,8 +64,8 @@ fn everything_is_sanitized() {
         let layers = || layers.iter().copied();
         let of_h = Sizes::of_forward(t, k, layers());
         let of_dx = Sizes::of_input_grad(t, k, layers());
-        seen[0].extend(reaches(&forward(&of_h, sms / 2, COST), &of_h));
-        seen[1].extend(reaches(&input_grad(&of_dx, sms / 2, COST), &of_dx));
+        seen[0].extend(reaches(&forward(&of_h, sms / 2, cost), &of_h));
+        seen[1].extend(reaches(&input_grad(&of_dx, sms / 2, cost), &of_dx));
     }
     assert_all_seen(&seen);
 }

@@ -212,7 +212,8 @@ impl<'a> Model<'a> {
             let few = self.clusters / 8;
             let waits = if slices > 1 { waves } else { f64::from(tiles + few < self.clusters) };
             let more_us = waves * self.slice_us(slice) + waits * self.cost.slice_handover_us;
-            let projection = Projection::Fused { slice, slice_cols, slice_clusters };
+            let alone = slices == 1 && slice_cols == self.cols;
+            let projection = Projection::Fused { slice, slice_cols, slice_clusters, alone };
             self.products(projection, slice_waves, more_us)
         })
     }

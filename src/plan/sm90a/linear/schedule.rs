@@ -25,6 +25,8 @@ pub(crate) enum Projection {
         /// Clusters that compute slices, a multiple of the slices of a row if possible: the slices
         /// of a row are then computed at the same time.
         slice_clusters: usize,
+        /// Every tile computes all of S for itself: none waits for another.
+        alone: bool,
     },
 }
 
@@ -61,9 +63,10 @@ impl Schedule {
         self.projection != Projection::Separate || self.stream_k
     }
 
-    /// Whether CTAs wait on others than the first of the grid, so that all must run at once.
+    /// Whether CTAs wait on others that do not come before them in the grid, so that all must run at
+    /// once.
     pub(crate) fn is_cooperative(&self) -> bool {
-        matches!(self.projection, Projection::Fused { .. }) || self.stream_k
+        matches!(self.projection, Projection::Fused { alone: false, .. }) || self.stream_k
     }
 
     /// CTAs of the grid.

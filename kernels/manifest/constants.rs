@@ -38,6 +38,16 @@ constants! {
             const STAGES: usize = 4;
             const THREADS: usize = 128;
         }
+        decode {
+            /// Tokens and rank of a layer, at most.
+            const MAX_TOKENS: usize = 64;
+            const MAX_RANK: usize = 256;
+            const THREADS: usize = 256;
+            /// The stages of a CTA, at most, and its shared memory. An SM of compute capability
+            /// 8.6 has 100 KiB.
+            const RING_BYTES: usize = 96 << 10;
+            const SHARED_BYTES: usize = 98 << 10;
+        }
         reduce {
             /// Rows and columns of a tile, and rows of threads.
             const TILE: usize = 32;

@@ -70,7 +70,7 @@ pub fn kernels() -> Vec<Kernel> {
 }
 
 fn of_sm80() -> Vec<Kernel> {
-    use sm80::{grad, linear, merge, project, reduce, round, tile::RANK_TILES};
+    use sm80::{decode, grad, linear, merge, project, reduce, round, tile::RANK_TILES};
     let kernel = |file, name: &str, params: &'static str, body, cta| Kernel {
         arch: "sm80",
         file,
@@ -95,7 +95,30 @@ fn of_sm80() -> Vec<Kernel> {
             Cta::of_tiles(THREADS, STAGES, [TILE_M, axes[0], TILE_K])
         }))
     };
+    let decode = |name, body, instances: &[[usize; 4]]| {
+        let instances = instances.iter().map(|instance| instance.to_vec()).collect();
+        let of_cta: fn(&[usize]) -> Cta = |axes| {
+            let &[t, rows, splits, aligned] = axes else { unreachable!("four axes") };
+            // Accumulators leave room for a second CTA.
+            let two = rows == 16 || aligned == 1 && t / splits <= 16;
+            let threads = [decode::THREADS, 1];
+            let per_sm = Some(if two { 2 } else { 1 });
+            Cta { threads, per_sm, cluster: 1, shared_bytes: decode::SHARED_BYTES }
+        };
+        let axes = &["t", "rows", "splits", "aligned"];
+        Kernel { axes, instances, ..kernel("decode", name, "DecodeParams", body, of_cta) }
+    };
     vec![
+        decode(
+            "decode_forward",
+            "decode<{E}, Major::K, {t}, {rows}, {splits}, {aligned}>(p);",
+            &[[8, 16, 1, 1], [16, 16, 1, 1], [16, 64, 1, 1], [32, 64, 1, 1], [32, 64, 2, 1], [64, 64, 1, 1], [64, 64, 2, 1], [16, 64, 1, 0], [64, 64, 2, 0]],
+        ),
+        decode(
+            "decode_input_grad",
+            "decode<{E}, Major::MN, {t}, {rows}, {splits}, {aligned}>(p);",
+            &[[16, 64, 2, 1], [32, 64, 2, 1], [64, 64, 2, 1], [64, 64, 2, 0]],
+        ),
         linear("linear_forward", "linear<{E}, Major::K>(p);"),
         linear("linear_input_grad", "linear<{E}, Major::MN>(p);"),
         project("project_s", "project<{E}, {r}, Major::K>(p);"),

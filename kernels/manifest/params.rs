@@ -62,6 +62,44 @@ params! {
                 rows_per_split: i32,
             }
         }
+        decode {
+            struct DecodeParams {
+                x: Operand,
+                w0: Operand,
+                a: Operand,
+                b: Operand,
+                s: Operand,
+                h: Operand,
+                /// In the input gradient, X and the S of the forward.
+                y: Operand,
+                saved_s: Operand,
+                /// f32, dense.
+                da: F32,
+                db: F32,
+                /// Partial tiles: of S, then of H.
+                partials: F32,
+                /// Waiters that have seen S, tiles of S that are there, then the CTAs that have
+                /// arrived for each tile of S and of H.
+                flags: Flags,
+                t: i32,
+                k: i32,
+                d: i32,
+                r: i32,
+                /// Tiles of S, of 16 rows of A or as many as a tile of H has.
+                rank_tiles: i32,
+                /// 0 if H is not wanted.
+                row_tiles: i32,
+                /// Of 64 columns; 0 if dA and dB are not wanted.
+                da_tiles: i32,
+                db_tiles: i32,
+                /// Those that wait for S.
+                waiters: i32,
+                /// f32 elements of the partial tiles of S.
+                proj_partials: i32,
+                scale: f32,
+                accumulate: i32,
+            }
+        }
         reduce {
             struct ReduceParams {
                 partials: ConstF32,

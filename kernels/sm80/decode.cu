@@ -1,0 +1,180 @@
+// Both passes of one layer for few tokens (T <= kN <= 64), weight-bandwidth bound, in one launch:
+//
+//   forward      S  (T×r) = s·X Aᵀ            rounded once, saturated in f16
+//                H  (T×d) = X W0ᵀ + S Bᵀ      rounded once
+//   input grad   dS (T×r) = s·dH B            rounded once, saturated in f16
+//                dX (T×k) = dH W0 + dS A      rounded once
+//                dA (r×k) (=|+=) dSᵀ X,  dB (d×r) (=|+=) dHᵀ S
+//
+// in f32 sums, r <= 256. r = 0 is the frozen layer; without row tiles it is S alone, or dS, dA and
+// dB. The parameters have the names of the forward. In the input gradient, x is dH, w0 is W0ᵀ, a is
+// Bᵀ, b is Aᵀ, s is dS and h is dX, d and k are exchanged, and weights are MN-major.
+//
+// The weights are m of an mma, the tokens n: Hᵀ = W0 Xᵀ + B Sᵀ. Weights are read once. Sums have
+// one order, whatever T, the tile and the splits are (decode_sums.cuh): a token has the same bits
+// in every batch.
+//
+// Needs: flags that are zero, and are zero again after the launch; partials if there are splits.
+// Instances with kAligned need rows at multiples of 16 bytes. Writes every element once.
+//
+// Grid: CTAs that compute S, rank tiles × splits; row tiles × splits for H; in the input gradient
+// 64 columns of dA or dB each. Of the CTAs of a tile with splits, the last to arrive adds and
+// stores.
+//
+//   CTAs of S   |k of A, X|add|publish|
+//   CTAs of H   |k of W0, X ... | ... |wait for S| the last loads |B, S|add|store|
+//   of dA, dB                             |dH, S: dB|X, wait for dS, dA|
+//
+// Deadlock freedom: CTAs wait only for S, whose CTAs wait for none and come first in the grid: they
+// start first, however many CTAs run at once.
+#include "decode_lanes.cuh"
+#include "decode_staged.cuh"
+
+#include "manifest/sm80/decode.cuh"
+
+// The CTAs that compute S, and those that compute H. Tiles of 16 rows are lanes'.
+template <Major kMajor, int kN, int kRows, int kSplits, bool kAligned>
+struct DecodeShapes {
+    static_assert(kRows == 64 || kRows == 32);
+    static constexpr int kGroups = kRows == 64 ? 2 : 4, kStageK = kAligned && kN < 64 ? 64 : 32;
+    template <int kOwnSplits>
+    using Of = Staged<kMajor, kN, 2, kRows / 32, 2, kGroups, kOwnSplits, kStageK, kRingBytes,
+                      kAligned>;
+    using Main = Of<kSplits>;
+    using Proj = Of<kClasses / kGroups>;
+};
+template <int kN>
+struct DecodeShapes<Major::K, kN, 16, 1, true> {
+    using Main = Lanes<Major::K, kN, 1, 8, 1, 4>;
+    using Proj = Main;
+};
+
+// By each that waited for S, when it has read it.
+__device__ __forceinline__ void s_seen(const DecodeParams& p) {
+    if (atomicInc(p.flags, p.waiters - 1) == (uint32_t)p.waiters - 1) {
+        __threadfence();
+        p.flags[1] = 0;
+    }
+}
+
+// 64 columns of dA (r×d) = dSᵀ X, or 64 rows of dB (k×r) = dHᵀ S, the names of the forward.
+template <typename E, int kN, int kThreads>
+__device__ __forceinline__ void gradient(const DecodeParams& p, int tile, float* shared) {
+    const bool of_a = tile >= p.db_tiles;
+    const int col0 = (of_a ? tile - p.db_tiles : tile) * 64, cols = of_a ? p.d : p.k;
+    const Operand &y = of_a ? p.y : p.x, &l = of_a ? p.s : p.saved_s;
+    float *ys = shared, *ls = shared + kN * 64;  // t×64 each
+    for (int e = threadIdx.x; e < p.t * 8; e += kThreads) {
+        float v[8];
+        load_chunk<E>(v, y, e / 8, col0 + e % 8 * 8, cols);
+        auto* to = reinterpret_cast<float4*>(ys + e * 8);
+        to[0] = make_float4(v[0], v[1], v[2], v[3]);
+        to[1] = make_float4(v[4], v[5], v[6], v[7]);
+    }
+    if (of_a && threadIdx.x == 0) wait_for(p.flags + 1, p.rank_tiles);
+    for (int r0 = 0; r0 < p.r; r0 += 64) {
+        const int width = min(64, (p.r - r0 + 3) / 4 * 4);
+        __syncthreads();
+        for (int token = threadIdx.x / 16; token < p.t; token += kThreads / 16)
+            for (int rank = threadIdx.x % 16; rank < width; rank += 16) {
+                const auto* from =
+                    reinterpret_cast<const unsigned short*>(element<E>(l, token, r0 + rank));
+                const unsigned short bits = r0 + rank < p.r ? __ldcg(from) : 0;
+                ls[token * 64 + rank] = widen(reinterpret_cast<const E&>(bits));
+            }
+        __syncthreads();
+        for (int i = threadIdx.x; i < 16 * width; i += kThreads) {
+            const int col = i % 64, rank = i / 64 * 4;
+            if (col0 + col >= cols) continue;
+            float sum[4] = {};
+#pragma unroll 4
+            for (int t = 0; t < p.t; t++) {
+                const float v = ys[t * 64 + col];
+                const float4 u = *reinterpret_cast<const float4*>(ls + t * 64 + rank);
+                sum[0] += v * u.x, sum[1] += v * u.y, sum[2] += v * u.z, sum[3] += v * u.w;
+            }
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                const int row = r0 + rank + j;
+                if (row >= p.r) break;
+                float* to = of_a ? p.da + (int64_t)row * p.d + col0 + col
+                                 : p.db + (int64_t)(col0 + col) * p.r + row;
+                *to = p.accumulate ? *to + sum[j] : sum[j];
+            }
+        }
+    }
+    if (of_a && threadIdx.x == 0) s_seen(p);
+}
+
+// A tile's sums, stored. Returns whether this CTA stored them.
+template <typename E, typename Shape>
+__device__ __forceinline__ bool compute(const Sources<E>& from, int split, float* shared,
+                                        float* partials, uint32_t* arrivals,
+                                        const OutColumns<E>& out) {
+    const int group = threadIdx.x / Shape::kGroupThreads;
+    const int of_class = (split * Shape::kGroups + group) * Shape::kPer;
+    float acc[Shape::kPer][Shape::kM16][Shape::kN8][4] = {};
+    Shape::template accumulate<E>(acc, from, of_class, shared_address(shared));
+    return store_sums<E, Shape>(acc, shared, partials, arrivals, split, out);
+}
+
+template <typename E, Major kMajor, int kN, int kRows, int kSplits, bool kAligned>
+__device__ __forceinline__ void decode(const DecodeParams& p) {
+    using Shapes = DecodeShapes<kMajor, kN, kRows, kSplits, kAligned>;
+    using Main = typename Shapes::Main;
+    using Proj = typename Shapes::Proj;
+    static_assert(Main::kThreads == kThreads && Proj::kThreads == kThreads);
+    static_assert(GroupSums<Main>::kBytes <= kSharedBytes && GroupSums<Proj>::kBytes <= kSharedBytes);
+    static_assert(kMajor == Major::K || kN * 128 * 4 <= kSharedBytes);
+    extern __shared__ __align__(128) float shared[];
+    // A weight from a row of m on.
+    auto from_row = [](const Operand& op, int row) {
+        return kMajor == Major::K ? element<E>(op, row, 0) : element<E>(op, 0, row);
+    };
+    const E* x = static_cast<const E*>(p.x.data);
+    const int proj_ctas = p.rank_tiles * Proj::kSplits;
+    if ((int)blockIdx.x < proj_ctas) {
+        const int tile = blockIdx.x / Proj::kSplits, split = blockIdx.x % Proj::kSplits;
+        const int row = tile * Proj::kRows;
+        Sources<E> from{};
+        from.w = from_row(p.a, row), from.w_ld = p.a.ld, from.x = x, from.x_ld = p.x.ld;
+        from.m = p.r - row, from.t = p.t, from.k = p.k;
+        const OutColumns<E> out{element<E>(p.s, 0, row), p.s.ld, p.r - row, p.t, p.scale, true};
+        float* partials = p.partials + (int64_t)tile * Proj::kSplits * kN * Proj::kRows;
+        if (!compute<E, Proj>(from, split, shared, partials, p.flags + 2 + tile, out)) return;
+        __syncthreads();
+        if (threadIdx.x == 0)
+            asm volatile(
+                "fence.acq_rel.gpu;\n"
+                "red.release.gpu.global.add.u32 [%0], 1;\n" ::"l"(p.flags + 1)
+                : "memory");
+        return;
+    }
+    const int unit = blockIdx.x - proj_ctas, tile = unit / Main::kSplits;
+    const int split = unit % Main::kSplits, row = tile * Main::kRows;
+    if constexpr (kMajor == Major::MN) {
+        if (tile >= p.row_tiles) {
+            gradient<E, kN, kThreads>(p, unit - p.row_tiles * Main::kSplits, shared);
+            return;
+        }
+    }
+    const Sources<E> from{from_row(p.w0, row), x, from_row(p.b, row),
+                          static_cast<const E*>(p.s.data),
+                          p.w0.ld, p.x.ld, p.b.ld, p.s.ld,
+                          p.d - row, p.t, p.k, p.r,
+                          p.flags + 1, (uint32_t)p.rank_tiles};
+    const OutColumns<E> out{element<E>(p.h, 0, row), p.h.ld, p.d - row, p.t, 1.f, false};
+    float* partials = p.partials + p.proj_partials + (int64_t)tile * Main::kSplits * kN * kRows;
+    compute<E, Main>(from, split, shared, partials, p.flags + 2 + p.rank_tiles + tile, out);
+    if (threadIdx.x % Main::kGroupThreads == 0) {
+        const int group = threadIdx.x / Main::kGroupThreads;
+        const int of_class = (split * Main::kGroups + group) * Main::kPer;
+        bool waited = false;
+#pragma unroll
+        for (int c = 0; c < Main::kPer; c++)
+            waited = waited || rank_step(of_class + c) * kStep < p.r;
+        if (waited) s_seen(p);
+    }
+}
+
+#include "instances/sm80/decode.cuh"

@@ -1,0 +1,175 @@
+// A main loop of decode.cu, for T <= 16: every lane loads the fragments it multiplies, kDepth steps
+// of 32 along k ahead, into registers. No lane reads what another loaded, so there is no barrier.
+// Every CTA loads X for itself.
+//
+//   step      0      1      2      3      4           kDepth = 4
+//   mma     |0     |1     |2     |3     |4
+//   load    |4     |5     |6     |7     |8       B, and S when it is there, before the last kDepth
+//
+// A warp has one class, of all rows of the CTA. Needs rows at multiples of 16 bytes, and k, r and,
+// of MN-major weights, m that are multiples of 8.
+#pragma once
+
+#include "decode_sums.cuh"
+
+enum class Cache { kStream, kShare };  // a weight is read once, X by every CTA
+
+// Eight elements, or zeros.
+template <typename E, Cache kCache>
+__device__ __forceinline__ uint4 load_fragment(const E* from, bool exists) {
+    uint4 v;
+#define LOAD(CACHE)                                                                       \
+    asm volatile(                                                                         \
+        "{\n.reg .pred exists;\nsetp.ne.s32 exists, %5, 0;\n"                             \
+        "mov.b32 %0, 0; mov.b32 %1, 0; mov.b32 %2, 0; mov.b32 %3, 0;\n"                   \
+        "@exists ld.global.nc." CACHE "v4.b32 {%0, %1, %2, %3}, [%4];\n}\n"               \
+        : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w)                                  \
+        : "l"(from), "r"((int)exists))
+    if constexpr (kCache == Cache::kStream) {
+        LOAD("L1::no_allocate.L2::128B.");
+    } else {
+        LOAD("");
+    }
+#undef LOAD
+    return v;
+}
+
+// A weight from the CTA's first row of m on, of which `m` exist.
+template <typename E, Major kMajor>
+struct LaneWeight {
+    const E* data;
+    int ld, m;
+    // Load i of a step whose eight of k begin at k0. A row past the last is the last again: it
+    // becomes columns of H that are not stored.
+    __device__ __forceinline__ const E* at(int i, int k0) const {
+        const int g = threadIdx.x % 32 / 4;
+        if constexpr (kMajor == Major::K) return data + (int64_t)min(i * 8 + g, m - 1) * ld + k0;
+        return data + (int64_t)(k0 + i) * ld + (8 * g < m ? 8 * g : 0);
+    }
+};
+
+template <Major kMajor_, int kN_, int kM16_, int kGroups_, int kSplits_, int kDepth_>
+struct Lanes {
+    static constexpr Major kMajor = kMajor_;
+    static constexpr int kN = kN_, kN8 = kN / 8, kM16 = kM16_, kRows = 16 * kM16;
+    static constexpr int kWarpsM = 1, kWarpsN = 1, kGroups = kGroups_, kGroupThreads = 32;
+    static constexpr int kThreads = kGroupThreads * kGroups, kSplits = kSplits_, kPer = 1;
+    static constexpr int kStageBytes = 0;
+    static constexpr bool kAligned = true;
+    static_assert(kGroups * kSplits == kClasses && (kMajor == Major::K || kM16 == 4));
+
+    template <typename E>
+    static __device__ __forceinline__ void accumulate(float (&acc)[1][kM16][kN8][4],
+                                                      const Sources<E>& from, int of_class,
+                                                      uint32_t) {
+        const int g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
+        const int r0 = rank_step(of_class) * kStep;
+        const bool has_rank = r0 < from.r;
+        if (has_rank) {
+            const int lines = kMajor == Major::K ? min(kRows, from.m) : min(kStep, from.r - r0);
+            for (int i = threadIdx.x % 32; i < lines; i += 32) {
+                const int64_t at = kMajor == Major::K ? (int64_t)i * from.b_ld + r0
+                                                      : (int64_t)(r0 + i) * from.b_ld;
+                asm volatile("prefetch.global.L2 [%0];\n" ::"l"(from.b + at));
+            }
+        }
+        uint4 b[kFragments<kMajor, kM16>], s[kN8];
+        along_k(acc[0], from, of_class, [&] {
+            if (!has_rank) return;
+            const LaneWeight<E, kMajor> weight{from.b, from.b_ld, from.m};
+            const int rank = r0 + 8 * q;
+#pragma unroll
+            for (int i = 0; i < kFragments<kMajor, kM16>; i++)
+                b[i] = load_fragment<E, Cache::kStream>(weight.at(i, rank), rank < from.r);
+            if (threadIdx.x % 32 == 0) wait_for(from.s_flag, from.s_count);
+            __syncwarp();
+#pragma unroll
+            for (int n = 0; n < kN8; n++) {
+                const E* row = from.s + (int64_t)min(n * 8 + g, from.t - 1) * from.s_ld;
+                s[n] = make_uint4(0, 0, 0, 0);
+                if (rank < from.r) s[n] = __ldcg(reinterpret_cast<const uint4*>(row + rank));
+            }
+        });
+        if (!has_rank) return;
+        interleave<kMajor, kM16>(b);
+#pragma unroll
+        for (int n = 0; n < kN8; n++) multiply<E, kMajor, true, kM16, kN8>(acc[0], b, s[n], n);
+    }
+
+  private:
+    // The chunks of the class. Calls before_last() when no loads are left to begin.
+    template <typename E, typename F>
+    static __device__ __forceinline__ void along_k(float (&acc)[kM16][kN8][4],
+                                                   const Sources<E>& from, int of_class,
+                                                   F&& before_last) {
+        constexpr int kLoads = kFragments<kMajor, kM16>, kPerChunk = kChunk / kStep;
+        static_assert(kDepth_ % kPerChunk == 0);
+        // Pointers of every row, or one and offsets, which takes fewer registers.
+        constexpr bool kPointers = kMajor == Major::K && kLoads + kN8 <= 8;
+        const LaneWeight<E, kMajor> weight{from.w, from.w_ld, from.m};
+        const int g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
+        const int chunks = (from.k + kChunk - 1) / kChunk;
+        const int rounds = of_class < chunks ? (chunks - of_class + kClasses - 1) / kClasses : 0;
+        // Step 0 of the loop's body begins here for this lane, step j from_step0(j) on.
+        int k0 = of_class * kChunk + 8 * q;
+        auto from_step0 = [](int j) {
+            return j / kPerChunk * kClasses * kChunk + j % kPerChunk * kStep;
+        };
+        const E *w_row[kLoads], *x_row[kN8];
+        uint32_t w_at[kLoads], x_at[kN8];
+#pragma unroll
+        for (int i = 0; i < kLoads; i++) {
+            w_row[i] = weight.at(i, k0);
+            w_at[i] = (uint32_t)((weight.at(i, 0) - weight.data) * 2);
+        }
+#pragma unroll
+        for (int n = 0; n < kN8; n++) {
+            const int64_t at = (int64_t)min(n * 8 + g, from.t - 1) * from.x_ld;
+            x_row[n] = from.x + at + k0;
+            x_at[n] = (uint32_t)(at * 2);
+        }
+        uint4 w[kDepth_][kLoads], x[kDepth_][kN8];
+        auto load = [&](int slot, int j) {
+            const int by = from_step0(j);
+            const bool exists = k0 + by < from.k;
+            const int64_t w_by = (int64_t)(k0 + by) * (kMajor == Major::K ? 1 : from.w_ld);
+            const auto* w_k = reinterpret_cast<const char*>(from.w + w_by);
+            const auto* x_k = reinterpret_cast<const char*>(from.x + k0 + by);
+#pragma unroll
+            for (int i = 0; i < kLoads; i++) {
+                const E* at = kPointers ? w_row[i] + by : reinterpret_cast<const E*>(w_k + w_at[i]);
+                w[slot][i] = load_fragment<E, Cache::kStream>(at, exists);
+            }
+#pragma unroll
+            for (int n = 0; n < kN8; n++) {
+                const E* at = kPointers ? x_row[n] + by : reinterpret_cast<const E*>(x_k + x_at[n]);
+                x[slot][n] = load_fragment<E, Cache::kShare>(at, exists);
+            }
+        };
+        auto step = [&](int slot) {
+            interleave<kMajor, kM16>(w[slot]);
+#pragma unroll
+            for (int n = 0; n < kN8; n++)
+                multiply<E, kMajor, true, kM16, kN8>(acc, w[slot], x[slot][n], n);
+        };
+#pragma unroll
+        for (int j = 0; j < kDepth_; j++) load(j, j);
+#pragma unroll 1
+        for (int s = kDepth_; s < rounds * kPerChunk; s += kDepth_) {
+#pragma unroll
+            for (int j = 0; j < kDepth_; j++) {
+                step(j);
+                load(j, j + kDepth_);
+            }
+            constexpr int kBy = kDepth_ / kPerChunk * kClasses * kChunk;
+            k0 += kBy;
+#pragma unroll
+            for (int i = 0; i < kLoads; i++) w_row[i] += kBy;
+#pragma unroll
+            for (int n = 0; n < kN8; n++) x_row[n] += kBy;
+        }
+        before_last();
+#pragma unroll
+        for (int j = 0; j < kDepth_; j++) step(j);
+    }
+};

@@ -1,0 +1,268 @@
+// The other main loop of decode.cu: groups of warps each have their classes and a ring of stages in
+// shared memory, filled by cp.async. A stage of X serves all rows of the CTA.
+//
+//   stage i     W kRows×kStageK, X kN×kStageK; behind those along k, B and S, 32 along r each
+//   group     |wait i |barrier|load i + kStages - 1|multiply i|wait i + 1| ...
+//
+// Groups meet when they are done. The first load of S waits until all of it is there, kStages - 1
+// stages before it is multiplied.
+//
+// Rows that do not start at multiples of 16 bytes (kAligned = false): what comes to shared memory
+// are the 16-byte pieces that hold them, one more a row, and fragments are shifted when they are
+// read. Reads no byte outside of the pieces of 16 that hold an element.
+#pragma once
+
+#include "decode_sums.cuh"
+
+__device__ __forceinline__ uint4 load_shared(uint32_t from) {
+    uint4 v;
+    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];\n"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "r"(from)
+                 : "memory");
+    return v;
+}
+__device__ __forceinline__ uint2 load_shared_half(uint32_t from) {
+    uint2 v;
+    asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];\n"
+                 : "=r"(v.x), "=r"(v.y)
+                 : "r"(from)
+                 : "memory");
+    return v;
+}
+
+// A barrier of one group. NOTES: its number is a constant: one in a register reserves all 16.
+template <int kThreads, int kGroups>
+__device__ __forceinline__ void sync_group(int group) {
+    static_assert(kGroups == 2 || kGroups == 4);
+    if (group == 0) {
+        asm volatile("bar.sync 1, %0;\n" ::"n"(kThreads) : "memory");
+    } else if (kGroups == 2 || group == 1) {
+        asm volatile("bar.sync 2, %0;\n" ::"n"(kThreads) : "memory");
+    } else if (group == 2) {
+        asm volatile("bar.sync 3, %0;\n" ::"n"(kThreads) : "memory");
+    } else {
+        asm volatile("bar.sync 4, %0;\n" ::"n"(kThreads) : "memory");
+    }
+}
+
+// Rows of kCols elements in shared memory, in chunks of 16 bytes. Eight lanes that load at once
+// read rows r and r + 1, four chunks of each; with kAcross rows r, r + 8, r + 16 and r + 24, two
+// chunks of each. They are on different banks.
+template <int kCols, bool kAcross, bool kAligned>
+struct StagedRows {
+    static constexpr int kChunks = kCols / 8 + (kAligned ? 0 : 1), kPitch = kChunks * 16;
+
+    static constexpr int bytes(int rows) { return rows * kPitch + (kAcross ? rows / 8 * 32 : 0); }
+
+    static __device__ __forceinline__ int at(int row, int chunk) {
+        if constexpr (kAcross) return row * kPitch + row / 8 * 32 + chunk * 16;
+        if constexpr (kPitch == 128) return row * kPitch + (chunk ^ row % 2 * 4) * 16;
+        return row * kPitch + chunk * 16;
+    }
+
+    // Eight elements from 8·chunk on, of a row that begins `shift` bytes into its first piece.
+    static __device__ __forceinline__ uint4 load(uint32_t from, int row, int chunk, int shift) {
+        const uint4 v = load_shared(from + at(row, chunk));
+        if constexpr (kAligned) return v;
+        const uint4 next = load_shared(from + at(row, chunk + 1));
+        uint32_t w[8] = {v.x, v.y, v.z, v.w, next.x, next.y, next.z, next.w};
+        if (shift & 8)
+#pragma unroll
+            for (int i = 0; i < 6; i++) w[i] = w[i + 2];
+        if (shift & 4)
+#pragma unroll
+            for (int i = 0; i < 5; i++) w[i] = w[i + 1];
+#pragma unroll
+        for (int i = 0; i < 4; i++) w[i] = __funnelshift_r(w[i], w[i + 1], (shift & 2) * 8);
+        return make_uint4(w[0], w[1], w[2], w[3]);
+    }
+};
+
+template <Major kMajor_, int kN_, int kM16_, int kWarpsM_, int kWarpsN_, int kGroups_, int kSplits_,
+          int kStageK, int kRingBytes, bool kAligned_>
+struct Staged {
+    static constexpr Major kMajor = kMajor_;
+    static constexpr int kWarpsM = kWarpsM_, kWarpsN = kWarpsN_, kGroups = kGroups_;
+    static constexpr int kM16 = kM16_, kRows = 16 * kM16 * kWarpsM;
+    static constexpr int kN = kN_, kN8 = kN / 8 / kWarpsN;
+    static constexpr int kGroupThreads = 32 * kWarpsM * kWarpsN, kThreads = kGroupThreads * kGroups;
+    static constexpr int kSplits = kSplits_, kPer = kClasses / (kGroups * kSplits);
+    static constexpr bool kAligned = kAligned_;
+    static_assert(kPer * kGroups * kSplits == kClasses && kN8 * kWarpsN * 8 == kN);
+    static_assert(kMajor == Major::K || kM16 == 2 || kM16 == 4);
+
+    using WRows = std::conditional_t<kMajor == Major::K, StagedRows<kStageK, false, kAligned>,
+                                     StagedRows<kRows, true, kAligned>>;
+    using XRows = StagedRows<kStageK, false, kAligned>;
+    static constexpr int kWRows = kMajor == Major::K ? kRows : kStageK;
+    static constexpr int kXAt = WRows::bytes(kWRows), kStage = kXAt + XRows::bytes(kN);
+    static constexpr int kStages = kRingBytes / (kStage * kGroups);
+    static constexpr int kStageBytes = kStages * kStage * kGroups;
+    static_assert(kStages >= 2 && kStage % 16 == 0);
+
+    template <typename E>
+    static __device__ __forceinline__ void accumulate(float (&acc)[kPer][kM16][kN8][4],
+                                                      const Sources<E>& from, int of_class,
+                                                      uint32_t shared) {
+        constexpr int kPerChunk = kChunk / kStageK, kRound = kPer * kPerChunk;
+        const int group = threadIdx.x / kGroupThreads, thread = threadIdx.x % kGroupThreads;
+        const int warp_m = thread / 32 % kWarpsM, warp_n = thread / 32 / kWarpsM;
+        const int g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
+        const uint32_t ring = shared + group * kStages * kStage;
+        const int chunks = (from.k + kChunk - 1) / kChunk;
+        const int rounds = of_class < chunks ? (chunks - of_class + kClasses - 1) / kClasses : 0;
+        const int along_k = rounds * kRound;
+        bool has_rank = false;
+#pragma unroll
+        for (int c = 0; c < kPer; c++)
+            has_rank = has_rank || rank_step(of_class + c) * kStep < from.r;
+        auto k_of = [&](int i) {
+            return (i / kRound * kClasses + of_class) * kChunk + i % kRound * kStageK;
+        };
+
+        // Stage i: along k, then the steps along r behind these classes, in their order.
+        auto load = [&](int slot, int i) {
+            const E *w = from.w, *x = from.x;
+            int w_ld = from.w_ld, x_ld = from.x_ld, k0 = k_of(i);
+            int cols = min(from.k - k0, kStageK);
+            if (i >= along_k) {
+                if (i == along_k && has_rank) {
+                    if (thread == 0) wait_for(from.s_flag, from.s_count);
+                    sync_group<kGroupThreads, kGroups>(group);
+                }
+                int r0 = from.r, before = i - along_k;
+#pragma unroll
+                for (int c = 0; c < kPer; c++) {
+                    const int own = rank_step(of_class + c) * kStep;
+                    if (own < from.r && before-- == 0) r0 = own;
+                }
+                w = from.b, x = from.s, w_ld = from.b_ld, x_ld = from.s_ld;
+                k0 = r0 < from.r ? r0 : 0, cols = min(from.r - r0, kStep);
+            }
+            const uint32_t to = ring + slot * kStage;
+            if constexpr (kMajor == Major::K) {
+                load_rows<WRows, kWRows>(to, w + k0, w_ld, from.m, cols);
+            } else {
+                load_rows<WRows, kWRows>(to, w + (int64_t)k0 * w_ld, w_ld, cols, from.m);
+            }
+            load_rows<XRows, kN>(to + kXAt, x + k0, x_ld, from.t, cols);
+            cp_async_commit();
+        };
+        // 32 along k of the stage at `at`, given its first elements.
+        auto multiply_step = [&](float(&sums)[kM16][kN8][4], uint32_t at, int half, const E* w,
+                                 int w_ld, const E* x, int x_ld) {
+            uint4 wf[kFragments<kMajor, kM16>];
+            if constexpr (kMajor == Major::K) {
+#pragma unroll
+                for (int i = 0; i < 2 * kM16; i++) {
+                    const int row = warp_m * kM16 * 16 + i * 8 + g;
+                    wf[i] = WRows::load(at, row, half * 4 + q, shift(w + (int64_t)row * w_ld));
+                }
+            } else {
+#pragma unroll
+                for (int j = 0; j < 8; j++) {
+                    const int row = half * kStep + 8 * q + j;
+                    const int by = shift(w + (int64_t)row * w_ld);
+                    if constexpr (kM16 == 4) {
+                        wf[j] = WRows::load(at, row, warp_m * 8 + g, by);
+                    } else if constexpr (kAligned) {
+                        const int chunk = warp_m * 4 + g / 2;
+                        const uint2 v = load_shared_half(at + WRows::at(row, chunk) + g % 2 * 8);
+                        wf[j] = make_uint4(v.x, v.y, 0, 0);
+                    } else {
+                        const uint4 v = WRows::load(at, row, warp_m * 4 + g / 2, by);
+                        wf[j] = make_uint4(g % 2 ? v.z : v.x, g % 2 ? v.w : v.y, 0, 0);
+                    }
+                }
+                interleave<kMajor, kM16>(wf);
+            }
+#pragma unroll
+            for (int n = 0; n < kN8; n++) {
+                const int token = (warp_n * kN8 + n) * 8 + g;
+                const int by = shift(x + (int64_t)token * x_ld);
+                multiply<E, kMajor, false, kM16, kN8>(
+                    sums, wf, XRows::load(at + kXAt, token, half * 4 + q, by), n);
+            }
+        };
+
+        int i = 0, slot = 0;  // of the stage to multiply next
+        auto next = [&] {
+            cp_async_wait<kStages - 2>();
+            sync_group<kGroupThreads, kGroups>(group);
+            load(slot == 0 ? kStages - 1 : slot - 1, i + kStages - 1);
+        };
+        auto done = [&] {
+            slot = slot == kStages - 1 ? 0 : slot + 1;
+            i++;
+        };
+#pragma unroll 1
+        for (int j = 0; j < kStages - 1; j++) load(j, j);
+#pragma unroll 1
+        for (int round = 0; round < rounds; round++) {
+#pragma unroll
+            for (int u = 0; u < kRound; u++) {
+                next();
+                const int64_t k0 = kAligned ? 0 : k_of(i);
+                const E* w = from.w + k0 * (kMajor == Major::K ? 1 : from.w_ld);
+#pragma unroll
+                for (int half = 0; half < kStageK / kStep; half++)
+                    multiply_step(acc[u / kPerChunk], ring + slot * kStage, half, w, from.w_ld,
+                                  from.x + k0, from.x_ld);
+                done();
+            }
+        }
+        if (has_rank) {
+#pragma unroll
+            for (int c = 0; c < kPer; c++) {
+                const int64_t r0 = rank_step(of_class + c) * kStep;
+                if (r0 >= from.r) continue;
+                next();
+                const E* b = from.b + r0 * (kMajor == Major::K ? 1 : from.b_ld);
+                multiply_step(acc[c], ring + slot * kStage, 0, b, from.b_ld, from.s + r0,
+                              from.s_ld);
+                done();
+            }
+        }
+        cp_async_wait<0>();
+    }
+
+  private:
+    // Bytes from the start of its piece of 16.
+    static __device__ __forceinline__ int shift(const void* element) {
+        return kAligned ? 0 : (int)(reinterpret_cast<uintptr_t>(element) % 16);
+    }
+
+    // kAll rows, of which `rows` exist, with `cols` elements each: zeros behind them.
+    template <typename Rows, int kAll, typename E>
+    static __device__ __forceinline__ void load_rows(uint32_t to, const E* data, int64_t ld,
+                                                     int rows, int cols) {
+        constexpr int kPieces = kAll * Rows::kChunks;
+        const int thread = threadIdx.x % kGroupThreads;
+        if constexpr (kAligned) {
+            constexpr int kBy = kGroupThreads / Rows::kChunks;
+            static_assert(kBy % 8 == 0);
+            const int row = thread / Rows::kChunks, chunk = thread % Rows::kChunks;
+            const E* from = data + row * ld + chunk * 8;
+            const int bytes = max(0, min(16, 2 * cols - chunk * 16));
+            to += Rows::at(row, chunk);
+#pragma unroll
+            for (int l = 0; l < (kPieces + kGroupThreads - 1) / kGroupThreads; l++) {
+                if (kPieces % kGroupThreads && row + l * kBy >= kAll) break;
+                cp_async(to + Rows::at(l * kBy, 0), from, row + l * kBy < rows ? bytes : 0);
+                from += kBy * ld;
+            }
+        } else {
+#pragma unroll 1
+            for (int e = thread; e < kPieces; e += kGroupThreads) {
+                const int row = e / Rows::kChunks, chunk = e % Rows::kChunks;
+                const E* first = data + row * ld;
+                const int by = shift(first);
+                const int bytes = row < rows && cols > 0 ? by + 2 * cols - chunk * 16 : 0;
+                cp_async(to + Rows::at(row, chunk),
+                         reinterpret_cast<const char*>(first) - by + chunk * 16,
+                         max(0, min(16, bytes)));
+            }
+        }
+    }
+};

@@ -39,9 +39,8 @@ constants! {
             const THREADS: usize = 128;
         }
         decode {
-            /// Tokens and rank of a layer, at most.
+            /// Tokens of a layer, at most.
             const MAX_TOKENS: usize = 64;
-            const MAX_RANK: usize = 256;
             const THREADS: usize = 256;
             /// The stages of a CTA, at most, and its shared memory. An SM of compute capability
             /// 8.6 has 100 KiB.

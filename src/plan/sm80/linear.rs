@@ -1,4 +1,4 @@
-//! How the `mma.sync` kernels are launched.
+//! How the kernels for many tokens are launched, and the elementwise ones.
 
 use crate::manifest::sm80::{grad, linear, merge, project, round, tile::RANK_TILES};
 

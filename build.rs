@@ -18,7 +18,8 @@
 //! architecture of the list, `sm90a` for 90a alone, if the list has 90 or 90a.
 //!
 //! A build fails where ptxas spills registers or serialises wgmma: the kernels are written so
-//! that neither happens, and either would cost more speed than any test notices.
+//! that neither happens, and either would cost more speed than any test notices. A file may spill
+//! as much as MAY_SPILL says.
 //!
 //! The unit tests at the foot run with `rustc --test --edition 2021 build.rs`.
 
@@ -37,6 +38,9 @@ mod codegen;
 
 const NVCC_FLAGS: [&str; 4] = ["-O3", "-std=c++17", "--fatbin", "-Xptxas=-v"];
 const DEFAULT_ARCHS: &str = "80,90";
+/// Bytes of spilled registers, stored and loaded, that an entry point of a file may have, outside of
+/// its loops: in kernels/sm80/decode.cu they are the price of a second CTA on an SM.
+const MAY_SPILL: [(&str, u32); 1] = [("sm80/decode", 160)];
 /// In OUT_DIR, the headers that kernels/manifest/codegen.rs writes.
 const INCLUDE: &str = "include";
 
@@ -324,7 +328,8 @@ fn compile(nvcc: &Nvcc, kernel: &Kernel, out: &Path) -> Result<(), String> {
         let report = format!("{source}: nvcc failed ({status}):\n{command:?}\n{words}");
         return Err(report);
     }
-    let faults = ptxas_faults(&words).join("\n");
+    let may_spill = MAY_SPILL.iter().find(|(name, _)| *name == kernel.name);
+    let faults = ptxas_faults(&words, may_spill.map_or(0, |&(_, bytes)| bytes)).join("\n");
     if !faults.is_empty() {
         let report = format!("{source}: refused, because ptxas says:\n{faults}\n");
         return Err(report);
@@ -370,15 +375,15 @@ fn own_files(rule: &str, include: &Path) -> Vec<PathBuf> {
     words.filter(|path| path.starts_with("kernels") || path.starts_with(include)).collect()
 }
 
-/// Those lines of `ptxas -v` that report spilled registers, each after the one that names the
-/// kernel, and those that report serialised wgmma or an ignored setmaxnreg.
-fn ptxas_faults(output: &str) -> Vec<&str> {
+/// Those lines of `ptxas -v` that report more bytes of spilled registers than allowed, each after
+/// the one that names the kernel, and those that report serialised wgmma or an ignored setmaxnreg.
+fn ptxas_faults(output: &str, may_spill: u32) -> Vec<&str> {
     let mut faults = Vec::new();
     let mut kernel = "";
     for line in output.lines() {
         if line.contains("Compiling entry function") {
             kernel = line;
-        } else if spill_bytes(line) > 0 {
+        } else if spill_bytes(line) > may_spill {
             faults.extend([kernel, line]);
         } else if line.contains("Potential Performance Loss") {
             faults.push(line);
@@ -442,13 +447,14 @@ mod tests {
                      ptxas info    : Function properties for f\n    \
                      384 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads\n\
                      ptxas info    : Used 32 registers, used 0 barriers";
-        assert!(ptxas_faults(clean).is_empty());
+        assert!(ptxas_faults(clean, 0).is_empty());
         let spilled = clean.replace("0 bytes spill", "12 bytes spill");
-        let faults = ptxas_faults(&spilled);
+        let faults = ptxas_faults(&spilled, 23);
         assert_eq!(faults.len(), 2);
+        assert!(ptxas_faults(&spilled, 24).is_empty());
         assert!(faults[0].contains("'f' for 'sm_80'") && faults[1].contains("12 bytes spill"));
         let serialised = "ptxas info    : (C7511) Potential Performance Loss: wgmma.mma_async \
                           instructions are serialized due to insufficient register resources";
-        assert_eq!(ptxas_faults(serialised), [serialised]);
+        assert_eq!(ptxas_faults(serialised, 24), [serialised]);
     }
 }

@@ -112,6 +112,13 @@ impl Device {
         self.with_profile(|profile| profile.with_sm_limit(sms))
     }
 
+    /// The same device, with at most `bytes` of shared memory for a CTA where plans can tell: as on
+    /// cards with less.
+    #[doc(hidden)]
+    pub fn with_shared_limit(&self, bytes: usize) -> Self {
+        self.with_profile(|profile| profile.with_shared_limit(bytes))
+    }
+
     fn with_profile(&self, change: impl Fn(DeviceProfile) -> DeviceProfile) -> Self {
         let backend = match &self.backend {
             Backend::Cpu => Backend::Cpu,

@@ -42,10 +42,43 @@ constants! {
             /// Tokens of a layer, at most.
             const MAX_TOKENS: usize = 64;
             const THREADS: usize = 256;
-            /// The stages of a CTA, at most, and its shared memory. An SM of compute capability
-            /// 8.6 has 100 KiB.
-            const RING_BYTES: usize = 96 << 10;
+            /// Shared memory of a CTA, at most. An SM of compute capability 8.6 has 100 KiB.
             const SHARED_BYTES: usize = 98 << 10;
+            /// The same of instances with more stages. An SM of compute capability 8.0 has 164 KiB.
+            const LARGE_SHARED_BYTES: usize = 166_400;
+            /// How an instance loads: every lane for itself, by stages, by more of them, or by
+            /// stages from rows that need not start at multiples of 16 bytes.
+            const BY_LANES: usize = 0;
+            const BY_STAGES: usize = 1;
+            const BY_MORE_STAGES: usize = 2;
+            const UNALIGNED: usize = 3;
+            /// Tokens, rows of weights and CTAs of a tile, and how it loads: in the forward, and
+            /// in the input gradient.
+            const FORWARD: [[usize; 4]; 12] = [
+                [8, 16, 1, BY_LANES],
+                [8, 32, 1, BY_LANES],
+                [16, 32, 1, BY_LANES],
+                [16, 32, 1, BY_STAGES],
+                [32, 32, 1, BY_STAGES],
+                [32, 64, 1, BY_STAGES],
+                [32, 64, 2, BY_STAGES],
+                [64, 32, 1, BY_STAGES],
+                [64, 64, 1, BY_STAGES],
+                [64, 64, 2, BY_STAGES],
+                [16, 64, 1, UNALIGNED],
+                [64, 64, 2, UNALIGNED],
+            ];
+            const INPUT_GRAD: [[usize; 4]; 9] = [
+                [16, 64, 1, BY_STAGES],
+                [16, 64, 2, BY_STAGES],
+                [32, 64, 1, BY_STAGES],
+                [32, 64, 2, BY_STAGES],
+                [64, 64, 1, BY_STAGES],
+                [64, 64, 2, BY_STAGES],
+                [64, 64, 2, BY_MORE_STAGES],
+                [16, 64, 2, UNALIGNED],
+                [64, 64, 2, UNALIGNED],
+            ];
         }
         reduce {
             /// Rows and columns of a tile, and rows of threads.

@@ -96,38 +96,35 @@ fn of_sm80() -> Vec<Kernel> {
         }))
     };
     let decode = |name, body, instances: &[[usize; 4]]| {
-        let instances = instances.iter().map(|instance| instance.to_vec()).collect();
-        let of_cta: fn(&[usize]) -> Cta = |axes| {
-            let &[t, rows, splits, aligned] = axes else { unreachable!("four axes") };
-            // Accumulators leave room for a second CTA.
-            let two = rows == 16 || aligned == 1 && t / splits <= 16;
-            let threads = [decode::THREADS, 1];
-            let per_sm = Some(if two { 2 } else { 1 });
-            Cta { threads, per_sm, cluster: 1, shared_bytes: decode::SHARED_BYTES }
+        use decode::{
+            BY_LANES, BY_MORE_STAGES, LARGE_SHARED_BYTES, SHARED_BYTES, THREADS, UNALIGNED,
         };
-        let axes = &["t", "rows", "splits", "aligned"];
+        let of_cta: fn(&[usize]) -> Cta = |axes| {
+            let &[t, rows, splits, loads] = axes else { unreachable!("four axes") };
+            let shared_bytes = match loads {
+                // Sums of half the warps.
+                BY_LANES => THREADS / 32 / 2 * t * (rows + 4) * 4,
+                BY_MORE_STAGES => LARGE_SHARED_BYTES,
+                _ => SHARED_BYTES,
+            };
+            let large = loads == BY_MORE_STAGES || loads == UNALIGNED || t * rows / splits > 2048;
+            let per_sm = Some(if large { 1 } else { 2 });
+            Cta { threads: [THREADS, 1], per_sm, cluster: 1, shared_bytes }
+        };
+        let instances = instances.iter().map(|instance| instance.to_vec()).collect();
+        let axes = &["t", "rows", "splits", "loads"];
         Kernel { axes, instances, ..kernel("decode", name, "DecodeParams", body, of_cta) }
     };
     vec![
         decode(
             "decode_forward",
-            "decode<{E}, Major::K, {t}, {rows}, {splits}, {aligned}>(p);",
-            &[
-                [8, 16, 1, 1],
-                [16, 16, 1, 1],
-                [16, 64, 1, 1],
-                [32, 64, 1, 1],
-                [32, 64, 2, 1],
-                [64, 64, 1, 1],
-                [64, 64, 2, 1],
-                [16, 64, 1, 0],
-                [64, 64, 2, 0],
-            ],
+            "decode<{E}, Major::K, {t}, {rows}, {splits}, {loads}>(p);",
+            &decode::FORWARD,
         ),
         decode(
             "decode_input_grad",
-            "decode<{E}, Major::MN, {t}, {rows}, {splits}, {aligned}>(p);",
-            &[[16, 64, 2, 1], [32, 64, 2, 1], [64, 64, 2, 1], [64, 64, 2, 0]],
+            "decode<{E}, Major::MN, {t}, {rows}, {splits}, {loads}>(p);",
+            &decode::INPUT_GRAD,
         ),
         linear("linear_forward", "linear<{E}, Major::K>(p);"),
         linear("linear_input_grad", "linear<{E}, Major::MN>(p);"),

@@ -21,7 +21,7 @@ impl Value for usize {
     }
 }
 
-impl<const N: usize> Value for [usize; N] {
+impl<T, const N: usize> Value for [T; N] {
     fn value(self) -> Option<usize> {
         None
     }

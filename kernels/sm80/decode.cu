@@ -15,7 +15,7 @@
 // in every batch.
 //
 // Needs: flags that are zero, and are zero again after the launch; partials if there are splits.
-// Instances with kAligned need rows at multiples of 16 bytes. Writes every element once.
+// Only kUnaligned does without rows at multiples of 16 bytes. Writes every element once.
 //
 // Grid: CTAs that compute S, rank tiles × splits; row tiles × splits for H; in the input gradient
 // 64 columns of dA or dB each. Of the CTAs of a tile with splits, the last to arrive adds and
@@ -32,21 +32,26 @@
 
 #include "manifest/sm80/decode.cuh"
 
-// The CTAs that compute S, and those that compute H. Tiles of 16 rows are lanes'.
-template <Major kMajor, int kN, int kRows, int kSplits, bool kAligned>
+// The CTAs that compute S, and those that compute H.
+template <Major kMajor, int kN, int kRows, int kSplits, int kLoads>
 struct DecodeShapes {
     static_assert(kRows == 64 || kRows == 32);
-    static constexpr int kGroups = kRows == 64 ? 2 : 4, kStageK = kAligned && kN < 64 ? 64 : 32;
+    static constexpr bool kAligned = kLoads != kUnaligned;
+    static constexpr int kGroups = kRows == 64 ? 2 : 4;
+    static constexpr int kStageK = kAligned && (kRows == 64 || kN == 16) ? 64 : 32;
+    static constexpr int kShared = kLoads == kByMoreStages ? kLargeSharedBytes : kSharedBytes;
     template <int kOwnSplits>
-    using Of = Staged<kMajor, kN, 2, kRows / 32, 2, kGroups, kOwnSplits, kStageK, kRingBytes,
+    using Of = Staged<kMajor, kN, 2, kRows / 32, 2, kGroups, kOwnSplits, kStageK, kShared,
                       kAligned>;
     using Main = Of<kSplits>;
     using Proj = Of<kClasses / kGroups>;
 };
-template <int kN>
-struct DecodeShapes<Major::K, kN, 16, 1, true> {
-    using Main = Lanes<Major::K, kN, 1, 8, 1, 4>;
+template <int kN, int kRows>
+struct DecodeShapes<Major::K, kN, kRows, 1, kByLanes> {
+    static_assert(kRows == 16 || kRows == 32);
+    using Main = Lanes<Major::K, kN, kRows / 16, 8, 1, kRows == 16 ? 4 : 2>;
     using Proj = Main;
+    static constexpr int kShared = GroupSums<Main>::kBytes;
 };
 
 // By each that waited for S, when it has read it.
@@ -118,14 +123,15 @@ __device__ __forceinline__ bool compute(const Sources<E>& from, int split, float
     return store_sums<E, Shape>(acc, shared, partials, arrivals, split, out);
 }
 
-template <typename E, Major kMajor, int kN, int kRows, int kSplits, bool kAligned>
+template <typename E, Major kMajor, int kN, int kRows, int kSplits, int kLoads>
 __device__ __forceinline__ void decode(const DecodeParams& p) {
-    using Shapes = DecodeShapes<kMajor, kN, kRows, kSplits, kAligned>;
+    using Shapes = DecodeShapes<kMajor, kN, kRows, kSplits, kLoads>;
     using Main = typename Shapes::Main;
     using Proj = typename Shapes::Proj;
     static_assert(Main::kThreads == kThreads && Proj::kThreads == kThreads);
-    static_assert(GroupSums<Main>::kBytes <= kSharedBytes && GroupSums<Proj>::kBytes <= kSharedBytes);
-    static_assert(kMajor == Major::K || kN * 128 * 4 <= kSharedBytes);
+    constexpr int kShared = Shapes::kShared;
+    static_assert(GroupSums<Main>::kBytes <= kShared && GroupSums<Proj>::kBytes <= kShared);
+    static_assert(kMajor == Major::K || kN * 128 * 4 <= kShared);
     extern __shared__ __align__(128) float shared[];
     // A weight from a row of m on.
     auto from_row = [](const Operand& op, int row) {

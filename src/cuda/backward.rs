@@ -3,6 +3,7 @@
 use super::buffers::Buffers;
 use super::operands::{Gradients, Handover, Layer, Layers};
 use super::round::{Rounding, Segment};
+use super::sm80::decode::Decode;
 use super::sm80::MmaBackward;
 use super::sm90a::few_tokens;
 use super::sm90a::grads::Grads;
@@ -25,8 +26,7 @@ const LINE: usize = 32;
 
 /// The launches of a backward pass, with dX or without.
 pub(crate) struct Backward {
-    /// Where all rows start at multiples of 16 bytes.
-    hopper: Hopper,
+    best: Best,
     mma: MmaBackward,
     rounding: Rounding,
     /// f32 elements from the start of the scratch: to the partial sums, and behind them.
@@ -34,8 +34,10 @@ pub(crate) struct Backward {
     end: usize,
 }
 
-enum Hopper {
-    None,
+/// What serves a call: Hopper's kernels where all rows start at multiples of 16 bytes.
+enum Best {
+    Mma,
+    MmaDecode(Decode),
     Large(LargeBackward),
     Decode(few_tokens::Backward<decode::Schedule>),
     Short(few_tokens::Backward<short::Schedule>),
@@ -91,21 +93,25 @@ pub(crate) fn rounding_elements(problem: &Problem) -> usize {
 
 impl Backward {
     pub(crate) fn new(gpu: &Gpu, problem: &Problem, plan: &Plan) -> Self {
-        let (hopper, shared) = match plan.strategy {
+        let (best, shared) = match plan.strategy {
             Strategy::Large(schedule) => {
                 let large = LargeBackward::new(gpu, problem, schedule);
-                (Hopper::Large(large), schedule.partials())
+                (Best::Large(large), schedule.partials())
             }
             Strategy::Small([Some(Alone::Decode(schedule)), ..]) => {
-                (Hopper::Decode(few_tokens::Backward::new(gpu, problem, schedule)), 0)
+                (Best::Decode(few_tokens::Backward::new(gpu, problem, schedule)), 0)
             }
             Strategy::Small([Some(Alone::Short(schedule)), ..]) => {
-                (Hopper::Short(few_tokens::Backward::new(gpu, problem, schedule)), 0)
+                (Best::Short(few_tokens::Backward::new(gpu, problem, schedule)), 0)
             }
-            _ => (Hopper::None, 0),
+            Strategy::MmaDecode([Some(schedule), ..]) => {
+                let decode = Decode::input_grad(gpu, problem.dtype(), schedule);
+                (Best::MmaDecode(decode), schedule.partials())
+            }
+            _ => (Best::Mma, 0),
         };
         Backward {
-            hopper,
+            best,
             mma: MmaBackward::new(gpu.kernels, problem),
             rounding: Rounding::new(gpu, problem.dtype()),
             partials: BackwardWorkspace::new(problem, shared).partials_offset(),
@@ -173,15 +179,18 @@ impl Backward {
 
         let wants_dx = dx.is_some();
         let aligned = layers.is_aligned() && gradients.is_aligned();
-        match &self.hopper {
-            Hopper::Large(large) if aligned => {
-                let handover = Handover { flags, partials };
+        let handover = Handover { flags, partials };
+        match &self.best {
+            Best::MmaDecode(decode) => {
+                decode.run_input_grad(&run, &layers, wants_dx, Some(&gradients), handover)?;
+            }
+            Best::Large(large) if aligned => {
                 large.run(&run, &layers, wants_dx, &gradients, handover)?;
             }
-            Hopper::Decode(decode) if aligned => {
+            Best::Decode(decode) if aligned => {
                 decode.run(&run, &layers, wants_dx, &gradients, flags)?;
             }
-            Hopper::Short(short) if aligned => {
+            Best::Short(short) if aligned => {
                 short.run(&run, &layers, wants_dx, &gradients, flags)?;
             }
             _ => self.mma.run(&run, &layers, wants_dx, &gradients, partials)?,

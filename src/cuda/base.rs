@@ -4,6 +4,7 @@ use super::buffers::Buffers;
 use super::forward::SmallForward;
 use super::operands::{Handover, Layer, Layers};
 use super::sm80;
+use super::sm80::decode::Decode;
 use super::sm90a::few_tokens::InputGrad;
 use super::sm90a::linear::{LargeForward, LargeInputGrad};
 use crate::call::BaseCall;
@@ -16,13 +17,14 @@ use crate::problem::Problem;
 
 /// H = X W0ᵀ.
 pub(crate) struct BaseForward {
-    /// Where all rows start at multiples of 16 bytes.
-    hopper: HopperForward,
+    best: BestForward,
     linear: Kernel<LinearParams>,
 }
 
-enum HopperForward {
-    None,
+/// What serves a call, where all rows start at multiples of 16 bytes, and some products elsewhere.
+enum BestForward {
+    Mma,
+    MmaDecode(Decode),
     Large(LargeForward),
     Small(SmallForward),
 }
@@ -30,16 +32,19 @@ enum HopperForward {
 impl BaseForward {
     pub(crate) fn new(gpu: &Gpu, problem: &Problem, plan: &Plan) -> Self {
         let dtype = problem.dtype();
-        let hopper = match plan.strategy {
+        let best = match plan.strategy {
             Strategy::Large(schedule) => {
-                HopperForward::Large(LargeForward::new(gpu, problem, schedule))
+                BestForward::Large(LargeForward::new(gpu, problem, schedule))
             }
             Strategy::Small([Some(launch), ..]) => {
-                HopperForward::Small(SmallForward::new(gpu, dtype, launch))
+                BestForward::Small(SmallForward::new(gpu, dtype, launch))
             }
-            _ => HopperForward::None,
+            Strategy::MmaDecode([Some(schedule), ..]) => {
+                BestForward::MmaDecode(Decode::forward(gpu, dtype, schedule))
+            }
+            _ => BestForward::Mma,
         };
-        BaseForward { hopper, linear: gpu.kernels.of(dtype).sm80.linear_forward }
+        BaseForward { best, linear: gpu.kernels.of(dtype).sm80.linear_forward }
     }
 
     pub(crate) fn run(&self, gpu: &Gpu, call: BaseCall<'_>) -> Result<()> {
@@ -55,12 +60,15 @@ impl BaseForward {
         let none = Operand::NONE;
         let mut layers = Layers::new(problem, [x, none, none]);
         layers.push(Layer { d, r: 0, w0, b: none, h, scale: 1.0 });
-        match &self.hopper {
-            HopperForward::Large(large) if layers.is_aligned() => {
+        match &self.best {
+            BestForward::Large(large) if layers.is_aligned() => {
                 large.run(&run, &layers, Handover::NONE)
             }
-            HopperForward::Small(small) if layers.is_aligned() => {
+            BestForward::Small(small) if layers.is_aligned() => {
                 small.run(&run, &layers, &layers.of()[0], [none, none], 0)
+            }
+            BestForward::MmaDecode(decode) if decode.serves(x, &layers.of()[0]) => {
+                decode.run_forward(&run, &layers, &layers.of()[0], [none, none], Handover::NONE)
             }
             _ => sm80::run_forward(&run, &self.linear, &layers),
         }
@@ -69,13 +77,14 @@ impl BaseForward {
 
 /// dX = dH W0.
 pub(crate) struct BaseInputGrad {
-    /// Where all rows start at multiples of 16 bytes.
-    hopper: HopperInputGrad,
+    best: BestInputGrad,
     linear: Kernel<LinearParams>,
 }
 
-enum HopperInputGrad {
-    None,
+/// The same.
+enum BestInputGrad {
+    Mma,
+    MmaDecode(Decode),
     Large(LargeInputGrad),
     Decode(InputGrad<decode::Schedule>),
     Short(InputGrad<short::Schedule>),
@@ -84,19 +93,22 @@ enum HopperInputGrad {
 impl BaseInputGrad {
     pub(crate) fn new(gpu: &Gpu, problem: &Problem, plan: &Plan) -> Self {
         let dtype = problem.dtype();
-        let hopper = match plan.strategy {
+        let best = match plan.strategy {
             Strategy::Large(schedule) => {
-                HopperInputGrad::Large(LargeInputGrad::new(gpu, problem, schedule))
+                BestInputGrad::Large(LargeInputGrad::new(gpu, problem, schedule))
             }
             Strategy::Small([Some(Alone::Decode(schedule)), ..]) => {
-                HopperInputGrad::Decode(InputGrad::new(gpu, dtype, schedule))
+                BestInputGrad::Decode(InputGrad::new(gpu, dtype, schedule))
             }
             Strategy::Small([Some(Alone::Short(schedule)), ..]) => {
-                HopperInputGrad::Short(InputGrad::new(gpu, dtype, schedule))
+                BestInputGrad::Short(InputGrad::new(gpu, dtype, schedule))
             }
-            _ => HopperInputGrad::None,
+            Strategy::MmaDecode([Some(schedule), ..]) => {
+                BestInputGrad::MmaDecode(Decode::input_grad(gpu, dtype, schedule))
+            }
+            _ => BestInputGrad::Mma,
         };
-        BaseInputGrad { hopper, linear: gpu.kernels.of(dtype).sm80.linear_input_grad }
+        BaseInputGrad { best, linear: gpu.kernels.of(dtype).sm80.linear_input_grad }
     }
 
     pub(crate) fn run(&self, gpu: &Gpu, call: BaseCall<'_>) -> Result<()> {
@@ -112,15 +124,16 @@ impl BaseInputGrad {
         let none = Operand::NONE;
         let mut layers = Layers::new(problem, [dx, none, none]);
         layers.push(Layer { d, r: 0, w0, b: none, h: dh, scale: 1.0 });
-        match &self.hopper {
-            HopperInputGrad::Large(large) if layers.is_aligned() => {
+        match &self.best {
+            BestInputGrad::Large(large) if layers.is_aligned() => {
                 large.run(&run, &layers, None, Handover::NONE)
             }
-            HopperInputGrad::Decode(decode) if layers.is_aligned() => {
+            BestInputGrad::Decode(decode) if layers.is_aligned() => {
                 decode.run(&run, &layers, None, 0)
             }
-            HopperInputGrad::Short(short) if layers.is_aligned() => {
-                short.run(&run, &layers, None, 0)
+            BestInputGrad::Short(short) if layers.is_aligned() => short.run(&run, &layers, None, 0),
+            BestInputGrad::MmaDecode(decode) if decode.serves(dh, &layers.of()[0]) => {
+                decode.run_input_grad(&run, &layers, true, None, Handover::NONE)
             }
             _ => sm80::run_input_grad(&run, &self.linear, &layers),
         }

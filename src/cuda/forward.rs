@@ -2,6 +2,7 @@
 
 use super::buffers::Buffers;
 use super::operands::{Handover, Layer, Layers};
+use super::sm80::decode::Decode;
 use super::sm80::{self, Project};
 use super::sm90a::few_tokens;
 use super::sm90a::linear::LargeForward;
@@ -17,15 +18,17 @@ use crate::workspace::Workspace;
 
 /// The launches of a forward pass.
 pub(crate) struct Forward {
-    /// Where all rows start at multiples of 16 bytes.
-    hopper: Hopper,
+    best: Best,
     project: Project,
     linear: Kernel<LinearParams>,
 }
 
+/// What serves a call: Hopper's kernels where all rows start at multiples of 16 bytes.
 #[allow(clippy::large_enum_variant)] // one a pass, behind an `Arc`
-enum Hopper {
-    None,
+enum Best {
+    Mma,
+    /// One for each layer.
+    MmaDecode([Option<Decode>; MAX_PROJECTIONS]),
     Large(LargeForward),
     /// One for each layer.
     Small([Option<SmallForward>; MAX_PROJECTIONS]),
@@ -68,15 +71,18 @@ impl SmallForward {
 impl Forward {
     pub(crate) fn new(gpu: &Gpu, problem: &Problem, plan: &Plan) -> Self {
         let dtype = problem.dtype();
-        let hopper = match plan.strategy {
-            Strategy::Large(schedule) => Hopper::Large(LargeForward::new(gpu, problem, schedule)),
+        let best = match plan.strategy {
+            Strategy::Large(schedule) => Best::Large(LargeForward::new(gpu, problem, schedule)),
             Strategy::Small(launches) => {
-                Hopper::Small(launches.map(|launch| Some(SmallForward::new(gpu, dtype, launch?))))
+                Best::Small(launches.map(|launch| Some(SmallForward::new(gpu, dtype, launch?))))
             }
-            Strategy::Mma | Strategy::Reference => Hopper::None,
+            Strategy::MmaDecode(launches) => {
+                Best::MmaDecode(launches.map(|launch| Some(Decode::forward(gpu, dtype, launch?))))
+            }
+            Strategy::Mma | Strategy::Reference => Best::Mma,
         };
         Forward {
-            hopper,
+            best,
             project: Project::s(gpu.kernels, problem),
             linear: gpu.kernels.of(dtype).sm80.linear_forward,
         }
@@ -108,21 +114,26 @@ impl Forward {
         // Unless S is asked for, it is made at the start of the scratch.
         layers.s = s.unwrap_or(Operand::new(scratch, problem.rank(), problem.dtype()));
         let partials = scratch + 4 * projection_elements(problem) as u64;
-        match &self.hopper {
-            Hopper::Large(large) if layers.is_aligned() => {
+        let handover = Handover { flags, partials };
+        match &self.best {
+            Best::Large(large) if layers.is_aligned() => {
                 if large.wants_s() {
                     self.project.run_s(&run, &layers)?;
                 }
-                large.run(&run, &layers, Handover { flags, partials })
+                large.run(&run, &layers, handover)
             }
             // Few tokens take little time to read again for every layer.
-            Hopper::Small(launches) if layers.is_aligned() => {
-                let mut a = layers.a;
-                for ((layer, s), launch) in layers.with_columns().zip(launches.iter().flatten()) {
-                    launch.run(&run, &layers, layer, [a, s], flags)?;
-                    a.data += layer.r as u64 * a.ld as u64 * layers.dtype.bytes() as u64;
-                }
-                Ok(())
+            Best::Small(launches) if layers.is_aligned() => {
+                let mut each = layers.with_operands().zip(launches.iter().flatten());
+                each.try_for_each(|((layer, a_and_s), launch)| {
+                    launch.run(&run, &layers, layer, a_and_s, flags)
+                })
+            }
+            Best::MmaDecode(launches) => {
+                let mut each = layers.with_operands().zip(launches.iter().flatten());
+                each.try_for_each(|((layer, a_and_s), launch)| {
+                    launch.run_forward(&run, &layers, layer, a_and_s, handover)
+                })
             }
             _ => {
                 self.project.run_s(&run, &layers)?;

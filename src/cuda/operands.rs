@@ -71,6 +71,16 @@ impl Layers {
         })
     }
 
+    /// Each with its own rows of A and columns of S.
+    pub(super) fn with_operands(&self) -> impl Iterator<Item = (&Layer, [Operand; 2])> {
+        let mut a = self.a;
+        self.with_columns().map(move |(layer, s)| {
+            let of_layer = a;
+            a.data += layer.r as u64 * a.ld as u64 * self.dtype.bytes() as u64;
+            (layer, [of_layer, s])
+        })
+    }
+
     /// Whether all rows start at multiples of 16 bytes, as the tensor memory accelerator needs.
     pub(super) fn is_aligned(&self) -> bool {
         let of_all = [self.x, self.a, self.s].into_iter();

@@ -128,7 +128,8 @@ impl Kernels {
             memory_mb_s: 2 * bus_bytes * mhz(attribute(CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)?),
         };
 
-        let mut modules = Modules(HashMap::new());
+        let shared_bytes = attribute(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
+        let mut modules = Modules { of: HashMap::new(), shared_bytes };
         for fatbin in FATBINS.iter().filter(|fatbin| fatbin.runs_on(capability)) {
             modules.load(fatbin)?;
         }
@@ -140,7 +141,10 @@ impl Kernels {
             bf16,
             f16,
             overlap: probe::version()? >= 12_030,
-            profile: Arc::new(DeviceProfile::new(name, capability, [sms, clusters], rates)),
+            profile: {
+                let profile = DeviceProfile::new(name, capability, [sms, clusters], rates);
+                Arc::new(profile.with_shared_limit(shared_bytes as usize))
+            },
         })
     }
 
@@ -178,8 +182,13 @@ impl ElementKernels {
     }
 }
 
-/// The modules of a context, by the names of their files.
-struct Modules(HashMap<&'static str, sys::CUmodule>);
+/// The modules of a context.
+struct Modules {
+    /// By the names of their files.
+    of: HashMap<&'static str, sys::CUmodule>,
+    /// Shared memory of a CTA, at most.
+    shared_bytes: u32,
+}
 
 impl Modules {
     fn load(&mut self, fatbin: &'static Fatbin) -> Result<()> {
@@ -188,7 +197,7 @@ impl Modules {
         // SAFETY: the image is a whole fatbin, which nvcc made.
         let loaded = unsafe { sys::cuModuleLoadData(&mut module, image.as_ptr().cast()) };
         check("cuModuleLoadData", loaded)?;
-        self.0.insert(fatbin.name, module);
+        self.of.insert(fatbin.name, module);
         Ok(())
     }
 
@@ -200,7 +209,7 @@ impl Modules {
         name: &str,
         footprint: Footprint,
     ) -> Result<Kernel<P>> {
-        let &module = self.0.get(file).ok_or(Error::KernelsNotBuilt {
+        let &module = self.of.get(file).ok_or(Error::KernelsNotBuilt {
             reason: "a kernel file was left out for the architectures the build was narrowed to",
         })?;
         let symbol = CString::new(name).expect("a name without zeros");
@@ -219,15 +228,16 @@ impl Modules {
         Ok(unsafe { Kernel::new(function, footprint) })
     }
 
-    /// The same for every key, unless the file is not there.
+    /// The same for every key whose shared memory the device has, unless the file is not there.
     fn instances<Key: Copy, P: KernelParams>(
         &self,
         file: &str,
         instances: &[(Key, &str, Footprint)],
     ) -> Result<Instances<Key, P>> {
-        let there = if self.0.contains_key(file) { instances } else { &[] };
+        let there = if self.of.contains_key(file) { instances } else { &[] };
         let all = there
             .iter()
+            .filter(|(.., footprint)| footprint.shared_bytes <= self.shared_bytes)
             .map(|&(key, name, footprint)| Ok((key, self.kernel(file, name, footprint)?)));
         all.collect::<Result<_>>().map(Instances)
     }

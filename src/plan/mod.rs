@@ -36,7 +36,7 @@ pub(crate) fn forward(problem: &Problem, profile: Option<&DeviceProfile>) -> Pla
     }
     let (t, k, layers) = (problem.t(), problem.k(), problem.projections());
     let strategy = match hopper_clusters([t, k], layers, profile) {
-        None => Strategy::Mma,
+        None => sm80::forward(problem, profile),
         Some(clusters) => match small::forward(problem, clusters) {
             Some(launches) => Strategy::Small(launches),
             None => {
@@ -56,6 +56,7 @@ fn forward_by(problem: &Problem, strategy: Strategy) -> Plan {
         Strategy::Small(launches) => {
             (0, launches.iter().flatten().map(|launch| launch.flags(t)).fold(0, usize::max))
         }
+        Strategy::MmaDecode(launches) => sm80::workspace(launches),
         Strategy::Mma | Strategy::Reference => (0, 0),
     };
     Plan { strategy, scratch: s + partials, flags }
@@ -69,7 +70,7 @@ pub(crate) fn backward(problem: &Problem, profile: Option<&DeviceProfile>) -> Pl
     }
     let (t, k, layers) = (problem.t(), problem.k(), problem.projections());
     let strategy = match hopper_clusters([t, k], layers, profile) {
-        None => Strategy::Mma,
+        None => sm80::backward(problem, profile),
         Some(clusters) => match small::backward(problem, clusters) {
             Some(launch) => Strategy::Small([Some(launch), None, None, None]),
             None => {
@@ -89,6 +90,7 @@ fn backward_by(problem: &Problem, strategy: Strategy) -> Plan {
         Strategy::Small(launches) => {
             (0, launches.iter().flatten().map(|launch| launch.flags(t)).fold(0, usize::max))
         }
+        Strategy::MmaDecode(launches) => sm80::workspace(launches),
         Strategy::Mma | Strategy::Reference => (0, 0),
     };
     let scratch = BackwardWorkspace::new(problem, partials).elements();
@@ -138,7 +140,7 @@ pub(crate) fn all_backward(
 /// The plan of H = X W0ᵀ, the frozen layer of the first projection; `profile` is `None` on the CPU.
 /// It needs no workspace.
 pub(crate) fn base_forward(problem: &Problem, profile: Option<&DeviceProfile>) -> Plan {
-    base(problem, profile, |[t, k, d], clusters, cost| {
+    base(problem, profile, sm80::base_forward, |[t, k, d], clusters, cost| {
         let launch = Alone::forward([t, d, k, 0], clusters);
         launch.ok_or_else(|| linear::base([t, d, k], clusters, cost))
     })
@@ -147,7 +149,7 @@ pub(crate) fn base_forward(problem: &Problem, profile: Option<&DeviceProfile>) -
 /// The plan of dX = dH W0, the frozen layer of the first projection; `profile` is `None` on the
 /// CPU. It needs no workspace.
 pub(crate) fn base_input_grad(problem: &Problem, profile: Option<&DeviceProfile>) -> Plan {
-    base(problem, profile, |[t, k, d], clusters, cost| {
+    base(problem, profile, sm80::base_input_grad, |[t, k, d], clusters, cost| {
         let launch = Alone::base_input_grad([t, k, d], clusters);
         launch.ok_or_else(|| linear::base([t, k, d], clusters, cost))
     })
@@ -160,6 +162,7 @@ const EMPTY: Plan = Plan { strategy: Strategy::Mma, scratch: 0, flags: 0 };
 fn base(
     problem: &Problem,
     profile: Option<&DeviceProfile>,
+    elsewhere: impl Fn([usize; 3], &DeviceProfile) -> Strategy,
     on_hopper: impl Fn([usize; 3], usize, &CostModel) -> Result<Alone, linear::Schedule>,
 ) -> Plan {
     let Some(profile) = profile else { return Plan::REFERENCE };
@@ -168,7 +171,7 @@ fn base(
     }
     let (t, k, (d, _)) = (problem.t(), problem.k(), problem.projections()[0]);
     let Some(clusters) = hopper_clusters([t, k], &[(d, 0)], profile) else {
-        return Plan { strategy: Strategy::Mma, scratch: 0, flags: 0 };
+        return Plan { strategy: elsewhere([t, k, d], profile), scratch: 0, flags: 0 };
     };
     let strategy = match on_hopper([t, k, d], clusters, &profile.cost()) {
         Ok(launch) => Strategy::Small([Some(launch), None, None, None]),

@@ -10,6 +10,15 @@ pub enum Path {
     Reference,
     /// `mma.sync` kernels for compute capability 8.0 and newer, any shape and alignment.
     Mma,
+    /// Up to 64 tokens by `mma.sync`, weight-bandwidth bound: one launch for a forward pass of each
+    /// projection, and one for all of a backward pass of a single one; that of several is
+    /// [`Path::Mma`].
+    ///
+    /// For compute capability 8.0 and newer, any shape and alignment; rows that do not start at
+    /// multiples of 16 bytes take longer, and [`Path::Mma`] serves some products with a frozen
+    /// weight then. On compute capability 9.0 it serves layers that are not for
+    /// [`Path::Hopper`].
+    MmaDecode,
     /// Small batches by wgmma and TMA, weight-bandwidth bound: up to 64 tokens in the forward, up to
     /// 32 in the backward; up to 128 and 64 for layers that have more tiles than there are SMs.
     /// Needs what [`Path::Hopper`] needs. The forward of several projections launches once for each;
@@ -31,6 +40,7 @@ impl fmt::Display for Path {
         f.write_str(match self {
             Path::Reference => "reference",
             Path::Mma => "mma",
+            Path::MmaDecode => "mma-decode",
             Path::HopperDecode => "hopper-decode",
             Path::HopperShort => "hopper-short",
             Path::Hopper => "hopper",

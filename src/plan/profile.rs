@@ -9,6 +9,7 @@ pub struct DeviceProfile {
     compute_capability: (u32, u32),
     sms: usize,
     clusters: usize,
+    shared_bytes: usize,
     rates: Rates,
 }
 
@@ -24,6 +25,17 @@ pub(crate) struct Rates {
 impl Rates {
     pub(crate) const H100_SXM: Rates = Rates { clock_mhz: 1980, memory_mb_s: 3_352_320 };
     pub(crate) const H200: Rates = Rates { clock_mhz: 1980, memory_mb_s: 4_814_304 };
+}
+
+/// Bytes of shared memory that a CTA may have: the CUDA programming guide's for these
+/// capabilities, else the least of any.
+fn shared_bytes(compute_capability: (u32, u32)) -> usize {
+    let kib = match compute_capability {
+        (8, 0) | (8, 7) => 163,
+        (9, 0) | (10, _) => 227,
+        _ => 99,
+    };
+    kib << 10
 }
 
 impl DeviceProfile {
@@ -45,7 +57,8 @@ impl DeviceProfile {
         [sms, clusters]: [usize; 2],
         rates: Rates,
     ) -> Self {
-        DeviceProfile { name, compute_capability, sms, clusters, rates }
+        let shared_bytes = shared_bytes(compute_capability);
+        DeviceProfile { name, compute_capability, sms, clusters, shared_bytes, rates }
     }
 
     /// All but the name, for result files: compute capability, SMs, clusters, and rates.
@@ -77,6 +90,11 @@ impl DeviceProfile {
         DeviceProfile { sms, clusters: self.clusters.min(sms / 2), ..self }
     }
 
+    /// The same device with at most this many bytes of shared memory for a CTA.
+    pub(crate) fn with_shared_limit(self, bytes: usize) -> Self {
+        DeviceProfile { shared_bytes: self.shared_bytes.min(bytes), ..self }
+    }
+
     /// The name the driver gives.
     pub fn name(&self) -> &str {
         &self.name
@@ -95,6 +113,11 @@ impl DeviceProfile {
     /// Clusters of 2 CTAs of the Hopper kernels that run at once; 0 without these kernels.
     pub fn clusters(&self) -> usize {
         self.clusters
+    }
+
+    /// Bytes of shared memory of a CTA, at most.
+    pub fn shared_bytes(&self) -> usize {
+        self.shared_bytes
     }
 
     /// What launches cost.
@@ -126,5 +149,7 @@ mod tests {
         let generic = h100.clone().without_hopper();
         assert_eq!((generic.sms(), generic.clusters(), generic.hopper()), (132, 0, false));
         assert!(!generic.with_sm_limit(8).hopper());
+        let shared = |bytes| h100.clone().with_shared_limit(bytes).shared_bytes() >> 10;
+        assert_eq!([1 << 20, 99 << 10].map(shared), [227, 99]);
     }
 }

@@ -1,6 +1,7 @@
 //! A plan: how a call is served, and the workspace it needs.
 
 use super::path::Path;
+use super::sm80::decode;
 use super::sm90a::linear::{Projection, Schedule};
 use super::sm90a::small::Alone;
 use crate::manifest::sm80::linear::{TILE_M, TILE_N};
@@ -15,6 +16,8 @@ pub(crate) enum Strategy {
     Reference,
     /// By the `mma.sync` kernels.
     Mma,
+    /// By kernels/sm80/decode.cu, one launch for each layer. Unused entries are `None`.
+    MmaDecode([Option<decode::Schedule>; MAX_PROJECTIONS]),
     /// By kernels/sm90a/linear.cuh, one launch for all layers, and kernels/sm90a/grads.cu.
     Large(Schedule),
     /// By one launch for each layer. Unused entries are `None`.
@@ -40,6 +43,7 @@ impl Plan {
         match &self.strategy {
             Strategy::Reference => Path::Reference,
             Strategy::Mma => Path::Mma,
+            Strategy::MmaDecode(_) => Path::MmaDecode,
             Strategy::Large(_) => Path::Hopper,
             Strategy::Small(launches) => {
                 let mut launches = launches.iter().flatten();
@@ -61,17 +65,18 @@ impl fmt::Display for Plan {
             Strategy::Mma => write!(f, " {TILE_M}×{TILE_N} tiles")?,
             // The plan of a base op has no projection, and no scratch.
             Strategy::Large(schedule) => large(f, schedule, self.scratch > 0)?,
-            Strategy::Small(launches) => {
-                for (i, launch) in launches.iter().flatten().enumerate() {
-                    f.write_str(if i == 0 { " " } else { "; " })?;
-                    launch.fmt(f)?;
-                }
-            }
+            Strategy::MmaDecode(launches) => each(f, launches)?,
+            Strategy::Small(launches) => each(f, launches)?,
         }
         f.write_str(", ")?;
         bytes(f, 4 * self.scratch)?;
         f.write_str(" scratch")
     }
+}
+
+fn each(f: &mut fmt::Formatter<'_>, launches: &[Option<impl fmt::Display>]) -> fmt::Result {
+    let mut launches = launches.iter().flatten().enumerate();
+    launches.try_for_each(|(i, launch)| write!(f, "{} {launch}", if i == 0 { "" } else { ";" }))
 }
 
 fn large(f: &mut fmt::Formatter<'_>, schedule: &Schedule, projects: bool) -> fmt::Result {

@@ -1,6 +1,8 @@
 //! How `kernels/sm80/decode.cu` is launched.
 
-use crate::manifest::sm80::decode::MAX_TOKENS;
+use crate::manifest::sm80::decode::{
+    BY_LANES, BY_MORE_STAGES, BY_STAGES, LARGE_SHARED_BYTES, UNALIGNED,
+};
 use std::fmt;
 
 /// The kernel's classes of chunks along k, and its steps along r.
@@ -8,28 +10,36 @@ const CLASSES: usize = 8;
 const STEP: usize = 32;
 /// Columns of dA or dB in a CTA.
 const GRAD_COLS: usize = 64;
-/// Rows of tiles that every lane loads for itself.
-const LANE_ROWS: usize = 16;
+/// Sizes of a layer up to which the kernel's counters along k fit `int`.
+const MAX_SIZE: usize = 1 << 30;
 
-/// An instance of the kernel.
+/// What rules know of a GPU: its SMs, and the shared memory of a CTA, at most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Limits {
+    pub(crate) sms: usize,
+    pub(crate) shared_bytes: usize,
+}
+
+/// An instance of the kernel: its tokens, its rows of weights and its CTAs that share a tile, each
+/// with some of the classes of k, and how it loads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Instance {
-    /// Tokens that it has room for.
     pub(crate) t: usize,
-    /// Of W0, in a tile.
     pub(crate) rows: usize,
-    /// CTAs that share a tile, each with some of the classes of k.
     pub(crate) splits: usize,
-    /// Whether rows must start at multiples of 16 bytes.
-    pub(crate) aligned: bool,
+    pub(crate) loads: usize,
 }
 
 impl Instance {
+    const fn new([t, rows, splits]: [usize; 3], loads: usize) -> Self {
+        Instance { t, rows, splits, loads }
+    }
+
     /// Groups of warps that each have their classes.
     fn groups(&self) -> usize {
-        match self.rows {
-            LANE_ROWS => 8,
-            32 => 4,
+        match (self.loads, self.rows) {
+            (BY_LANES, _) => 8,
+            (_, 32) => 4,
             _ => 2,
         }
     }
@@ -108,11 +118,10 @@ impl Launch {
 
     /// Waiters that have seen S, tiles of it that are there, and a counter of every tile.
     pub(crate) fn flags(&self) -> usize {
-        let counters = 2 + self.rank_tiles + self.row_tiles;
         if self.partials() == 0 && self.rank_tiles == 0 {
             0
         } else {
-            counters
+            2 + self.rank_tiles + self.row_tiles
         }
     }
 }
@@ -122,74 +131,96 @@ impl Launch {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Schedule {
     pub(crate) aligned: Launch,
-    pub(crate) unaligned: Launch,
+    /// `None` without an adapter where the launch would need partial tiles, for which there is no
+    /// workspace: the kernels for many tokens serve the call.
+    pub(crate) unaligned: Option<Launch>,
 }
 
 impl Schedule {
-    /// For H (T×d) over k, with S (T×r) unless r is 0, on a GPU of so many SMs; `None` for large T.
-    pub(crate) fn forward([t, d, k, r]: [usize; 4], sms: usize) -> Option<Self> {
-        let of = |instance| Launch::new(instance, d, r);
-        let tile_t = [8, 16, 32, 64].into_iter().find(|&tile| t <= tile)?;
-        let whole = k % 8 == 0 && r % 8 == 0;
-        let splits = splits(d, r, sms);
-        let aligned = match tile_t {
-            8 if whole => Instance { t: 8, rows: LANE_ROWS, splits: 1, aligned: true },
-            16 if whole && splits > 1 => {
-                Instance { t: 16, rows: LANE_ROWS, splits: 1, aligned: true }
-            }
-            8 | 16 => Instance { t: 16, rows: 64, splits: 1, aligned: true },
-            _ => Instance { t: tile_t, rows: 64, splits, aligned: true },
+    /// For H (T×d) over k, with S (T×r) unless r is 0; `None` for large T.
+    ///
+    /// Measured on an H200. Where tiles of 32 rows are no more than SMs, small tiles or splits keep
+    /// all SMs busy; elsewhere large tiles read X less often.
+    pub(crate) fn forward([t, d, k, r]: [usize; 4], limits: Limits) -> Option<Self> {
+        let narrow = d.div_ceil(32) <= limits.sms;
+        // Lanes load whole pieces of 16 bytes.
+        let whole = k.is_multiple_of(8) && r.is_multiple_of(8);
+        let [of_16, of_64] = [[16, 64, 1], [64, 64, 2]].map(|of| Instance::new(of, UNALIGNED));
+        let (aligned, unaligned) = match tile_t(t)? {
+            8 if whole && narrow => (Instance::new([8, 16, 1], BY_LANES), of_16),
+            8 if whole => (Instance::new([8, 32, 1], BY_LANES), of_16),
+            16 if whole && !narrow => (Instance::new([16, 32, 1], BY_LANES), of_16),
+            8 | 16 => (Instance::new([16, 32, 1], BY_STAGES), of_16),
+            32 if narrow && r > 0 && k >= 2 * d => (Instance::new([32, 64, 2], BY_STAGES), of_64),
+            32 if narrow => (Instance::new([32, 32, 1], BY_STAGES), of_64),
+            32 => (Instance::new([32, 64, 1], BY_STAGES), of_64),
+            _ if r > 0 => (Instance::new([64, 64, 2], BY_STAGES), of_64),
+            _ if narrow => (Instance::new([64, 32, 1], BY_STAGES), of_64),
+            _ => (Instance::new([64, 64, 1], BY_STAGES), of_64),
         };
-        let unaligned = match tile_t {
-            8 | 16 => Instance { t: 16, rows: 64, splits: 1, aligned: false },
-            _ => Instance { t: 64, rows: 64, splits: 2, aligned: false },
-        };
-        Some(Schedule { aligned: of(aligned), unaligned: of(unaligned) })
+        Schedule::new([d, k, r], [aligned, unaligned], |launch| launch)
     }
 
-    /// For dX (T×k) over d, with dS (T×r), dA and dB; `None` for large T.
-    pub(crate) fn input_grad([t, k, d, r]: [usize; 4], _sms: usize) -> Option<Self> {
-        let of = |instance| Launch::new(instance, k, r).with_gradients([k, d]);
-        let tile_t = [16, 32, 64].into_iter().find(|&tile| t <= tile)?;
-        let aligned = Instance { t: tile_t, rows: 64, splits: 2, aligned: true };
-        let unaligned = Instance { t: 64, rows: 64, splits: 2, aligned: false };
-        Some(Schedule { aligned: of(aligned), unaligned: of(unaligned) })
+    /// For dX (T×k) over d, with dS (T×r), dA and dB unless r is 0; `None` for large T.
+    ///
+    /// Measured on an H200. Splits keep SMs busy where tiles are no more than SMs. Where two CTAs
+    /// for each tile are not either, one with more stages is enough for an SM.
+    pub(crate) fn input_grad([t, k, d, r]: [usize; 4], limits: Limits) -> Option<Self> {
+        let Limits { sms, shared_bytes } = limits;
+        let (tile_t, tiles) = (tile_t(t)?.max(16), k.div_ceil(64));
+        let more = 2 * tiles <= sms && shared_bytes >= LARGE_SHARED_BYTES;
+        let (splits, loads) = match tile_t {
+            _ if r == 0 => (1, BY_STAGES),
+            64 if more => (2, BY_MORE_STAGES),
+            64 => (2, BY_STAGES),
+            _ if tiles <= sms => (2, BY_STAGES),
+            _ => (1, BY_STAGES),
+        };
+        let aligned = Instance::new([tile_t, 64, splits], loads);
+        let unaligned = Instance::new([if tile_t == 16 { 16 } else { 64 }, 64, 2], UNALIGNED);
+        Schedule::new([k, d, r], [aligned, unaligned], |launch| match r {
+            0 => launch,
+            _ => launch.with_gradients([k, d]),
+        })
     }
 
-    /// The launch for operands that are aligned, or not.
-    pub(crate) fn of(&self, aligned: bool) -> &Launch {
-        match aligned {
-            true => &self.aligned,
-            false => &self.unaligned,
-        }
+    fn new(
+        [m, k, r]: [usize; 3],
+        [aligned, unaligned]: [Instance; 2],
+        with: impl Fn(Launch) -> Launch,
+    ) -> Option<Self> {
+        let [aligned, unaligned] =
+            [aligned, unaligned].map(|instance| with(Launch::new(instance, m, r)));
+        let unaligned = (r > 0 || unaligned.partials() == 0).then_some(unaligned);
+        (m.max(k) <= MAX_SIZE).then_some(Schedule { aligned, unaligned })
     }
 
     /// f32 elements of partial tiles.
     pub(crate) fn partials(&self) -> usize {
-        self.aligned.partials().max(self.unaligned.partials())
+        self.most(Launch::partials)
     }
 
     pub(crate) fn flags(&self) -> usize {
-        self.aligned.flags().max(self.unaligned.flags())
+        self.most(Launch::flags)
+    }
+
+    fn most(&self, of: impl Fn(&Launch) -> usize) -> usize {
+        of(&self.aligned).max(self.unaligned.as_ref().map_or(0, of))
     }
 }
 
-/// CTAs for a tile of 64 rows: two if tiles alone leave SMs idle, and there is room for their
-/// partial tiles, which there is with an adapter.
-fn splits(m: usize, r: usize, sms: usize) -> usize {
-    if r > 0 && m.div_ceil(64) < sms {
-        2
-    } else {
-        1
-    }
+/// The fewest tokens of an instance that are no fewer than T; `None` for large T.
+fn tile_t(t: usize) -> Option<usize> {
+    [8, 16, 32, 64].into_iter().find(|&tile| t <= tile)
 }
 
 /// As a user reads it.
 impl fmt::Display for Schedule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Launch { instance: Instance { t, rows, splits, .. }, row_tiles, .. } = self.aligned;
+        let Launch { instance, rank_tiles, row_tiles, .. } = self.aligned;
+        let Instance { t, rows, splits, .. } = instance;
         write!(f, "{t}×{rows} tiles, {} CTAs", row_tiles * splits)?;
-        match self.aligned.rank_tiles * self.aligned.instance.proj_splits() {
+        match rank_tiles * instance.proj_splits() {
             0 => Ok(()),
             n => write!(f, " + {n} for the projection"),
         }
@@ -199,32 +230,52 @@ impl fmt::Display for Schedule {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::manifest::sm80::decode::{RING_BYTES, SHARED_BYTES};
+    use crate::manifest::sm80::decode::{FORWARD, INPUT_GRAD, MAX_TOKENS, SHARED_BYTES};
     use crate::plan::testing::shapes;
+    use std::collections::HashSet;
 
-    fn schedules() -> impl Iterator<Item = ([usize; 4], Schedule)> {
-        shapes().flat_map(|[t, n, k, r]| {
-            let (t, both) = (1 + t % MAX_TOKENS, [2, 84, 108, 132]);
-            both.into_iter().flat_map(move |sms| {
-                let forward = Schedule::forward([t, n, k, r], sms);
-                let base = Schedule::forward([t, n, k, 0], sms);
-                let back = Schedule::input_grad([t, n, k, r], sms);
-                [([t, n, k, r], forward), ([t, n, k, 0], base), ([t, n, k, r], back)]
-                    .map(|(shape, schedule)| (shape, schedule.expect("few tokens")))
+    /// An SM of compute capability 8.6, 8.9 or 12.x has 100 KiB, of 8.0 164, of 9.0 228: 1 KiB less
+    /// for a CTA.
+    const SHARED: [usize; 3] = [99 << 10, 163 << 10, 227 << 10];
+
+    struct Case {
+        is_forward: bool,
+        /// T, m, k and r.
+        sizes: [usize; 4],
+        limits: Limits,
+        schedule: Schedule,
+    }
+
+    fn cases() -> impl Iterator<Item = Case> {
+        shapes().enumerate().flat_map(|(i, [t, m, k, r])| {
+            let t = 1 + t % MAX_TOKENS;
+            [2, 84, 108, 132].into_iter().flat_map(move |sms| {
+                let limits = Limits { sms, shared_bytes: SHARED[i % SHARED.len()] };
+                [(true, r), (true, 0), (false, r), (false, 0)].map(|(is_forward, r)| {
+                    let sizes = [t, m, k, r];
+                    let of = if is_forward { Schedule::forward } else { Schedule::input_grad };
+                    let schedule = of(sizes, limits).expect("few tokens");
+                    Case { is_forward, sizes, limits, schedule }
+                })
             })
         })
     }
 
+    fn launches(schedule: &Schedule) -> impl Iterator<Item = Launch> {
+        [Some(schedule.aligned), schedule.unaligned].into_iter().flatten()
+    }
+
     #[test]
     fn tiles_cover_the_output_and_s_once() {
-        for ([t, n, k, r], schedule) in schedules() {
-            for launch in [schedule.aligned, schedule.unaligned] {
+        for Case { sizes: [t, m, k, r], schedule, .. } in cases() {
+            for launch in launches(&schedule) {
                 let Launch { instance, rank_tiles, row_tiles, .. } = launch;
-                let context = format!("T={t} n={n} k={k} r={r}: {launch:?}");
+                let context = format!("T={t} m={m} k={k} r={r}: {launch:?}");
                 let covers = |tiles: usize, all: usize| tiles == all.div_ceil(instance.rows);
-                assert!(covers(row_tiles, n) && covers(rank_tiles, r), "{context}");
+                assert!(covers(row_tiles, m) && covers(rank_tiles, r), "{context}");
                 assert!(t <= instance.t, "{context}");
                 assert!(i32::try_from(launch.blocks()).is_ok(), "{context}");
+                assert!(i32::try_from(launch.waiters).is_ok(), "{context}");
                 assert!(i32::try_from(launch.proj_partials()).is_ok(), "{context}");
                 let classes = instance.groups() * instance.splits;
                 assert!(classes <= CLASSES && CLASSES % classes == 0, "{context}");
@@ -232,10 +283,39 @@ mod tests {
         }
     }
 
+    /// Every instance serves a layer, and every layer has an instance that fits its card.
+    #[test]
+    fn the_kernel_is_there_and_fits() {
+        const { assert!(SHARED_BYTES <= SHARED[0] - (1 << 10)) };
+        const { assert!(LARGE_SHARED_BYTES + 64 <= SHARED[1]) };
+        let mut used = HashSet::new();
+        for Case { is_forward, sizes: [.., k, r], limits, schedule, .. } in cases() {
+            for launch in launches(&schedule) {
+                used.insert((is_forward, launch.instance));
+                let Instance { loads, .. } = launch.instance;
+                let large = loads == BY_MORE_STAGES;
+                assert!(!large || LARGE_SHARED_BYTES <= limits.shared_bytes, "{launch:?}");
+                let whole = k.is_multiple_of(8) && r.is_multiple_of(8);
+                assert!(loads != BY_LANES || whole, "k={k} r={r}: {launch:?}");
+            }
+            assert_ne!(schedule.aligned.instance.loads, UNALIGNED);
+            assert!(schedule.unaligned.is_none_or(|launch| launch.instance.loads == UNALIGNED));
+        }
+        let there = |is_forward, instances: &[[usize; 4]]| {
+            let instances = instances.iter();
+            let all = instances.map(move |&[t, rows, splits, loads]| {
+                (is_forward, Instance { t, rows, splits, loads })
+            });
+            all.collect::<HashSet<_>>()
+        };
+        let there = &there(true, &FORWARD) | &there(false, &INPUT_GRAD);
+        assert_eq!(used, there);
+    }
+
     #[test]
     fn what_waits_is_counted() {
-        for ([t, n, k, r], schedule) in schedules() {
-            for launch in [schedule.aligned, schedule.unaligned] {
+        for Case { sizes: [t, m, k, r], schedule, .. } in cases() {
+            for launch in launches(&schedule) {
                 let Launch { instance, row_tiles, da_tiles, waiters, .. } = launch;
                 // Classes in the kernel's order, and the step behind each.
                 let rank_step = |class: usize| {
@@ -248,8 +328,10 @@ mod tests {
                     (group * each..(group + 1) * each).any(|class| rank_step(class) * STEP < r)
                 };
                 let waiting = (0..groups).filter(waits).count();
-                let context = format!("T={t} n={n} k={k} r={r}: {launch:?}");
+                let context = format!("T={t} m={m} k={k} r={r}: {launch:?}");
                 assert_eq!(waiters, row_tiles * waiting + da_tiles, "{context}");
+                // The last waiter resets the flags.
+                assert_eq!(waiters > 0, r > 0, "{context}");
                 assert_eq!(launch.without_out().waiters, da_tiles, "{context}");
             }
         }
@@ -258,22 +340,19 @@ mod tests {
     /// A base operation has no workspace.
     #[test]
     fn a_frozen_layer_needs_no_workspace() {
-        for ([t, n, k, r], schedule) in schedules().filter(|([.., r], _)| *r == 0) {
-            let launch = schedule.aligned;
-            let context = format!("T={t} n={n} k={k} r={r}: {launch:?}");
-            assert_eq!([launch.partials(), launch.flags()], [0, 0], "{context}");
+        for case in cases().filter(|case| case.sizes[3] == 0) {
+            let Case { sizes: [t, m, k, _], schedule, .. } = case;
+            let needs = [schedule.partials(), schedule.flags()];
+            assert_eq!(needs, [0, 0], "T={t} m={m} k={k}: {schedule:?}");
         }
     }
 
-    /// Compute capabilities 8.6, 8.9 and 12.x have 100 KiB for an SM, 1 KiB of them the system's.
     #[test]
-    fn a_cta_fits_on_every_card() {
-        const { assert!(RING_BYTES <= SHARED_BYTES && SHARED_BYTES + (1 << 10) <= 100 << 10) };
-    }
-
-    #[test]
-    fn many_tokens_have_no_schedule() {
-        assert_eq!(Schedule::forward([MAX_TOKENS + 1, 64, 64, 16], 132), None);
-        assert_eq!(Schedule::input_grad([MAX_TOKENS + 1, 64, 64, 16], 132), None);
+    fn many_tokens_and_huge_layers_have_no_schedule() {
+        let limits = Limits { sms: 132, shared_bytes: SHARED[2] };
+        for sizes in [[MAX_TOKENS + 1, 64, 64, 16], [1, 1, MAX_SIZE + 1, 8]] {
+            assert_eq!(Schedule::forward(sizes, limits), None);
+            assert_eq!(Schedule::input_grad(sizes, limits), None);
+        }
     }
 }

@@ -49,7 +49,7 @@ fn no_problem_panics() {
             }
         }
     }
-    assert_eq!(paths.len(), 4, "{paths:?}");
+    assert_eq!(paths.len(), 5, "{paths:?}");
 }
 
 #[test]
@@ -73,8 +73,9 @@ fn counts_fit_the_hopper_kernels() {
     let on_hopper = |t, k, layers: &[(usize, usize)]| {
         let problem = Problem::new(t, k, layers, DType::Bf16).unwrap();
         let plans = plans(&problem, Some(&h100));
-        let first = plans[0].path() != Path::Mma;
-        assert!(plans.iter().all(|plan| (plan.path() != Path::Mma) == first));
+        let of_hopper = |plan: &Plan| !matches!(plan.path(), Path::Mma | Path::MmaDecode);
+        let first = of_hopper(&plans[0]);
+        assert!(plans.iter().all(|plan| of_hopper(plan) == first));
         first
     };
     let (rows, cols) = (256, 128);

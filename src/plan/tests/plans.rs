@@ -1,7 +1,9 @@
 //! Plans agree with the schedules and the workspace of their launches.
 
 use crate::dtype::DType;
+use crate::manifest::sm80::decode::MAX_TOKENS;
 use crate::plan::cost::CostModel;
+use crate::plan::sm80::decode::{self, Limits};
 use crate::plan::sm80::GradSplit;
 use crate::plan::sm90a::linear;
 use crate::plan::sm90a::linear::Projection;
@@ -60,10 +62,20 @@ fn scratch_holds_s_or_ds_and_the_partial_sums_of_projections() {
         }
         let forward = forward(&problem, Some(&generic));
         let backward = backward(&problem, Some(&generic));
-        assert_eq!((forward.path(), backward.path()), (Path::Mma, Path::Mma));
         assert!(t * rank * 2 <= 4 * forward.scratch, "{context}");
-        assert_eq!(backward.scratch, elements, "{context}");
-        assert_eq!((forward.flags, backward.flags), (0, 0));
+        let few = t <= MAX_TOKENS;
+        let few = [few, few && problem.projections().len() == 1];
+        for (plan, few) in [&forward, &backward].into_iter().zip(few) {
+            let path = if few { Path::MmaDecode } else { Path::Mma };
+            assert_eq!((plan.path(), plan.flags > 0), (path, few), "{context}");
+        }
+        match backward.strategy {
+            Strategy::MmaDecode([Some(schedule), None, None, None]) => {
+                let end = offset + schedule.partials();
+                assert_eq!(backward.scratch, elements.max(end), "{context}");
+            }
+            _ => assert_eq!(backward.scratch, elements, "{context}"),
+        }
     }
 }
 
@@ -76,16 +88,33 @@ fn plans_agree_with_what_the_launches_use() {
         let [t, k, d, r] = single(&problem);
         let s = (t * r * 2).div_ceil(128) * 32;
         let ds = BackwardWorkspace::new(&problem, 0).elements();
-        let mma = |scratch| Plan { strategy: Strategy::Mma, scratch, flags: 0 };
-        assert_eq!(backward(&problem, Some(&generic)), mma(ds));
-        assert_eq!(forward(&problem, Some(&generic)), mma(s));
-        assert_eq!(base_forward(&problem, Some(&generic)), mma(0));
-        assert_eq!(base_input_grad(&problem, Some(&generic)), mma(0));
+        let limits = Limits { sms: 132, shared_bytes: 227 << 10 };
+        let mma = |schedule: Option<decode::Schedule>, scratch| match schedule {
+            None => Plan { strategy: Strategy::Mma, scratch, flags: 0 },
+            Some(schedule) => Plan {
+                strategy: Strategy::MmaDecode([Some(schedule), None, None, None]),
+                scratch: scratch + schedule.partials(),
+                flags: schedule.flags(),
+            },
+        };
+        let mma_forward = mma(decode::Schedule::forward([t, d, k, r], limits), s);
+        let mma_backward = {
+            let schedule = decode::Schedule::input_grad([t, k, d, r], limits);
+            let partials = schedule.map_or(0, |schedule| schedule.partials());
+            let scratch = BackwardWorkspace::new(&problem, partials).elements();
+            Plan { scratch, ..mma(schedule, 0) }
+        };
+        assert_eq!(backward(&problem, Some(&generic)), mma_backward);
+        assert_eq!(forward(&problem, Some(&generic)), mma_forward);
+        let base = decode::Schedule::forward([t, d, k, 0], limits);
+        assert_eq!(base_forward(&problem, Some(&generic)), mma(base, 0));
+        let base = decode::Schedule::input_grad([t, k, d, 0], limits);
+        assert_eq!(base_input_grad(&problem, Some(&generic)), mma(base, 0));
         let aligned = k % 8 == 0 && d % 8 == 0 && r % 8 == 0;
         let [of_h, of_dx] = [[t, d, k, r], [t, k, d, r]].map(Sizes::of_layer);
 
         let wanted = match Alone::input_grad([t, k, d, r], 66) {
-            _ if !aligned => mma(ds),
+            _ if !aligned => mma_backward,
             Some(launch) => Plan { strategy: small(launch), scratch: ds, flags: launch.flags(t) },
             None => {
                 let schedule = linear::input_grad(&of_dx, 66, COST);
@@ -96,7 +125,7 @@ fn plans_agree_with_what_the_launches_use() {
         };
         assert_eq!(backward(&problem, Some(&h100)), wanted);
         let wanted = match Alone::forward([t, d, k, r], 66) {
-            _ if !aligned => mma(s),
+            _ if !aligned => mma_forward,
             Some(launch) => Plan { strategy: small(launch), scratch: s, flags: launch.flags(t) },
             None => {
                 let schedule = linear::forward(&of_h, 66, COST);
@@ -125,10 +154,14 @@ fn base_ops_need_no_adapter_and_no_workspace() {
         for (is_forward, plan) in [true, false].into_iter().zip(plans) {
             let context = format!("{problem}: {plan:?}");
             assert_eq!((plan.scratch, plan.flags), (0, 0), "{context}");
-            assert_eq!(plan.strategy == Strategy::Mma, !aligned, "{context}");
+            let mma = matches!(plan.path(), Path::Mma | Path::MmaDecode);
+            assert_eq!(mma, !aligned, "{context}");
             paths.insert((is_forward, plan.path()));
             match plan.strategy {
                 Strategy::Reference | Strategy::Mma => {}
+                Strategy::MmaDecode([Some(schedule), None, None, None]) => {
+                    assert_eq!((schedule.partials(), schedule.flags()), (0, 0), "{context}");
+                }
                 Strategy::Large(schedule) => {
                     assert_eq!(schedule.projection, Projection::Separate, "{context}");
                     assert!(!schedule.stream_k && schedule.grad_clusters == 0, "{context}");
@@ -140,11 +173,11 @@ fn base_ops_need_no_adapter_and_no_workspace() {
                 Strategy::Small([Some(Alone::Short(schedule)), None, None, None]) => {
                     assert_eq!((schedule.proj_clusters, schedule.flags(t)), (0, 0), "{context}");
                 }
-                Strategy::Small(_) => panic!("{context}"),
+                Strategy::MmaDecode(_) | Strategy::Small(_) => panic!("{context}"),
             }
         }
     }
-    assert_eq!(paths.len(), 4 + 4, "{paths:?}");
+    assert_eq!(paths.len(), 5 + 5, "{paths:?}");
 }
 
 #[test]
@@ -162,6 +195,9 @@ fn a_projection_that_is_not_aligned_takes_all_to_the_generic_path() {
     assert_eq!(paths(129, &[(40, 8), (24, 4)]), [Path::Mma; 2]);
     let most = MAX_SIZE / 8 * 8;
     assert_eq!(paths(129, &[(most, 8); 2]), [Path::Mma; 2]);
+    assert_eq!(paths(64, &[(20, 16)]), [Path::MmaDecode; 2]);
+    assert_eq!(paths(65, &[(20, 16)]), [Path::Mma; 2]);
+    assert_eq!(paths(64, &[(40, 8), (20, 16)]), [Path::MmaDecode, Path::Mma]);
 }
 
 #[test]

@@ -20,6 +20,14 @@ fn a_plan_is_one_line() {
         forward(&layer(8192, 16), Some(&generic)).to_string(),
         "mma 128×256 tiles, 256.0 KiB scratch"
     );
+    let mma = [forward, backward].map(|plan| plan(&layer(8, 16), Some(&generic)).to_string());
+    assert_eq!(
+        mma,
+        [
+            "mma-decode 8×16 tiles, 256 CTAs + 1 for the projection, 16.2 KiB scratch",
+            "mma-decode 16×64 tiles, 128 CTAs + 4 for the projection, 528.2 KiB scratch",
+        ]
+    );
     let [forward, backward] = lines(&layer(8192, 16));
     assert_eq!(
         forward,

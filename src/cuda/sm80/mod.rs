@@ -1,5 +1,7 @@
 //! The launches of the kernels that serve every GPU: kernels/sm80/linear.cu, project.cu, grad.cu,
-//! reduce.cu.
+//! reduce.cu, and decode.cu.
+
+pub(super) mod decode;
 
 use super::operands::{Gradients, Layer, Layers};
 use crate::driver::params::{

@@ -1,0 +1,132 @@
+//! Launches of kernels/sm80/decode.cu: few tokens of one layer.
+
+use super::PLAIN;
+use crate::cuda::operands::{Gradients, Handover, Layer, Layers};
+use crate::driver::params::{DecodeParams, Operand};
+use crate::driver::sm80::{DecodeForward, DecodeInputGrad};
+use crate::driver::{Gpu, Kernel, Run};
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::plan::sm80::decode::{Instance, Launch, Schedule};
+
+/// The launches that serve a layer, where rows are aligned and elsewhere.
+pub(in crate::cuda) struct Decode {
+    aligned: (Kernel<DecodeParams>, Launch),
+    unaligned: Option<(Kernel<DecodeParams>, Launch)>,
+}
+
+impl Decode {
+    fn new(schedule: Schedule, kernel: impl Fn(Instance) -> Option<Kernel<DecodeParams>>) -> Self {
+        let with_kernel = |launch: Launch| {
+            let kernel = kernel(launch.instance).expect("there is a kernel for every plan");
+            (kernel, launch)
+        };
+        let Schedule { aligned, unaligned } = schedule;
+        Decode { aligned: with_kernel(aligned), unaligned: unaligned.map(with_kernel) }
+    }
+
+    /// For H and S of a layer, or H alone.
+    pub(in crate::cuda) fn forward(gpu: &Gpu, dtype: DType, schedule: Schedule) -> Self {
+        let kernels = &gpu.kernels.of(dtype).sm80.decode_forward;
+        Decode::new(schedule, |Instance { t, rows, splits, loads }| {
+            kernels.get(DecodeForward { t, rows, splits, loads })
+        })
+    }
+
+    /// For dX, dS, dA and dB of a layer, or dX alone.
+    pub(in crate::cuda) fn input_grad(gpu: &Gpu, dtype: DType, schedule: Schedule) -> Self {
+        let kernels = &gpu.kernels.of(dtype).sm80.decode_input_grad;
+        Decode::new(schedule, |Instance { t, rows, splits, loads }| {
+            kernels.get(DecodeInputGrad { t, rows, splits, loads })
+        })
+    }
+
+    /// Whether this serves the operands of a frozen layer.
+    pub(in crate::cuda) fn serves(&self, lhs: Operand, layer: &Layer) -> bool {
+        self.unaligned.is_some() || lhs.is_aligned() && layer.w0.is_aligned()
+    }
+
+    fn launch(&self, operands: [Operand; 5]) -> &(Kernel<DecodeParams>, Launch) {
+        match &self.unaligned {
+            Some(unaligned) if !operands.iter().all(Operand::is_aligned) => unaligned,
+            _ => &self.aligned,
+        }
+    }
+
+    /// H and S of a layer, given its A and its columns of S, or H alone where r = 0.
+    pub(in crate::cuda) fn run_forward(
+        &self,
+        run: &Run<'_>,
+        layers: &Layers,
+        layer: &Layer,
+        [a, s]: [Operand; 2],
+        handover: Handover,
+    ) -> Result<()> {
+        let &Layers { t, k, x, .. } = layers;
+        let &Layer { d, r, w0, b, h, scale } = layer;
+        let (kernel, launch) = self.launch([x, w0, a, b, s]);
+        let params = params(launch, [t, k, d, r], scale, handover);
+        let params = DecodeParams { x, w0, a, b, s, h, ..params };
+        run.launch(kernel, [launch.blocks(), 1], PLAIN, &params)
+    }
+
+    /// dX of a single layer if `wants_dx`; with gradients dS, dA and dB too.
+    pub(in crate::cuda) fn run_input_grad(
+        &self,
+        run: &Run<'_>,
+        layers: &Layers,
+        wants_dx: bool,
+        gradients: Option<&Gradients>,
+        handover: Handover,
+    ) -> Result<()> {
+        // By their names in the forward, whose kernel this is.
+        let &Layers { t, k: d, x: h, a: b, s, .. } = layers;
+        let &Layer { d: k, r, w0, b: a, h: x, scale } = &layers.of()[0];
+        let (kernel, launch) = self.launch([x, w0, a, b, s]);
+        let launch = if wants_dx { *launch } else { launch.without_out() };
+        let mut params = params(&launch, [t, k, d, r], scale, handover);
+        if let Some(&Gradients { x: y, s: saved_s, da, db: [db, ..], accumulate }) = gradients {
+            let accumulate = accumulate.into();
+            params = DecodeParams { y, saved_s, da, db, accumulate, ..params };
+        }
+        let params = DecodeParams { x, w0, a, b, s, h, ..params };
+        run.launch(kernel, [launch.blocks(), 1], PLAIN, &params)
+    }
+}
+
+/// All but the operands.
+fn params(
+    launch: &Launch,
+    [t, k, d, r]: [usize; 4],
+    scale: f32,
+    Handover { flags, partials }: Handover,
+) -> DecodeParams {
+    let &Launch { rank_tiles, row_tiles, da_tiles, db_tiles, waiters, .. } = launch;
+    let none = Operand::NONE;
+    DecodeParams {
+        x: none,
+        w0: none,
+        a: none,
+        b: none,
+        s: none,
+        h: none,
+        y: none,
+        saved_s: none,
+        da: 0,
+        db: 0,
+        partials,
+        flags,
+        t: t as i32,
+        k: k as i32,
+        d: d as i32,
+        r: r as i32,
+        rank_tiles: rank_tiles as i32,
+        row_tiles: row_tiles as i32,
+        da_tiles: da_tiles as i32,
+        db_tiles: db_tiles as i32,
+        waiters: waiters as i32,
+        proj_partials: launch.proj_partials() as i32,
+        scale,
+        accumulate: 0,
+    }
+}

@@ -97,7 +97,8 @@ impl Device {
     }
 
     /// The same device, held to the kernels that serve every GPU
-    /// ([`Path::Mma`](crate::ops::Path::Mma)) instead of what its generation has of its own.
+    /// ([`Path::Mma`](crate::ops::Path::Mma), [`Path::MmaDecode`](crate::ops::Path::MmaDecode))
+    /// instead of what its generation has of its own.
     #[doc(hidden)]
     pub fn generic(&self) -> Self {
         self.with_profile(DeviceProfile::without_hopper)

@@ -14,6 +14,8 @@ use lora_kernels::Device;
 const HOPPER: [([usize; 4], usize); 20] = include!("common/hopper_shapes.in");
 const FEW_TOKENS: [([usize; 4], usize); 22] = include!("common/hopper_decode_shapes.in");
 const SHORT: [([usize; 4], usize); 11] = include!("common/hopper_short_shapes.in");
+/// The same for few tokens on every GPU.
+const MMA_DECODE: [([usize; 4], usize); 13] = include!("common/mma_decode_shapes.in");
 
 #[test]
 #[ignore = "needs a CUDA GPU"]
@@ -30,6 +32,11 @@ fn replays_give_the_bits_of_direct_calls() {
     for ([t, d, k, r], sms) in HOPPER.into_iter().chain(FEW_TOKENS).chain(SHORT) {
         replays(5, Sizes::new(t, k, d, r), |device| device.with_sm_limit(sms));
     }
+    for ([t, d, k, r], sms) in MMA_DECODE {
+        replays(5, Sizes::new(t, k, d, r), |device| device.generic().with_sm_limit(sms));
+    }
+    let few = Sizes::group(7, 1032, &[(1288, 16), (520, 8), (72, 24)]);
+    replays(5, few, |device| device.generic());
 }
 
 fn replays(times: u64, sizes: Sizes, path: impl Fn(Device) -> Device) {

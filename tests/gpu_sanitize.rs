@@ -25,6 +25,9 @@ const FEW_TOKENS: [([usize; 4], usize); 22] = include!("common/hopper_decode_sha
 /// And for short batches.
 const SHORT: [([usize; 4], usize); 11] = include!("common/hopper_short_shapes.in");
 
+/// For few tokens on every GPU.
+const MMA_DECODE: [([usize; 4], usize); 13] = include!("common/mma_decode_shapes.in");
+
 /// For the kernels of Hopper that serve groups: T, k, d and r of every projection, and the SM limit.
 const HOPPER_GROUPS: [OfProjections; 22] = include!("common/hopper_shared_shapes.in");
 type OfProjections = (usize, usize, &'static [(usize, usize)], usize);
@@ -68,6 +71,27 @@ fn on_every_gpu<E: DeviceElement>() {
             check::<E>(sizes, &generic, placement);
         }
     }
+}
+
+fn few_tokens_on_every_gpu<E: DeviceElement>() {
+    let [_, generic] = cuda_paths();
+    for ([t, d, k, r], sms) in MMA_DECODE {
+        for placement in [Placement::Aligned, Placement::Odd, Placement::Strided] {
+            check::<E>(Sizes::new(t, k, d, r), &generic.with_sm_limit(sms), placement);
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a CUDA GPU"]
+fn generic_few_tokens_bf16() {
+    few_tokens_on_every_gpu::<bf16>();
+}
+
+#[test]
+#[ignore = "needs a CUDA GPU"]
+fn generic_few_tokens_f16() {
+    few_tokens_on_every_gpu::<f16>();
 }
 
 #[test]

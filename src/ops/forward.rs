@@ -82,8 +82,8 @@ impl Forward {
     /// A CUDA device computes H from S as rounded to its element type, the CPU from the exact one.
     ///
     /// H of a token does not depend on the tokens beside it, and on the paths for few tokens,
-    /// [`Path::HopperDecode`] and [`Path::HopperShort`], not on how many there are either: it has the
-    /// same bits in any batch that is served by the same of them.
+    /// [`Path::MmaDecode`], [`Path::HopperDecode`] and [`Path::HopperShort`], not on how many there
+    /// are either: it has the same bits in any batch that is served by the same of them.
     ///
     /// On [`Path::Hopper`], a product may meet columns of S that are another projection's, with
     /// zeros on the other side: where those are not finite, h is NaN.

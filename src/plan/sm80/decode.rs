@@ -278,7 +278,7 @@ mod tests {
                 assert!(i32::try_from(launch.waiters).is_ok(), "{context}");
                 assert!(i32::try_from(launch.proj_partials()).is_ok(), "{context}");
                 let classes = instance.groups() * instance.splits;
-                assert!(classes <= CLASSES && CLASSES % classes == 0, "{context}");
+                assert!(classes <= CLASSES && CLASSES.is_multiple_of(classes), "{context}");
             }
         }
     }

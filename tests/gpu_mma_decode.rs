@@ -1,0 +1,143 @@
+//! Few tokens by the `mma.sync` kernels of every GPU: every instance, aligned and not, every number
+//! of tokens, ranks and placements, and that a token's output has the same bits in every batch.
+
+mod common;
+
+use common::{assert_same_bits, check_samples, cuda, forward_path, on_cpu, on_cuda};
+use common::{DeviceElement, Expect, Inputs, Outputs, Place, Placement, Sizes};
+use half::{bf16, f16};
+use lora_kernels::ops::{Backward, BaseForward, BaseInputGrad, Path};
+use lora_kernels::{DType, Device};
+
+/// T, d, k and r, and the SM limit.
+const SHAPES: [([usize; 4], usize); 13] = include!("common/mma_decode_shapes.in");
+
+/// Tokens at the borders of tiles.
+const TOKENS: [usize; 9] = [1, 2, 8, 9, 16, 17, 32, 33, 64];
+
+/// With few SMs, and as much shared memory as a small card has.
+fn devices() -> [Device; 3] {
+    let generic = cuda().generic();
+    [generic.clone(), generic.with_sm_limit(8), generic.with_shared_limit(99 << 10)]
+}
+
+fn is_exact<E: DeviceElement>(inputs: &Inputs<E>, device: &Device, placements: &[Placement]) {
+    let (sizes, sms) = (inputs.sizes, device.profile().expect("a CUDA device").sms());
+    assert_eq!(forward_path(device, &inputs.problem()), Path::MmaDecode, "{sizes}");
+    let reference = on_cpu(inputs);
+    for &placement in placements {
+        let outputs = on_cuda(&Place { device: device.clone(), placement }, inputs);
+        let context = format!("{sizes}, {}, {placement:?}, {sms} SMs", E::DTYPE);
+        outputs.assert_same_values(&reference, &context);
+    }
+}
+
+fn every_instance_is_exact<E: DeviceElement>() {
+    for ([t, d, k, r], sms) in SHAPES {
+        let inputs = Inputs::<E>::integers(Sizes::new(t, k, d, r), 5);
+        is_exact(&inputs, &cuda().generic().with_sm_limit(sms), &Placement::ALL);
+    }
+}
+
+#[test]
+#[ignore = "needs a CUDA GPU"]
+fn every_instance_is_exact_bf16() {
+    every_instance_is_exact::<bf16>();
+}
+
+#[test]
+#[ignore = "needs a CUDA GPU"]
+fn every_instance_is_exact_f16() {
+    every_instance_is_exact::<f16>();
+}
+
+#[test]
+#[ignore = "needs a CUDA GPU"]
+fn every_rank_and_number_of_tokens_is_exact() {
+    let placements = [Placement::Aligned, Placement::Odd];
+    for r in [1, 8, 16, 24, 64, 65, 256] {
+        for t in TOKENS {
+            // Rows of whole pieces of 16 bytes, and of none.
+            for [k, d] in [[712, 328], [517, 203]] {
+                let inputs = Inputs::<bf16>::integers(Sizes::new(t, k, d, r), (t + r) as u64);
+                for device in devices() {
+                    is_exact(&inputs, &device, &placements);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a CUDA GPU"]
+fn groups_are_exact() {
+    for t in TOKENS {
+        for of in [&[(328, 16), (136, 8), (72, 24)][..], &[(203, 9), (64, 64), (131, 256), (8, 8)]]
+        {
+            let inputs = Inputs::<bf16>::integers(Sizes::group(t, 712, of), t as u64);
+            for device in devices() {
+                is_exact(&inputs, &device, &[Placement::Aligned, Placement::Odd]);
+            }
+        }
+    }
+}
+
+/// Whatever T, the tile, the SMs and the alignment are.
+#[test]
+#[ignore = "needs a CUDA GPU"]
+fn a_token_has_the_same_bits_in_every_batch() {
+    for sizes in [Sizes::new(64, 1032, 1000, 16), Sizes::new(64, 4104, 520, 256)] {
+        let all = Inputs::<bf16>::reals(sizes, 9);
+        let want = on_cuda(&Place::aligned(&cuda().generic()), &all);
+        for t in TOKENS {
+            let inputs = all.first_tokens(t);
+            for device in devices() {
+                for placement in [Placement::Aligned, Placement::Odd] {
+                    let place = Place { device: device.clone(), placement };
+                    let Outputs { h, s, dx, .. } = on_cuda(&place, &inputs);
+                    let context =
+                        |what: &str| format!("{what} of {t} tokens of {sizes}, {placement:?}");
+                    assert_same_bits(&context("s"), &s, &want.s[..s.len()]);
+                    assert_same_bits(&context("h"), &h[0], &want.h[0][..h[0].len()]);
+                    assert_same_bits(&context("dx"), &dx, &want.dx[..dx.len()]);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a CUDA GPU"]
+fn large_layers_are_exact_and_accurate() {
+    let sizes = [
+        Sizes::new(1, 4096, 4096, 16),
+        Sizes::new(33, 1024, 14_336, 64),
+        Sizes::new(16, 14_336, 1032, 16),
+        Sizes::new(64, 4096, 4096, 64),
+    ];
+    let place = Place::aligned(&cuda().generic());
+    for sizes in sizes {
+        let inputs = Inputs::<bf16>::integers(sizes, 3);
+        check_samples(&inputs, &on_cuda(&place, &inputs), Expect::Exact);
+    }
+    let inputs = Inputs::<f16>::reals(sizes[1], 4);
+    check_samples(&inputs, &on_cuda(&place, &inputs), Expect::Bounded);
+}
+
+#[test]
+#[ignore = "needs a CUDA GPU"]
+fn paths_follow_the_number_of_tokens() {
+    let device = cuda().generic();
+    let paths = |t, of: &[(usize, usize)]| {
+        let problem = Inputs::<bf16>::integers(Sizes::group(t, 64, of), 0).problem();
+        let backward = Backward::new(&device, &problem).expect("a backward pass");
+        [forward_path(&device, &problem), backward.path()]
+    };
+    let [few, many] = [Path::MmaDecode, Path::Mma];
+    assert_eq!([1, 64, 65].map(|t| paths(t, &[(64, 8)])), [[few; 2], [few; 2], [many; 2]]);
+    assert_eq!([1, 64, 65].map(|t| paths(t, &[(33, 3)])), [[few; 2], [few; 2], [many; 2]]);
+    assert_eq!([64, 65].map(|t| paths(t, &[(64, 8); 2])), [[few, many], [many; 2]]);
+    let forward = BaseForward::new(&device, 64, [64, 64], DType::Bf16).expect("the frozen layer");
+    let input_grad = BaseInputGrad::new(&device, 64, [64, 64], DType::Bf16).expect("its dX");
+    assert_eq!([forward.path(), input_grad.path()], [few; 2]);
+}

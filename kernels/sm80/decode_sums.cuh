@@ -70,24 +70,6 @@ __device__ __forceinline__ void interleave(uint4 (&w)[kLoads]) {
     }
 }
 
-// mma<E>, in its place among the loads. NOTES: otherwise ptxas sinks the loads of a round behind
-// all of its products, and few are in flight.
-template <typename E>
-__device__ __forceinline__ void mma_in_place(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
-                                             uint32_t b1) {
-#define MMA(TYPE)                                                                          \
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." TYPE "." TYPE ".f32 "            \
-                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"       \
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                          \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1))
-    if constexpr (std::is_same_v<E, __half>) {
-        MMA("f16");
-    } else {
-        MMA("bf16");
-    }
-#undef MMA
-}
-
 // acc[i][n] += 32 of k of kM16 tiles of m and of eight tokens.
 template <typename E, Major kMajor, bool kInPlace, int kM16, int kN8>
 __device__ __forceinline__ void multiply(float (&acc)[kM16][kN8][4],

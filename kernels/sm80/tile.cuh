@@ -8,15 +8,22 @@
 // Indices follow one convention: a tile of the product has m rows and n columns and sums over k.
 // An operand is "K-major" if k is contiguous (x in x·W0ᵀ), and "MN-major" if m or n is.
 //
-// The pipeline: kStages buffers in shared memory, filled by cp.async, kStages - 1 steps ahead.
+// The pipeline: kStages buffers in shared memory, filled by cp.async, kStages steps ahead. A step is
+// kK of k, and a warp's slice of it at least two k16, the k of an mma. With kStages = 4 and two k16:
 //
-//   step      0         1         2
-//   load   |s+3      |s+4      |s+5      |        one commit a step, even where there is
-//   mma    |0   k16 k16|1   k16 k16|...           nothing left to load, so that
-//   ldmatrix  ^ one k16 ahead of the mma           wait_group counts steps
+//   step               s                              s+1
+//   mma       |k16 0      |k16 1            |k16 0      |k16 1            |
+//   ldmatrix  |s, k16 1   | s+1, k16 0      |s+1, k16 1 | s+2, k16 0      |   one k16 ahead
+//   barrier               ^ s+1 is there                ^ s+2 is there
+//   cp.async              |         s+4     |           |         s+5     |   into the stage of s
 //
-// One __syncthreads a step: it publishes the buffer of the next step and at the same time frees
-// the buffer of the last one, which the loads issued after it overwrite.
+// The one barrier of a step stands before its last k16. Before it every thread waits for its own
+// copies of the next stage, so that behind it the next stage is there; and every warp has the last
+// fragments of this stage in registers, so that behind it this stage is free. Every step commits
+// one group of copies, an empty one where nothing is left to load: the wait counts steps.
+//
+// Sums along k are in the order of k, k16 by k16, whatever the tile; warps along k sum their slices
+// of all steps apart.
 #pragma once
 
 #include "manifest/sm80/tile.cuh"
@@ -139,27 +146,47 @@ struct OperandTile {
         }
     };
 
-    // One tile after the other along k, all of them inside a matrix with aligned rows: the loads of
-    // the main loop, with nothing left to compute but the addresses.
+    // One tile after the other along k, whole steps of a matrix with aligned rows: the loads of the
+    // main loop, without checks. Rows of a K-major tile beyond the matrix are copies of its last
+    // row, and 16-byte chunks of an MN-major one of its last chunk: their sums are never stored.
     template <int kThreads>
     struct Stream {
         using P = Passes<kThreads>;
-        const E* from;
-        uint32_t to;
+        const unsigned char* from;
+        uint32_t to, row_bytes;
+        // From `from`; MN-major passes are a constant apart.
+        uint32_t offsets[kMajor == Major::K ? P::kPasses : 1];
 
-        __device__ __forceinline__ Stream(const Operand& op, int mn0, int k0) {
-            const int row0 = kMajor == Major::K ? mn0 : k0, col0 = kMajor == Major::K ? k0 : mn0;
-            from = element<E>(op, row0 + P::row(), col0 + P::chunk() * 8);
+        // Offsets within a tile are 32 bits.
+        static __device__ __forceinline__ bool serves(const Operand& op, int mn) {
+            static_assert(kRows <= 256);
+            return op.vectors && op.ld < 1 << 23 && (kMajor == Major::K || mn % 8 == 0);
+        }
+
+        __device__ __forceinline__ Stream(const Operand& op, int mn, int mn0, int k0) {
+            row_bytes = op.ld * 2;
+            if constexpr (kMajor == Major::K) {
+                from = reinterpret_cast<const unsigned char*>(element<E>(op, mn0, k0));
+#pragma unroll
+                for (int i = 0; i < P::kPasses; i++)
+                    offsets[i] = min(P::row() + i * P::kPassRows, mn - 1 - mn0) * row_bytes +
+                                 P::chunk() * 16;
+            } else {
+                const int col = min(mn0 + P::chunk() * 8, mn - 8);
+                from = reinterpret_cast<const unsigned char*>(element<E>(op, k0 + P::row(), col));
+                offsets[0] = P::kPassRows * row_bytes;
+            }
             to = P::to();
             pin_register(to);
         }
 
-        __device__ __forceinline__ void load(uint32_t tile, const Operand& op) {
-            const int64_t pass = (int64_t)op.ld * P::kPassRows;
+        __device__ __forceinline__ void load(uint32_t tile) {
 #pragma unroll
-            for (int i = 0; i < P::kPasses; i++)
-                cp_async(tile + to + i * P::kPassBytes, from + i * pass, 16);
-            from += kMajor == Major::K ? kK : (int64_t)op.ld * kK;
+            for (int i = 0; i < P::kPasses; i++) {
+                const uint32_t offset = kMajor == Major::K ? offsets[i] : i * offsets[0];
+                cp_async(tile + to + i * P::kPassBytes, from + offset, 16);
+            }
+            from += kMajor == Major::K ? kK * 2 : kK * row_bytes;
         }
     };
 
@@ -241,6 +268,8 @@ struct TileProduct {
     static constexpr int kM16 = kWarpM / 16, kN16 = kWarpN / 16, kK16 = kK / 16 / kWarpsK;
     using Lhs = OperandTile<E, kLhs, kM, kK>;
     using Rhs = OperandTile<E, kRhs, kN, kK>;
+    using LhsStream = typename Lhs::template Stream<kThreads>;
+    using RhsStream = typename Rhs::template Stream<kThreads>;
     static constexpr int kStageBytes = Lhs::kBytes + Rhs::kBytes;
     static constexpr int kSharedBytes = kStages * kStageBytes;
     // A warp's staging area in `for_each_chunk`; the padding keeps its rows off each other's banks.
@@ -290,42 +319,48 @@ struct TileProduct {
         pin_register(lhs_lane);
         pin_register(rhs_lane);
         uint32_t a[2][kM16][4], b[2][kN16][4];
-        auto fragments = [&](uint32_t stage, int k16) {
-#pragma unroll
-            for (int i = 0; i < kM16; i++) Lhs::fragment(a[k16 % 2][i], stage, lhs_lane, i, k16);
-#pragma unroll
-            for (int j = 0; j < kN16; j++) Rhs::fragment(b[k16 % 2][j], stage, rhs_lane, j, k16);
-        };
-        auto multiply = [&](int k16) {
-#pragma unroll
-            for (int i = 0; i < kM16; i++)
-#pragma unroll
-                for (int j = 0; j < kN16 * 2; j++)
-                    mma<E>(acc[i][j], a[k16 % 2][i], b[k16 % 2][j / 2][j % 2 * 2],
-                           b[k16 % 2][j / 2][j % 2 * 2 + 1]);
+        // The `index`-th ldmatrix of a k16, in the order in which its mma need them.
+        auto fragment = [&](uint32_t stage, int k16, int index) {
+            if (index == 0)
+                Lhs::fragment(a[k16 % 2][0], stage, lhs_lane, 0, k16);
+            else if (index <= kN16)
+                Rhs::fragment(b[k16 % 2][index - 1], stage, rhs_lane, index - 1, k16);
+            else
+                Lhs::fragment(a[k16 % 2][index - kN16], stage, lhs_lane, index - kN16, k16);
         };
 
-        // The stage that is read, and the one that is filled kStages - 1 steps ahead: the stage
-        // that was read in the step before.
-        uint32_t read = stages, fill = stages + (kStages - 1) * kStageBytes;
-        auto step = [&](auto&& load_ahead) {
+        // Multiplies the stage `read`, which copies() then fills again, and loads the first
+        // fragments of the stage `next`.
+        //
+        // NOTES: the mma are volatile, so that ldmatrix and copies stay between them, where they
+        // are written: two mma to an ldmatrix, and the copies late, behind all of them. ptxas
+        // otherwise moves the ldmatrix of a k16 to its start, and tensor cores wait: 808 µs, not
+        // 683, for 8192×4096² in tiles of 128×256 on an H200. Rows of mma alternate their
+        // direction, so that an mma has a fragment in common with the one before.
+        auto step = [&](uint32_t read, uint32_t next, auto&& copies) {
+            constexpr int kMmas = kM16 * kN16 * 2, kFragments = kM16 + kN16;
+            constexpr int kCopiesAt = kMmas < 24 ? kMmas : 24;
             static_assert(kK16 % 2 == 0, "fragments alternate: a step must end where it began");
 #pragma unroll
             for (int k16 = 0; k16 < kK16; k16++) {
-                if (k16 + 1 < kK16) {
-                    fragments(read, k16 + 1);
-                } else {
+                const bool is_last = k16 + 1 == kK16;
+                if (is_last) {
                     cp_async_wait<kStages - 2>();
                     __syncthreads();
-                    fill = read;
-                    read = read + kStageBytes == stages + kSharedBytes ? stages : read + kStageBytes;
-                    fragments(read, 0);  // after the last step: read, never used
                 }
-                if (k16 == 0) {
-                    load_ahead();
-                    cp_async_commit();
+#pragma unroll
+                for (int q = 0; q <= kMmas; q++) {
+                    // The last step reads a stage that was not filled; its fragments are not used.
+                    if (q % 2 == 0 && q / 2 < kFragments)
+                        fragment(is_last ? next : read, is_last ? 0 : k16 + 1, q / 2);
+                    if (is_last && q == kCopiesAt) copies();
+                    if (q == kMmas) break;
+                    const int i = q / (kN16 * 2), in_row = q % (kN16 * 2);
+                    const int j = i % 2 ? kN16 * 2 - 1 - in_row : in_row;
+                    mma_in_place<E>(acc[i][j], a[k16 % 2][i], b[k16 % 2][j / 2][j % 2 * 2],
+                                    b[k16 % 2][j / 2][j % 2 * 2 + 1]);
                 }
-                multiply(k16);
+                if (is_last) cp_async_commit();
             }
         };
 
@@ -335,33 +370,55 @@ struct TileProduct {
             for (int j = 0; j < kN16 * 2; j++)
 #pragma unroll
                 for (int c = 0; c < 4; c++) acc[i][j][c] = 0.f;
-        for (int ahead = 0; ahead < kStages - 1; ahead++) {
+        for (int ahead = 0; ahead < kStages; ahead++) {
             load(stages + ahead * kStageBytes);
             cp_async_commit();
         }
-        cp_async_wait<kStages - 2>();
+        cp_async_wait<kStages - 1>();
         __syncthreads();
-        fragments(read, 0);
+#pragma unroll
+        for (int i = 0; i < kM16 + kN16; i++) fragment(stages, 0, i);
 
         int steps = 0;
         for (int i = 0; i < count; i++) steps += (segments[i].k + kK - 1) / kK;
-        const bool inside = m0 + kM <= m && n0 + kN <= n;
-        // What is left to load is fewer steps than are left to multiply, so that after the loop
+        const uint32_t end = stages + kSharedBytes;
+        uint32_t read = stages;
+        auto single_step = [&](auto&& copies) {
+            const uint32_t next = read + kStageBytes == end ? stages : read + kStageBytes;
+            step(read, next, [&] { copies(read); });
+            read = next;
+        };
+        // What is left to load is fewer steps than are left to multiply, so that after the steps
         // without checks there is always one more.
         for (; steps > 0; steps--) {
-            if (inside && at < count && segment().lhs.vectors && segment().rhs.vectors) {
+            if (at < count && LhsStream::serves(segment().lhs, m) &&
+                RhsStream::serves(segment().rhs, n)) {
                 const Segment& s = segment();
-                typename Lhs::template Stream<kThreads> lhs(s.lhs, m0, k0);
-                typename Rhs::template Stream<kThreads> rhs(s.rhs, n0, k0);
-                for (; k0 + kK <= s.k; k0 += kK, steps--) {
-                    step([&] {
-                        lhs.load(fill, s.lhs);
-                        rhs.load(fill + Lhs::kBytes, s.rhs);
-                    });
+                LhsStream lhs(s.lhs, m, m0, k0);
+                RhsStream rhs(s.rhs, n, n0, k0);
+                auto copies = [&](uint32_t stage) {
+                    lhs.load(stage);
+                    rhs.load(stage + Lhs::kBytes);
+                };
+                int whole = (s.k - k0) / kK;
+                k0 += whole * kK, steps -= whole;
+                for (; whole > 0; whole--) {
+                    // NOTES: unrolled over the stages, whose addresses are then constants. The
+                    // instructions that compute them take issue slots of mma: 683 µs, not 636.
+                    if (read == stages)
+                        for (; whole >= kStages; whole -= kStages)
+#pragma unroll
+                            for (int i = 0; i < kStages; i++) {
+                                const uint32_t stage = stages + i * kStageBytes;
+                                step(stage, i + 1 < kStages ? stage + kStageBytes : stages,
+                                     [&] { copies(stage); });
+                            }
+                    if (whole == 0) break;
+                    single_step(copies);
                 }
                 end_segment();
             }
-            step([&] { load(fill); });
+            single_step(load);
         }
         cp_async_wait<0>();
         __syncthreads();

@@ -76,7 +76,7 @@ pub fn chosen(problem: &Problem, pass: Pass, profile: &DeviceProfile) -> String 
 fn name(strategy: &Strategy) -> String {
     match strategy {
         Strategy::Reference => "reference".to_string(),
-        Strategy::Mma | Strategy::MmaDecode(_) => "mma".to_string(),
+        Strategy::Mma(_) | Strategy::MmaDecode(_) => "mma".to_string(),
         Strategy::Small(launches) => {
             let name = |launch: &Alone| match launch {
                 Alone::Decode(s) => format!("decode {}x{}", s.tile_t, s.rows),

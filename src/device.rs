@@ -105,10 +105,11 @@ impl Device {
     }
 
     /// The same device, with at most `sms` SMs for the persistent kernels of
-    /// [`Path::Hopper`](crate::ops::Path::Hopper): leave the others to somebody else's work.
+    /// [`Path::Hopper`](crate::ops::Path::Hopper): leave the others to somebody else's work. On
+    /// [`Path::Mma`](crate::ops::Path::Mma) it chooses tiles alone.
     ///
-    /// What a call computes may then be divided differently, and S have other bits, the same on
-    /// every run.
+    /// What a call computes may then be divided differently, and S, H or dX have other bits, the
+    /// same on every run.
     pub fn with_sm_limit(&self, sms: usize) -> Self {
         self.with_profile(|profile| profile.with_sm_limit(sms))
     }

@@ -7,7 +7,7 @@
 //!
 //! The shapes have several tiles along every dimension, more steps than the pipelines are deep,
 //! several splits of T, and ranks for both rank tiles; some with 16-byte accesses and some without.
-//! On Hopper they reach every tile, every way to make S and every way to make dA and dB, as a test
+//! They reach every tile of H and dX, on Hopper of its own kernels too, every way to make S and every way to make dA and dB, as a test
 //! of the plan asserts.
 
 mod common;
@@ -41,6 +41,9 @@ const GENERIC: [Sizes; 5] = [
     Sizes::group(1057, 645, &[(259, 9), (65, 70), (33, 3), (40, 8)]),
 ];
 
+/// The same, for every tile of H and dX: T, d, k and r, and the SM limit.
+const TILES: [([usize; 4], usize); 8] = include!("common/mma_shapes.in");
+
 fn check<E: DeviceElement>(sizes: Sizes, device: &Device, placement: Placement) {
     let inputs = Inputs::<E>::integers(sizes, 11);
     let context = format!("{sizes}, {device:?}, {placement:?}");
@@ -70,6 +73,9 @@ fn on_every_gpu<E: DeviceElement>() {
         for placement in [Placement::Aligned, Placement::Odd, Placement::Strided] {
             check::<E>(sizes, &generic, placement);
         }
+    }
+    for ([t, d, k, r], sms) in TILES {
+        check::<E>(Sizes::new(t, d, k, r), &generic.with_sm_limit(sms), Placement::Aligned);
     }
 }
 

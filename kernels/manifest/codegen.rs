@@ -261,7 +261,7 @@ mod tests {
         assert_eq!(headers["instances/sm80/reduce.cuh"].matches("__global__").count(), 0);
         let modules = kernel_modules();
         for line in [
-            "pub(crate) linear_forward: Kernel<LinearParams>,",
+            "pub(crate) linear_forward: Instances<LinearForward, LinearParams>,",
             "pub(crate) decode_forward: Instances<usize, HopperDecodeParams>,",
             "pub(crate) short_forward: Instances<ShortForward, HopperShortParams>,",
             "(ShortForward { m: 64, n: 224, }, [\"short_forward_m64_n224_bf16\", \

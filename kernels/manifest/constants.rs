@@ -17,11 +17,15 @@ constants! {
             const RANK_TILES: [usize; 2] = [16, 64];
         }
         linear {
-            /// A tile of the output, and a step.
-            const TILE_M: usize = 128;
-            const TILE_N: usize = 256;
-            const TILE_K: usize = 32;
-            const STAGES: usize = 4;
+            /// Rows and columns of a tile of the output.
+            const TILES: [[usize; 2]; 4] = [[128, 256], [128, 128], [128, 64], [64, 64]];
+            /// Columns of a tile that a step is one warp deep for; two for narrower ones.
+            const WIDE_TILE_N: usize = 256;
+            /// Columns of a step for each warp along k.
+            const WARP_K: usize = 32;
+            /// The stages of every tile, all the shared memory of a CTA: an SM of compute capability
+            /// 8.6 has 100 KiB.
+            const STAGES_BYTES: usize = 96 << 10;
             const THREADS: usize = 256;
         }
         project {

@@ -84,10 +84,15 @@ fn of_sm80() -> Vec<Kernel> {
     };
     let by_rank = |kernel: Kernel| Kernel { axes: &["r"], instances: each(&RANK_TILES), ..kernel };
     let linear = |name, body| {
-        kernel("linear", name, "LinearParams", body, |_| {
-            use linear::{STAGES, THREADS, TILE_K, TILE_M, TILE_N};
-            Cta { per_sm: Some(1), ..Cta::of_tiles(THREADS, STAGES, [TILE_M, TILE_N, TILE_K]) }
-        })
+        let of_cta: fn(&[usize]) -> Cta = |_| Cta {
+            threads: [linear::THREADS, 1],
+            per_sm: Some(1),
+            cluster: 1,
+            shared_bytes: linear::STAGES_BYTES,
+        };
+        let instances = linear::TILES.iter().map(|tile| tile.to_vec()).collect();
+        let kernel = kernel("linear", name, "LinearParams", body, of_cta);
+        Kernel { axes: &["m", "n"], instances, ..kernel }
     };
     let project = |name, body| {
         by_rank(kernel("project", name, "ProjectParams", body, |axes| {
@@ -126,8 +131,8 @@ fn of_sm80() -> Vec<Kernel> {
             "decode<{E}, Major::MN, {t}, {rows}, {splits}, {loads}>(p);",
             &decode::INPUT_GRAD,
         ),
-        linear("linear_forward", "linear<{E}, Major::K>(p);"),
-        linear("linear_input_grad", "linear<{E}, Major::MN>(p);"),
+        linear("linear_forward", "linear<{E}, {m}, {n}, Major::K>(p);"),
+        linear("linear_input_grad", "linear<{E}, {m}, {n}, Major::MN>(p);"),
         project("project_s", "project<{E}, {r}, Major::K>(p);"),
         project("project_ds", "project<{E}, {r}, Major::MN>(p);"),
         by_rank(kernel("grad", "grad", "GradParams", "grad<{E}, {r}>(p);", |axes| {

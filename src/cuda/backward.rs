@@ -112,7 +112,7 @@ impl Backward {
         };
         Backward {
             best,
-            mma: MmaBackward::new(gpu.kernels, problem),
+            mma: MmaBackward::new(gpu, problem),
             rounding: Rounding::new(gpu, problem.dtype()),
             partials: BackwardWorkspace::new(problem, shared).partials_offset(),
             end: plan.scratch.next_multiple_of(LINE),

@@ -3,13 +3,13 @@
 use super::buffers::Buffers;
 use super::forward::SmallForward;
 use super::operands::{Handover, Layer, Layers};
-use super::sm80;
 use super::sm80::decode::Decode;
+use super::sm80::{MmaForward, MmaInputGrad};
 use super::sm90a::few_tokens::InputGrad;
 use super::sm90a::linear::{LargeForward, LargeInputGrad};
 use crate::call::BaseCall;
-use crate::driver::params::{LinearParams, Operand};
-use crate::driver::{Gpu, Kernel};
+use crate::driver::params::Operand;
+use crate::driver::Gpu;
 use crate::error::Result;
 use crate::plan::sm90a::{decode, short};
 use crate::plan::{Alone, Plan, Strategy};
@@ -18,7 +18,7 @@ use crate::problem::Problem;
 /// H = X W0ᵀ.
 pub(crate) struct BaseForward {
     best: BestForward,
-    linear: Kernel<LinearParams>,
+    mma: MmaForward,
 }
 
 /// What serves a call, where all rows start at multiples of 16 bytes, and some products elsewhere.
@@ -44,7 +44,7 @@ impl BaseForward {
             }
             _ => BestForward::Mma,
         };
-        BaseForward { best, linear: gpu.kernels.of(dtype).sm80.linear_forward }
+        BaseForward { best, mma: MmaForward::new(gpu, problem) }
     }
 
     pub(crate) fn run(&self, gpu: &Gpu, call: BaseCall<'_>) -> Result<()> {
@@ -70,7 +70,7 @@ impl BaseForward {
             BestForward::MmaDecode(decode) if decode.serves(x, &layers.of()[0]) => {
                 decode.run_forward(&run, &layers, &layers.of()[0], [none, none], Handover::NONE)
             }
-            _ => sm80::run_forward(&run, &self.linear, &layers),
+            _ => self.mma.run(&run, &layers),
         }
     }
 }
@@ -78,7 +78,7 @@ impl BaseForward {
 /// dX = dH W0.
 pub(crate) struct BaseInputGrad {
     best: BestInputGrad,
-    linear: Kernel<LinearParams>,
+    mma: MmaInputGrad,
 }
 
 /// The same.
@@ -108,7 +108,8 @@ impl BaseInputGrad {
             }
             _ => BestInputGrad::Mma,
         };
-        BaseInputGrad { best, linear: gpu.kernels.of(dtype).sm80.linear_input_grad }
+        let mma = MmaInputGrad::new(gpu, problem, &problem.projections()[..1]);
+        BaseInputGrad { best, mma }
     }
 
     pub(crate) fn run(&self, gpu: &Gpu, call: BaseCall<'_>) -> Result<()> {
@@ -135,7 +136,7 @@ impl BaseInputGrad {
             BestInputGrad::MmaDecode(decode) if decode.serves(dh, &layers.of()[0]) => {
                 decode.run_input_grad(&run, &layers, true, None, Handover::NONE)
             }
-            _ => sm80::run_input_grad(&run, &self.linear, &layers),
+            _ => self.mma.run(&run, &layers),
         }
     }
 }

@@ -3,12 +3,12 @@
 use super::buffers::Buffers;
 use super::operands::{Handover, Layer, Layers};
 use super::sm80::decode::Decode;
-use super::sm80::{self, Project};
+use super::sm80::{MmaForward, Project};
 use super::sm90a::few_tokens;
 use super::sm90a::linear::LargeForward;
 use crate::call::ForwardCall;
-use crate::driver::params::{LinearParams, Operand};
-use crate::driver::{Gpu, Kernel, Run};
+use crate::driver::params::Operand;
+use crate::driver::{Gpu, Run};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::plan::sm90a::{decode, short};
@@ -20,7 +20,7 @@ use crate::workspace::Workspace;
 pub(crate) struct Forward {
     best: Best,
     project: Project,
-    linear: Kernel<LinearParams>,
+    mma: MmaForward,
 }
 
 /// What serves a call: Hopper's kernels where all rows start at multiples of 16 bytes.
@@ -79,12 +79,12 @@ impl Forward {
             Strategy::MmaDecode(launches) => {
                 Best::MmaDecode(launches.map(|launch| Some(Decode::forward(gpu, dtype, launch?))))
             }
-            Strategy::Mma | Strategy::Reference => Best::Mma,
+            Strategy::Mma(_) | Strategy::Reference => Best::Mma,
         };
         Forward {
             best,
             project: Project::s(gpu.kernels, problem),
-            linear: gpu.kernels.of(dtype).sm80.linear_forward,
+            mma: MmaForward::new(gpu, problem),
         }
     }
 
@@ -137,7 +137,7 @@ impl Forward {
             }
             _ => {
                 self.project.run_s(&run, &layers)?;
-                sm80::run_forward(&run, &self.linear, &layers)
+                self.mma.run(&run, &layers)
             }
         }
     }

@@ -57,7 +57,7 @@ fn forward_by(problem: &Problem, strategy: Strategy) -> Plan {
             (0, launches.iter().flatten().map(|launch| launch.flags(t)).fold(0, usize::max))
         }
         Strategy::MmaDecode(launches) => sm80::workspace(launches),
-        Strategy::Mma | Strategy::Reference => (0, 0),
+        Strategy::Mma(_) | Strategy::Reference => (0, 0),
     };
     Plan { strategy, scratch: s + partials, flags }
 }
@@ -91,7 +91,7 @@ fn backward_by(problem: &Problem, strategy: Strategy) -> Plan {
             (0, launches.iter().flatten().map(|launch| launch.flags(t)).fold(0, usize::max))
         }
         Strategy::MmaDecode(launches) => sm80::workspace(launches),
-        Strategy::Mma | Strategy::Reference => (0, 0),
+        Strategy::Mma(_) | Strategy::Reference => (0, 0),
     };
     let scratch = BackwardWorkspace::new(problem, partials).elements();
     Plan { strategy, scratch, flags }
@@ -156,7 +156,7 @@ pub(crate) fn base_input_grad(problem: &Problem, profile: Option<&DeviceProfile>
 }
 
 /// An empty batch launches nothing.
-const EMPTY: Plan = Plan { strategy: Strategy::Mma, scratch: 0, flags: 0 };
+const EMPTY: Plan = Plan { strategy: Strategy::Mma([None; MAX_PROJECTIONS]), scratch: 0, flags: 0 };
 
 /// A plan without an adapter, given T, k, d and the clusters: a small batch, or a large one.
 fn base(

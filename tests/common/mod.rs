@@ -29,9 +29,10 @@ pub fn cuda_paths() -> [Device; 2] {
     [cuda(), cuda().generic()]
 }
 
-/// The device held to few SMs, which gives small products the tiles and the waits of large ones.
-pub fn few_sms() -> [Device; 2] {
-    [cuda().with_sm_limit(6), cuda().with_sm_limit(20)]
+/// The device held to few SMs, which gives small products the tiles and the waits of large ones; the
+/// last one to the path that serves every GPU, too.
+pub fn few_sms() -> [Device; 3] {
+    [cuda().with_sm_limit(6), cuda().with_sm_limit(20), cuda().generic().with_sm_limit(4)]
 }
 
 /// The path of a forward pass.

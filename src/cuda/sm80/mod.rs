@@ -7,11 +7,14 @@ use super::operands::{Gradients, Layer, Layers};
 use crate::driver::params::{
     GradParams, LinearParams, Operand, ProjectParams, ReduceParams, Segment,
 };
-use crate::driver::{Instances, Kernel, Kernels, LaunchMode, Run};
+use crate::driver::sm80::{LinearForward, LinearInputGrad};
+use crate::driver::{Gpu, Instances, Kernel, Kernels, LaunchMode, Run};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::manifest::sm80::reduce;
-use crate::plan::sm80::{linear_blocks, project_blocks, rank_tile, GradSplit};
+use crate::plan::sm80::{
+    forward_tiles, input_grad_tile, project_blocks, rank_tile, GradSplit, LinearTile,
+};
 use crate::problem::{Problem, MAX_PROJECTIONS};
 use std::slice;
 
@@ -86,51 +89,83 @@ fn project(
     run.launch(kernel, [blocks, 1], PLAIN, &ProjectParams { lhs, rhs, out, m, r, k, ends, scales })
 }
 
-/// The sum of the segments' products, m×n, by kernels/sm80/linear.cu.
-fn linear(
-    run: &Run<'_>,
-    kernel: &Kernel<LinearParams>,
-    [m, n]: [usize; 2],
-    segments: [Segment; MAX_PROJECTIONS + 1],
-    count: usize,
-    out: Operand,
-) -> Result<()> {
-    let blocks = linear_blocks(m, n);
-    let (m, n, count) = (m as i32, n as i32, count as i32);
-    run.launch(kernel, [blocks, 1], PLAIN, &LinearParams { segments, out, m, n, count })
+/// The sum of the segments' products, by kernels/sm80/linear.cu.
+#[derive(Clone, Copy)]
+struct Linear {
+    tile: LinearTile,
+    kernel: Kernel<LinearParams>,
 }
 
-/// H of every layer, of the S that is there.
-pub(super) fn run_forward(
-    run: &Run<'_>,
-    kernel: &Kernel<LinearParams>,
-    layers: &Layers,
-) -> Result<()> {
-    let &Layers { t, k, x, .. } = layers;
-    for (layer, s) in layers.with_columns() {
-        let &Layer { d, r, w0, b, h, .. } = layer;
+impl Linear {
+    /// An output of m×n.
+    fn run(
+        &self,
+        run: &Run<'_>,
+        [m, n]: [usize; 2],
+        segments: [Segment; MAX_PROJECTIONS + 1],
+        count: usize,
+        out: Operand,
+    ) -> Result<()> {
+        let blocks = self.tile.ctas([m, n]);
+        let (m, n, count) = (m as i32, n as i32, count as i32);
+        run.launch(&self.kernel, [blocks, 1], PLAIN, &LinearParams { segments, out, m, n, count })
+    }
+}
+
+/// H of every layer.
+pub(super) struct MmaForward([Option<Linear>; MAX_PROJECTIONS]);
+
+impl MmaForward {
+    pub(super) fn new(gpu: &Gpu, problem: &Problem) -> Self {
+        let kernels = &gpu.kernels.of(problem.dtype()).sm80.linear_forward;
+        let (sizes, sms) = ([problem.t(), problem.k()], gpu.profile.sms());
+        let tiles = forward_tiles(sizes, problem.projections(), sms);
+        MmaForward(tiles.map(|tile| {
+            let tile @ LinearTile { m, n } = tile?;
+            let kernel = kernels.get(LinearForward { m, n });
+            Some(Linear { tile, kernel: kernel.expect("there is a kernel for every tile") })
+        }))
+    }
+
+    /// Of the S that is there.
+    pub(super) fn run(&self, run: &Run<'_>, layers: &Layers) -> Result<()> {
+        let &Layers { t, k, x, .. } = layers;
+        for ((layer, s), linear) in layers.with_columns().zip(self.0.iter().flatten()) {
+            let &Layer { d, r, w0, b, h, .. } = layer;
+            let mut segments = [Segment::NONE; MAX_PROJECTIONS + 1];
+            segments[0] = Segment::new(x, w0, k);
+            segments[1] = Segment::new(s, b, r);
+            linear.run(run, [t, d], segments, if r > 0 { 2 } else { 1 }, h)?;
+        }
+        Ok(())
+    }
+}
+
+/// dX.
+pub(super) struct MmaInputGrad(Linear);
+
+impl MmaInputGrad {
+    /// For layers of these (d, r).
+    pub(super) fn new(gpu: &Gpu, problem: &Problem, layers: &[(usize, usize)]) -> Self {
+        let kernels = &gpu.kernels.of(problem.dtype()).sm80.linear_input_grad;
+        let (sizes, sms) = ([problem.t(), problem.k()], gpu.profile.sms());
+        let tile @ LinearTile { m, n } = input_grad_tile(sizes, layers, sms);
+        let kernel = kernels.get(LinearInputGrad { m, n });
+        let kernel = kernel.expect("there is a kernel for every tile");
+        MmaInputGrad(Linear { tile, kernel })
+    }
+
+    /// Of the dS that is there.
+    pub(super) fn run(&self, run: &Run<'_>, layers: &Layers) -> Result<()> {
+        let &Layers { t, k, x: dx, a, s: ds, .. } = layers;
+        let (count, rank) = (layers.of().len(), layers.rank());
         let mut segments = [Segment::NONE; MAX_PROJECTIONS + 1];
-        segments[0] = Segment::new(x, w0, k);
-        segments[1] = Segment::new(s, b, r);
-        linear(run, kernel, [t, d], segments, if r > 0 { 2 } else { 1 }, h)?;
+        for (segment, layer) in segments.iter_mut().zip(layers.of()) {
+            *segment = Segment::new(layer.h, layer.w0, layer.d);
+        }
+        segments[count] = Segment::new(ds, a, rank);
+        self.0.run(run, [t, k], segments, if rank > 0 { count + 1 } else { count }, dx)
     }
-    Ok(())
-}
-
-/// dX, of the dS that is there.
-pub(super) fn run_input_grad(
-    run: &Run<'_>,
-    kernel: &Kernel<LinearParams>,
-    layers: &Layers,
-) -> Result<()> {
-    let &Layers { t, k, x: dx, a, s: ds, .. } = layers;
-    let (count, rank) = (layers.of().len(), layers.rank());
-    let mut segments = [Segment::NONE; MAX_PROJECTIONS + 1];
-    for (segment, layer) in segments.iter_mut().zip(layers.of()) {
-        *segment = Segment::new(layer.h, layer.w0, layer.d);
-    }
-    segments[count] = Segment::new(ds, a, rank);
-    linear(run, kernel, [t, k], segments, if rank > 0 { count + 1 } else { count }, dx)
 }
 
 /// A sum over T by kernels/sm80/grad.cu and reduce.cu.
@@ -179,15 +214,15 @@ impl Grad {
 pub(super) struct MmaBackward {
     t: usize,
     project: Project,
-    linear: Kernel<LinearParams>,
+    input_grad: MmaInputGrad,
     da: Grad,
     db: [Option<Grad>; MAX_PROJECTIONS],
     reduce: Kernel<ReduceParams>,
 }
 
 impl MmaBackward {
-    pub(super) fn new(kernels: &Kernels, problem: &Problem) -> Self {
-        let of = &kernels.of(problem.dtype()).sm80;
+    pub(super) fn new(gpu: &Gpu, problem: &Problem) -> Self {
+        let of = &gpu.kernels.of(problem.dtype()).sm80;
         let (t, k, rank) = (problem.t(), problem.k(), problem.rank());
         let grad = |r, n| Grad { split: GradSplit::new(t, r, n), kernel: by_rank(&of.grad, r) };
         let mut db = [const { None }; MAX_PROJECTIONS];
@@ -196,8 +231,8 @@ impl MmaBackward {
         }
         MmaBackward {
             t,
-            project: Project::ds(kernels, problem),
-            linear: of.linear_input_grad,
+            project: Project::ds(gpu.kernels, problem),
+            input_grad: MmaInputGrad::new(gpu, problem, problem.projections()),
             da: grad(rank, k),
             db,
             reduce: of.reduce,
@@ -216,7 +251,7 @@ impl MmaBackward {
     ) -> Result<()> {
         self.project.run_ds(run, layers)?;
         if wants_dx {
-            run_input_grad(run, &self.linear, layers)?;
+            self.input_grad.run(run, layers)?;
         }
         let &Gradients { x, s, da, db, accumulate } = gradients;
         self.da.run(run, self, [layers.s, x], partials, da, [false, accumulate])?;

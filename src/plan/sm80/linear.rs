@@ -1,10 +1,90 @@
 //! How the kernels for many tokens are launched, and the elementwise ones.
 
-use crate::manifest::sm80::{grad, linear, merge, project, round, tile::RANK_TILES};
+use crate::manifest::sm80::linear::{TILES, WARP_K, WIDE_TILE_N};
+use crate::manifest::sm80::{grad, merge, project, round, tile::RANK_TILES};
+use crate::problem::MAX_PROJECTIONS;
+use std::fmt;
 
-/// The grid of kernels/sm80/linear.cu for an output of m×n.
-pub(crate) fn linear_blocks(m: usize, n: usize) -> usize {
-    m.div_ceil(linear::TILE_M) * n.div_ceil(linear::TILE_N)
+/// The clocks that a tile of kernels/sm80/linear.cu takes on an SM by itself, in the order of
+/// `TILES`: for 64 of k, and for the rest, which is the start of the pipeline and the epilogue.
+///
+/// Fitted to an H200 at k = 4096 and 8192 and up to 8 waves of tiles. Two CTAs with tiles of 64×64
+/// fit on one of its SMs, which takes their time one after the other.
+const TILE_CLOCKS: [[f64; 2]; TILES.len()] =
+    [[1811.0, 7000.0], [1015.0, 4400.0], [617.0, 3100.0], [400.0, 2500.0]];
+
+/// A tile of an output of kernels/sm80/linear.cu.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct LinearTile {
+    pub(crate) m: usize,
+    pub(crate) n: usize,
+}
+
+impl LinearTile {
+    /// The one that takes the least time for an output of m×n, a sum over segments of these k.
+    fn of(output: [usize; 2], ks: impl Iterator<Item = usize> + Clone, sms: usize) -> Self {
+        let clocks = |tile: LinearTile, [k64, rest]: [f64; 2]| {
+            let ctas = tile.ctas(output);
+            // The limit of a grid: outputs of many terabytes have wide tiles.
+            if i32::try_from(ctas).is_err() {
+                return f64::INFINITY;
+            }
+            let k: usize = ks.clone().map(|k| k.next_multiple_of(tile.step())).sum();
+            ctas.div_ceil(sms) as f64 * (k as f64 / 64.0 * k64 + rest)
+        };
+        let tiles = TILES.map(|[m, n]| LinearTile { m, n });
+        let all = tiles.into_iter().zip(TILE_CLOCKS);
+        let timed = all.map(|(tile, each)| (clocks(tile, each), tile));
+        // The widest of equals, which is first.
+        let best = timed.min_by(|(a, _), (b, _)| a.total_cmp(b));
+        best.expect("there are tiles").1
+    }
+
+    /// Columns of a step along k.
+    fn step(self) -> usize {
+        if self.n == WIDE_TILE_N {
+            WARP_K
+        } else {
+            2 * WARP_K
+        }
+    }
+
+    /// The grid for an output of m×n.
+    pub(crate) fn ctas(self, [m, n]: [usize; 2]) -> usize {
+        m.div_ceil(self.m) * n.div_ceil(self.n)
+    }
+}
+
+impl fmt::Display for LinearTile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}×{} tiles", self.m, self.n)
+    }
+}
+
+/// The tiles of a pass: those of H of every layer, or the ones of dX. Unused entries are `None`.
+pub(crate) type LinearTiles = [Option<LinearTile>; MAX_PROJECTIONS];
+
+/// The tiles of H of layers of these (d, r). The ranks have no say: with an adapter the frozen layer
+/// is summed as without.
+pub(crate) fn forward_tiles(
+    [t, k]: [usize; 2],
+    layers: &[(usize, usize)],
+    sms: usize,
+) -> LinearTiles {
+    let mut tiles = LinearTiles::default();
+    for (tile, &(d, _)) in tiles.iter_mut().zip(layers) {
+        *tile = Some(LinearTile::of([t, d], std::iter::once(k), sms));
+    }
+    tiles
+}
+
+/// The tiles of dX of layers of these (d, r).
+pub(crate) fn input_grad_tile(
+    [t, k]: [usize; 2],
+    layers: &[(usize, usize)],
+    sms: usize,
+) -> LinearTile {
+    LinearTile::of([t, k], layers.iter().map(|&(d, _)| d), sms)
 }
 
 /// The grid of kernels/sm80/project.cu for an output of m×r.
@@ -74,8 +154,75 @@ impl GradSplit {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::manifest::sm80::linear;
     use crate::plan::testing::shapes;
-    use crate::problem::{MAX_PROJECTIONS, MAX_RANK};
+    use crate::problem::{MAX_RANK, MAX_SIZE};
+
+    const SMS: [usize; 6] = [2, 60, 82, 108, 132, 170];
+
+    #[test]
+    fn linear_tiles_cover_the_output_and_fit_the_grid() {
+        for ([t, k, d, r], sms) in shapes().zip(SMS.into_iter().cycle()) {
+            let [of_h, ..] = forward_tiles([t, k], &[(d, r)], sms);
+            let of_dx = input_grad_tile([t, k], &[(d, r), (k, r)], sms);
+            for (tile, output) in [(of_h.unwrap(), [t, d]), (of_dx, [t, k])] {
+                let context = format!("{output:?} on {sms} SMs: {tile:?}");
+                assert!(TILES.contains(&[tile.m, tile.n]), "{context}");
+                let [m, n] = output;
+                let [tiles_m, tiles_n] = [m.div_ceil(tile.m), n.div_ceil(tile.n)];
+                assert!(tiles_m * tile.m >= m && tiles_n * tile.n >= n, "{context}");
+                assert_eq!(tile.ctas(output), tiles_m * tiles_n, "{context}");
+                assert!(i32::try_from(tile.ctas(output)).is_ok(), "{context}");
+            }
+        }
+        // No tile makes the grid fit.
+        let [tile, ..] = forward_tiles([MAX_SIZE, 1], &[(MAX_SIZE, 1)], 132);
+        assert_eq!(tile, Some(LinearTile { m: 128, n: 256 }));
+    }
+
+    /// With the stages of every tile one CTA fits on an SM of 8.6, which has 100 KiB of which each
+    /// CTA takes one, and warps that sum apart find room for their sums.
+    #[test]
+    fn linear_tiles_fit_shared_memory() {
+        for [m, n] in TILES {
+            let stage = (m + n) * LinearTile { m, n }.step() * 2;
+            assert_eq!(linear::STAGES_BYTES % stage, 0);
+            assert!(linear::STAGES_BYTES / stage >= 3);
+            assert!(n == WIDE_TILE_N || m * n * 4 <= linear::STAGES_BYTES);
+        }
+        const { assert!(linear::STAGES_BYTES <= 99 << 10) };
+    }
+
+    /// The µs of each tile on an H200, X W0ᵀ at k = 4096 alone, with compute_80's code.
+    #[test]
+    fn the_fastest_linear_tile_is_chosen() {
+        for (t, d, us) in [
+            (1024, 4096, [80.0, 85.2, 103.3, 126.3]),
+            (512, 4096, [70.6, 43.4, 52.2, 65.1]),
+            (256, 4096, [70.6, 40.9, 26.1, 32.7]),
+            (128, 4096, [70.6, 40.6, 25.6, 18.2]),
+        ] {
+            let [tile, ..] = forward_tiles([t, 4096], &[(d, 16)], 132);
+            let fastest = (0..4).min_by(|&a, &b| f64::total_cmp(&us[a], &us[b])).unwrap();
+            let [m, n] = TILES[fastest];
+            assert_eq!(tile, Some(LinearTile { m, n }), "T={t} d={d}");
+        }
+        for [t, k, d] in [[8192, 4096, 4096], [8192, 8192, 8192], [512, 4096, 14336]] {
+            let [tile, ..] = forward_tiles([t, k], &[(d, 16)], 132);
+            assert_eq!(tile, Some(LinearTile { m: 128, n: 256 }), "T={t} d={d}");
+        }
+    }
+
+    #[test]
+    fn ranks_do_not_change_tiles() {
+        for [t, k, d, r] in shapes() {
+            let of_r = |r| {
+                let layers = [(d, r)];
+                (forward_tiles([t, k], &layers, 108), input_grad_tile([t, k], &layers, 108))
+            };
+            assert_eq!(of_r(r), of_r(0));
+        }
+    }
 
     /// In the kernel, split i has the rows from i · rows_per_split to the next split or to T.
     #[test]

@@ -4,7 +4,8 @@ pub(crate) mod decode;
 mod linear;
 
 pub(crate) use linear::{
-    linear_blocks, merge_blocks, project_blocks, rank_tile, round_blocks, GradSplit,
+    forward_tiles, input_grad_tile, merge_blocks, project_blocks, rank_tile, round_blocks,
+    GradSplit, LinearTile, LinearTiles,
 };
 
 use super::profile::DeviceProfile;
@@ -18,12 +19,12 @@ fn limits(profile: &DeviceProfile) -> Limits {
 
 /// How a forward pass is served: few tokens by a launch for each layer.
 pub(crate) fn forward(problem: &Problem, profile: &DeviceProfile) -> Strategy {
-    let (t, k, limits) = (problem.t(), problem.k(), limits(profile));
+    let (t, k, layers, limits) = (problem.t(), problem.k(), problem.projections(), limits(profile));
     let mut launches = [None; MAX_PROJECTIONS];
-    for (launch, &(d, r)) in launches.iter_mut().zip(problem.projections()) {
+    for (launch, &(d, r)) in launches.iter_mut().zip(layers) {
         *launch = Schedule::forward([t, d, k, r], limits);
         if launch.is_none() {
-            return Strategy::Mma;
+            return Strategy::Mma(forward_tiles([t, k], layers, profile.sms()));
         }
     }
     Strategy::MmaDecode(launches)
@@ -31,23 +32,32 @@ pub(crate) fn forward(problem: &Problem, profile: &DeviceProfile) -> Strategy {
 
 /// How a backward pass is served: few tokens of a single layer by one launch.
 pub(crate) fn backward(problem: &Problem, profile: &DeviceProfile) -> Strategy {
-    let &[(d, r)] = problem.projections() else { return Strategy::Mma };
-    alone(Schedule::input_grad([problem.t(), problem.k(), d, r], limits(profile)))
+    let (t, k, layers) = (problem.t(), problem.k(), problem.projections());
+    let launch = match *layers {
+        [(d, r)] => Schedule::input_grad([t, k, d, r], limits(profile)),
+        _ => None,
+    };
+    one(launch, || input_grad_tile([t, k], layers, profile.sms()))
 }
 
 /// How H = X W0ᵀ is served, given T, k and d.
 pub(crate) fn base_forward([t, k, d]: [usize; 3], profile: &DeviceProfile) -> Strategy {
-    alone(Schedule::forward([t, d, k, 0], limits(profile)))
+    match Schedule::forward([t, d, k, 0], limits(profile)) {
+        None => Strategy::Mma(forward_tiles([t, k], &[(d, 0)], profile.sms())),
+        some => Strategy::MmaDecode([some, None, None, None]),
+    }
 }
 
 /// How dX = dH W0 is served, given T, k and d.
 pub(crate) fn base_input_grad([t, k, d]: [usize; 3], profile: &DeviceProfile) -> Strategy {
-    alone(Schedule::input_grad([t, k, d, 0], limits(profile)))
+    let launch = Schedule::input_grad([t, k, d, 0], limits(profile));
+    one(launch, || input_grad_tile([t, k], &[(d, 0)], profile.sms()))
 }
 
-fn alone(launch: Option<Schedule>) -> Strategy {
+/// By this launch, or in this tile.
+fn one(launch: Option<Schedule>, tile: impl Fn() -> LinearTile) -> Strategy {
     match launch {
-        None => Strategy::Mma,
+        None => Strategy::Mma([Some(tile()), None, None, None]),
         some => Strategy::MmaDecode([some, None, None, None]),
     }
 }

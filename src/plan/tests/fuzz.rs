@@ -1,6 +1,7 @@
 //! No problem panics a plan, whatever its sizes. Tests run with overflow checks.
 
 use crate::dtype::DType;
+use crate::plan::sm80::LinearTiles;
 use crate::plan::testing::Rng;
 use crate::plan::Path;
 use crate::plan::{backward, base_forward, base_input_grad, forward};
@@ -9,7 +10,8 @@ use crate::problem::{Problem, MAX_RANK, MAX_SIZE as MOST};
 use std::collections::HashSet;
 
 fn profile(clusters: usize) -> DeviceProfile {
-    DeviceProfile::new("a GPU".to_string(), (9, 0), [2 * clusters, clusters], Rates::H100_SXM)
+    let sms = (2 * clusters).max(2);
+    DeviceProfile::new("a GPU".to_string(), (9, 0), [sms, clusters], Rates::H100_SXM)
 }
 
 /// The plans of all passes, of a single layer.
@@ -59,7 +61,10 @@ fn an_empty_batch_needs_nothing() {
         for profile in [None, Some(&profile(0)), Some(&profile(66))] {
             for plan in plans(&problem, profile) {
                 assert_eq!((plan.scratch, plan.flags), (0, 0));
-                let wanted = if profile.is_some() { Strategy::Mma } else { Strategy::Reference };
+                let wanted = match profile {
+                    Some(_) => Strategy::Mma(LinearTiles::default()),
+                    None => Strategy::Reference,
+                };
                 assert_eq!(plan.strategy, wanted);
             }
         }

@@ -3,6 +3,7 @@
 mod decode;
 mod fuzz;
 mod linear;
+mod mma;
 mod mma_decode;
 mod plans;
 mod short;

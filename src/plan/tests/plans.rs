@@ -4,7 +4,7 @@ use crate::dtype::DType;
 use crate::manifest::sm80::decode::MAX_TOKENS;
 use crate::plan::cost::CostModel;
 use crate::plan::sm80::decode::{self, Limits};
-use crate::plan::sm80::GradSplit;
+use crate::plan::sm80::{forward_tiles, input_grad_tile, GradSplit};
 use crate::plan::sm90a::linear;
 use crate::plan::sm90a::linear::Projection;
 use crate::plan::testing::{problems, single_problems};
@@ -89,27 +89,29 @@ fn plans_agree_with_what_the_launches_use() {
         let s = (t * r * 2).div_ceil(128) * 32;
         let ds = BackwardWorkspace::new(&problem, 0).elements();
         let limits = Limits { sms: 132, shared_bytes: 227 << 10 };
-        let mma = |schedule: Option<decode::Schedule>, scratch| match schedule {
-            None => Plan { strategy: Strategy::Mma, scratch, flags: 0 },
+        let tiles_h = forward_tiles([t, k], &[(d, r)], 132);
+        let tiles_dx = [Some(input_grad_tile([t, k], &[(d, r)], 132)), None, None, None];
+        let mma = |schedule: Option<decode::Schedule>, tiles, scratch| match schedule {
+            None => Plan { strategy: Strategy::Mma(tiles), scratch, flags: 0 },
             Some(schedule) => Plan {
                 strategy: Strategy::MmaDecode([Some(schedule), None, None, None]),
                 scratch: scratch + schedule.partials(),
                 flags: schedule.flags(),
             },
         };
-        let mma_forward = mma(decode::Schedule::forward([t, d, k, r], limits), s);
+        let mma_forward = mma(decode::Schedule::forward([t, d, k, r], limits), tiles_h, s);
         let mma_backward = {
             let schedule = decode::Schedule::input_grad([t, k, d, r], limits);
             let partials = schedule.map_or(0, |schedule| schedule.partials());
             let scratch = BackwardWorkspace::new(&problem, partials).elements();
-            Plan { scratch, ..mma(schedule, 0) }
+            Plan { scratch, ..mma(schedule, tiles_dx, 0) }
         };
         assert_eq!(backward(&problem, Some(&generic)), mma_backward);
         assert_eq!(forward(&problem, Some(&generic)), mma_forward);
         let base = decode::Schedule::forward([t, d, k, 0], limits);
-        assert_eq!(base_forward(&problem, Some(&generic)), mma(base, 0));
+        assert_eq!(base_forward(&problem, Some(&generic)), mma(base, tiles_h, 0));
         let base = decode::Schedule::input_grad([t, k, d, 0], limits);
-        assert_eq!(base_input_grad(&problem, Some(&generic)), mma(base, 0));
+        assert_eq!(base_input_grad(&problem, Some(&generic)), mma(base, tiles_dx, 0));
         let aligned = k % 8 == 0 && d % 8 == 0 && r % 8 == 0;
         let [of_h, of_dx] = [[t, d, k, r], [t, k, d, r]].map(Sizes::of_layer);
 
@@ -158,7 +160,7 @@ fn base_ops_need_no_adapter_and_no_workspace() {
             assert_eq!(mma, !aligned, "{context}");
             paths.insert((is_forward, plan.path()));
             match plan.strategy {
-                Strategy::Reference | Strategy::Mma => {}
+                Strategy::Reference | Strategy::Mma(_) => {}
                 Strategy::MmaDecode([Some(schedule), None, None, None]) => {
                     assert_eq!((schedule.partials(), schedule.flags()), (0, 0), "{context}");
                 }

@@ -28,6 +28,12 @@ fn a_plan_is_one_line() {
             "mma-decode 16×64 tiles, 128 CTAs + 4 for the projection, 528.2 KiB scratch",
         ]
     );
+    let group = problem(128, 4096, &[(4096, 16), (14336, 16)]);
+    assert_eq!(
+        forward(&group, Some(&generic)).to_string(),
+        "mma 64×64 tiles; 128×128 tiles, 8.0 KiB scratch"
+    );
+    assert_eq!(base_forward(&layer(0, 16), Some(&generic)).to_string(), "mma, no scratch");
     let [forward, backward] = lines(&layer(8192, 16));
     assert_eq!(
         forward,

@@ -11,6 +11,8 @@ pub struct Options {
     pub dtype: DType,
     pub rounds: usize,
     pub json: Option<PathBuf>,
+    /// Whether only the kernels that serve every GPU are timed.
+    pub generic: bool,
 }
 
 impl args::Options for Options {
@@ -22,14 +24,15 @@ impl args::Options for Options {
              --shapes SET       {} or TxKxDxR,... (default: quick), or TxKxD+DxR\n  \
              --dtype bf16|f16   default: bf16\n  \
              --rounds N         rounds that count (default: 15)\n  \
-             --json FILE        also write the results there, after every shape",
+             --json FILE        also write the results there, after every shape\n  \
+             --kernels SET      all, or generic: those that serve every GPU (default: all)",
             shapes::SETS
         )
     }
 
     fn defaults() -> Self {
         let shapes = shapes::parse("quick").expect("a set");
-        Options { shapes, dtype: DType::Bf16, rounds: 15, json: None }
+        Options { shapes, dtype: DType::Bf16, rounds: 15, json: None, generic: false }
     }
 
     fn only_test() -> Self {
@@ -47,6 +50,13 @@ impl args::Options for Options {
             }
             "--rounds" => self.rounds = value.count("rounds")?,
             "--json" => self.json = Some(value.text()?.into()),
+            "--kernels" => {
+                self.generic = match value.text()?.as_str() {
+                    "all" => false,
+                    "generic" => true,
+                    text => return Err(format!("`{text}` is neither all nor generic")),
+                }
+            }
             _ => return Err(format!("unknown option `{option}`")),
         }
         Ok(())

@@ -56,7 +56,10 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<()> {
-    let Some(gpu) = Gpu::open("overhead")? else { return Ok(()) };
+    let Some(mut gpu) = Gpu::open("overhead")? else { return Ok(()) };
+    if options.generic {
+        gpu.device = gpu.device.generic();
+    }
     let Some(lt) = Lt::open(&gpu)? else {
         eprintln!("overhead: nothing was timed: libcublasLt was not found; see LD_LIBRARY_PATH");
         return Ok(());

@@ -199,7 +199,7 @@ struct Staged {
 #pragma unroll 1
         for (int j = 0; j < kStages - 1; j++) load(j, j);
 #pragma unroll 1
-        for (int round = 0; round < rounds; round++) {
+        while (i < along_k) {
 #pragma unroll
             for (int u = 0; u < kRound; u++) {
                 next();
@@ -213,11 +213,20 @@ struct Staged {
             }
         }
         if (has_rank) {
+            // kStages - 1 steps along r are under way. One more has room, more do not.
+            if constexpr (kPer == kStages) {
+                sync_group<kGroupThreads, kGroups>(group);
+                load(slot == 0 ? kStages - 1 : slot - 1, i + kStages - 1);
+            }
+            if constexpr (kPer <= kStages) {
+                cp_async_wait<0>();
+                sync_group<kGroupThreads, kGroups>(group);
+            }
 #pragma unroll
             for (int c = 0; c < kPer; c++) {
                 const int64_t r0 = rank_step(of_class + c) * kStep;
                 if (r0 >= from.r) continue;
-                next();
+                if constexpr (kPer > kStages) next();
                 const E* b = from.b + r0 * (kMajor == Major::K ? 1 : from.b_ld);
                 multiply_step(acc[c], ring + slot * kStage, 0, b, from.b_ld, from.s + r0,
                               from.s_ld);
@@ -235,28 +244,27 @@ struct Staged {
 
     // kAll rows, of which `rows` exist, with `cols` elements each: zeros behind them.
     template <typename Rows, int kAll, typename E>
-    static __device__ __forceinline__ void load_rows(uint32_t to, const E* data, int64_t ld,
-                                                     int rows, int cols) {
+    static __device__ __forceinline__ void load_rows(uint32_t to, const E* data, int ld, int rows,
+                                                     int cols) {
         constexpr int kPieces = kAll * Rows::kChunks;
         const int thread = threadIdx.x % kGroupThreads;
         if constexpr (kAligned) {
             constexpr int kBy = kGroupThreads / Rows::kChunks;
             static_assert(kBy % 8 == 0);
             const int row = thread / Rows::kChunks, chunk = thread % Rows::kChunks;
-            const E* from = data + row * ld + chunk * 8;
             const int bytes = max(0, min(16, 2 * cols - chunk * 16));
             to += Rows::at(row, chunk);
 #pragma unroll
             for (int l = 0; l < (kPieces + kGroupThreads - 1) / kGroupThreads; l++) {
                 if (kPieces % kGroupThreads && row + l * kBy >= kAll) break;
+                const E* from = data + (int64_t)(row + l * kBy) * ld + chunk * 8;
                 cp_async(to + Rows::at(l * kBy, 0), from, row + l * kBy < rows ? bytes : 0);
-                from += kBy * ld;
             }
         } else {
 #pragma unroll 1
             for (int e = thread; e < kPieces; e += kGroupThreads) {
                 const int row = e / Rows::kChunks, chunk = e % Rows::kChunks;
-                const E* first = data + row * ld;
+                const E* first = data + (int64_t)row * ld;
                 const int by = shift(first);
                 const int bytes = row < rows && cols > 0 ? by + 2 * cols - chunk * 16 : 0;
                 cp_async(to + Rows::at(row, chunk),

@@ -16,8 +16,7 @@ pub enum Path {
     ///
     /// For compute capability 8.0 and newer, any shape and alignment; rows that do not start at
     /// multiples of 16 bytes take longer, and [`Path::Mma`] serves some products with a frozen
-    /// weight then. On compute capability 9.0 it serves layers that are not for
-    /// [`Path::Hopper`].
+    /// weight then. On compute capability 9.0 it serves what [`Path::Hopper`] cannot.
     MmaDecode,
     /// Small batches by wgmma and TMA, weight-bandwidth bound: up to 64 tokens in the forward, up to
     /// 32 in the backward; up to 128 and 64 for layers that have more tiles than there are SMs.

@@ -1,6 +1,6 @@
 //! What launches cost on a class of cards: the rates and latencies from which plans predict µs.
 
-use super::profile::Rates;
+use super::rates::Rates;
 
 /// What a field is proportional to, on cards whose rates differ from those it was fitted on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

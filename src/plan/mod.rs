@@ -5,6 +5,7 @@
 pub(crate) mod cost;
 mod path;
 mod profile;
+mod rates;
 mod scratch;
 mod sizes;
 pub(crate) mod sm80;
@@ -17,7 +18,7 @@ mod tests;
 
 pub use path::Path;
 pub use profile::DeviceProfile;
-pub(crate) use profile::Rates;
+pub(crate) use rates::Rates;
 pub(crate) use scratch::{projection_elements, BackwardWorkspace};
 pub(crate) use sizes::Sizes;
 pub(crate) use sm90a::small::Alone;
@@ -116,7 +117,8 @@ pub(crate) fn all_forward(
     let sizes = Sizes::of_forward(t, k, layers.iter().copied());
     let large = linear::all_forward(&sizes, clusters, cost).into_iter();
     let large = large.map(|(us, schedule)| (Some(us), Strategy::Large(schedule)));
-    let small = small::all_forward(problem, clusters).into_iter().map(|strategy| (None, strategy));
+    let small = small::all_forward(problem, clusters).into_iter();
+    let small = small.map(|launch| (None, Strategy::Small([Some(launch), None, None, None])));
     let all = small.chain(large);
     all.map(|(us, strategy)| Candidate { us, plan: forward_by(problem, strategy) }).collect()
 }
@@ -132,7 +134,8 @@ pub(crate) fn all_backward(
     let sizes = Sizes::of_input_grad(t, k, layers.iter().copied());
     let large = linear::all_input_grad(&sizes, clusters, cost).into_iter();
     let large = large.map(|(us, schedule)| (Some(us), Strategy::Large(schedule)));
-    let small = small::all_backward(problem, clusters).into_iter().map(|strategy| (None, strategy));
+    let small = small::all_backward(problem, clusters).into_iter();
+    let small = small.map(|launch| (None, Strategy::Small([Some(launch), None, None, None])));
     let all = small.chain(large);
     all.map(|(us, strategy)| Candidate { us, plan: backward_by(problem, strategy) }).collect()
 }

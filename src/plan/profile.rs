@@ -1,6 +1,7 @@
 //! What plans know of a GPU.
 
 use super::cost::CostModel;
+use super::rates::Rates;
 
 /// What plans know of a CUDA device.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -11,20 +12,6 @@ pub struct DeviceProfile {
     clusters: usize,
     shared_bytes: usize,
     rates: Rates,
-}
-
-/// The rates of a device, as the driver tells them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Rates {
-    /// The SMs' clock at most, in MHz.
-    pub(crate) clock_mhz: usize,
-    /// What the memory transfers at most, in MB/s.
-    pub(crate) memory_mb_s: usize,
-}
-
-impl Rates {
-    pub(crate) const H100_SXM: Rates = Rates { clock_mhz: 1980, memory_mb_s: 3_352_320 };
-    pub(crate) const H200: Rates = Rates { clock_mhz: 1980, memory_mb_s: 4_814_304 };
 }
 
 /// Bytes of shared memory that a CTA may have: the CUDA programming guide's for these

@@ -1,7 +1,8 @@
 //! A plan: how a call is served, and the workspace it needs.
 
 use super::path::Path;
-use super::sm80::{decode, LinearTiles};
+use super::sm80::decode;
+use super::sm80::linear::LinearTiles;
 use super::sm90a::linear::{Projection, Schedule};
 use super::sm90a::small::Alone;
 use crate::problem::MAX_PROJECTIONS;

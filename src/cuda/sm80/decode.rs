@@ -1,16 +1,15 @@
 //! Launches of kernels/sm80/decode.cu: few tokens of one layer.
 
-use super::PLAIN;
 use crate::cuda::operands::{Gradients, Handover, Layer, Layers};
 use crate::driver::params::{DecodeParams, Operand};
 use crate::driver::sm80::{DecodeForward, DecodeInputGrad};
-use crate::driver::{Gpu, Kernel, Run};
+use crate::driver::{Gpu, Kernel, LaunchMode, Run};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::plan::sm80::decode::{Instance, Launch, Schedule};
 
 /// The launches that serve a layer, where rows are aligned and elsewhere.
-pub(in crate::cuda) struct Decode {
+pub(crate) struct Decode {
     aligned: (Kernel<DecodeParams>, Launch),
     unaligned: Option<(Kernel<DecodeParams>, Launch)>,
 }
@@ -26,7 +25,7 @@ impl Decode {
     }
 
     /// For H and S of a layer, or H alone.
-    pub(in crate::cuda) fn forward(gpu: &Gpu, dtype: DType, schedule: Schedule) -> Self {
+    pub(crate) fn forward(gpu: &Gpu, dtype: DType, schedule: Schedule) -> Self {
         let kernels = &gpu.kernels.of(dtype).sm80.decode_forward;
         Decode::new(schedule, |Instance { t, rows, splits, loads }| {
             kernels.get(DecodeForward { t, rows, splits, loads })
@@ -34,7 +33,7 @@ impl Decode {
     }
 
     /// For dX, dS, dA and dB of a layer, or dX alone.
-    pub(in crate::cuda) fn input_grad(gpu: &Gpu, dtype: DType, schedule: Schedule) -> Self {
+    pub(crate) fn input_grad(gpu: &Gpu, dtype: DType, schedule: Schedule) -> Self {
         let kernels = &gpu.kernels.of(dtype).sm80.decode_input_grad;
         Decode::new(schedule, |Instance { t, rows, splits, loads }| {
             kernels.get(DecodeInputGrad { t, rows, splits, loads })
@@ -42,7 +41,7 @@ impl Decode {
     }
 
     /// Whether this serves the operands of a frozen layer.
-    pub(in crate::cuda) fn serves(&self, lhs: Operand, layer: &Layer) -> bool {
+    pub(crate) fn serves(&self, lhs: Operand, layer: &Layer) -> bool {
         self.unaligned.is_some() || lhs.is_aligned() && layer.w0.is_aligned()
     }
 
@@ -54,7 +53,7 @@ impl Decode {
     }
 
     /// H and S of a layer, given its A and its columns of S, or H alone where r = 0.
-    pub(in crate::cuda) fn run_forward(
+    pub(crate) fn run_forward(
         &self,
         run: &Run<'_>,
         layers: &Layers,
@@ -67,11 +66,11 @@ impl Decode {
         let (kernel, launch) = self.launch([x, w0, a, b, s]);
         let params = params(launch, [t, k, d, r], scale, handover);
         let params = DecodeParams { x, w0, a, b, s, h, ..params };
-        run.launch(kernel, [launch.blocks(), 1], PLAIN, &params)
+        run.launch(kernel, [launch.blocks(), 1], LaunchMode::default(), &params)
     }
 
     /// dX of a single layer if `wants_dx`; with gradients dS, dA and dB too.
-    pub(in crate::cuda) fn run_input_grad(
+    pub(crate) fn run_input_grad(
         &self,
         run: &Run<'_>,
         layers: &Layers,
@@ -90,7 +89,7 @@ impl Decode {
             params = DecodeParams { y, saved_s, da, db, accumulate, ..params };
         }
         let params = DecodeParams { x, w0, a, b, s, h, ..params };
-        run.launch(kernel, [launch.blocks(), 1], PLAIN, &params)
+        run.launch(kernel, [launch.blocks(), 1], LaunchMode::default(), &params)
     }
 }
 

@@ -1,11 +1,11 @@
 //! How the kernels of `kernels/sm80` are launched.
 
 pub(crate) mod decode;
-mod linear;
+pub(crate) mod linear;
 
 pub(crate) use linear::{
     forward_tiles, input_grad_tile, merge_blocks, project_blocks, rank_tile, round_blocks,
-    GradSplit, LinearTile, LinearTiles,
+    GradSplit, LinearTile,
 };
 
 use super::profile::DeviceProfile;

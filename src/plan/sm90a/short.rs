@@ -1,7 +1,7 @@
 //! How `kernels/sm90a/short.cu` is launched: its tiles, and which clusters compute S.
 
 use crate::manifest::sm90a::short::{FORWARD_TILES_N, INPUT_GRAD_TILES_N, TILES_M};
-use crate::plan::sm80::rank_tile;
+use crate::plan::sm80::linear::rank_tile;
 
 /// The most tokens the kernel serves.
 pub(crate) const MOST_TOKENS: usize = 1024;

@@ -4,7 +4,6 @@ use super::decode;
 use super::short;
 use crate::manifest::sm90a::decode::INPUT_GRAD_HALF_TOKENS;
 use crate::plan::path::Path;
-use crate::plan::strategy::Strategy;
 use crate::problem::{Problem, MAX_PROJECTIONS};
 use std::fmt;
 
@@ -102,24 +101,20 @@ pub(crate) fn backward(problem: &Problem, clusters: usize) -> Option<Alone> {
 }
 
 /// All launches for a forward pass of one layer.
-pub(crate) fn all_forward(problem: &Problem, clusters: usize) -> Vec<Strategy> {
+pub(crate) fn all_forward(problem: &Problem, clusters: usize) -> Vec<Alone> {
     let &[(d, r)] = problem.projections() else { return Vec::new() };
     let (t, k) = (problem.t(), problem.k());
     let decode = || Alone::Decode(decode::Schedule::forward([t, d, k, r], clusters));
     let decode = (t <= decode::MOST_TOKENS).then(decode);
     let short = short::Schedule::all_forward([t, d, r], clusters).map(Alone::Short);
-    decode.into_iter().chain(short).map(alone).collect()
+    decode.into_iter().chain(short).collect()
 }
 
 /// All launches for a backward pass of one layer.
-pub(crate) fn all_backward(problem: &Problem, clusters: usize) -> Vec<Strategy> {
+pub(crate) fn all_backward(problem: &Problem, clusters: usize) -> Vec<Alone> {
     let &[(d, r)] = problem.projections() else { return Vec::new() };
     let (t, k) = (problem.t(), problem.k());
     let decode = decode::Schedule::input_grad([t, k, d, r], clusters).map(Alone::Decode);
     let short = short::Schedule::all_input_grad([t, k, r], clusters).map(Alone::Short);
-    decode.into_iter().chain(short).map(alone).collect()
-}
-
-fn alone(launch: Alone) -> Strategy {
-    Strategy::Small([Some(launch), None, None, None])
+    decode.into_iter().chain(short).collect()
 }

@@ -1,7 +1,7 @@
 //! No problem panics a plan, whatever its sizes. Tests run with overflow checks.
 
 use crate::dtype::DType;
-use crate::plan::sm80::LinearTiles;
+use crate::plan::sm80::linear::LinearTiles;
 use crate::plan::testing::Rng;
 use crate::plan::Path;
 use crate::plan::{backward, base_forward, base_input_grad, forward};

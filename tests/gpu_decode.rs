@@ -9,7 +9,7 @@ use half::bf16;
 use lora_kernels::ops::Path;
 
 /// T, d, k and r, and the SM limit.
-const SHAPES: [([usize; 4], usize); 22] = include!("common/hopper_decode_shapes.in");
+const SHAPES: [([usize; 4], usize); 24] = include!("common/hopper_decode_shapes.in");
 
 #[test]
 #[ignore = "needs a CUDA GPU"]

@@ -11,8 +11,8 @@ use lora_kernels::cudarc::driver::{sys, CudaContext};
 use lora_kernels::Device;
 
 /// For the kernels of Hopper: T, d, k and r, and the SM limit; as gpu_sanitize.rs has them.
-const HOPPER: [([usize; 4], usize); 20] = include!("common/hopper_shapes.in");
-const FEW_TOKENS: [([usize; 4], usize); 22] = include!("common/hopper_decode_shapes.in");
+const HOPPER: [([usize; 4], usize); 23] = include!("common/hopper_shapes.in");
+const FEW_TOKENS: [([usize; 4], usize); 24] = include!("common/hopper_decode_shapes.in");
 const SHORT: [([usize; 4], usize); 11] = include!("common/hopper_short_shapes.in");
 /// The same for few tokens on every GPU.
 const MMA_DECODE: [([usize; 4], usize); 13] = include!("common/mma_decode_shapes.in");

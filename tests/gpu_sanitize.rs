@@ -17,10 +17,10 @@ use half::{bf16, f16};
 use lora_kernels::Device;
 
 /// For the kernels of Hopper: T, d, k and r, and the SM limit.
-const HOPPER: [([usize; 4], usize); 20] = include!("common/hopper_shapes.in");
+const HOPPER: [([usize; 4], usize); 23] = include!("common/hopper_shapes.in");
 
 /// The same for few tokens.
-const FEW_TOKENS: [([usize; 4], usize); 22] = include!("common/hopper_decode_shapes.in");
+const FEW_TOKENS: [([usize; 4], usize); 24] = include!("common/hopper_decode_shapes.in");
 
 /// And for short batches.
 const SHORT: [([usize; 4], usize); 11] = include!("common/hopper_short_shapes.in");
@@ -29,7 +29,7 @@ const SHORT: [([usize; 4], usize); 11] = include!("common/hopper_short_shapes.in
 const MMA_DECODE: [([usize; 4], usize); 13] = include!("common/mma_decode_shapes.in");
 
 /// For the kernels of Hopper that serve groups: T, k, d and r of every projection, and the SM limit.
-const HOPPER_GROUPS: [OfProjections; 22] = include!("common/hopper_shared_shapes.in");
+const HOPPER_GROUPS: [OfProjections; 27] = include!("common/hopper_shared_shapes.in");
 type OfProjections = (usize, usize, &'static [(usize, usize)], usize);
 
 /// For the kernels of every GPU.

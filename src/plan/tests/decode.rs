@@ -18,7 +18,7 @@ const TURNS_ROWS: usize = 64;
 /// than 64 tokens only with several rounds.
 #[test]
 fn everything_is_sanitized() {
-    let shapes: [([usize; 4], usize); 22] =
+    let shapes: [([usize; 4], usize); 24] =
         include!("../../../tests/common/hopper_decode_shapes.in");
     let (mut ways, mut kinds) = (HashSet::new(), HashSet::new());
     for ([t, d, k, r], sms) in shapes {

@@ -42,7 +42,7 @@ fn everything_is_sanitized() {
 }
 
 fn everything_is_reached(cost: &CostModel) {
-    let alone: [([usize; 4], usize); 20] = include!("../../../tests/common/hopper_shapes.in");
+    let alone: [([usize; 4], usize); 23] = include!("../../../tests/common/hopper_shapes.in");
     let mut seen = [HashSet::new(), HashSet::new()];
     for ([t, d, k, r], sms) in alone {
         let [of_h, of_dx] = [[t, d, k, r], [t, k, d, r]].map(Sizes::of_layer);
@@ -57,7 +57,7 @@ fn everything_is_reached(cost: &CostModel) {
     assert_all_seen(&seen);
 
     type Shared = (usize, usize, &'static [(usize, usize)], usize);
-    let shared: [Shared; 22] = include!("../../../tests/common/hopper_shared_shapes.in");
+    let shared: [Shared; 27] = include!("../../../tests/common/hopper_shared_shapes.in");
     let mut seen = [HashSet::new(), HashSet::new()];
     for (t, k, layers, sms) in shared {
         assert!(t > decode::MOST_TOKENS && layers.len() > 1);

@@ -105,7 +105,7 @@ fn of_sm80() -> Vec<Kernel> {
             BY_LANES, BY_MORE_STAGES, LARGE_SHARED_BYTES, SHARED_BYTES, THREADS, UNALIGNED,
         };
         let of_cta: fn(&[usize]) -> Cta = |axes| {
-            let &[t, rows, splits, loads] = axes else { unreachable!("four axes") };
+            let &[t, rows, _, loads] = axes else { unreachable!("four axes") };
             let shared_bytes = match loads {
                 // Sums of half the warps.
                 BY_LANES => THREADS / 32 / 2 * t * (rows + 4) * 4,

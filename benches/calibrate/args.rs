@@ -22,7 +22,7 @@ impl args::Options for Options {
             "usage: cargo bench --bench calibrate -- [OPTION...]\n  \
              --shapes SET       {} or TxKxDxR,... (default: calibrate)\n  \
              --within F         times the best prediction, 1 or more (default: 1.3)\n  \
-             --rounds N         rounds that count (default: 5)\n  \
+             --rounds N         rounds that count (default: 9)\n  \
              --json FILE        also write the results there, after every shape\n  \
              --fit FILE         fit the cost model to such a file instead",
             shapes::SETS
@@ -31,7 +31,7 @@ impl args::Options for Options {
 
     fn defaults() -> Self {
         let shapes = shapes::parse("calibrate").expect("a set");
-        Options { shapes, within: 1.3, rounds: 5, json: None, fit: None }
+        Options { shapes, within: 1.3, rounds: 9, json: None, fit: None }
     }
 
     fn only_test() -> Self {

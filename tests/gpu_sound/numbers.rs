@@ -4,7 +4,7 @@ use super::alone;
 use crate::common::{cuda_paths, Inputs, Sizes};
 use half::{bf16, f16};
 use lora_kernels::ops::{Backward, BaseForward, BaseInputGrad, Forward, GradientsMut};
-use lora_kernels::ops::{Projection, Weights};
+use lora_kernels::ops::{Path, Projection, Weights};
 use lora_kernels::{Accumulation, DType, Device, Problem, Tensor, TensorView, Workspace};
 
 use super::pass::PATHS;
@@ -196,12 +196,20 @@ fn rows_may_lie_apart() {
     for device in cuda_paths() {
         for sizes in PATHS {
             // Rows at multiples of 16 bytes, and not; dense last, to compare with.
-            let results = [8, 3, 0].map(|gap| strided(&device, sizes, gap));
-            let [aligned, odd, dense] = results;
+            let [aligned, odd, dense] = [8, 3, 0].map(|gap| strided(&device, sizes, gap));
             assert_eq!(aligned.0, dense.0, "{sizes} on {}", dense.1);
             // Unaligned rows take the path for every GPU, with sums in another order.
-            let generic = strided(&device.generic(), sizes, 0);
-            assert_eq!(odd.0, generic.0, "{sizes} unaligned");
+            let generic = [0, 3].map(|gap| strided(&device.generic(), sizes, gap));
+            let few = generic[0].1 == Path::MmaDecode.to_string();
+            if !few {
+                assert_eq!(odd.0, generic[0].0, "{sizes} unaligned");
+                continue;
+            }
+            // For few tokens its passes have the same bits with any rows. The frozen layer alone,
+            // and a plan for aligned rows on Hopper, have the kernels for many tokens then.
+            let passes = |bits: &[Vec<u16>]| [0, 1, 4, 5, 6].map(|i| bits[i].clone());
+            assert_eq!(passes(&generic[1].0), passes(&generic[0].0), "{sizes} unaligned");
+            assert_eq!(odd.0, strided(&device, sizes, 5).0, "{sizes} unaligned");
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The regret of the cost models: the time of the schedule that a plan chooses over that of the
 //! fastest that was timed, from `cargo bench --bench calibrate`.
 
+#[allow(dead_code)] // What writes the file is the benchmark's.
 #[path = "../benches/calibrate/record.rs"]
 mod record;
 

@@ -18,8 +18,8 @@
 //! architecture of the list, `sm90a` for 90a alone, if the list has 90 or 90a.
 //!
 //! A build fails where ptxas spills registers or serialises wgmma: the kernels are written so
-//! that neither happens, and either would cost more speed than any test notices. A file may spill
-//! as much as MAY_SPILL says.
+//! that neither happens, and either would cost more speed than any test notices. MAY_SPILL names
+//! the entry points that may spill, and how much.
 //!
 //! The unit tests at the foot run with `rustc --test --edition 2021 build.rs`.
 
@@ -38,9 +38,13 @@ mod codegen;
 
 const NVCC_FLAGS: [&str; 4] = ["-O3", "-std=c++17", "--fatbin", "-Xptxas=-v"];
 const DEFAULT_ARCHS: &str = "80,90";
-/// Bytes of spilled registers, stored and loaded, that an entry point of a file may have, outside of
-/// its loops: in kernels/sm80/decode.cu they are the price of a second CTA on an SM.
-const MAY_SPILL: [(&str, u32); 1] = [("sm80/decode", 192)];
+/// Entry points of kernels/sm80/decode.cu, without their element, that spill outside their loops:
+/// the price of a second CTA on an SM. The bytes, stored and loaded, are ptxas 13.0's largest.
+const MAY_SPILL: [(&str, u32); 3] = [
+    ("decode_forward_t32_rows64_splits1_loads1_", 52),
+    ("decode_forward_t64_rows32_splits1_loads1_", 44),
+    ("decode_input_grad_t32_rows64_splits1_loads1_", 72),
+];
 /// In OUT_DIR, the headers that kernels/manifest/codegen.rs writes.
 const INCLUDE: &str = "include";
 
@@ -328,8 +332,7 @@ fn compile(nvcc: &Nvcc, kernel: &Kernel, out: &Path) -> Result<(), String> {
         let report = format!("{source}: nvcc failed ({status}):\n{command:?}\n{words}");
         return Err(report);
     }
-    let may_spill = MAY_SPILL.iter().find(|(name, _)| *name == kernel.name);
-    let faults = ptxas_faults(&words, may_spill.map_or(0, |&(_, bytes)| bytes)).join("\n");
+    let faults = ptxas_faults(&words).join("\n");
     if !faults.is_empty() {
         let report = format!("{source}: refused, because ptxas says:\n{faults}\n");
         return Err(report);
@@ -375,21 +378,27 @@ fn own_files(rule: &str, include: &Path) -> Vec<PathBuf> {
     words.filter(|path| path.starts_with("kernels") || path.starts_with(include)).collect()
 }
 
-/// Those lines of `ptxas -v` that report more bytes of spilled registers than allowed, each after
-/// the one that names the kernel, and those that report serialised wgmma or an ignored setmaxnreg.
-fn ptxas_faults(output: &str, may_spill: u32) -> Vec<&str> {
+/// The lines of `ptxas -v` that report more spills than MAY_SPILL allows, each after the line that
+/// names the entry point, and lines that report serialised wgmma or an ignored setmaxnreg.
+fn ptxas_faults(output: &str) -> Vec<&str> {
     let mut faults = Vec::new();
     let mut kernel = "";
     for line in output.lines() {
         if line.contains("Compiling entry function") {
             kernel = line;
-        } else if spill_bytes(line) > may_spill {
+        } else if spill_bytes(line) > may_spill(kernel) {
             faults.extend([kernel, line]);
         } else if line.contains("Potential Performance Loss") {
             faults.push(line);
         }
     }
     faults
+}
+
+/// Bytes for the entry point that a line of `ptxas -v` names.
+fn may_spill(kernel: &str) -> u32 {
+    let allowed = MAY_SPILL.iter().find(|(name, _)| kernel.contains(name));
+    allowed.map_or(0, |&(_, bytes)| bytes)
 }
 
 /// N and M of "N bytes spill stores, M bytes spill loads" added up, 0 for any other line.
@@ -447,14 +456,26 @@ mod tests {
                      ptxas info    : Function properties for f\n    \
                      384 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads\n\
                      ptxas info    : Used 32 registers, used 0 barriers";
-        assert!(ptxas_faults(clean, 0).is_empty());
+        assert!(ptxas_faults(clean).is_empty());
         let spilled = clean.replace("0 bytes spill", "12 bytes spill");
-        let faults = ptxas_faults(&spilled, 23);
+        let faults = ptxas_faults(&spilled);
         assert_eq!(faults.len(), 2);
-        assert!(ptxas_faults(&spilled, 24).is_empty());
         assert!(faults[0].contains("'f' for 'sm_80'") && faults[1].contains("12 bytes spill"));
         let serialised = "ptxas info    : (C7511) Potential Performance Loss: wgmma.mma_async \
                           instructions are serialized due to insufficient register resources";
-        assert_eq!(ptxas_faults(serialised, 24), [serialised]);
+        assert_eq!(ptxas_faults(serialised), [serialised]);
+    }
+
+    #[test]
+    fn allowed_spills() {
+        for (name, most) in MAY_SPILL {
+            let report = |name: &str, loads: u32| {
+                let spills = format!("0 bytes spill stores, {loads} bytes spill loads");
+                format!("Compiling entry function '{name}'\n{spills}")
+            };
+            assert!(ptxas_faults(&report(&format!("{name}f16"), most)).is_empty());
+            assert_eq!(ptxas_faults(&report(&format!("{name}f16"), most + 1)).len(), 2);
+            assert_eq!(ptxas_faults(&report("f", most)).len(), 2);
+        }
     }
 }

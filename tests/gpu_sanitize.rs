@@ -7,8 +7,8 @@
 //!
 //! The shapes have several tiles along every dimension, more steps than the pipelines are deep,
 //! several splits of T, and ranks for both rank tiles; some with 16-byte accesses and some without.
-//! They reach every tile of H and dX, on Hopper of its own kernels too, every way to make S and every way to make dA and dB, as a test
-//! of the plan asserts.
+//! They reach every tile of H and dX, on Hopper of its own kernels too, every way to make S and
+//! every way to make dA and dB, as a test of the plan asserts.
 
 mod common;
 

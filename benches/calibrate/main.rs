@@ -6,9 +6,9 @@
 //! ```
 //!
 //! - For each layer and pass, schedules are forced: all of small batches, and up to 40 of large
-//!   batches whose predicted time is within `F` of the best prediction. They take turns as CUDA graphs, over buffers
-//!   that rotate through more than twice the L2 cache. `--json` keeps what was predicted and
-//!   measured.
+//!   batches whose predicted time is within `F` of the best prediction. They take turns as CUDA
+//!   graphs, over buffers that rotate through more than twice the L2 cache. `--json` keeps what was
+//!   predicted and measured.
 //! - From such a file, `--fit` fits the fields of `CostModel` by coordinate descent, and prints them
 //!   with the regret: the time of the schedule that is chosen over that of the fastest. It needs no
 //!   GPU.
@@ -76,7 +76,7 @@ fn run(options: &Options) -> Result<()> {
 /// predictions, the others spread evenly over the rest.
 const MOST: usize = 40;
 
-/// What is worth timing: all schedules of small batches, and of large batches those that are
+/// What is worth timing: of small batches all schedules, of large ones all schedules that are
 /// predicted to take up to `within` times as long as the best.
 fn candidates(
     problem: &Problem,

@@ -1,5 +1,5 @@
-//! What the benchmarks share: a GPU to time on, calls in turns, matrices in its memory, an adapted layer on
-//! rotating buffers, sizes by name, command lines and result files.
+//! What the benchmarks share: a GPU to time on, calls in turns, matrices in its memory, an adapted
+//! layer on rotating buffers, sizes by name, command lines and result files.
 
 // Each benchmark compiles these modules for itself, and none uses all of them.
 #![allow(dead_code)]

@@ -25,7 +25,7 @@ impl args::Options for Options {
              --dtype bf16|f16   default: bf16\n  \
              --rounds N         rounds that count (default: 15)\n  \
              --json FILE        also write the results there, after every shape\n  \
-             --kernels SET      all, or generic: those that serve every GPU (default: all)",
+             --kernels SET      all, or generic: kernels that serve every GPU (default: all)",
             shapes::SETS
         )
     }

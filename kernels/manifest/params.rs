@@ -92,7 +92,7 @@ params! {
                 /// Of 64 columns; 0 if dA and dB are not wanted.
                 da_tiles: i32,
                 db_tiles: i32,
-                /// Those that wait for S.
+                /// CTAs that wait for S.
                 waiters: i32,
                 /// f32 elements of the partial tiles of S.
                 proj_partials: i32,

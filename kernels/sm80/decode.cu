@@ -32,7 +32,7 @@
 
 #include "manifest/sm80/decode.cuh"
 
-// The CTAs that compute S, and those that compute H.
+// The CTAs that compute S, and the CTAs that compute H.
 template <Major kMajor, int kN, int kRows, int kSplits, int kLoads>
 struct DecodeShapes {
     static_assert(kRows == 64 || kRows == 32);

@@ -50,7 +50,8 @@
 //   - Any other tile waits for slices of its row block, which are all published.
 //   - The last tile of a span waits for the next cluster's partial tile, the first of its span,
 //     which waits for nothing and follows only full tiles.
-//   - Grad CTAs wait for all slices.
+//   - Grad CTAs wait for all slices. Where tiles compute all of S for themselves and no partial
+//     tiles, only grad CTAs wait, for CTAs before them: this launch need not be cooperative either.
 //   - With dedicated projection, all wait for the first clusters only, and these for nothing. CTAs
 //     start in the order of the grid, so this launch need not be cooperative.
 #pragma once

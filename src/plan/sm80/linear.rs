@@ -61,7 +61,7 @@ impl fmt::Display for LinearTile {
     }
 }
 
-/// The tiles of a pass: those of H of every layer, or the ones of dX. Unused entries are `None`.
+/// The tiles of a pass: of H for every layer, or of dX. Unused entries are `None`.
 pub(crate) type LinearTiles = [Option<LinearTile>; MAX_PROJECTIONS];
 
 /// The tiles of H of layers of these (d, r). The ranks have no say: with an adapter the frozen layer

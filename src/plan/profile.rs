@@ -1,7 +1,7 @@
 //! What plans know of a GPU.
 
 use super::cost::CostModel;
-use super::rates::Rates;
+use super::rates::{mma_rate, Rates};
 
 /// What plans know of a CUDA device.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,7 +15,8 @@ pub struct DeviceProfile {
 }
 
 /// Bytes of shared memory that a CTA may have: the CUDA programming guide's for these
-/// capabilities, else the least of any.
+/// capabilities ("Technical Specifications per Compute Capability"), else the least of any. An SM
+/// has 1 KiB more.
 fn shared_bytes(compute_capability: (u32, u32)) -> usize {
     let kib = match compute_capability {
         (8, 0) | (8, 7) => 163,
@@ -34,6 +35,63 @@ impl DeviceProfile {
     /// An H200: 132 SMs, and a build with the Hopper kernels. To plan without a GPU.
     pub fn h200() -> Self {
         DeviceProfile::new("NVIDIA H200".to_string(), (9, 0), [132, 66], Rates::H200)
+    }
+
+    /// An A100 SXM with 80 GB, unmeasured: 108 SMs, at most 1410 MHz, 2039 GB/s, compute
+    /// capability 8.0, 163 KiB of shared memory for a CTA.
+    ///
+    /// From NVIDIA's A100 datasheet and A100 architecture whitepaper, and the CUDA programming
+    /// guide.
+    pub fn a100_sxm() -> Self {
+        DeviceProfile::preset("NVIDIA A100-SXM4-80GB", (8, 0), 108, Rates::A100_SXM)
+    }
+
+    /// A GeForce RTX 3090, unmeasured: 82 SMs, at most 1695 MHz, 936 GB/s, compute capability 8.6,
+    /// 99 KiB of shared memory for a CTA.
+    ///
+    /// From NVIDIA's GA102 architecture whitepaper, appendix A, and the CUDA programming guide.
+    pub fn rtx_3090() -> Self {
+        DeviceProfile::preset("NVIDIA GeForce RTX 3090", (8, 6), 82, Rates::RTX_3090)
+    }
+
+    /// A GeForce RTX 4090, unmeasured: 128 SMs, at most 2520 MHz, 1008 GB/s, compute capability
+    /// 8.9, 99 KiB of shared memory for a CTA.
+    ///
+    /// From NVIDIA's Ada architecture whitepaper and the CUDA programming guide.
+    pub fn rtx_4090() -> Self {
+        DeviceProfile::preset("NVIDIA GeForce RTX 4090", (8, 9), 128, Rates::RTX_4090)
+    }
+
+    /// An L40S, unmeasured: 142 SMs, at most 2520 MHz, 864 GB/s, compute capability 8.9, 99 KiB of
+    /// shared memory for a CTA.
+    ///
+    /// From NVIDIA's L40S datasheet and product brief, and the CUDA programming guide.
+    pub fn l40s() -> Self {
+        DeviceProfile::preset("NVIDIA L40S", (8, 9), 142, Rates::L40S)
+    }
+
+    /// A GeForce RTX 5090, unmeasured: 170 SMs, at most 2407 MHz, 1792 GB/s, compute capability
+    /// 12.0, 99 KiB of shared memory for a CTA.
+    ///
+    /// From NVIDIA's RTX Blackwell architecture whitepaper and the CUDA programming guide.
+    pub fn rtx_5090() -> Self {
+        DeviceProfile::preset("NVIDIA GeForce RTX 5090", (12, 0), 170, Rates::RTX_5090)
+    }
+
+    /// The cards that are known from public figures alone.
+    #[doc(hidden)]
+    pub fn presets() -> [Self; 5] {
+        [
+            DeviceProfile::a100_sxm(),
+            DeviceProfile::rtx_3090(),
+            DeviceProfile::rtx_4090(),
+            DeviceProfile::l40s(),
+            DeviceProfile::rtx_5090(),
+        ]
+    }
+
+    fn preset(name: &str, compute_capability: (u32, u32), sms: usize, rates: Rates) -> Self {
+        DeviceProfile::new(name.to_string(), compute_capability, [sms, 0], rates)
     }
 
     /// `clusters` are the clusters of 2 CTAs of the Hopper kernels that run at once: 0 if the
@@ -107,6 +165,11 @@ impl DeviceProfile {
         self.shared_bytes
     }
 
+    /// FMAs of 16-bit factors, summed in f32, that an SM does in a clock by `mma.sync`.
+    pub(crate) fn mma_rate(&self) -> usize {
+        mma_rate(&self.name, self.compute_capability)
+    }
+
     /// What launches cost.
     #[doc(hidden)]
     pub fn cost(&self) -> CostModel {
@@ -122,6 +185,16 @@ impl DeviceProfile {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The rates are those that the published TFLOPS follow from.
+    #[test]
+    fn rates_agree_with_the_published_tflops() {
+        let published = [312.0, 71.0, 165.2, 362.0, 209.5];
+        for (card, published) in DeviceProfile::presets().into_iter().zip(published) {
+            let tflops = 2e-6 * (card.sms() * card.mma_rate() * card.rates.clock_mhz) as f64;
+            assert!((tflops / published - 1.0).abs() < 0.015, "{}: {tflops}", card.name());
+        }
+    }
 
     #[test]
     fn limits_only_lower() {

@@ -118,8 +118,8 @@ pub(super) struct MmaForward([Option<Linear>; MAX_PROJECTIONS]);
 impl MmaForward {
     pub(super) fn new(gpu: &Gpu, problem: &Problem) -> Self {
         let kernels = &gpu.kernels.of(problem.dtype()).sm80.linear_forward;
-        let (sizes, sms) = ([problem.t(), problem.k()], gpu.profile.sms());
-        let tiles = forward_tiles(sizes, problem.projections(), sms);
+        let sizes = [problem.t(), problem.k()];
+        let tiles = forward_tiles(sizes, problem.projections(), &gpu.profile);
         MmaForward(tiles.map(|tile| {
             let tile @ LinearTile { m, n } = tile?;
             let kernel = kernels.get(LinearForward { m, n });
@@ -148,8 +148,8 @@ impl MmaInputGrad {
     /// For layers of these (d, r).
     pub(super) fn new(gpu: &Gpu, problem: &Problem, layers: &[(usize, usize)]) -> Self {
         let kernels = &gpu.kernels.of(problem.dtype()).sm80.linear_input_grad;
-        let (sizes, sms) = ([problem.t(), problem.k()], gpu.profile.sms());
-        let tile @ LinearTile { m, n } = input_grad_tile(sizes, layers, sms);
+        let sizes = [problem.t(), problem.k()];
+        let tile @ LinearTile { m, n } = input_grad_tile(sizes, layers, &gpu.profile);
         let kernel = kernels.get(LinearInputGrad { m, n });
         let kernel = kernel.expect("there is a kernel for every tile");
         MmaInputGrad(Linear { tile, kernel })

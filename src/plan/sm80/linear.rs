@@ -2,16 +2,32 @@
 
 use crate::manifest::sm80::linear::{TILES, WARP_K, WIDE_TILE_N};
 use crate::manifest::sm80::{grad, merge, project, round, tile::RANK_TILES};
+use crate::plan::profile::DeviceProfile;
+use crate::plan::rates::HOPPER_MMA_RATE;
 use crate::problem::MAX_PROJECTIONS;
 use std::fmt;
 
-/// The clocks that a tile of kernels/sm80/linear.cu takes on an SM by itself, in the order of
-/// `TILES`: for 64 of k, and for the rest, which is the start of the pipeline and the epilogue.
+/// The clocks that a tile of kernels/sm80/linear.cu takes on an SM of an H200 by itself, in the
+/// order of `TILES`: for 64 of k, and for the rest, which is the start of the pipeline and the
+/// epilogue.
 ///
-/// Fitted to an H200 at k = 4096 and 8192 and up to 8 waves of tiles. Two CTAs with tiles of 64×64
-/// fit on one of its SMs, which takes their time one after the other.
+/// Fitted at k = 4096 and 8192 and up to 8 waves of tiles. Two CTAs with tiles of 64×64 fit on one
+/// of its SMs, which takes their time one after the other.
 const TILE_CLOCKS: [[f64; 2]; TILES.len()] =
     [[1811.0, 7000.0], [1015.0, 4400.0], [617.0, 3100.0], [400.0, 2500.0]];
+
+/// Clocks for 64 of k that a tile takes longer than on an H200, on an SM that does `mma_rate` FMAs
+/// in a clock. A heuristic: no other card has been measured.
+///
+/// The first column of `TILE_CLOCKS` is the time of a tile's FMAs at an H200's rate, and 198 to 214
+/// clocks for barriers and latencies. Only the FMAs scale.
+///
+/// Two other bounds do not choose a tile. To fill shared memory, at 64 bytes a clock, takes no
+/// longer than the FMAs. All tiles read about as much memory, because CTAs of a wave share in the
+/// L2 what they read.
+fn clocks_of_mma([m, n]: [usize; 2], mma_rate: usize) -> f64 {
+    (m * n * 64) as f64 * (1.0 / mma_rate as f64 - 1.0 / HOPPER_MMA_RATE as f64)
+}
 
 /// A tile of an output of kernels/sm80/linear.cu.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,8 +37,13 @@ pub(crate) struct LinearTile {
 }
 
 impl LinearTile {
-    /// The one that takes the least time for an output of m×n, a sum over segments of these k.
-    fn of(output: [usize; 2], ks: impl Iterator<Item = usize> + Clone, sms: usize) -> Self {
+    /// The one that takes the least time for an output of m×n, a sum over segments of these k:
+    /// waves of a tile for each SM.
+    fn of(
+        output: [usize; 2],
+        ks: impl Iterator<Item = usize> + Clone,
+        profile: &DeviceProfile,
+    ) -> Self {
         let clocks = |tile: LinearTile, [k64, rest]: [f64; 2]| {
             let ctas = tile.ctas(output);
             // The limit of a grid: outputs of many terabytes have wide tiles.
@@ -30,7 +51,8 @@ impl LinearTile {
                 return f64::INFINITY;
             }
             let k: usize = ks.clone().map(|k| k.next_multiple_of(tile.step())).sum();
-            ctas.div_ceil(sms) as f64 * (k as f64 / 64.0 * k64 + rest)
+            let k64 = k64 + clocks_of_mma([tile.m, tile.n], profile.mma_rate());
+            ctas.div_ceil(profile.sms()) as f64 * (k as f64 / 64.0 * k64 + rest)
         };
         let tiles = TILES.map(|[m, n]| LinearTile { m, n });
         let all = tiles.into_iter().zip(TILE_CLOCKS);
@@ -69,11 +91,11 @@ pub(crate) type LinearTiles = [Option<LinearTile>; MAX_PROJECTIONS];
 pub(crate) fn forward_tiles(
     [t, k]: [usize; 2],
     layers: &[(usize, usize)],
-    sms: usize,
+    profile: &DeviceProfile,
 ) -> LinearTiles {
     let mut tiles = LinearTiles::default();
     for (tile, &(d, _)) in tiles.iter_mut().zip(layers) {
-        *tile = Some(LinearTile::of([t, d], std::iter::once(k), sms));
+        *tile = Some(LinearTile::of([t, d], std::iter::once(k), profile));
     }
     tiles
 }
@@ -82,9 +104,9 @@ pub(crate) fn forward_tiles(
 pub(crate) fn input_grad_tile(
     [t, k]: [usize; 2],
     layers: &[(usize, usize)],
-    sms: usize,
+    profile: &DeviceProfile,
 ) -> LinearTile {
-    LinearTile::of([t, k], layers.iter().map(|&(d, _)| d), sms)
+    LinearTile::of([t, k], layers.iter().map(|&(d, _)| d), profile)
 }
 
 /// The grid of kernels/sm80/project.cu for an output of m×r.
@@ -158,15 +180,16 @@ mod tests {
     use crate::plan::testing::shapes;
     use crate::problem::{MAX_RANK, MAX_SIZE};
 
-    const SMS: [usize; 6] = [2, 60, 82, 108, 132, 170];
-
     #[test]
     fn linear_tiles_cover_the_output_and_fit_the_grid() {
-        for ([t, k, d, r], sms) in shapes().zip(SMS.into_iter().cycle()) {
-            let [of_h, ..] = forward_tiles([t, k], &[(d, r)], sms);
-            let of_dx = input_grad_tile([t, k], &[(d, r), (k, r)], sms);
+        let presets = DeviceProfile::presets().into_iter();
+        let cards = presets.chain([2, 60, 132].map(|sms| DeviceProfile::h200().with_sm_limit(sms)));
+        let cards: Vec<_> = cards.collect();
+        for ([t, k, d, r], card) in shapes().zip(cards.iter().cycle()) {
+            let [of_h, ..] = forward_tiles([t, k], &[(d, r)], card);
+            let of_dx = input_grad_tile([t, k], &[(d, r), (k, r)], card);
             for (tile, output) in [(of_h.unwrap(), [t, d]), (of_dx, [t, k])] {
-                let context = format!("{output:?} on {sms} SMs: {tile:?}");
+                let context = format!("{output:?} on {card:?}: {tile:?}");
                 assert!(TILES.contains(&[tile.m, tile.n]), "{context}");
                 let [m, n] = output;
                 let [tiles_m, tiles_n] = [m.div_ceil(tile.m), n.div_ceil(tile.n)];
@@ -176,7 +199,7 @@ mod tests {
             }
         }
         // No tile makes the grid fit.
-        let [tile, ..] = forward_tiles([MAX_SIZE, 1], &[(MAX_SIZE, 1)], 132);
+        let [tile, ..] = forward_tiles([MAX_SIZE, 1], &[(MAX_SIZE, 1)], &DeviceProfile::h200());
         assert_eq!(tile, Some(LinearTile { m: 128, n: 256 }));
     }
 
@@ -202,23 +225,24 @@ mod tests {
             (256, 4096, [70.6, 40.9, 26.1, 32.7]),
             (128, 4096, [70.6, 40.6, 25.6, 18.2]),
         ] {
-            let [tile, ..] = forward_tiles([t, 4096], &[(d, 16)], 132);
+            let [tile, ..] = forward_tiles([t, 4096], &[(d, 16)], &DeviceProfile::h200());
             let fastest = (0..4).min_by(|&a, &b| f64::total_cmp(&us[a], &us[b])).unwrap();
             let [m, n] = TILES[fastest];
             assert_eq!(tile, Some(LinearTile { m, n }), "T={t} d={d}");
         }
         for [t, k, d] in [[8192, 4096, 4096], [8192, 8192, 8192], [512, 4096, 14336]] {
-            let [tile, ..] = forward_tiles([t, k], &[(d, 16)], 132);
+            let [tile, ..] = forward_tiles([t, k], &[(d, 16)], &DeviceProfile::h200());
             assert_eq!(tile, Some(LinearTile { m: 128, n: 256 }), "T={t} d={d}");
         }
     }
 
     #[test]
     fn ranks_do_not_change_tiles() {
+        let a100 = DeviceProfile::a100_sxm();
         for [t, k, d, r] in shapes() {
             let of_r = |r| {
                 let layers = [(d, r)];
-                (forward_tiles([t, k], &layers, 108), input_grad_tile([t, k], &layers, 108))
+                (forward_tiles([t, k], &layers, &a100), input_grad_tile([t, k], &layers, &a100))
             };
             assert_eq!(of_r(r), of_r(0));
         }

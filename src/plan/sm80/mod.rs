@@ -24,7 +24,7 @@ pub(crate) fn forward(problem: &Problem, profile: &DeviceProfile) -> Strategy {
     for (launch, &(d, r)) in launches.iter_mut().zip(layers) {
         *launch = Schedule::forward([t, d, k, r], limits);
         if launch.is_none() {
-            return Strategy::Mma(forward_tiles([t, k], layers, profile.sms()));
+            return Strategy::Mma(forward_tiles([t, k], layers, profile));
         }
     }
     Strategy::MmaDecode(launches)
@@ -37,13 +37,13 @@ pub(crate) fn backward(problem: &Problem, profile: &DeviceProfile) -> Strategy {
         [(d, r)] => Schedule::input_grad([t, k, d, r], limits(profile)),
         _ => None,
     };
-    one(launch, || input_grad_tile([t, k], layers, profile.sms()))
+    one(launch, || input_grad_tile([t, k], layers, profile))
 }
 
 /// How H = X W0ᵀ is served, given T, k and d.
 pub(crate) fn base_forward([t, k, d]: [usize; 3], profile: &DeviceProfile) -> Strategy {
     match Schedule::forward([t, d, k, 0], limits(profile)) {
-        None => Strategy::Mma(forward_tiles([t, k], &[(d, 0)], profile.sms())),
+        None => Strategy::Mma(forward_tiles([t, k], &[(d, 0)], profile)),
         some => Strategy::MmaDecode([some, None, None, None]),
     }
 }
@@ -51,7 +51,7 @@ pub(crate) fn base_forward([t, k, d]: [usize; 3], profile: &DeviceProfile) -> St
 /// How dX = dH W0 is served, given T, k and d.
 pub(crate) fn base_input_grad([t, k, d]: [usize; 3], profile: &DeviceProfile) -> Strategy {
     let launch = Schedule::input_grad([t, k, d, 0], limits(profile));
-    one(launch, || input_grad_tile([t, k], &[(d, 0)], profile.sms()))
+    one(launch, || input_grad_tile([t, k], &[(d, 0)], profile))
 }
 
 /// By this launch, or in this tile.

@@ -89,8 +89,8 @@ fn plans_agree_with_what_the_launches_use() {
         let s = (t * r * 2).div_ceil(128) * 32;
         let ds = BackwardWorkspace::new(&problem, 0).elements();
         let limits = Limits { sms: 132, shared_bytes: 227 << 10 };
-        let tiles_h = forward_tiles([t, k], &[(d, r)], 132);
-        let tiles_dx = [Some(input_grad_tile([t, k], &[(d, r)], 132)), None, None, None];
+        let tiles_h = forward_tiles([t, k], &[(d, r)], &generic);
+        let tiles_dx = [Some(input_grad_tile([t, k], &[(d, r)], &generic)), None, None, None];
         let mma = |schedule: Option<decode::Schedule>, tiles, scratch| match schedule {
             None => Plan { strategy: Strategy::Mma(tiles), scratch, flags: 0 },
             Some(schedule) => Plan {

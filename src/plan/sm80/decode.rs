@@ -1,7 +1,7 @@
 //! How `kernels/sm80/decode.cu` is launched.
 
 use crate::manifest::sm80::decode::{
-    BY_LANES, BY_MORE_STAGES, BY_STAGES, LARGE_SHARED_BYTES, UNALIGNED,
+    BY_LANES, BY_MORE_STAGES, BY_STAGES, LARGE_SHARED_BYTES, SHARED_BYTES, UNALIGNED,
 };
 use std::fmt;
 
@@ -18,6 +18,14 @@ const MAX_SIZE: usize = 1 << 30;
 pub(crate) struct Limits {
     pub(crate) sms: usize,
     pub(crate) shared_bytes: usize,
+}
+
+impl Limits {
+    /// CTAs with this much shared memory that fit on an SM. CUDA reserves 1 KiB for each, and an SM
+    /// has 1 KiB more than a CTA may have.
+    fn ctas_per_sm(self, bytes: usize) -> usize {
+        (self.shared_bytes + 1024) / (bytes + 1024)
+    }
 }
 
 /// An instance of the kernel: its tokens, its rows of weights and its CTAs that share a tile, each
@@ -163,8 +171,9 @@ impl Schedule {
 
     /// For dX (T×k) over d, with dS (T×r), dA and dB unless r is 0; `None` for large T.
     ///
-    /// Measured on an H200. Splits keep SMs busy where tiles are no more than SMs. Where two CTAs
-    /// for each tile are not either, one with more stages is enough for an SM.
+    /// Measured on an H200, where two CTAs with stages fit on an SM. Splits keep SMs busy if two
+    /// CTAs for each tile are one wave. If they are no more than SMs, one with more stages is enough
+    /// for an SM.
     pub(crate) fn input_grad([t, k, d, r]: [usize; 4], limits: Limits) -> Option<Self> {
         let Limits { sms, shared_bytes } = limits;
         let (tile_t, tiles) = (tile_t(t)?.max(16), k.div_ceil(64));
@@ -173,7 +182,7 @@ impl Schedule {
             _ if r == 0 => (1, BY_STAGES),
             64 if more => (2, BY_MORE_STAGES),
             64 => (2, BY_STAGES),
-            _ if tiles <= sms => (2, BY_STAGES),
+            _ if 2 * tiles <= sms * limits.ctas_per_sm(SHARED_BYTES).min(2) => (2, BY_STAGES),
             _ => (1, BY_STAGES),
         };
         let aligned = Instance::new([tile_t, 64, splits], loads);
@@ -230,7 +239,7 @@ impl fmt::Display for Schedule {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::manifest::sm80::decode::{FORWARD, INPUT_GRAD, MAX_TOKENS, SHARED_BYTES};
+    use crate::manifest::sm80::decode::{FORWARD, INPUT_GRAD, MAX_TOKENS};
     use crate::plan::testing::shapes;
     use std::collections::HashSet;
 

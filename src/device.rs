@@ -121,6 +121,16 @@ impl Device {
         self.with_profile(|profile| profile.with_shared_limit(bytes))
     }
 
+    /// The same device, with plans for this card: the kernels that serve every GPU, in tiles for
+    /// the card's SMs and tensor cores, within the shared memory of both. To test plans for cards
+    /// that are not at hand.
+    #[doc(hidden)]
+    pub fn with_plans_of(&self, card: &DeviceProfile) -> Self {
+        self.with_profile(|present| {
+            card.clone().without_hopper().with_shared_limit(present.shared_bytes())
+        })
+    }
+
     fn with_profile(&self, change: impl Fn(DeviceProfile) -> DeviceProfile) -> Self {
         let backend = match &self.backend {
             Backend::Cpu => Backend::Cpu,

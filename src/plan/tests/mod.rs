@@ -1,5 +1,6 @@
 //! Tests of whole plans, and of what compute-sanitizer runs on.
 
+mod cards;
 mod decode;
 mod fuzz;
 mod linear;

@@ -1,0 +1,325 @@
+//! Plans for Ampere, Ada and consumer Blackwell: every launch has an instance and fits the card.
+
+use crate::dtype::DType;
+use crate::manifest::sm80::linear::TILES;
+use crate::plan::sm80::decode::{Instance, Schedule};
+use crate::plan::sm80::linear::LinearTiles;
+use crate::plan::sm80::{
+    forward_tiles, input_grad_tile, merge_blocks, project_blocks, rank_tile, round_blocks,
+    GradSplit, LinearTile,
+};
+use crate::plan::testing::{problems, shapes, single_problems};
+use crate::plan::{backward, base_forward, base_input_grad, forward};
+use crate::plan::{projection_elements, BackwardWorkspace, DeviceProfile, Plan, Strategy};
+use crate::problem::{Problem, MAX_PROJECTIONS, MAX_RANK};
+use kernels::Cta;
+use std::collections::{BTreeSet, HashMap};
+
+#[allow(dead_code)] // What only build.rs needs.
+#[path = "../../../kernels/manifest/kernels.rs"]
+mod kernels;
+#[allow(dead_code, unused_imports)] // As above.
+#[path = "../../../kernels/manifest/shared.rs"]
+mod shared;
+
+/// Static shared memory beside dynamic, at most.
+const STATIC_BYTES: usize = 64;
+
+/// Of compute capability 8.6, 8.9 and 12.x. 8.0 has more.
+const THREADS_PER_SM: usize = 1536;
+
+/// An instance by its kernel's name and its axes, and a grid of it.
+type Grid = ((&'static str, Vec<usize>), [usize; 2]);
+
+/// Of operations without a plan.
+const NOTHING: Strategy = Strategy::Mma([None; MAX_PROJECTIONS]);
+
+/// What an operation may launch.
+#[derive(Default)]
+struct Launches {
+    grids: Vec<Grid>,
+    /// f32 elements behind S or dS, and flags, of each launch that needs any.
+    workspaces: Vec<[usize; 2]>,
+}
+
+impl Launches {
+    fn add(&mut self, name: &'static str, axes: &[usize], grid: [usize; 2]) {
+        self.grids.push(((name, axes.to_vec()), grid));
+    }
+
+    /// Where rows are aligned and elsewhere, with its output and without.
+    fn decode(&mut self, name: &'static str, schedule: &Schedule) {
+        for launch in [Some(schedule.aligned), schedule.unaligned].into_iter().flatten() {
+            let Instance { t, rows, splits, loads } = launch.instance;
+            self.workspaces.push([launch.partials(), launch.flags()]);
+            let without_out = (launch.da_tiles > 0).then(|| launch.without_out());
+            for launch in [Some(launch), without_out].into_iter().flatten() {
+                self.add(name, &[t, rows, splits, loads], [launch.blocks(), 1]);
+            }
+        }
+    }
+
+    fn linear(&mut self, name: &'static str, tile: LinearTile, output: [usize; 2]) {
+        self.add(name, &[tile.m, tile.n], [tile.ctas(output), 1]);
+    }
+
+    fn project(&mut self, name: &'static str, t: usize, r: usize) {
+        self.add(name, &[rank_tile(r)], [project_blocks(t, r), 1]);
+    }
+
+    fn grad(&mut self, t: usize, r: usize, n: usize) {
+        let split = GradSplit::new(t, r, n);
+        self.add("grad", &[rank_tile(r)], [split.rank_tiles * split.column_tiles, split.splits]);
+        self.add("reduce", &[], [n.div_ceil(32), r.div_ceil(32)]);
+        self.workspaces.push([split.partials(), 0]);
+    }
+
+    /// H of every layer. Its tiles also serve rows that decode.cu does not.
+    fn of_forward(&mut self, problem: &Problem, plan: &Plan, tiles: LinearTiles) {
+        match &plan.strategy {
+            Strategy::MmaDecode(schedules) => {
+                schedules.iter().flatten().for_each(|of| self.decode("decode_forward", of));
+            }
+            strategy => assert_eq!(*strategy, Strategy::Mma(tiles)),
+        }
+        for (tile, &(d, _)) in tiles.iter().flatten().zip(problem.projections()) {
+            self.linear("linear_forward", *tile, [problem.t(), d]);
+        }
+    }
+
+    /// dX, likewise.
+    fn of_input_grad(&mut self, problem: &Problem, plan: &Plan, tile: LinearTile) {
+        match &plan.strategy {
+            Strategy::MmaDecode([Some(of), ..]) => self.decode("decode_input_grad", of),
+            strategy => assert_eq!(*strategy, Strategy::Mma([Some(tile), None, None, None])),
+        }
+        self.linear("linear_input_grad", tile, [problem.t(), problem.k()]);
+    }
+}
+
+/// Every operation's plan, and what it may launch.
+fn operations(problem: &Problem, card: &DeviceProfile) -> Vec<(&'static str, Plan, Launches)> {
+    let (t, k, layers) = (problem.t(), problem.k(), problem.projections());
+    let tiles = forward_tiles([t, k], layers, card);
+    let tile = input_grad_tile([t, k], layers, card);
+    let mut all = Vec::new();
+    let mut add = |name, plan: Plan, of: &dyn Fn(&mut Launches, &Plan)| {
+        let mut launches = Launches::default();
+        of(&mut launches, &plan);
+        all.push((name, plan, launches));
+    };
+    add("forward", forward(problem, Some(card)), &|launches, plan| {
+        launches.project("project_s", t, problem.rank());
+        launches.of_forward(problem, plan, tiles);
+    });
+    add("backward", backward(problem, Some(card)), &|launches, plan| {
+        launches.of_input_grad(problem, plan, tile);
+        launches.grad(t, problem.rank(), k);
+        for &(d, r) in layers {
+            launches.project("project_ds", t, r);
+            launches.grad(t, r, d);
+        }
+    });
+    if let [(d, r)] = *layers {
+        add("base forward", base_forward(problem, Some(card)), &|launches, plan| {
+            launches.of_forward(problem, plan, tiles);
+        });
+        add("base input grad", base_input_grad(problem, Some(card)), &|launches, plan| {
+            launches.of_input_grad(problem, plan, tile);
+        });
+        let nothing =
+            Plan { strategy: Strategy::Mma(LinearTiles::default()), scratch: 0, flags: 0 };
+        add("merge and round", nothing, &|launches, _| {
+            launches.add("merge", &[], [merge_blocks([d, k]), 1]);
+            launches.add("round", &[], [round_blocks([r * k, d * r].into_iter(), card.sms()), 1]);
+        });
+    }
+    all
+}
+
+/// What each instance of kernels/sm80 needs.
+fn instances() -> HashMap<(&'static str, Vec<usize>), Cta> {
+    let all = kernels::kernels().into_iter().filter(|kernel| kernel.arch == "sm80");
+    let each = all.flat_map(|kernel| {
+        let name: &'static str = kernel.name.leak();
+        let cta = kernel.cta;
+        kernel.instances.into_iter().map(move |axes| ((name, axes.clone()), cta(&axes)))
+    });
+    each.collect()
+}
+
+/// Every launch has an instance, and fits the card's shared memory and a grid.
+fn assert_fits(problem: &Problem, card: &DeviceProfile, there: &HashMap<(&str, Vec<usize>), Cta>) {
+    for (operation, plan, Launches { grids, workspaces }) in operations(problem, card) {
+        let context = || format!("{operation} of {problem} on {}: {plan:?}", card.name());
+        for (instance, [x, y]) in grids {
+            let cta = there.get(&instance).unwrap_or_else(|| panic!("{instance:?} {}", context()));
+            let shared_bytes = cta.shared_bytes + STATIC_BYTES;
+            assert!(shared_bytes <= card.shared_bytes(), "{instance:?} {}", context());
+            assert!((1..=i32::MAX as usize).contains(&x), "{instance:?} {x} {}", context());
+            assert!((1..=65_535).contains(&y), "{instance:?} {y} {}", context());
+            let [threads_x, threads_y] = cta.threads;
+            let threads = threads_x * threads_y * cta.per_sm.unwrap_or(1);
+            assert!(threads <= THREADS_PER_SM, "{instance:?}");
+            // Clusters are Hopper's.
+            assert_eq!(cta.cluster, 1, "{instance:?}");
+        }
+        // What launches need is there, and no more.
+        let most = |i: usize| workspaces.iter().map(|of| of[i]).fold(0, usize::max);
+        let s = match operation {
+            "forward" => projection_elements(problem),
+            "backward" => BackwardWorkspace::new(problem, 0).partials_offset(),
+            _ => 0,
+        };
+        assert!(operation != "forward" || problem.t() * problem.rank() * 2 <= 4 * s);
+        assert_eq!((plan.scratch, plan.flags), (s + most(0), most(1)), "{}", context());
+    }
+}
+
+#[test]
+fn plans_fit_every_card() {
+    let there = instances();
+    let all: Vec<_> = single_problems().chain(problems()).collect();
+    for card in DeviceProfile::presets() {
+        for problem in &all {
+            // As it is, and of fewer tokens.
+            assert_fits(problem, &card, &there);
+            let t = 1 + problem.t() % 16_384;
+            let few = Problem::new(t, problem.k(), problem.projections(), DType::F16).unwrap();
+            assert_fits(&few, &card, &there);
+        }
+    }
+}
+
+#[test]
+fn plans_of_every_rank_fit_every_card() {
+    let there = instances();
+    for card in DeviceProfile::presets() {
+        for r in 1..=MAX_RANK {
+            for t in [1, 8, 9, 16, 17, 32, 33, 64, 65, 128, 1000, 1024, 4096, 16_384] {
+                for [k, d] in [[4096, 1024], [1024, 14_336], [517, 203]] {
+                    let problem = Problem::single(t, k, d, r, DType::Bf16).unwrap();
+                    assert_fits(&problem, &card, &there);
+                }
+            }
+        }
+    }
+}
+
+/// In the order of kernels/sm80/linear.cu, each CTA of the grid has a tile of its own, inside the
+/// output.
+#[test]
+fn tiles_cover_every_output_once() {
+    for card in DeviceProfile::presets() {
+        for [t, k, d, r] in shapes().step_by(8) {
+            let [of_h, ..] = forward_tiles([t, k], &[(d, r)], &card);
+            let of_dx = input_grad_tile([t, k], &[(d, r)], &card);
+            for (tile, [m, n]) in [(of_h.unwrap(), [t, d]), (of_dx, [t, k])] {
+                let ctas = tile.ctas([m, n]);
+                if ctas > 20_000 {
+                    continue;
+                }
+                let [tiles_m, tiles_n] = [m.div_ceil(tile.m), n.div_ceil(tile.n)];
+                let group = 2048 / tile.m;
+                let corner = |cta: usize| {
+                    let (of, at) = (cta / (group * tiles_n), cta % (group * tiles_n));
+                    let rows = group.min(tiles_m - of * group);
+                    [(of * group + at % rows) * tile.m, at / rows * tile.n]
+                };
+                let corners: BTreeSet<_> = (0..ctas).map(corner).collect();
+                let inside = |&[i, j]: &[usize; 2]| i < m && j < n;
+                let context = format!("{m}×{n} on {}: {tile}", card.name());
+                assert!(corners.iter().all(inside), "{context}");
+                assert_eq!(corners.len(), tiles_m * tiles_n, "{context}");
+            }
+        }
+    }
+}
+
+/// The instances that serve every pass of a layer of T, k, d and r.
+fn serving([t, k, d, r]: [usize; 4], card: &DeviceProfile) -> BTreeSet<(&'static str, Vec<usize>)> {
+    let problem = Problem::single(t, k, d, r, DType::Bf16).unwrap();
+    let all = operations(&problem, card).into_iter();
+    let all = all.filter(|(_, plan, _)| plan.strategy != NOTHING);
+    let instances = all.flat_map(|(_, plan, launches)| {
+        let few = matches!(plan.strategy, Strategy::MmaDecode(_));
+        let grids = launches.grids.into_iter().map(|(instance, _)| instance);
+        // For few tokens, decode.cu serves everything but some unaligned rows.
+        grids.filter(move |(name, _)| name.starts_with("decode") == few)
+    });
+    instances.collect()
+}
+
+/// What tests/gpu_cards.rs runs reaches every instance that serves a layer on any of the cards.
+#[test]
+fn every_instance_is_compared_with_the_reference() {
+    let shapes: [[usize; 4]; 17] = include!("../../../tests/common/card_shapes.in");
+    let tokens = [1, 8, 9, 16, 17, 32, 33, 64, 65, 100, 200, 500, 1000, 2048, 4096, 8192, 16_384];
+    let sizes = [512, 1024, 4096, 5120, 8192, 14_336, 203];
+    for card in DeviceProfile::presets() {
+        let compared: BTreeSet<_> =
+            shapes.iter().flat_map(|&[t, d, k, r]| serving([t, k, d, r], &card)).collect();
+        for t in tokens {
+            for (k, d) in sizes.into_iter().flat_map(|k| sizes.map(|d| (k, d))) {
+                for r in [9, 16, 64] {
+                    for instance in serving([t, k, d, r], &card) {
+                        let context = format!("T={t} k={k} d={d} r={r} on {}", card.name());
+                        assert!(compared.contains(&instance), "{instance:?} of {context}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Where tensor cores are slow, the FMAs of all waves, empty parts of tiles included, are nearly
+/// all of the time.
+#[test]
+fn slow_tensor_cores_do_few_fmas() {
+    for card in [DeviceProfile::rtx_3090(), DeviceProfile::rtx_4090(), DeviceProfile::rtx_5090()] {
+        for [t, _, d, _] in shapes() {
+            let fmas = |tile: LinearTile| tile.ctas([t, d]).div_ceil(card.sms()) * tile.m * tile.n;
+            let [chosen, ..] = forward_tiles([t, 4096], &[(d, 16)], &card);
+            let all = TILES.map(|[m, n]| fmas(LinearTile { m, n }));
+            let least = all.into_iter().min().expect("there are tiles");
+            let chosen = fmas(chosen.expect("a layer has a tile"));
+            assert!(chosen * 4 <= least * 5, "T={t} d={d} on {}", card.name());
+        }
+    }
+}
+
+/// To fill shared memory, at 64 bytes a clock, does not take longer than the FMAs.
+#[test]
+fn filling_shared_memory_bounds_no_tile() {
+    for card in DeviceProfile::presets() {
+        for [m, n] in TILES {
+            let [bytes, fmas] = [(m + n) * 64 * 2, m * n * 64];
+            assert!(bytes / 64 <= fmas / card.mma_rate(), "{m}×{n} on {}", card.name());
+        }
+    }
+}
+
+/// CTAs that share a tile of dX are one wave: a second wave costs what sharing saves.
+#[test]
+fn splits_of_an_input_grad_fit_one_wave() {
+    let there = instances();
+    for card in DeviceProfile::presets() {
+        let problems = single_problems();
+        let few = problems.filter(|problem| problem.t() <= 32);
+        let mut several = 0;
+        for problem in few {
+            let Strategy::MmaDecode([Some(Schedule { aligned, .. }), ..]) =
+                backward(&problem, Some(&card)).strategy
+            else {
+                panic!("{problem} is of many tokens");
+            };
+            let Instance { t, rows, splits, loads } = aligned.instance;
+            let cta = &there[&("decode_input_grad", vec![t, rows, splits, loads])];
+            let fit = (card.shared_bytes() + 1024) / (cta.shared_bytes + 1024);
+            let fit = fit.min(cta.per_sm.unwrap_or(1)) * card.sms();
+            assert!(splits == 1 || aligned.row_tiles * splits <= fit, "{problem}: {aligned:?}");
+            several += usize::from(splits > 1);
+        }
+        assert!(several > 0, "{}", card.name());
+    }
+}

@@ -10,7 +10,7 @@ use lora_kernels::ops::Path;
 use lora_kernels::DeviceProfile;
 
 /// T, d, k and r.
-const SHAPES: [[usize; 4]; 17] = include!("common/card_shapes.in");
+const SHAPES: [[usize; 4]; 21] = include!("common/card_shapes.in");
 
 fn is_exact<E: DeviceElement>(inputs: &Inputs<E>) {
     let reference = on_cpu(inputs);
@@ -18,7 +18,7 @@ fn is_exact<E: DeviceElement>(inputs: &Inputs<E>) {
         let device = cuda().with_plans_of(&card);
         let path = forward_path(&device, &inputs.problem());
         assert!(
-            matches!(path, Path::Mma | Path::MmaDecode),
+            matches!(path, Path::Mma | Path::MmaShort | Path::MmaDecode),
             "{} is served by {path}",
             inputs.sizes
         );

@@ -80,6 +80,6 @@ fn paths_follow_the_number_of_tokens() {
         let wanted = [[few; 2], [few, short], [short; 2], [short; 2], [more; 2]];
         assert_eq!(paths(&best), wanted);
     }
-    let [few, more] = [Path::MmaDecode, Path::Mma];
-    assert_eq!(paths(&generic), [few, few, more, more, more].map(|path| [path; 2]));
+    let [few, short] = [Path::MmaDecode, Path::MmaShort];
+    assert_eq!(paths(&generic), [few, short, short, short, short].map(|path| [path; 2]));
 }

@@ -12,6 +12,7 @@ __device__ __forceinline__ void round_to(__half& to, float v) { to = __float2hal
 __device__ __forceinline__ void round_to(float& to, float v) { to = v; }
 __device__ __forceinline__ float widen(__nv_bfloat16 v) { return __bfloat162float(v); }
 __device__ __forceinline__ float widen(__half v) { return __half2float(v); }
+__device__ __forceinline__ float widen(float v) { return v; }
 
 // Two f32 rounded and packed, the first in the low half.
 template <typename E>

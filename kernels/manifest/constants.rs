@@ -13,12 +13,12 @@ constants! {
     }
     sm80 {
         tile {
-            /// Tiles along r of project.cu and grad.cu.
+            /// Tiles along r of project.cu and linear.cu.
             const RANK_TILES: [usize; 2] = [16, 64];
         }
         linear {
             /// Rows and columns of a tile of the output.
-            const TILES: [[usize; 2]; 4] = [[128, 256], [128, 128], [128, 64], [64, 64]];
+            const TILES: [[usize; 2]; 5] = [[128, 256], [128, 128], [128, 64], [64, 64], [64, 32]];
             /// Columns of a tile that a step is one warp deep for; two for narrower ones.
             const WIDE_TILE_N: usize = 256;
             /// Columns of a step for each warp along k.
@@ -27,6 +27,15 @@ constants! {
             /// 8.6 has 100 KiB.
             const STAGES_BYTES: usize = 96 << 10;
             const THREADS: usize = 256;
+            /// Rows of S for which there is one flag.
+            const FLAG_ROWS: usize = 128;
+            /// Rows of a tile of S, columns of its steps, and columns of a split along k.
+            const PROJ_ROWS: usize = 32;
+            const PROJ_STEP: usize = 128;
+            const PROJ_STAGES: usize = 4;
+            const PROJ_SPLIT: usize = 512;
+            /// Columns of a tile of dA, or of dB's transpose.
+            const GRAD_COLS: usize = 64;
         }
         project {
             /// Rows of a tile, and a step.
@@ -35,30 +44,20 @@ constants! {
             const STAGES: usize = 4;
             const THREADS: usize = 256;
         }
-        grad {
-            /// Columns of Y in a tile, and rows in a step.
-            const TILE_N: usize = 128;
-            const TILE_K: usize = 64;
-            const STAGES: usize = 4;
-            const THREADS: usize = 128;
-        }
         decode {
             /// Tokens of a layer, at most.
-            const MAX_TOKENS: usize = 64;
+            const MAX_TOKENS: usize = 32;
             const THREADS: usize = 256;
             /// Shared memory of a CTA, at most. An SM of compute capability 8.6 has 100 KiB.
             const SHARED_BYTES: usize = 98 << 10;
-            /// The same of instances with more stages. An SM of compute capability 8.0 has 164 KiB.
-            const LARGE_SHARED_BYTES: usize = 166_400;
-            /// How an instance loads: every lane for itself, by stages, by more of them, or by
-            /// stages from rows that need not start at multiples of 16 bytes.
+            /// How an instance loads: every lane for itself, by stages, or by stages from rows that
+            /// need not start at multiples of 16 bytes.
             const BY_LANES: usize = 0;
             const BY_STAGES: usize = 1;
-            const BY_MORE_STAGES: usize = 2;
-            const UNALIGNED: usize = 3;
+            const UNALIGNED: usize = 2;
             /// Tokens, rows of weights and CTAs of a tile, and how it loads: in the forward, and
             /// in the input gradient.
-            const FORWARD: [[usize; 4]; 12] = [
+            const FORWARD: [[usize; 4]; 9] = [
                 [8, 16, 1, BY_LANES],
                 [8, 32, 1, BY_LANES],
                 [16, 32, 1, BY_LANES],
@@ -66,28 +65,17 @@ constants! {
                 [32, 32, 1, BY_STAGES],
                 [32, 64, 1, BY_STAGES],
                 [32, 64, 2, BY_STAGES],
-                [64, 32, 1, BY_STAGES],
-                [64, 64, 1, BY_STAGES],
-                [64, 64, 2, BY_STAGES],
                 [16, 64, 1, UNALIGNED],
-                [64, 64, 2, UNALIGNED],
+                [32, 64, 2, UNALIGNED],
             ];
-            const INPUT_GRAD: [[usize; 4]; 9] = [
+            const INPUT_GRAD: [[usize; 4]; 6] = [
                 [16, 64, 1, BY_STAGES],
                 [16, 64, 2, BY_STAGES],
                 [32, 64, 1, BY_STAGES],
                 [32, 64, 2, BY_STAGES],
-                [64, 64, 1, BY_STAGES],
-                [64, 64, 2, BY_STAGES],
-                [64, 64, 2, BY_MORE_STAGES],
                 [16, 64, 2, UNALIGNED],
-                [64, 64, 2, UNALIGNED],
+                [32, 64, 2, UNALIGNED],
             ];
-        }
-        reduce {
-            /// Rows and columns of a tile, and rows of threads.
-            const TILE: usize = 32;
-            const THREAD_ROWS: usize = 8;
         }
         merge {
             /// A tile of the weight, and a step.

@@ -70,7 +70,7 @@ pub fn kernels() -> Vec<Kernel> {
 }
 
 fn of_sm80() -> Vec<Kernel> {
-    use sm80::{decode, grad, linear, merge, project, reduce, round, tile::RANK_TILES};
+    use sm80::{decode, linear, merge, project, round, tile::RANK_TILES};
     let kernel = |file, name: &str, params: &'static str, body, cta| Kernel {
         arch: "sm80",
         file,
@@ -84,9 +84,9 @@ fn of_sm80() -> Vec<Kernel> {
     };
     let by_rank = |kernel: Kernel| Kernel { axes: &["r"], instances: each(&RANK_TILES), ..kernel };
     let linear = |name, body| {
-        let of_cta: fn(&[usize]) -> Cta = |_| Cta {
+        let of_cta: fn(&[usize]) -> Cta = |axes| Cta {
             threads: [linear::THREADS, 1],
-            per_sm: Some(1),
+            per_sm: Some(if axes[0] == 64 { 2 } else { 1 }),
             cluster: 1,
             shared_bytes: linear::STAGES_BYTES,
         };
@@ -101,20 +101,15 @@ fn of_sm80() -> Vec<Kernel> {
         }))
     };
     let decode = |name, body, instances: &[[usize; 4]]| {
-        use decode::{
-            BY_LANES, BY_MORE_STAGES, LARGE_SHARED_BYTES, SHARED_BYTES, THREADS, UNALIGNED,
-        };
+        use decode::{BY_LANES, SHARED_BYTES, THREADS, UNALIGNED};
         let of_cta: fn(&[usize]) -> Cta = |axes| {
             let &[t, rows, _, loads] = axes else { unreachable!("four axes") };
             let shared_bytes = match loads {
                 // Sums of half the warps.
                 BY_LANES => THREADS / 32 / 2 * t * (rows + 4) * 4,
-                BY_MORE_STAGES => LARGE_SHARED_BYTES,
                 _ => SHARED_BYTES,
             };
-            // Of 64×64 in two, registers run out with two on an SM of compute capability 9.0.
-            let large = loads == BY_MORE_STAGES || loads == UNALIGNED || t * rows > 2048;
-            let per_sm = Some(if large { 1 } else { 2 });
+            let per_sm = Some(if loads == UNALIGNED { 1 } else { 2 });
             Cta { threads: [THREADS, 1], per_sm, cluster: 1, shared_bytes }
         };
         let instances = instances.iter().map(|instance| instance.to_vec()).collect();
@@ -136,14 +131,6 @@ fn of_sm80() -> Vec<Kernel> {
         linear("linear_input_grad", "linear<{E}, {m}, {n}, Major::MN>(p);"),
         project("project_s", "project<{E}, {r}, Major::K>(p);"),
         project("project_ds", "project<{E}, {r}, Major::MN>(p);"),
-        by_rank(kernel("grad", "grad", "GradParams", "grad<{E}, {r}>(p);", |axes| {
-            use grad::{STAGES, THREADS, TILE_K, TILE_N};
-            Cta::of_tiles(THREADS, STAGES, [axes[0], TILE_N, TILE_K])
-        })),
-        kernel("reduce", "reduce", "ReduceParams", "", |_| {
-            let threads = [reduce::TILE, reduce::THREAD_ROWS];
-            Cta { threads, per_sm: None, cluster: 1, shared_bytes: 0 }
-        }),
         kernel("merge", "merge", "MergeParams", "merge<{E}>(p);", |_| {
             use merge::{STAGES, STEP_R, THREADS, TILE_D, TILE_K};
             Cta::of_tiles(THREADS, STAGES, [TILE_D, TILE_K, STEP_R])

@@ -29,6 +29,40 @@ params! {
             }
         }
         linear {
+            /// out (m×r) = scale · lhs · rhsᵀ over k.
+            struct LinearProjection {
+                lhs: Operand,
+                rhs: Operand,
+                out: Operand,
+                /// Partial tiles, and for each tile the CTAs that have arrived.
+                partials: F32,
+                arrivals: Flags,
+                k: i32,
+                r: i32,
+                scale: f32,
+                /// 0 of unused ones.
+                ctas: i32,
+            }
+            /// out (r×n) = lhsᵀ rhs over rows.
+            struct LinearGradient {
+                lhs: Operand,
+                rhs: Operand,
+                /// f32, dense.
+                out: Operand,
+                /// As of a projection, if there is more than one split.
+                partials: F32,
+                arrivals: Flags,
+                r: i32,
+                n: i32,
+                splits: i32,
+                rows_per_split: i32,
+                /// Whether out is n×r.
+                transpose: i32,
+                /// Whether lhs is computed by this launch.
+                waits: i32,
+                /// 0 of unused ones.
+                ctas: i32,
+            }
             struct LinearParams {
                 /// The first `count` are used: a product with each W0, and the adapters'.
                 segments: [Segment; MAX_PROJECTIONS + 1],
@@ -36,6 +70,21 @@ params! {
                 m: i32,
                 n: i32,
                 count: i32,
+                /// CTAs that compute out: all of its tiles, or 0.
+                tiles: i32,
+                projections: [LinearProjection; MAX_PROJECTIONS],
+                gradients: [LinearGradient; MAX_PROJECTIONS + 1],
+                /// CTAs of all projections.
+                proj_ctas: i32,
+                /// Tiles of all projections in the same rows.
+                s_tiles: i32,
+                /// CTAs that wait for projections.
+                waiters: i32,
+                /// Whether gradients are added to what is there.
+                accumulate: i32,
+                /// Waiters that are done, then for every FLAG_ROWS rows the tiles of projections
+                /// that are there.
+                flags: Flags,
             }
         }
         project {
@@ -49,17 +98,6 @@ params! {
                 /// The column before which each scale ends; beyond r for unused ones.
                 ends: [i32; MAX_PROJECTIONS],
                 scales: [f32; MAX_PROJECTIONS],
-            }
-        }
-        grad {
-            struct GradParams {
-                lhs: Operand,
-                rhs: Operand,
-                partials: Operand,
-                t: i32,
-                r: i32,
-                n: i32,
-                rows_per_split: i32,
             }
         }
         decode {
@@ -97,17 +135,6 @@ params! {
                 /// f32 elements of the partial tiles of S.
                 proj_partials: i32,
                 scale: f32,
-                accumulate: i32,
-            }
-        }
-        reduce {
-            struct ReduceParams {
-                partials: ConstF32,
-                out: F32,
-                splits: i32,
-                r: i32,
-                n: i32,
-                transpose: i32,
                 accumulate: i32,
             }
         }

@@ -1,4 +1,4 @@
-// Both passes of one layer for few tokens (T <= kN <= 64), weight-bandwidth bound, in one launch:
+// Both passes of one layer for few tokens (T <= kN <= 32), weight-bandwidth bound, in one launch:
 //
 //   forward      S  (T×r) = s·X Aᵀ            rounded once, saturated in f16
 //                H  (T×d) = X W0ᵀ + S Bᵀ      rounded once
@@ -39,7 +39,7 @@ struct DecodeShapes {
     static constexpr bool kAligned = kLoads != kUnaligned;
     static constexpr int kGroups = kRows == 64 ? 2 : 4;
     static constexpr int kStageK = kAligned && (kRows == 64 || kN == 16) ? 64 : 32;
-    static constexpr int kShared = kLoads == kByMoreStages ? kLargeSharedBytes : kSharedBytes;
+    static constexpr int kShared = kSharedBytes;
     template <int kOwnSplits>
     using Of = Staged<kMajor, kN, 2, kRows / 32, 2, kGroups, kOwnSplits, kStageK, kShared,
                       kAligned>;
@@ -56,10 +56,7 @@ struct DecodeShapes<Major::K, kN, kRows, 1, kByLanes> {
 
 // By each that waited for S, when it has read it.
 __device__ __forceinline__ void s_seen(const DecodeParams& p) {
-    if (atomicInc(p.flags, p.waiters - 1) == (uint32_t)p.waiters - 1) {
-        __threadfence();
-        p.flags[1] = 0;
-    }
+    waited(p.flags, p.waiters, p.flags + 1, 1);
 }
 
 // 64 columns of dA (r×d) = dSᵀ X, or 64 rows of dB (k×r) = dHᵀ S, the names of the forward.
@@ -145,15 +142,13 @@ __device__ __forceinline__ void decode(const DecodeParams& p) {
         Sources<E> from{};
         from.w = from_row(p.a, row), from.w_ld = p.a.ld, from.x = x, from.x_ld = p.x.ld;
         from.m = p.r - row, from.t = p.t, from.k = p.k;
+        constexpr int kOwn = Proj::kGroups * Proj::kPer;
+        prefetch_chunks<kMajor, kOwn, kThreads>(from, split * kOwn, Proj::kRows);
         const OutColumns<E> out{element<E>(p.s, 0, row), p.s.ld, p.r - row, p.t, p.scale, true};
         float* partials = p.partials + (int64_t)tile * Proj::kSplits * kN * Proj::kRows;
         if (!compute<E, Proj>(from, split, shared, partials, p.flags + 2 + tile, out)) return;
         __syncthreads();
-        if (threadIdx.x == 0)
-            asm volatile(
-                "fence.acq_rel.gpu;\n"
-                "red.release.gpu.global.add.u32 [%0], 1;\n" ::"l"(p.flags + 1)
-                : "memory");
+        if (threadIdx.x == 0) publish(p.flags + 1);
         return;
     }
     const int unit = blockIdx.x - proj_ctas, tile = unit / Main::kSplits;
@@ -169,6 +164,7 @@ __device__ __forceinline__ void decode(const DecodeParams& p) {
                           p.w0.ld, p.x.ld, p.b.ld, p.s.ld,
                           p.d - row, p.t, p.k, p.r,
                           p.flags + 1, (uint32_t)p.rank_tiles};
+    prefetch_b<kMajor, kThreads>(from, kRows);
     const OutColumns<E> out{element<E>(p.h, 0, row), p.h.ld, p.d - row, p.t, 1.f, false};
     float* partials = p.partials + p.proj_partials + (int64_t)tile * Main::kSplits * kN * kRows;
     compute<E, Main>(from, split, shared, partials, p.flags + 2 + p.rank_tiles + tile, out);

@@ -10,6 +10,7 @@
 //   lane (g, q) of 8×4   row g or token g, k = 8q .. 8q+7  ->  a k16 of pairs 0, 1, one of pairs 2, 3
 #pragma once
 
+#include "grid_flags.cuh"
 #include "tile.cuh"
 
 constexpr int kClasses = 8, kChunk = 64, kStep = 32;
@@ -32,11 +33,43 @@ struct Sources {
     uint32_t s_count;
 };
 
-__device__ __forceinline__ void wait_for(const uint32_t* flag, uint32_t count) {
-    uint32_t value;
-    do {
-        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];\n" : "=r"(value) : "l"(flag) : "memory");
-    } while (value < count);
+// ---------------------------------------------------------------------------------------------
+// Prefetches into the L2. Where all CTAs read W0 as fast as memory gives it, a load takes three
+// times as long as alone, and what waits for few bytes in flight is late.
+
+__device__ __forceinline__ void prefetch_l2(const void* line) {
+    asm volatile("prefetch.global.L2 [%0];\n" ::"l"(line));
+}
+
+// W and X of the chunks of a CTA with kOwn of the classes, from `first` on.
+template <Major kMajor, int kOwn, int kThreads, typename E>
+__device__ __forceinline__ void prefetch_chunks(const Sources<E>& from, int first, int rows) {
+    const int chunks = (from.k + kChunk * kClasses - 1) / (kChunk * kClasses) * kOwn;
+    const int lines = from.t + (kMajor == Major::K ? min(rows, from.m) : kChunk);
+    for (int e = threadIdx.x; e < chunks * lines; e += kThreads) {
+        const int own = e % chunks, line = e / chunks, row = line - from.t;
+        const int k = (own / kOwn * kClasses + first + own % kOwn) * kChunk;
+        if (line < from.t) {
+            if (k < from.k) prefetch_l2(from.x + (int64_t)line * from.x_ld + k);
+        } else if (kMajor == Major::K) {
+            if (k < from.k) prefetch_l2(from.w + (int64_t)row * from.w_ld + k);
+        } else {
+            if (k + row < from.k) prefetch_l2(from.w + (int64_t)(k + row) * from.w_ld);
+        }
+    }
+}
+
+// B of a CTA's rows.
+template <Major kMajor, int kThreads, typename E>
+__device__ __forceinline__ void prefetch_b(const Sources<E>& from, int rows) {
+    constexpr int kLine = 64;
+    const int along_r = kMajor == Major::K ? (from.r + kLine - 1) / kLine : from.r;
+    const int lines = along_r * (kMajor == Major::K ? min(rows, from.m) : 1);
+    for (int e = threadIdx.x; e < lines; e += kThreads) {
+        const int row = kMajor == Major::K ? e / along_r : e;
+        const int col = kMajor == Major::K ? e % along_r * kLine : 0;
+        prefetch_l2(from.b + (int64_t)row * from.b_ld + col);
+    }
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -220,15 +253,7 @@ __device__ __forceinline__ bool store_sums(
         }
     }
     if constexpr (kSplits > 1) {
-        __shared__ bool is_last;
-        __syncthreads();
-        if (threadIdx.x == 0) {
-            __threadfence();
-            is_last = atomicInc(arrivals, kSplits - 1) == kSplits - 1;
-            __threadfence();
-        }
-        __syncthreads();
-        if (!is_last) return false;
+        if (!is_last_to_arrive(arrivals, kSplits)) return false;
         for (int e = threadIdx.x; e < pairs; e += Shape::kThreads) {
             const float2 v = tree<kSplits>([&](int i) {
                 return __ldcg(reinterpret_cast<const float2*>(partials + i * kTile) + e);

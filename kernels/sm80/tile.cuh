@@ -71,7 +71,9 @@ __device__ __forceinline__ void load_chunk(float (&v)[8], const Operand& op, int
     const E* from = element<E>(op, row, col);
     if (op.vectors && col + 8 <= cols) {
         alignas(16) E chunk[8];
-        *reinterpret_cast<uint4*>(chunk) = *reinterpret_cast<const uint4*>(from);
+#pragma unroll
+        for (int i = 0; i < (int)sizeof(chunk) / 16; i++)
+            reinterpret_cast<uint4*>(chunk)[i] = reinterpret_cast<const uint4*>(from)[i];
 #pragma unroll
         for (int i = 0; i < 8; i++) v[i] = widen(chunk[i]);
     } else {
@@ -258,6 +260,11 @@ struct OperandTile {
 // ---------------------------------------------------------------------------------------------
 // The product of two tiles
 
+// What a product does before it loads a segment, if that is nothing.
+struct BeforeNone {
+    __device__ __forceinline__ void operator()(int) const {}
+};
+
 // kM×kN of acc += lhs · rhsᵀ by kWarpsM·kWarpsN·kWarpsK warps. Warps along k each take a slice of
 // every step and hold a partial sum; `reduce_warps_k` adds them in a fixed order.
 template <typename E, int kM, int kN, int kK, int kWarpsM, int kWarpsN, int kWarpsK, Major kLhs,
@@ -291,10 +298,12 @@ struct TileProduct {
     static __device__ __forceinline__ int warp_k() { return warp() / (kWarpsM * kWarpsN); }
 
     // The whole sum for the tile at (m0, n0) of an output of m×n: over `count` segments, one after
-    // the other in one pipeline. Afterwards shared memory is free.
-    template <int kMost>
+    // the other in one pipeline. before(i) is called before anything of segment i is loaded, by all
+    // threads. Afterwards shared memory is free.
+    template <int kMost, typename F = BeforeNone>
     __device__ __forceinline__ void run(unsigned char* shared, const Segment (&segments)[kMost],
-                                        int count, int m, int n, int m0, int n0) {
+                                        int count, int m, int n, int m0, int n0,
+                                        const F& before = F()) {
         const uint32_t stages = shared_address(shared);
         // What is loaded next: the segment, and from where on along its k.
         int at = 0, k0 = 0;
@@ -305,6 +314,7 @@ struct TileProduct {
         };
         auto load = [&](uint32_t stage) {
             if (at == count) return;
+            if (k0 == 0) before(at);
             const Segment& s = segment();
             Lhs::template load<kThreads>(stage, s.lhs, m, s.k, m0, k0);
             Rhs::template load<kThreads>(stage + Lhs::kBytes, s.rhs, n, s.k, n0, k0);
@@ -393,6 +403,7 @@ struct TileProduct {
         for (; steps > 0; steps--) {
             if (at < count && LhsStream::serves(segment().lhs, m) &&
                 RhsStream::serves(segment().rhs, n)) {
+                if (k0 == 0) before(at);
                 const Segment& s = segment();
                 LhsStream lhs(s.lhs, m, m0, k0);
                 RhsStream rhs(s.rhs, n, n0, k0);

@@ -4,7 +4,7 @@ use super::buffers::Buffers;
 use super::operands::{Gradients, Handover, Layer, Layers};
 use super::round::{Rounding, Segment};
 use super::sm80::decode::Decode;
-use super::sm80::MmaBackward;
+use super::sm80::linear::MmaBackward;
 use super::sm90a::few_tokens;
 use super::sm90a::grads::Grads;
 use super::sm90a::linear::LargeInputGrad;
@@ -16,7 +16,7 @@ use crate::error::Result;
 use crate::plan::sm90a::grads::Makes;
 use crate::plan::sm90a::linear::{Projection, Schedule};
 use crate::plan::sm90a::{decode, short};
-use crate::plan::{Alone, BackwardWorkspace, Plan, Strategy};
+use crate::plan::{projection_elements, Alone, Path, Plan, Strategy};
 use crate::problem::{Problem, MAX_PROJECTIONS};
 use crate::tensor::TensorViewMut;
 use crate::workspace::Workspace;
@@ -93,28 +93,24 @@ pub(crate) fn rounding_elements(problem: &Problem) -> usize {
 
 impl Backward {
     pub(crate) fn new(gpu: &Gpu, problem: &Problem, plan: &Plan) -> Self {
-        let (best, shared) = match plan.strategy {
-            Strategy::Large(schedule) => {
-                let large = LargeBackward::new(gpu, problem, schedule);
-                (Best::Large(large), schedule.partials())
-            }
+        let best = match plan.strategy {
+            Strategy::Large(schedule) => Best::Large(LargeBackward::new(gpu, problem, schedule)),
             Strategy::Small([Some(Alone::Decode(schedule)), ..]) => {
-                (Best::Decode(few_tokens::Backward::new(gpu, problem, schedule)), 0)
+                Best::Decode(few_tokens::Backward::new(gpu, problem, schedule))
             }
             Strategy::Small([Some(Alone::Short(schedule)), ..]) => {
-                (Best::Short(few_tokens::Backward::new(gpu, problem, schedule)), 0)
+                Best::Short(few_tokens::Backward::new(gpu, problem, schedule))
             }
             Strategy::MmaDecode([Some(schedule), ..]) => {
-                let decode = Decode::input_grad(gpu, problem.dtype(), schedule);
-                (Best::MmaDecode(decode), schedule.partials())
+                Best::MmaDecode(Decode::input_grad(gpu, problem.dtype(), schedule))
             }
-            _ => (Best::Mma, 0),
+            _ => Best::Mma,
         };
         Backward {
             best,
-            mma: MmaBackward::new(gpu, problem),
+            mma: MmaBackward::new(gpu, problem, plan.path() == Path::MmaShort),
             rounding: Rounding::new(gpu, problem.dtype()),
-            partials: BackwardWorkspace::new(problem, shared).partials_offset(),
+            partials: projection_elements(problem),
             end: plan.scratch.next_multiple_of(LINE),
         }
     }
@@ -193,7 +189,7 @@ impl Backward {
             Best::Short(short) if aligned => {
                 short.run(&run, &layers, wants_dx, &gradients, flags)?;
             }
-            _ => self.mma.run(&run, &layers, wants_dx, &gradients, partials)?,
+            _ => self.mma.run(&run, &layers, wants_dx, &gradients, handover)?,
         }
         match rounds {
             true => self.rounding.run(&run, &segments[..1 + layers.of().len()], accumulate),

@@ -4,7 +4,7 @@ use super::buffers::Buffers;
 use super::forward::SmallForward;
 use super::operands::{Handover, Layer, Layers};
 use super::sm80::decode::Decode;
-use super::sm80::{MmaForward, MmaInputGrad};
+use super::sm80::linear::{MmaForward, MmaInputGrad};
 use super::sm90a::few_tokens::InputGrad;
 use super::sm90a::linear::{LargeForward, LargeInputGrad};
 use crate::call::BaseCall;
@@ -44,7 +44,7 @@ impl BaseForward {
             }
             _ => BestForward::Mma,
         };
-        BaseForward { best, mma: MmaForward::new(gpu, problem) }
+        BaseForward { best, mma: MmaForward::new(gpu, problem, false) }
     }
 
     pub(crate) fn run(&self, gpu: &Gpu, call: BaseCall<'_>) -> Result<()> {
@@ -70,7 +70,7 @@ impl BaseForward {
             BestForward::MmaDecode(decode) if decode.serves(x, &layers.of()[0]) => {
                 decode.run_forward(&run, &layers, &layers.of()[0], [none, none], Handover::NONE)
             }
-            _ => self.mma.run(&run, &layers),
+            _ => self.mma.run(&run, &layers, Handover::NONE),
         }
     }
 }

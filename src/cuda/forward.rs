@@ -3,7 +3,8 @@
 use super::buffers::Buffers;
 use super::operands::{Handover, Layer, Layers};
 use super::sm80::decode::Decode;
-use super::sm80::{MmaForward, Project};
+use super::sm80::linear::MmaForward;
+use super::sm80::project::Project;
 use super::sm90a::few_tokens;
 use super::sm90a::linear::LargeForward;
 use crate::call::ForwardCall;
@@ -12,7 +13,7 @@ use crate::driver::{Gpu, Run};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::plan::sm90a::{decode, short};
-use crate::plan::{projection_elements, Alone, Plan, Strategy};
+use crate::plan::{projection_elements, Alone, Path, Plan, Strategy};
 use crate::problem::{Problem, MAX_PROJECTIONS};
 use crate::workspace::Workspace;
 
@@ -84,7 +85,7 @@ impl Forward {
         Forward {
             best,
             project: Project::s(gpu.kernels, problem),
-            mma: MmaForward::new(gpu, problem),
+            mma: MmaForward::new(gpu, problem, plan.path() == Path::MmaShort),
         }
     }
 
@@ -135,10 +136,7 @@ impl Forward {
                     launch.run_forward(&run, &layers, layer, a_and_s, handover)
                 })
             }
-            _ => {
-                self.project.run_s(&run, &layers)?;
-                self.mma.run(&run, &layers)
-            }
+            _ => self.mma.run(&run, &layers, handover),
         }
     }
 }

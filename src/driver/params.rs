@@ -91,6 +91,37 @@ impl Segment {
     pub(crate) const NONE: Segment = Segment { lhs: Operand::NONE, rhs: Operand::NONE, k: 0 };
 }
 
+impl LinearProjection {
+    pub(crate) const NONE: LinearProjection = LinearProjection {
+        lhs: Operand::NONE,
+        rhs: Operand::NONE,
+        out: Operand::NONE,
+        partials: 0,
+        arrivals: 0,
+        k: 0,
+        r: 0,
+        scale: 0.0,
+        ctas: 0,
+    };
+}
+
+impl LinearGradient {
+    pub(crate) const NONE: LinearGradient = LinearGradient {
+        lhs: Operand::NONE,
+        rhs: Operand::NONE,
+        out: Operand::NONE,
+        partials: 0,
+        arrivals: 0,
+        r: 0,
+        n: 0,
+        splits: 0,
+        rows_per_split: 0,
+        transpose: 0,
+        waits: 0,
+        ctas: 0,
+    };
+}
+
 impl Parts {
     pub(crate) const NONE: Parts = Parts {
         start: [i32::MAX; MAX_PROJECTIONS],

@@ -19,7 +19,7 @@ mod tests;
 pub use path::Path;
 pub use profile::DeviceProfile;
 pub(crate) use rates::Rates;
-pub(crate) use scratch::{projection_elements, BackwardWorkspace};
+pub(crate) use scratch::projection_elements;
 pub(crate) use sizes::Sizes;
 pub(crate) use sm90a::small::Alone;
 pub(crate) use strategy::{Plan, Strategy};
@@ -27,6 +27,7 @@ pub(crate) use strategy::{Plan, Strategy};
 use crate::manifest::sm90a::linear::TILES_N;
 use crate::problem::{Problem, MAX_PROJECTIONS};
 use cost::CostModel;
+use sm80::{LinearSchedule, Needs};
 use sm90a::{grads, linear, small};
 
 /// The plan of a forward pass; `profile` is `None` on the CPU.
@@ -51,16 +52,18 @@ pub(crate) fn forward(problem: &Problem, profile: Option<&DeviceProfile>) -> Pla
 
 /// The plan of a forward pass that is served like this on a GPU.
 fn forward_by(problem: &Problem, strategy: Strategy) -> Plan {
-    let (t, s) = (problem.t(), projection_elements(problem));
-    let (partials, flags) = match &strategy {
-        Strategy::Large(schedule) => (schedule.partials(), schedule.flags(t)),
-        Strategy::Small(launches) => {
-            (0, launches.iter().flatten().map(|launch| launch.flags(t)).fold(0, usize::max))
+    let t = problem.t();
+    let needs = match &strategy {
+        Strategy::Large(schedule) => {
+            Needs { partials: schedule.partials(), flags: schedule.flags(t) }
         }
-        Strategy::MmaDecode(launches) => sm80::workspace(launches),
-        Strategy::Mma(_) | Strategy::Reference => (0, 0),
+        Strategy::Small(launches) => small_needs(launches, t),
+        Strategy::MmaDecode(launches) => sm80::decode_needs(launches),
+        Strategy::Mma(schedule) if schedule.short => sm80::forward_needs(problem),
+        Strategy::Mma(_) | Strategy::Reference => Needs::default(),
     };
-    Plan { strategy, scratch: s + partials, flags }
+    let Needs { partials, flags } = needs;
+    Plan { strategy, scratch: projection_elements(problem) + partials, flags }
 }
 
 /// The plan of a backward pass, with dX or without; `profile` is `None` on the CPU.
@@ -86,16 +89,27 @@ pub(crate) fn backward(problem: &Problem, profile: Option<&DeviceProfile>) -> Pl
 /// The plan of a backward pass that is served like this on a GPU.
 fn backward_by(problem: &Problem, strategy: Strategy) -> Plan {
     let t = problem.t();
-    let (partials, flags) = match &strategy {
-        Strategy::Large(schedule) => (schedule.partials(), schedule.flags(t).max(grads::flags(t))),
-        Strategy::Small(launches) => {
-            (0, launches.iter().flatten().map(|launch| launch.flags(t)).fold(0, usize::max))
+    let needs = match &strategy {
+        Strategy::Large(schedule) => {
+            let flags = schedule.flags(t).max(grads::flags(t));
+            Needs { partials: schedule.partials(), flags }
         }
-        Strategy::MmaDecode(launches) => sm80::workspace(launches),
-        Strategy::Mma(_) | Strategy::Reference => (0, 0),
+        Strategy::Small(launches) => small_needs(launches, t),
+        Strategy::MmaDecode(launches) => sm80::decode_needs(launches),
+        Strategy::Mma(_) | Strategy::Reference => Needs::default(),
     };
-    let scratch = BackwardWorkspace::new(problem, partials).elements();
-    Plan { strategy, scratch, flags }
+    // Where operands are not aligned, other kernels than the strategy's serve a call.
+    let Needs { partials, flags } = match &strategy {
+        Strategy::MmaDecode(_) | Strategy::Reference => needs,
+        Strategy::Mma(schedule) => sm80::backward_needs(problem, schedule.short),
+        _ => needs.or(sm80::backward_needs(problem, false)),
+    };
+    Plan { strategy, scratch: projection_elements(problem) + partials, flags }
+}
+
+fn small_needs(launches: &[Option<Alone>], t: usize) -> Needs {
+    let flags = launches.iter().flatten().map(|launch| launch.flags(t)).fold(0, usize::max);
+    Needs { partials: 0, flags }
 }
 
 /// A way to serve a pass, and the µs it is predicted to take; `None` for small batches, whose plans
@@ -159,7 +173,11 @@ pub(crate) fn base_input_grad(problem: &Problem, profile: Option<&DeviceProfile>
 }
 
 /// An empty batch launches nothing.
-const EMPTY: Plan = Plan { strategy: Strategy::Mma([None; MAX_PROJECTIONS]), scratch: 0, flags: 0 };
+const EMPTY: Plan = Plan {
+    strategy: Strategy::Mma(LinearSchedule { tiles: [None; MAX_PROJECTIONS], short: false }),
+    scratch: 0,
+    flags: 0,
+};
 
 /// A plan without an adapter, given T, k, d and the clusters: a small batch, or a large one.
 fn base(

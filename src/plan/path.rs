@@ -10,9 +10,13 @@ pub enum Path {
     Reference,
     /// `mma.sync` kernels for compute capability 8.0 and newer, any shape and alignment.
     Mma,
-    /// Up to 64 tokens by `mma.sync`, weight-bandwidth bound: one launch for a forward pass of each
+    /// The same kernels for batches of up to 2048 tokens whose tiles would be few: narrow tiles, and
+    /// one launch for a backward pass, as for the forward pass of each projection. Sums have
+    /// another order than those of [`Path::Mma`].
+    MmaShort,
+    /// Up to 32 tokens by `mma.sync`, weight-bandwidth bound: one launch for a forward pass of each
     /// projection, and one for all of a backward pass of a single one; that of several is
-    /// [`Path::Mma`].
+    /// [`Path::MmaShort`].
     ///
     /// For compute capability 8.0 and newer, any shape and alignment; rows that do not start at
     /// multiples of 16 bytes take longer, and [`Path::Mma`] serves some products with a frozen
@@ -39,6 +43,7 @@ impl fmt::Display for Path {
         f.write_str(match self {
             Path::Reference => "reference",
             Path::Mma => "mma",
+            Path::MmaShort => "mma-short",
             Path::MmaDecode => "mma-decode",
             Path::HopperDecode => "hopper-decode",
             Path::HopperShort => "hopper-short",

@@ -170,6 +170,11 @@ impl DeviceProfile {
         mma_rate(&self.name, self.compute_capability)
     }
 
+    /// CTAs with this much shared memory that fit on an SM. CUDA reserves 1 KiB for each.
+    pub(crate) fn ctas_per_sm(&self, bytes: usize) -> usize {
+        (self.shared_bytes + 1024) / (bytes + 1024)
+    }
+
     /// What launches cost.
     #[doc(hidden)]
     pub fn cost(&self) -> CostModel {

@@ -2,7 +2,7 @@
 
 use super::path::Path;
 use super::sm80::decode;
-use super::sm80::linear::LinearTiles;
+use super::sm80::LinearSchedule;
 use super::sm90a::linear::{Projection, Schedule};
 use super::sm90a::small::Alone;
 use crate::problem::MAX_PROJECTIONS;
@@ -14,8 +14,8 @@ use std::fmt;
 pub(crate) enum Strategy {
     /// On the CPU.
     Reference,
-    /// By the `mma.sync` kernels, H of every layer or dX in tiles of these sizes. No tiles: T = 0.
-    Mma(LinearTiles),
+    /// By kernels/sm80/linear.cu, H of every layer or dX in tiles of these sizes. No tiles: T = 0.
+    Mma(LinearSchedule),
     /// By kernels/sm80/decode.cu, one launch for each layer. Unused entries are `None`.
     MmaDecode([Option<decode::Schedule>; MAX_PROJECTIONS]),
     /// By kernels/sm90a/linear.cuh, one launch for all layers, and kernels/sm90a/grads.cu.
@@ -42,6 +42,7 @@ impl Plan {
     pub(crate) fn path(&self) -> Path {
         match &self.strategy {
             Strategy::Reference => Path::Reference,
+            Strategy::Mma(LinearSchedule { short: true, .. }) => Path::MmaShort,
             Strategy::Mma(_) => Path::Mma,
             Strategy::MmaDecode(_) => Path::MmaDecode,
             Strategy::Large(_) => Path::Hopper,
@@ -62,12 +63,7 @@ impl fmt::Display for Plan {
         self.path().fmt(f)?;
         match &self.strategy {
             Strategy::Reference => return Ok(()),
-            Strategy::Mma(tiles) => {
-                for (i, tile) in tiles.iter().flatten().enumerate() {
-                    f.write_str(if i == 0 { " " } else { "; " })?;
-                    tile.fmt(f)?;
-                }
-            }
+            Strategy::Mma(schedule) => schedule.fmt(f)?,
             // The plan of a base op has no projection, and no scratch.
             Strategy::Large(schedule) => large(f, schedule, self.scratch > 0)?,
             Strategy::MmaDecode(launches) => each(f, launches)?,

@@ -1,8 +1,7 @@
 //! How `kernels/sm80/decode.cu` is launched.
 
-use crate::manifest::sm80::decode::{
-    BY_LANES, BY_MORE_STAGES, BY_STAGES, LARGE_SHARED_BYTES, SHARED_BYTES, UNALIGNED,
-};
+use crate::manifest::sm80::decode::{BY_LANES, BY_STAGES, SHARED_BYTES, UNALIGNED};
+use crate::plan::profile::DeviceProfile;
 use std::fmt;
 
 /// The kernel's classes of chunks along k, and its steps along r.
@@ -12,21 +11,6 @@ const STEP: usize = 32;
 const GRAD_COLS: usize = 64;
 /// Sizes of a layer up to which the kernel's counters along k fit `int`.
 const MAX_SIZE: usize = 1 << 30;
-
-/// What rules know of a GPU: its SMs, and the shared memory of a CTA, at most.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Limits {
-    pub(crate) sms: usize,
-    pub(crate) shared_bytes: usize,
-}
-
-impl Limits {
-    /// CTAs with this much shared memory that fit on an SM. CUDA reserves 1 KiB for each, and an SM
-    /// has 1 KiB more than a CTA may have.
-    fn ctas_per_sm(self, bytes: usize) -> usize {
-        (self.shared_bytes + 1024) / (bytes + 1024)
-    }
-}
 
 /// An instance of the kernel: its tokens, its rows of weights and its CTAs that share a tile, each
 /// with some of the classes of k, and how it loads.
@@ -149,44 +133,33 @@ impl Schedule {
     ///
     /// Measured on an H200. Where tiles of 32 rows are no more than SMs, small tiles or splits keep
     /// all SMs busy; elsewhere large tiles read X less often.
-    pub(crate) fn forward([t, d, k, r]: [usize; 4], limits: Limits) -> Option<Self> {
-        let narrow = d.div_ceil(32) <= limits.sms;
+    pub(crate) fn forward([t, d, k, r]: [usize; 4], profile: &DeviceProfile) -> Option<Self> {
+        let narrow = d.div_ceil(32) <= profile.sms();
         // Lanes load whole pieces of 16 bytes.
         let whole = k.is_multiple_of(8) && r.is_multiple_of(8);
-        let [of_16, of_64] = [[16, 64, 1], [64, 64, 2]].map(|of| Instance::new(of, UNALIGNED));
+        let [of_16, of_32] = [[16, 64, 1], [32, 64, 2]].map(|of| Instance::new(of, UNALIGNED));
         let (aligned, unaligned) = match tile_t(t)? {
             8 if whole && narrow => (Instance::new([8, 16, 1], BY_LANES), of_16),
             8 if whole => (Instance::new([8, 32, 1], BY_LANES), of_16),
             16 if whole && !narrow => (Instance::new([16, 32, 1], BY_LANES), of_16),
             8 | 16 => (Instance::new([16, 32, 1], BY_STAGES), of_16),
-            32 if narrow && r > 0 && k >= 2 * d => (Instance::new([32, 64, 2], BY_STAGES), of_64),
-            32 if narrow => (Instance::new([32, 32, 1], BY_STAGES), of_64),
-            32 => (Instance::new([32, 64, 1], BY_STAGES), of_64),
-            _ if r > 0 => (Instance::new([64, 64, 2], BY_STAGES), of_64),
-            _ if narrow => (Instance::new([64, 32, 1], BY_STAGES), of_64),
-            _ => (Instance::new([64, 64, 1], BY_STAGES), of_64),
+            _ if narrow && r > 0 && k >= 2 * d => (Instance::new([32, 64, 2], BY_STAGES), of_32),
+            _ if narrow => (Instance::new([32, 32, 1], BY_STAGES), of_32),
+            _ => (Instance::new([32, 64, 1], BY_STAGES), of_32),
         };
         Schedule::new([d, k, r], [aligned, unaligned], |launch| launch)
     }
 
     /// For dX (T×k) over d, with dS (T×r), dA and dB unless r is 0; `None` for large T.
     ///
-    /// Measured on an H200, where two CTAs with stages fit on an SM. Splits keep SMs busy if two
-    /// CTAs for each tile are one wave. If they are no more than SMs, one with more stages is enough
-    /// for an SM.
-    pub(crate) fn input_grad([t, k, d, r]: [usize; 4], limits: Limits) -> Option<Self> {
-        let Limits { sms, shared_bytes } = limits;
+    /// Measured on an H200, where two CTAs fit on an SM. Splits keep SMs busy if two CTAs for each
+    /// tile are one wave.
+    pub(crate) fn input_grad([t, k, d, r]: [usize; 4], profile: &DeviceProfile) -> Option<Self> {
         let (tile_t, tiles) = (tile_t(t)?.max(16), k.div_ceil(64));
-        let more = 2 * tiles <= sms && shared_bytes >= LARGE_SHARED_BYTES;
-        let (splits, loads) = match tile_t {
-            _ if r == 0 => (1, BY_STAGES),
-            64 if more => (2, BY_MORE_STAGES),
-            64 => (2, BY_STAGES),
-            _ if 2 * tiles <= sms * limits.ctas_per_sm(SHARED_BYTES).min(2) => (2, BY_STAGES),
-            _ => (1, BY_STAGES),
-        };
-        let aligned = Instance::new([tile_t, 64, splits], loads);
-        let unaligned = Instance::new([if tile_t == 16 { 16 } else { 64 }, 64, 2], UNALIGNED);
+        let wave = profile.sms() * profile.ctas_per_sm(SHARED_BYTES).min(2);
+        let splits = if r > 0 && 2 * tiles <= wave { 2 } else { 1 };
+        let aligned = Instance::new([tile_t, 64, splits], BY_STAGES);
+        let unaligned = Instance::new([tile_t, 64, 2], UNALIGNED);
         Schedule::new([k, d, r], [aligned, unaligned], |launch| match r {
             0 => launch,
             _ => launch.with_gradients([k, d]),
@@ -220,7 +193,7 @@ impl Schedule {
 
 /// The fewest tokens of an instance that are no fewer than T; `None` for large T.
 fn tile_t(t: usize) -> Option<usize> {
-    [8, 16, 32, 64].into_iter().find(|&tile| t <= tile)
+    [8, 16, 32].into_iter().find(|&tile| t <= tile)
 }
 
 /// As a user reads it.
@@ -243,28 +216,32 @@ mod tests {
     use crate::plan::testing::shapes;
     use std::collections::HashSet;
 
-    /// An SM of compute capability 8.6, 8.9 or 12.x has 100 KiB, of 8.0 164, of 9.0 228: 1 KiB less
-    /// for a CTA.
-    const SHARED: [usize; 3] = [99 << 10, 163 << 10, 227 << 10];
+    /// An SM of compute capability 8.6, 8.9 or 12.x has 100 KiB: 1 KiB less for a CTA.
+    const LEAST_SHARED: usize = 99 << 10;
 
     struct Case {
         is_forward: bool,
         /// T, m, k and r.
         sizes: [usize; 4],
-        limits: Limits,
         schedule: Schedule,
     }
 
+    /// An RTX 3090 and an A100, and an H200 with two SMs and all.
+    fn cards() -> [DeviceProfile; 4] {
+        let h200 = DeviceProfile::h200();
+        let few = h200.clone().with_sm_limit(2);
+        [DeviceProfile::rtx_3090(), DeviceProfile::a100_sxm(), few, h200]
+    }
+
     fn cases() -> impl Iterator<Item = Case> {
-        shapes().enumerate().flat_map(|(i, [t, m, k, r])| {
+        shapes().flat_map(|[t, m, k, r]| {
             let t = 1 + t % MAX_TOKENS;
-            [2, 84, 108, 132].into_iter().flat_map(move |sms| {
-                let limits = Limits { sms, shared_bytes: SHARED[i % SHARED.len()] };
+            cards().into_iter().flat_map(move |card| {
                 [(true, r), (true, 0), (false, r), (false, 0)].map(|(is_forward, r)| {
                     let sizes = [t, m, k, r];
                     let of = if is_forward { Schedule::forward } else { Schedule::input_grad };
-                    let schedule = of(sizes, limits).expect("few tokens");
-                    Case { is_forward, sizes, limits, schedule }
+                    let schedule = of(sizes, &card).expect("few tokens");
+                    Case { is_forward, sizes, schedule }
                 })
             })
         })
@@ -292,18 +269,15 @@ mod tests {
         }
     }
 
-    /// Every instance serves a layer, and every layer has an instance that fits its card.
+    /// Every instance serves a layer, and fits every card.
     #[test]
     fn the_kernel_is_there_and_fits() {
-        const { assert!(SHARED_BYTES <= SHARED[0] - (1 << 10)) };
-        const { assert!(LARGE_SHARED_BYTES + 64 <= SHARED[1]) };
+        const { assert!(SHARED_BYTES <= LEAST_SHARED - (1 << 10)) };
         let mut used = HashSet::new();
-        for Case { is_forward, sizes: [.., k, r], limits, schedule, .. } in cases() {
+        for Case { is_forward, sizes: [.., k, r], schedule } in cases() {
             for launch in launches(&schedule) {
                 used.insert((is_forward, launch.instance));
                 let Instance { loads, .. } = launch.instance;
-                let large = loads == BY_MORE_STAGES;
-                assert!(!large || LARGE_SHARED_BYTES <= limits.shared_bytes, "{launch:?}");
                 let whole = k.is_multiple_of(8) && r.is_multiple_of(8);
                 assert!(loads != BY_LANES || whole, "k={k} r={r}: {launch:?}");
             }
@@ -358,10 +332,9 @@ mod tests {
 
     #[test]
     fn many_tokens_and_huge_layers_have_no_schedule() {
-        let limits = Limits { sms: 132, shared_bytes: SHARED[2] };
         for sizes in [[MAX_TOKENS + 1, 64, 64, 16], [1, 1, MAX_SIZE + 1, 8]] {
-            assert_eq!(Schedule::forward(sizes, limits), None);
-            assert_eq!(Schedule::input_grad(sizes, limits), None);
+            assert_eq!(Schedule::forward(sizes, &DeviceProfile::h200()), None);
+            assert_eq!(Schedule::input_grad(sizes, &DeviceProfile::h200()), None);
         }
     }
 }

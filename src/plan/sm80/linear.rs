@@ -1,7 +1,7 @@
 //! How the kernels for many tokens are launched, and the elementwise ones.
 
-use crate::manifest::sm80::linear::{TILES, WARP_K, WIDE_TILE_N};
-use crate::manifest::sm80::{grad, merge, project, round, tile::RANK_TILES};
+use crate::manifest::sm80::linear::TILES;
+use crate::manifest::sm80::{merge, project, round, tile::RANK_TILES};
 use crate::plan::profile::DeviceProfile;
 use crate::plan::rates::HOPPER_MMA_RATE;
 use crate::problem::MAX_PROJECTIONS;
@@ -14,20 +14,7 @@ use std::fmt;
 /// Fitted at k = 4096 and 8192 and up to 8 waves of tiles. Two CTAs with tiles of 64×64 fit on one
 /// of its SMs, which takes their time one after the other.
 const TILE_CLOCKS: [[f64; 2]; TILES.len()] =
-    [[1811.0, 7000.0], [1015.0, 4400.0], [617.0, 3100.0], [400.0, 2500.0]];
-
-/// Clocks for 64 of k that a tile takes longer than on an H200, on an SM that does `mma_rate` FMAs
-/// in a clock. A heuristic: no other card has been measured.
-///
-/// The first column of `TILE_CLOCKS` is the time of a tile's FMAs at an H200's rate, and 198 to 214
-/// clocks for barriers and latencies. Only the FMAs scale.
-///
-/// Two other bounds do not choose a tile. To fill shared memory, at 64 bytes a clock, takes no
-/// longer than the FMAs. All tiles read about as much memory, because CTAs of a wave share in the
-/// L2 what they read.
-fn clocks_of_mma([m, n]: [usize; 2], mma_rate: usize) -> f64 {
-    (m * n * 64) as f64 * (1.0 / mma_rate as f64 - 1.0 / HOPPER_MMA_RATE as f64)
-}
+    [[1811.0, 7000.0], [1015.0, 4400.0], [617.0, 3100.0], [400.0, 2500.0], [240.0, 2400.0]];
 
 /// A tile of an output of kernels/sm80/linear.cu.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,38 +24,46 @@ pub(crate) struct LinearTile {
 }
 
 impl LinearTile {
-    /// The one that takes the least time for an output of m×n, a sum over segments of these k:
-    /// waves of a tile for each SM.
-    fn of(
-        output: [usize; 2],
-        ks: impl Iterator<Item = usize> + Clone,
-        profile: &DeviceProfile,
-    ) -> Self {
-        let clocks = |tile: LinearTile, [k64, rest]: [f64; 2]| {
-            let ctas = tile.ctas(output);
-            // The limit of a grid: outputs of many terabytes have wide tiles.
-            if i32::try_from(ctas).is_err() {
-                return f64::INFINITY;
-            }
-            let k: usize = ks.clone().map(|k| k.next_multiple_of(tile.step())).sum();
-            let k64 = k64 + clocks_of_mma([tile.m, tile.n], profile.mma_rate());
-            ctas.div_ceil(profile.sms()) as f64 * (k as f64 / 64.0 * k64 + rest)
-        };
-        let tiles = TILES.map(|[m, n]| LinearTile { m, n });
-        let all = tiles.into_iter().zip(TILE_CLOCKS);
-        let timed = all.map(|(tile, each)| (clocks(tile, each), tile));
-        // The widest of equals, which is first.
-        let best = timed.min_by(|(a, _), (b, _)| a.total_cmp(b));
-        best.expect("there are tiles").1
+    /// The widest, for an output of m×n of any size.
+    fn widest() -> Self {
+        let [m, n] = TILES[0];
+        LinearTile { m, n }
     }
 
-    /// Columns of a step along k.
-    fn step(self) -> usize {
-        if self.n == WIDE_TILE_N {
-            WARP_K
-        } else {
-            2 * WARP_K
+    /// The narrow one that takes the least time for an output of m×n, a sum over `k` columns.
+    fn narrow(output: [usize; 2], k: usize, profile: &DeviceProfile) -> Self {
+        let tiles = TILES[1..].iter().map(|&[m, n]| LinearTile { m, n });
+        // The widest of equals, which is first.
+        let best = tiles
+            .min_by(|a, b| a.clocks(output, k, profile).total_cmp(&b.clocks(output, k, profile)));
+        best.expect("there are tiles")
+    }
+
+    /// What an output of m×n takes: waves of a tile for each SM.
+    fn clocks(self, output: [usize; 2], k: usize, profile: &DeviceProfile) -> f64 {
+        let ctas = self.ctas(output);
+        // The limit of a grid: outputs of many terabytes have wide tiles.
+        if i32::try_from(ctas).is_err() {
+            return f64::INFINITY;
         }
+        let [k64, rest] = self.tile_clocks(profile);
+        ctas.div_ceil(profile.sms()) as f64 * (k as f64 / 64.0 * k64 + rest)
+    }
+
+    /// `TILE_CLOCKS` on an SM of this card. A heuristic: only an H200 has been measured.
+    ///
+    /// The first column is the time of a tile's FMAs at an H200's rate, and about 200 clocks for
+    /// barriers and latencies; of the narrowest tile, which is bound by filling shared memory, 140.
+    /// Only the FMAs scale.
+    ///
+    /// Two other bounds do not choose a tile. To fill shared memory, at 64 bytes a clock, takes no
+    /// longer than this. All tiles read about as much memory, because CTAs of a wave share in the
+    /// L2 what they read.
+    pub(crate) fn tile_clocks(self, profile: &DeviceProfile) -> [f64; 2] {
+        let at = TILES.iter().position(|&[m, n]| [m, n] == [self.m, self.n]);
+        let [k64, rest] = TILE_CLOCKS[at.expect("a tile of the kernel")];
+        let fmas = (self.m * self.n * 64) as f64;
+        [k64 + fmas / profile.mma_rate() as f64 - fmas / HOPPER_MMA_RATE as f64, rest]
     }
 
     /// The grid for an output of m×n.
@@ -84,29 +79,76 @@ impl fmt::Display for LinearTile {
 }
 
 /// The tiles of a pass: of H for every layer, or of dX. Unused entries are `None`.
-pub(crate) type LinearTiles = [Option<LinearTile>; MAX_PROJECTIONS];
-
-/// The tiles of H of layers of these (d, r). The ranks have no say: with an adapter the frozen layer
-/// is summed as without.
-pub(crate) fn forward_tiles(
-    [t, k]: [usize; 2],
-    layers: &[(usize, usize)],
-    profile: &DeviceProfile,
-) -> LinearTiles {
-    let mut tiles = LinearTiles::default();
-    for (tile, &(d, _)) in tiles.iter_mut().zip(layers) {
-        *tile = Some(LinearTile::of([t, d], std::iter::once(k), profile));
-    }
-    tiles
+///
+/// Narrow tiles have another order of sums than the widest: all tiles of a pass are one or the
+/// other. That a batch is short, and which tiles serve longer ones, is a matter of the layer alone:
+/// of all batches that are short, or that are not, a token has the same bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct LinearSchedule {
+    pub(crate) tiles: [Option<LinearTile>; MAX_PROJECTIONS],
+    /// Narrow tiles, and S or dS in the first launch of the pass; otherwise a launch before computes
+    /// it.
+    pub(crate) short: bool,
 }
 
-/// The tiles of dX of layers of these (d, r).
-pub(crate) fn input_grad_tile(
-    [t, k]: [usize; 2],
-    layers: &[(usize, usize)],
-    profile: &DeviceProfile,
-) -> LinearTile {
-    LinearTile::of([t, k], layers.iter().map(|&(d, _)| d), profile)
+impl LinearSchedule {
+    /// Tokens of a short batch, at most: of more, the partial sums of S are not small.
+    pub(crate) const SHORT_TOKENS: usize = 2048;
+    /// Tokens of a batch that is long for every layer.
+    const LONG_TOKENS: usize = 8192;
+
+    /// Of outputs T×n, each a sum over k columns, given n and k. The ranks have no say: with an
+    /// adapter the frozen layer is summed as without.
+    fn new(
+        t: usize,
+        outputs: impl Iterator<Item = [usize; 2]> + Clone,
+        profile: &DeviceProfile,
+    ) -> Self {
+        let of = |t, tile: fn([usize; 2], usize, &DeviceProfile) -> LinearTile| {
+            let mut tiles = [None; MAX_PROJECTIONS];
+            let mut clocks = 0.0;
+            for (entry, [n, k]) in tiles.iter_mut().zip(outputs.clone()) {
+                let tile = tile([t, n], k, profile);
+                clocks += tile.clocks([t, n], k, profile);
+                *entry = Some(tile);
+            }
+            (clocks, tiles)
+        };
+        let narrow = |t| of(t, LinearTile::narrow);
+        let widest = |t| of(t, |_, _, _| LinearTile::widest());
+        let are_narrow = |t| narrow(t).0 < widest(t).0;
+        let always = are_narrow(Self::LONG_TOKENS);
+        let short = t <= Self::SHORT_TOKENS && (always || are_narrow(t));
+        let (_, tiles) = if short || always { narrow(t) } else { widest(t) };
+        LinearSchedule { tiles, short }
+    }
+
+    /// Of H of layers of these (d, r).
+    pub(crate) fn forward(
+        [t, k]: [usize; 2],
+        layers: &[(usize, usize)],
+        profile: &DeviceProfile,
+    ) -> Self {
+        LinearSchedule::new(t, layers.iter().map(|&(d, _)| [d, k]), profile)
+    }
+
+    /// Of dX of layers of these (d, r).
+    pub(crate) fn input_grad(
+        [t, k]: [usize; 2],
+        layers: &[(usize, usize)],
+        profile: &DeviceProfile,
+    ) -> Self {
+        let d = layers.iter().map(|&(d, _)| d).sum();
+        LinearSchedule::new(t, std::iter::once([k, d]), profile)
+    }
+}
+
+/// The tiles of each layer.
+impl fmt::Display for LinearSchedule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut tiles = self.tiles.iter().flatten().enumerate();
+        tiles.try_for_each(|(i, tile)| write!(f, "{} {tile}", if i == 0 { "" } else { ";" }))
+    }
 }
 
 /// The grid of kernels/sm80/project.cu for an output of m×r.
@@ -136,60 +178,32 @@ pub(crate) fn rank_tile(r: usize) -> usize {
     }
 }
 
-/// How `kernels/sm80/grad.cu` cuts Lᵀ Y (r×n, a sum over T rows) into blocks.
-///
-/// The cut depends on the shape alone: the same partial sums, added in the same order, on every run
-/// and on any number of SMs. An empty batch has no splits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct GradSplit {
-    pub(crate) r: usize,
-    pub(crate) n: usize,
-    /// Rows of L and Y that a block sums over. All splits but the last have exactly this many.
-    pub(crate) rows_per_split: usize,
-    pub(crate) splits: usize,
-    pub(crate) rank_tiles: usize,
-    pub(crate) column_tiles: usize,
-}
-
-impl GradSplit {
-    /// Blocks to aim for: two for every SM of the large GPUs.
-    const BLOCKS: usize = 264;
-    /// A shorter split costs more in partial sums than it brings.
-    const MIN_ROWS: usize = 512;
-
-    pub(crate) fn new(t: usize, r: usize, n: usize) -> Self {
-        let rank_tiles = r.div_ceil(rank_tile(r));
-        let column_tiles = n.div_ceil(grad::TILE_N);
-        let wanted = Self::BLOCKS / (rank_tiles * column_tiles);
-        let wanted = wanted.min(t.div_ceil(Self::MIN_ROWS)).max(1);
-        let rows_per_split = t.div_ceil(wanted).next_multiple_of(grad::TILE_K).max(grad::TILE_K);
-        let splits = t.div_ceil(rows_per_split);
-        GradSplit { r, n, rows_per_split, splits, rank_tiles, column_tiles }
-    }
-
-    /// f32 elements of partial sums: splits × r × n.
-    pub(crate) fn partials(&self) -> usize {
-        self.splits * self.r * self.n
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::manifest::sm80::linear;
+    use crate::manifest::sm80::linear::{FLAG_ROWS, STAGES_BYTES, WARP_K, WIDE_TILE_N};
     use crate::plan::testing::shapes;
     use crate::problem::{MAX_RANK, MAX_SIZE};
 
+    /// All presets, and an H200 with fewer SMs.
+    fn cards() -> Vec<DeviceProfile> {
+        let limits = [2, 60, 132].map(|sms| DeviceProfile::h200().with_sm_limit(sms));
+        DeviceProfile::presets().into_iter().chain(limits).collect()
+    }
+
+    fn is_widest(tile: LinearTile) -> bool {
+        tile == LinearTile::widest()
+    }
+
     #[test]
     fn linear_tiles_cover_the_output_and_fit_the_grid() {
-        let presets = DeviceProfile::presets().into_iter();
-        let cards = presets.chain([2, 60, 132].map(|sms| DeviceProfile::h200().with_sm_limit(sms)));
-        let cards: Vec<_> = cards.collect();
-        for ([t, k, d, r], card) in shapes().zip(cards.iter().cycle()) {
-            let [of_h, ..] = forward_tiles([t, k], &[(d, r)], card);
-            let of_dx = input_grad_tile([t, k], &[(d, r), (k, r)], card);
-            for (tile, output) in [(of_h.unwrap(), [t, d]), (of_dx, [t, k])] {
-                let context = format!("{output:?} on {card:?}: {tile:?}");
+        for ([t, k, d, r], card) in shapes().zip(cards().iter().cycle()) {
+            let of_h = LinearSchedule::forward([t, k], &[(d, r), (k, r)], card);
+            let of_dx = LinearSchedule::input_grad([t, k], &[(d, r), (k, r)], card);
+            let [h0, h1] = [of_h.tiles[0], of_h.tiles[1]].map(Option::unwrap);
+            assert_eq!((of_h.tiles[2], of_dx.tiles[1]), (None, None));
+            for (tile, output) in [(h0, [t, d]), (h1, [t, k]), (of_dx.tiles[0].unwrap(), [t, k])] {
+                let context = format!("{output:?} on {}: {tile:?}", card.name());
                 assert!(TILES.contains(&[tile.m, tile.n]), "{context}");
                 let [m, n] = output;
                 let [tiles_m, tiles_n] = [m.div_ceil(tile.m), n.div_ceil(tile.n)];
@@ -197,10 +211,11 @@ mod tests {
                 assert_eq!(tile.ctas(output), tiles_m * tiles_n, "{context}");
                 assert!(i32::try_from(tile.ctas(output)).is_ok(), "{context}");
             }
+            assert_eq!(is_widest(h0), is_widest(h1), "two orders of sums");
         }
         // No tile makes the grid fit.
-        let [tile, ..] = forward_tiles([MAX_SIZE, 1], &[(MAX_SIZE, 1)], &DeviceProfile::h200());
-        assert_eq!(tile, Some(LinearTile { m: 128, n: 256 }));
+        let huge = LinearSchedule::forward([MAX_SIZE, 1], &[(MAX_SIZE, 1)], &DeviceProfile::h200());
+        assert_eq!(huge.tiles[0], Some(LinearTile::widest()));
     }
 
     /// With the stages of every tile one CTA fits on an SM of 8.6, which has 100 KiB of which each
@@ -208,12 +223,14 @@ mod tests {
     #[test]
     fn linear_tiles_fit_shared_memory() {
         for [m, n] in TILES {
-            let stage = (m + n) * LinearTile { m, n }.step() * 2;
-            assert_eq!(linear::STAGES_BYTES % stage, 0);
-            assert!(linear::STAGES_BYTES / stage >= 3);
-            assert!(n == WIDE_TILE_N || m * n * 4 <= linear::STAGES_BYTES);
+            let warps_k = if n == WIDE_TILE_N { 1 } else { 2 };
+            let stage = (m + n) * warps_k * WARP_K * 2;
+            assert_eq!(STAGES_BYTES % stage, 0);
+            assert!(STAGES_BYTES / stage >= 3);
+            assert!(n == WIDE_TILE_N || m * n * 4 <= STAGES_BYTES);
+            assert_eq!(FLAG_ROWS % m, 0, "a tile waits for one flag");
         }
-        const { assert!(linear::STAGES_BYTES <= 99 << 10) };
+        const { assert!(STAGES_BYTES <= 99 << 10) };
     }
 
     /// The µs of each tile on an H200, X W0ᵀ at k = 4096 alone, with compute_80's code.
@@ -225,14 +242,16 @@ mod tests {
             (256, 4096, [70.6, 40.9, 26.1, 32.7]),
             (128, 4096, [70.6, 40.6, 25.6, 18.2]),
         ] {
-            let [tile, ..] = forward_tiles([t, 4096], &[(d, 16)], &DeviceProfile::h200());
+            let schedule = LinearSchedule::forward([t, 4096], &[(d, 16)], &DeviceProfile::h200());
             let fastest = (0..4).min_by(|&a, &b| f64::total_cmp(&us[a], &us[b])).unwrap();
             let [m, n] = TILES[fastest];
-            assert_eq!(tile, Some(LinearTile { m, n }), "T={t} d={d}");
+            assert_eq!(schedule.tiles[0], Some(LinearTile { m, n }), "T={t} d={d}");
+            assert_eq!(schedule.short, fastest > 0, "T={t} d={d}");
         }
         for [t, k, d] in [[8192, 4096, 4096], [8192, 8192, 8192], [512, 4096, 14336]] {
-            let [tile, ..] = forward_tiles([t, k], &[(d, 16)], &DeviceProfile::h200());
-            assert_eq!(tile, Some(LinearTile { m: 128, n: 256 }), "T={t} d={d}");
+            let schedule = LinearSchedule::forward([t, k], &[(d, 16)], &DeviceProfile::h200());
+            assert_eq!(schedule.tiles[0], Some(LinearTile::widest()), "T={t} d={d}");
+            assert!(!schedule.short);
         }
     }
 
@@ -242,50 +261,28 @@ mod tests {
         for [t, k, d, r] in shapes() {
             let of_r = |r| {
                 let layers = [(d, r)];
-                (forward_tiles([t, k], &layers, &a100), input_grad_tile([t, k], &layers, &a100))
+                let of = [LinearSchedule::forward, LinearSchedule::input_grad];
+                of.map(|of| of([t, k], &layers, &a100))
             };
             assert_eq!(of_r(r), of_r(0));
         }
     }
 
-    /// In the kernel, split i has the rows from i · rows_per_split to the next split or to T.
+    /// Tiles of a batch that is short are narrow; of batches that are not, all are, or none.
     #[test]
-    fn every_row_is_in_one_split() {
-        for [t, n, _, r] in shapes() {
-            let split = GradSplit::new(t, r, n);
-            let context = format!("T={t} r={r} n={n}: {split:?}");
-            assert!(split.splits >= 1, "{context}");
-            assert!((split.splits - 1) * split.rows_per_split < t, "last is empty: {context}");
-            assert!(split.splits * split.rows_per_split >= t, "rows left over: {context}");
-            assert_eq!(split.rows_per_split % grad::TILE_K, 0, "{context}");
-            // A split starts at a multiple of 8 rows, so 16-byte rows stay aligned, and its rows
-            // fit the kernel's i32.
-            assert!(i32::try_from(split.rows_per_split).is_ok(), "{context}");
-        }
-    }
-
-    #[test]
-    fn tiles_cover_the_output_and_fit_the_grid() {
-        for [t, n, _, r] in shapes() {
-            let split = GradSplit::new(t, r, n);
-            let context = format!("T={t} r={r} n={n}: {split:?}");
-            let covered = |tiles: usize, tile, all| tiles * tile >= all && (tiles - 1) * tile < all;
-            assert!(covered(split.rank_tiles, rank_tile(r), r), "{context}");
-            assert!(covered(split.column_tiles, grad::TILE_N, n), "{context}");
-            // The limit of grid.y, and the blocks aimed for unless the tiles alone are more.
-            assert!(split.splits <= 65_535, "{context}");
-            let tiles = split.rank_tiles * split.column_tiles;
-            assert!(split.splits == 1 || split.splits * tiles <= GradSplit::BLOCKS, "{context}");
-            // Splits are long enough to be worth their partial sums.
-            assert!(split.splits == 1 || split.rows_per_split >= GradSplit::MIN_ROWS / 2);
-        }
-    }
-
-    #[test]
-    fn an_empty_batch_has_no_splits() {
-        for (r, n) in [(1, 1), (16, 4096), (MAX_RANK * MAX_PROJECTIONS, 30_000)] {
-            let split = GradSplit::new(0, r, n);
-            assert_eq!((split.splits, split.partials()), (0, 0));
+    fn the_order_of_sums_does_not_depend_on_t() {
+        for ([_, k, d, r], card) in shapes().zip(cards().iter().cycle()) {
+            let mut long = None;
+            for t in [1, 33, 64, 100, 128, 256, 1000, 2048, 2049, 3000, 8191, 8192, 8193, 100_000] {
+                let LinearSchedule { tiles, short } =
+                    LinearSchedule::forward([t, k], &[(d, r)], card);
+                let widest = is_widest(tiles[0].unwrap());
+                let context = format!("T={t} k={k} d={d} on {}", card.name());
+                match short {
+                    true => assert!(!widest && t <= LinearSchedule::SHORT_TOKENS, "{context}"),
+                    false => assert_eq!(*long.get_or_insert(widest), widest, "{context}"),
+                }
+            }
         }
     }
 

@@ -3,15 +3,14 @@
 use crate::dtype::DType;
 use crate::manifest::sm80::linear::TILES;
 use crate::plan::sm80::decode::{Instance, Schedule};
-use crate::plan::sm80::linear::LinearTiles;
 use crate::plan::sm80::{
-    forward_tiles, input_grad_tile, merge_blocks, project_blocks, rank_tile, round_blocks,
-    GradSplit, LinearTile,
+    backward_needs, forward_needs, merge_blocks, project_blocks, rank_tile, round_blocks,
 };
+use crate::plan::sm80::{GradSplit, LinearSchedule, LinearTile, Needs, ProjSplit};
 use crate::plan::testing::{problems, shapes, single_problems};
 use crate::plan::{backward, base_forward, base_input_grad, forward};
-use crate::plan::{projection_elements, BackwardWorkspace, DeviceProfile, Plan, Strategy};
-use crate::problem::{Problem, MAX_PROJECTIONS, MAX_RANK};
+use crate::plan::{projection_elements, DeviceProfile, Plan, Strategy};
+use crate::problem::{Problem, MAX_RANK};
 use kernels::Cta;
 use std::collections::{BTreeSet, HashMap};
 
@@ -30,9 +29,6 @@ const THREADS_PER_SM: usize = 1536;
 
 /// An instance by its kernel's name and its axes, and a grid of it.
 type Grid = ((&'static str, Vec<usize>), [usize; 2]);
-
-/// Of operations without a plan.
-const NOTHING: Strategy = Strategy::Mma([None; MAX_PROJECTIONS]);
 
 /// What an operation may launch.
 #[derive(Default)]
@@ -59,49 +55,66 @@ impl Launches {
         }
     }
 
-    fn linear(&mut self, name: &'static str, tile: LinearTile, output: [usize; 2]) {
-        self.add(name, &[tile.m, tile.n], [tile.ctas(output), 1]);
+    /// With `more` CTAs that compute projections and gradients.
+    fn linear(&mut self, name: &'static str, tile: LinearTile, output: [usize; 2], more: usize) {
+        self.add(name, &[tile.m, tile.n], [tile.ctas(output) + more, 1]);
     }
 
     fn project(&mut self, name: &'static str, t: usize, r: usize) {
         self.add(name, &[rank_tile(r)], [project_blocks(t, r), 1]);
     }
 
-    fn grad(&mut self, t: usize, r: usize, n: usize) {
-        let split = GradSplit::new(t, r, n);
-        self.add("grad", &[rank_tile(r)], [split.rank_tiles * split.column_tiles, split.splits]);
-        self.add("reduce", &[], [n.div_ceil(32), r.div_ceil(32)]);
-        self.workspaces.push([split.partials(), 0]);
-    }
-
-    /// H of every layer. Its tiles also serve rows that decode.cu does not.
-    fn of_forward(&mut self, problem: &Problem, plan: &Plan, tiles: LinearTiles) {
+    /// H of every layer, with S if that is wanted. Its tiles also serve rows that decode.cu does not.
+    fn of_forward(&mut self, problem: &Problem, plan: &Plan, of: LinearSchedule, wants_s: bool) {
+        let (t, k, layers) = (problem.t(), problem.k(), problem.projections());
         match &plan.strategy {
             Strategy::MmaDecode(schedules) => {
                 schedules.iter().flatten().for_each(|of| self.decode("decode_forward", of));
             }
-            strategy => assert_eq!(*strategy, Strategy::Mma(tiles)),
+            strategy => assert_eq!(*strategy, Strategy::Mma(of)),
         }
-        for (tile, &(d, _)) in tiles.iter().flatten().zip(problem.projections()) {
-            self.linear("linear_forward", *tile, [problem.t(), d]);
+        let mut more = 0;
+        if wants_s && of.short {
+            more = layers.iter().map(|&(_, r)| ProjSplit::new([t, k, r]).ctas()).sum();
+            let Needs { partials, flags } = forward_needs(problem);
+            if matches!(plan.strategy, Strategy::Mma(_)) {
+                self.workspaces.push([partials, flags]);
+            }
+        }
+        for (tile, &(d, _)) in of.tiles.iter().flatten().zip(layers) {
+            self.linear("linear_forward", *tile, [t, d], more);
+            more = 0;
         }
     }
 
-    /// dX, likewise.
-    fn of_input_grad(&mut self, problem: &Problem, plan: &Plan, tile: LinearTile) {
+    /// dX, likewise, with the gradients if they are wanted.
+    fn of_input_grad(&mut self, problem: &Problem, plan: &Plan, of: LinearSchedule, wants: bool) {
+        let (t, k, layers) = (problem.t(), problem.k(), problem.projections());
         match &plan.strategy {
             Strategy::MmaDecode([Some(of), ..]) => self.decode("decode_input_grad", of),
-            strategy => assert_eq!(*strategy, Strategy::Mma([Some(tile), None, None, None])),
+            strategy => assert_eq!(*strategy, Strategy::Mma(of)),
         }
-        self.linear("linear_input_grad", tile, [problem.t(), problem.k()]);
+        let mut more = 0;
+        if wants {
+            let each = layers.iter().map(|&(d, r)| {
+                let ds = if of.short { ProjSplit::new([t, d, r]).ctas() } else { 0 };
+                ds + GradSplit::new(t, r, d).ctas()
+            });
+            more = each.sum::<usize>() + GradSplit::new(t, problem.rank(), k).ctas();
+            let Needs { partials, flags } = backward_needs(problem, of.short);
+            if matches!(plan.strategy, Strategy::Mma(_)) {
+                self.workspaces.push([partials, flags]);
+            }
+        }
+        self.linear("linear_input_grad", of.tiles[0].expect("dX has a tile"), [t, k], more);
     }
 }
 
 /// Every operation's plan, and what it may launch.
 fn operations(problem: &Problem, card: &DeviceProfile) -> Vec<(&'static str, Plan, Launches)> {
     let (t, k, layers) = (problem.t(), problem.k(), problem.projections());
-    let tiles = forward_tiles([t, k], layers, card);
-    let tile = input_grad_tile([t, k], layers, card);
+    let of_h = LinearSchedule::forward([t, k], layers, card);
+    let of_dx = LinearSchedule::input_grad([t, k], layers, card);
     let mut all = Vec::new();
     let mut add = |name, plan: Plan, of: &dyn Fn(&mut Launches, &Plan)| {
         let mut launches = Launches::default();
@@ -110,25 +123,21 @@ fn operations(problem: &Problem, card: &DeviceProfile) -> Vec<(&'static str, Pla
     };
     add("forward", forward(problem, Some(card)), &|launches, plan| {
         launches.project("project_s", t, problem.rank());
-        launches.of_forward(problem, plan, tiles);
+        launches.of_forward(problem, plan, of_h, true);
     });
     add("backward", backward(problem, Some(card)), &|launches, plan| {
-        launches.of_input_grad(problem, plan, tile);
-        launches.grad(t, problem.rank(), k);
-        for &(d, r) in layers {
-            launches.project("project_ds", t, r);
-            launches.grad(t, r, d);
-        }
+        launches.of_input_grad(problem, plan, of_dx, true);
+        layers.iter().for_each(|&(_, r)| launches.project("project_ds", t, r));
     });
     if let [(d, r)] = *layers {
         add("base forward", base_forward(problem, Some(card)), &|launches, plan| {
-            launches.of_forward(problem, plan, tiles);
+            launches.of_forward(problem, plan, of_h, false);
         });
         add("base input grad", base_input_grad(problem, Some(card)), &|launches, plan| {
-            launches.of_input_grad(problem, plan, tile);
+            launches.of_input_grad(problem, plan, of_dx, false);
         });
-        let nothing =
-            Plan { strategy: Strategy::Mma(LinearTiles::default()), scratch: 0, flags: 0 };
+        let strategy = Strategy::Mma(LinearSchedule::default());
+        let nothing = Plan { strategy, scratch: 0, flags: 0 };
         add("merge and round", nothing, &|launches, _| {
             launches.add("merge", &[], [merge_blocks([d, k]), 1]);
             launches.add("round", &[], [round_blocks([r * k, d * r].into_iter(), card.sms()), 1]);
@@ -167,8 +176,7 @@ fn assert_fits(problem: &Problem, card: &DeviceProfile, there: &HashMap<(&str, V
         // What launches need is there, and no more.
         let most = |i: usize| workspaces.iter().map(|of| of[i]).fold(0, usize::max);
         let s = match operation {
-            "forward" => projection_elements(problem),
-            "backward" => BackwardWorkspace::new(problem, 0).partials_offset(),
+            "forward" | "backward" => projection_elements(problem),
             _ => 0,
         };
         assert!(operation != "forward" || problem.t() * problem.rank() * 2 <= 4 * s);
@@ -212,9 +220,9 @@ fn plans_of_every_rank_fit_every_card() {
 fn tiles_cover_every_output_once() {
     for card in DeviceProfile::presets() {
         for [t, k, d, r] in shapes().step_by(8) {
-            let [of_h, ..] = forward_tiles([t, k], &[(d, r)], &card);
-            let of_dx = input_grad_tile([t, k], &[(d, r)], &card);
-            for (tile, [m, n]) in [(of_h.unwrap(), [t, d]), (of_dx, [t, k])] {
+            let [of_h, of_dx] = [LinearSchedule::forward, LinearSchedule::input_grad]
+                .map(|of| of([t, k], &[(d, r)], &card).tiles[0].expect("there is an output"));
+            for (tile, [m, n]) in [(of_h, [t, d]), (of_dx, [t, k])] {
                 let ctas = tile.ctas([m, n]);
                 if ctas > 20_000 {
                     continue;
@@ -240,7 +248,9 @@ fn tiles_cover_every_output_once() {
 fn serving([t, k, d, r]: [usize; 4], card: &DeviceProfile) -> BTreeSet<(&'static str, Vec<usize>)> {
     let problem = Problem::single(t, k, d, r, DType::Bf16).unwrap();
     let all = operations(&problem, card).into_iter();
-    let all = all.filter(|(_, plan, _)| plan.strategy != NOTHING);
+    let all = all.filter(|(_, plan, _)| {
+        !matches!(plan.strategy, Strategy::Mma(LinearSchedule { tiles: [None, ..], .. }))
+    });
     let instances = all.flat_map(|(_, plan, launches)| {
         let few = matches!(plan.strategy, Strategy::MmaDecode(_));
         let grids = launches.grids.into_iter().map(|(instance, _)| instance);
@@ -253,7 +263,7 @@ fn serving([t, k, d, r]: [usize; 4], card: &DeviceProfile) -> BTreeSet<(&'static
 /// What tests/gpu_cards.rs runs reaches every instance that serves a layer on any of the cards.
 #[test]
 fn every_instance_is_compared_with_the_reference() {
-    let shapes: [[usize; 4]; 17] = include!("../../../tests/common/card_shapes.in");
+    let shapes: [[usize; 4]; 21] = include!("../../../tests/common/card_shapes.in");
     let tokens = [1, 8, 9, 16, 17, 32, 33, 64, 65, 100, 200, 500, 1000, 2048, 4096, 8192, 16_384];
     let sizes = [512, 1024, 4096, 5120, 8192, 14_336, 203];
     for card in DeviceProfile::presets() {
@@ -279,22 +289,27 @@ fn slow_tensor_cores_do_few_fmas() {
     for card in [DeviceProfile::rtx_3090(), DeviceProfile::rtx_4090(), DeviceProfile::rtx_5090()] {
         for [t, _, d, _] in shapes() {
             let fmas = |tile: LinearTile| tile.ctas([t, d]).div_ceil(card.sms()) * tile.m * tile.n;
-            let [chosen, ..] = forward_tiles([t, 4096], &[(d, 16)], &card);
-            let all = TILES.map(|[m, n]| fmas(LinearTile { m, n }));
-            let least = all.into_iter().min().expect("there are tiles");
-            let chosen = fmas(chosen.expect("a layer has a tile"));
+            let chosen = LinearSchedule::forward([t, 4096], &[(d, 16)], &card);
+            let chosen = chosen.tiles[0].expect("there is an output");
+            // Long batches of a layer have the widest tiles, or none has.
+            let is_widest = |[m, n]: &[usize; 2]| [*m, *n] == TILES[0];
+            let widest = is_widest(&[chosen.m, chosen.n]);
+            let all = TILES.iter().filter(|tile| t <= 2048 || is_widest(tile) == widest);
+            let least = all.map(|&[m, n]| fmas(LinearTile { m, n })).min().expect("tiles");
+            let chosen = fmas(chosen);
             assert!(chosen * 4 <= least * 5, "T={t} d={d} on {}", card.name());
         }
     }
 }
 
-/// To fill shared memory, at 64 bytes a clock, does not take longer than the FMAs.
+/// To fill shared memory, at 64 bytes a clock, does not take longer than a step.
 #[test]
 fn filling_shared_memory_bounds_no_tile() {
     for card in DeviceProfile::presets() {
         for [m, n] in TILES {
-            let [bytes, fmas] = [(m + n) * 64 * 2, m * n * 64];
-            assert!(bytes / 64 <= fmas / card.mma_rate(), "{m}×{n} on {}", card.name());
+            let bytes = (m + n) * 64 * 2;
+            let [step, _] = LinearTile { m, n }.tile_clocks(&card);
+            assert!((bytes / 64) as f64 <= step, "{m}×{n} on {}", card.name());
         }
     }
 }

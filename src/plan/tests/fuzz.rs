@@ -1,7 +1,7 @@
 //! No problem panics a plan, whatever its sizes. Tests run with overflow checks.
 
 use crate::dtype::DType;
-use crate::plan::sm80::linear::LinearTiles;
+use crate::plan::sm80::LinearSchedule;
 use crate::plan::testing::Rng;
 use crate::plan::Path;
 use crate::plan::{backward, base_forward, base_input_grad, forward};
@@ -51,7 +51,7 @@ fn no_problem_panics() {
             }
         }
     }
-    assert_eq!(paths.len(), 5, "{paths:?}");
+    assert_eq!(paths.len(), 6, "{paths:?}");
 }
 
 #[test]
@@ -62,7 +62,7 @@ fn an_empty_batch_needs_nothing() {
             for plan in plans(&problem, profile) {
                 assert_eq!((plan.scratch, plan.flags), (0, 0));
                 let wanted = match profile {
-                    Some(_) => Strategy::Mma(LinearTiles::default()),
+                    Some(_) => Strategy::Mma(LinearSchedule::default()),
                     None => Strategy::Reference,
                 };
                 assert_eq!(plan.strategy, wanted);
@@ -78,7 +78,8 @@ fn counts_fit_the_hopper_kernels() {
     let on_hopper = |t, k, layers: &[(usize, usize)]| {
         let problem = Problem::new(t, k, layers, DType::Bf16).unwrap();
         let plans = plans(&problem, Some(&h100));
-        let of_hopper = |plan: &Plan| !matches!(plan.path(), Path::Mma | Path::MmaDecode);
+        let of_hopper =
+            |plan: &Plan| !matches!(plan.path(), Path::Mma | Path::MmaShort | Path::MmaDecode);
         let first = of_hopper(&plans[0]);
         assert!(plans.iter().all(|plan| of_hopper(plan) == first));
         first

@@ -3,14 +3,13 @@
 use crate::dtype::DType;
 use crate::manifest::sm80::decode::MAX_TOKENS;
 use crate::plan::cost::CostModel;
-use crate::plan::sm80::decode::{self, Limits};
-use crate::plan::sm80::{forward_tiles, input_grad_tile, GradSplit};
+use crate::plan::sm80::{self, backward_needs, decode, forward_needs, LinearSchedule, Needs};
 use crate::plan::sm90a::linear;
 use crate::plan::sm90a::linear::Projection;
 use crate::plan::testing::{problems, single_problems};
 use crate::plan::Path;
 use crate::plan::{backward, base_forward, base_input_grad, forward};
-use crate::plan::{Alone, BackwardWorkspace, DeviceProfile, Plan, Sizes, Strategy};
+use crate::plan::{projection_elements, Alone, DeviceProfile, Plan, Sizes, Strategy};
 use crate::problem::{Problem, MAX_SIZE};
 use std::collections::HashSet;
 
@@ -22,59 +21,28 @@ fn single(problem: &Problem) -> [usize; 4] {
 }
 
 #[test]
-fn scratch_holds_ds_and_the_partial_sums_of_a_layer() {
-    for problem in single_problems() {
-        let [t, k, d, r] = single(&problem);
-        let workspace = BackwardWorkspace::new(&problem, 0);
-        let context = format!("{problem}: {workspace:?}");
-        let (offset, elements) = (workspace.partials_offset(), workspace.elements());
-        assert!(t * r * 2 <= 4 * offset, "dS runs into the sums: {context}");
-        assert_eq!(4 * offset % 128, 0, "{context}");
-        for n in [k, d] {
-            let split = GradSplit::new(t, r, n);
-            assert_eq!(split.partials(), split.splits * r * n, "{context}");
-            assert!(offset + split.partials() <= elements, "{context}");
-        }
-        let schedule = linear::input_grad(&Sizes::of_layer([t, k, d, r]), 66, COST);
-        let with_partials = BackwardWorkspace::new(&problem, schedule.partials()).elements();
-        assert_eq!(with_partials, elements.max(offset + schedule.partials()), "{context}");
-        // And no more, but for a line.
-        let most = GradSplit::new(t, r, k).partials().max(GradSplit::new(t, r, d).partials());
-        assert!(elements <= t * r * 2 / 4 + 32 + most + t.div_ceil(128), "{context}");
-    }
-}
-
-#[test]
-fn scratch_holds_s_or_ds_and_the_partial_sums_of_projections() {
+fn scratch_holds_s_or_ds_and_the_partial_sums() {
     let generic = DeviceProfile::h100_sxm().without_hopper();
     for problem in problems() {
-        let (t, k, rank) = (problem.t(), problem.k(), problem.rank());
-        let workspace = BackwardWorkspace::new(&problem, 0);
-        let (offset, elements) = (workspace.partials_offset(), workspace.elements());
-        let context = format!("{problem}: {workspace:?}");
-        assert!(t * rank * 2 <= 4 * offset, "dS runs into the sums: {context}");
-        assert_eq!(4 * offset % 128, 0, "{context}");
-        let mut all = vec![GradSplit::new(t, rank, k)];
-        all.extend(problem.parts().map(|part| GradSplit::new(t, part.r, part.d)));
-        for split in all {
-            assert!(offset + split.partials() <= elements, "{context}");
-            assert!(split.splits <= 65_535, "the limit of grid.y: {context}");
-        }
-        let forward = forward(&problem, Some(&generic));
-        let backward = backward(&problem, Some(&generic));
-        assert!(t * rank * 2 <= 4 * forward.scratch, "{context}");
+        let (t, rank) = (problem.t(), problem.rank());
+        let offset = projection_elements(&problem);
+        assert!(t * rank * 2 <= 4 * offset, "dS runs into the sums: {problem}");
+        assert_eq!(4 * offset % 128, 0, "{problem}");
         let few = t <= MAX_TOKENS;
         let few = [few, few && problem.projections().len() == 1];
-        for (plan, few) in [&forward, &backward].into_iter().zip(few) {
-            let path = if few { Path::MmaDecode } else { Path::Mma };
-            assert_eq!((plan.path(), plan.flags > 0), (path, few), "{context}");
-        }
-        match backward.strategy {
-            Strategy::MmaDecode([Some(schedule), None, None, None]) => {
-                let end = offset + schedule.partials();
-                assert_eq!(backward.scratch, elements.max(end), "{context}");
-            }
-            _ => assert_eq!(backward.scratch, elements, "{context}"),
+        let plans = [forward(&problem, Some(&generic)), backward(&problem, Some(&generic))];
+        for (is_backward, (plan, few)) in plans.iter().zip(few).enumerate() {
+            let needs = match plan.strategy {
+                Strategy::MmaDecode(launches) => sm80::decode_needs(&launches),
+                Strategy::Mma(schedule) if is_backward == 1 => {
+                    backward_needs(&problem, schedule.short)
+                }
+                Strategy::Mma(schedule) if schedule.short => forward_needs(&problem),
+                Strategy::Mma(_) => Needs::default(),
+                _ => panic!("{problem}: {plan}"),
+            };
+            assert_eq!(plan.path() == Path::MmaDecode, few, "{problem}: {plan}");
+            assert_eq!([plan.scratch, plan.flags], [offset + needs.partials, needs.flags]);
         }
     }
 }
@@ -87,43 +55,51 @@ fn plans_agree_with_what_the_launches_use() {
     for problem in single_problems() {
         let [t, k, d, r] = single(&problem);
         let s = (t * r * 2).div_ceil(128) * 32;
-        let ds = BackwardWorkspace::new(&problem, 0).elements();
-        let limits = Limits { sms: 132, shared_bytes: 227 << 10 };
-        let tiles_h = forward_tiles([t, k], &[(d, r)], &generic);
-        let tiles_dx = [Some(input_grad_tile([t, k], &[(d, r)], &generic)), None, None, None];
-        let mma = |schedule: Option<decode::Schedule>, tiles, scratch| match schedule {
-            None => Plan { strategy: Strategy::Mma(tiles), scratch, flags: 0 },
-            Some(schedule) => Plan {
-                strategy: Strategy::MmaDecode([Some(schedule), None, None, None]),
-                scratch: scratch + schedule.partials(),
-                flags: schedule.flags(),
-            },
+        let of_h = LinearSchedule::forward([t, k], &[(d, r)], &generic);
+        let of_dx = LinearSchedule::input_grad([t, k], &[(d, r)], &generic);
+        let mma = |schedule: Option<decode::Schedule>, tiles, scratch, needs: Needs| {
+            let (strategy, Needs { partials, flags }) = match schedule {
+                None => (Strategy::Mma(tiles), needs),
+                some => {
+                    let launches = [some, None, None, None];
+                    (Strategy::MmaDecode(launches), sm80::decode_needs(&launches))
+                }
+            };
+            Plan { strategy, scratch: scratch + partials, flags }
         };
-        let mma_forward = mma(decode::Schedule::forward([t, d, k, r], limits), tiles_h, s);
-        let mma_backward = {
-            let schedule = decode::Schedule::input_grad([t, k, d, r], limits);
-            let partials = schedule.map_or(0, |schedule| schedule.partials());
-            let scratch = BackwardWorkspace::new(&problem, partials).elements();
-            Plan { scratch, ..mma(schedule, tiles_dx, 0) }
-        };
+        let none = Needs::default();
+        let needs = if of_h.short { forward_needs(&problem) } else { none };
+        let mma_forward = mma(decode::Schedule::forward([t, d, k, r], &generic), of_h, s, needs);
+        let needs = backward_needs(&problem, of_dx.short);
+        let mma_backward =
+            mma(decode::Schedule::input_grad([t, k, d, r], &generic), of_dx, s, needs);
         assert_eq!(backward(&problem, Some(&generic)), mma_backward);
         assert_eq!(forward(&problem, Some(&generic)), mma_forward);
-        let base = decode::Schedule::forward([t, d, k, 0], limits);
-        assert_eq!(base_forward(&problem, Some(&generic)), mma(base, tiles_h, 0));
-        let base = decode::Schedule::input_grad([t, k, d, 0], limits);
-        assert_eq!(base_input_grad(&problem, Some(&generic)), mma(base, tiles_dx, 0));
+        let base = decode::Schedule::forward([t, d, k, 0], &generic);
+        assert_eq!(base_forward(&problem, Some(&generic)), mma(base, of_h, 0, none));
+        let base = decode::Schedule::input_grad([t, k, d, 0], &generic);
+        assert_eq!(base_input_grad(&problem, Some(&generic)), mma(base, of_dx, 0, none));
         let aligned = k % 8 == 0 && d % 8 == 0 && r % 8 == 0;
         let [of_h, of_dx] = [[t, d, k, r], [t, k, d, r]].map(Sizes::of_layer);
 
         let wanted = match Alone::input_grad([t, k, d, r], 66) {
             _ if !aligned => mma_backward,
-            Some(launch) => Plan { strategy: small(launch), scratch: ds, flags: launch.flags(t) },
+            Some(launch) => Plan { strategy: small(launch), scratch: s, flags: launch.flags(t) },
             None => {
                 let schedule = linear::input_grad(&of_dx, 66, COST);
-                let scratch = BackwardWorkspace::new(&problem, schedule.partials()).elements();
                 let flags = schedule.flags(t).max(1 + t.div_ceil(128));
+                let scratch = s + schedule.partials();
                 Plan { strategy: Strategy::Large(schedule), scratch, flags }
             }
+        };
+        // And what the kernels of every GPU need where operands are not aligned.
+        let wanted = match aligned {
+            true => {
+                let Needs { partials, flags } = backward_needs(&problem, false);
+                let (scratch, flags) = (wanted.scratch.max(s + partials), wanted.flags.max(flags));
+                Plan { scratch, flags, ..wanted }
+            }
+            false => wanted,
         };
         assert_eq!(backward(&problem, Some(&h100)), wanted);
         let wanted = match Alone::forward([t, d, k, r], 66) {
@@ -156,7 +132,7 @@ fn base_ops_need_no_adapter_and_no_workspace() {
         for (is_forward, plan) in [true, false].into_iter().zip(plans) {
             let context = format!("{problem}: {plan:?}");
             assert_eq!((plan.scratch, plan.flags), (0, 0), "{context}");
-            let mma = matches!(plan.path(), Path::Mma | Path::MmaDecode);
+            let mma = matches!(plan.path(), Path::Mma | Path::MmaShort | Path::MmaDecode);
             assert_eq!(mma, !aligned, "{context}");
             paths.insert((is_forward, plan.path()));
             match plan.strategy {
@@ -179,7 +155,7 @@ fn base_ops_need_no_adapter_and_no_workspace() {
             }
         }
     }
-    assert_eq!(paths.len(), 5 + 5, "{paths:?}");
+    assert_eq!(paths.len(), 6 + 6, "{paths:?}");
 }
 
 #[test]
@@ -193,13 +169,13 @@ fn a_projection_that_is_not_aligned_takes_all_to_the_generic_path() {
     assert_eq!(paths(128, &[(40, 8), (24, 16)]), [Path::HopperShort, Path::Hopper]);
     assert_eq!(paths(128, &[(40, 8), (28_672, 16)]), [Path::HopperDecode, Path::Hopper]);
     assert_eq!(paths(64, &[(40, 8), (24, 16)]), [Path::HopperDecode, Path::Hopper]);
-    assert_eq!(paths(129, &[(40, 8), (20, 16)]), [Path::Mma; 2]);
-    assert_eq!(paths(129, &[(40, 8), (24, 4)]), [Path::Mma; 2]);
+    assert_eq!(paths(129, &[(40, 8), (20, 16)]), [Path::MmaShort; 2]);
+    assert_eq!(paths(129, &[(40, 8), (24, 4)]), [Path::MmaShort; 2]);
     let most = MAX_SIZE / 8 * 8;
-    assert_eq!(paths(129, &[(most, 8); 2]), [Path::Mma; 2]);
-    assert_eq!(paths(64, &[(20, 16)]), [Path::MmaDecode; 2]);
-    assert_eq!(paths(65, &[(20, 16)]), [Path::Mma; 2]);
-    assert_eq!(paths(64, &[(40, 8), (20, 16)]), [Path::MmaDecode, Path::Mma]);
+    assert_eq!(paths(129, &[(most, 8); 2]), [Path::Mma, Path::MmaShort]);
+    assert_eq!(paths(32, &[(20, 16)]), [Path::MmaDecode; 2]);
+    assert_eq!(paths(33, &[(20, 16)]), [Path::MmaShort; 2]);
+    assert_eq!(paths(32, &[(40, 8), (20, 16)]), [Path::MmaDecode, Path::MmaShort]);
 }
 
 #[test]

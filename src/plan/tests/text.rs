@@ -31,7 +31,7 @@ fn a_plan_is_one_line() {
     let group = problem(128, 4096, &[(4096, 16), (14336, 16)]);
     assert_eq!(
         forward(&group, Some(&generic)).to_string(),
-        "mma 64×64 tiles; 128×128 tiles, 8.0 KiB scratch"
+        "mma-short 64×64 tiles; 128×128 tiles, 136.0 KiB scratch"
     );
     assert_eq!(base_forward(&layer(0, 16), Some(&generic)).to_string(), "mma, no scratch");
     let [forward, backward] = lines(&layer(8192, 16));

@@ -1,5 +1,6 @@
-//! Few tokens by the `mma.sync` kernels of every GPU: every instance, aligned and not, every number
-//! of tokens, ranks and placements, and that a token's output has the same bits in every batch.
+//! Few tokens and short batches by the `mma.sync` kernels of every GPU: every instance, aligned and
+//! not, every number of tokens, ranks and placements, and that a token's output has the same bits in
+//! every batch of a path.
 
 mod common;
 
@@ -10,10 +11,13 @@ use lora_kernels::ops::{Backward, BaseForward, BaseInputGrad, Path};
 use lora_kernels::{DType, Device};
 
 /// T, d, k and r, and the SM limit.
-const SHAPES: [([usize; 4], usize); 13] = include!("common/mma_decode_shapes.in");
+const SHAPES: [([usize; 4], usize); 11] = include!("common/mma_decode_shapes.in");
 
-/// Tokens at the borders of tiles.
-const TOKENS: [usize; 9] = [1, 2, 8, 9, 16, 17, 32, 33, 64];
+/// Few tokens, at the borders of tiles.
+const TOKENS: [usize; 7] = [1, 2, 8, 9, 16, 17, 32];
+
+/// Tokens of short batches, the same.
+const SHORT: [usize; 8] = [33, 64, 65, 128, 129, 257, 640, 1000];
 
 /// With few SMs, and as much shared memory as a small card has.
 fn devices() -> [Device; 3] {
@@ -23,7 +27,9 @@ fn devices() -> [Device; 3] {
 
 fn is_exact<E: DeviceElement>(inputs: &Inputs<E>, device: &Device, placements: &[Placement]) {
     let (sizes, sms) = (inputs.sizes, device.profile().expect("a CUDA device").sms());
-    assert_eq!(forward_path(device, &inputs.problem()), Path::MmaDecode, "{sizes}");
+    let problem = inputs.problem();
+    let few = forward_path(device, &problem) == Path::MmaDecode;
+    assert_eq!(few, problem.t() <= 32, "{sizes}");
     let reference = on_cpu(inputs);
     for &placement in placements {
         let outputs = on_cuda(&Place { device: device.clone(), placement }, inputs);
@@ -56,7 +62,7 @@ fn every_instance_is_exact_f16() {
 fn every_rank_and_number_of_tokens_is_exact() {
     let placements = [Placement::Aligned, Placement::Odd];
     for r in [1, 8, 16, 24, 64, 65, 256] {
-        for t in TOKENS {
+        for t in TOKENS.into_iter().chain(SHORT) {
             // Rows of whole pieces of 16 bytes, and of none.
             for [k, d] in [[712, 328], [517, 203]] {
                 let inputs = Inputs::<bf16>::integers(Sizes::new(t, k, d, r), (t + r) as u64);
@@ -71,7 +77,7 @@ fn every_rank_and_number_of_tokens_is_exact() {
 #[test]
 #[ignore = "needs a CUDA GPU"]
 fn groups_are_exact() {
-    for t in TOKENS {
+    for t in TOKENS.into_iter().chain(SHORT) {
         for of in [&[(328, 16), (136, 8), (72, 24)][..], &[(203, 9), (64, 64), (131, 256), (8, 8)]]
         {
             let inputs = Inputs::<bf16>::integers(Sizes::group(t, 712, of), t as u64);
@@ -86,12 +92,20 @@ fn groups_are_exact() {
 #[test]
 #[ignore = "needs a CUDA GPU"]
 fn a_token_has_the_same_bits_in_every_batch() {
-    for sizes in [Sizes::new(64, 1032, 1000, 16), Sizes::new(64, 4104, 520, 256)] {
+    let few = |k, d, r| (Sizes::new(32, k, d, r), &TOKENS[..]);
+    let short = |k, d, r| (Sizes::new(1000, k, d, r), &SHORT[..]);
+    for (sizes, tokens) in
+        [few(1032, 1000, 16), few(4104, 520, 256), short(1032, 1000, 16), short(1544, 520, 72)]
+    {
         let all = Inputs::<bf16>::reals(sizes, 9);
         let want = on_cuda(&Place::aligned(&cuda().generic()), &all);
-        for t in TOKENS {
+        for &t in tokens {
             let inputs = all.first_tokens(t);
-            for device in devices() {
+            // On few SMs, batches of this length are in the widest tiles, another path.
+            let devices = if t > 32 { vec![cuda().generic()] } else { devices().to_vec() };
+            for device in devices {
+                let path = if t > 32 { Path::MmaShort } else { Path::MmaDecode };
+                assert_eq!(forward_path(&device, &inputs.problem()), path, "{t} of {sizes}");
                 for placement in [Placement::Aligned, Placement::Odd] {
                     let place = Place { device: device.clone(), placement };
                     let Outputs { h, s, dx, .. } = on_cuda(&place, &inputs);
@@ -111,9 +125,10 @@ fn a_token_has_the_same_bits_in_every_batch() {
 fn large_layers_are_exact_and_accurate() {
     let sizes = [
         Sizes::new(1, 4096, 4096, 16),
-        Sizes::new(33, 1024, 14_336, 64),
+        Sizes::new(31, 1024, 14_336, 64),
         Sizes::new(16, 14_336, 1032, 16),
         Sizes::new(64, 4096, 4096, 64),
+        Sizes::new(200, 14_336, 1032, 16),
     ];
     let place = Place::aligned(&cuda().generic());
     for sizes in sizes {
@@ -133,11 +148,14 @@ fn paths_follow_the_number_of_tokens() {
         let backward = Backward::new(&device, &problem).expect("a backward pass");
         [forward_path(&device, &problem), backward.path()]
     };
-    let [few, many] = [Path::MmaDecode, Path::Mma];
-    assert_eq!([1, 64, 65].map(|t| paths(t, &[(64, 8)])), [[few; 2], [few; 2], [many; 2]]);
-    assert_eq!([1, 64, 65].map(|t| paths(t, &[(33, 3)])), [[few; 2], [few; 2], [many; 2]]);
-    assert_eq!([64, 65].map(|t| paths(t, &[(64, 8); 2])), [[few, many], [many; 2]]);
+    let [few, short, long] = [Path::MmaDecode, Path::MmaShort, Path::Mma].map(|path| [path; 2]);
+    for layer in [(64, 8), (33, 3)] {
+        let by_t = [1, 32, 33, 2048, 2049].map(|t| paths(t, &[layer]));
+        assert_eq!(by_t, [few, few, short, short, long]);
+    }
+    let [few_backward, short_backward] = [32, 33].map(|t| paths(t, &[(64, 8); 2]));
+    assert_eq!([few_backward, short_backward], [[few[0], short[0]], short]);
     let forward = BaseForward::new(&device, 64, [64, 64], DType::Bf16).expect("the frozen layer");
     let input_grad = BaseInputGrad::new(&device, 64, [64, 64], DType::Bf16).expect("its dX");
-    assert_eq!([forward.path(), input_grad.path()], [few; 2]);
+    assert_eq!([forward.path(), input_grad.path()], short);
 }

@@ -1,0 +1,67 @@
+// The CTAs of linear.cu that compute dA and dB: out (r×n) (=|+=) lhsᵀ rhs over T, f32.
+//
+//   dA  (r×k) = dSᵀ X     lhs dS (T×r), rhs X  (T×k)
+//   dBᵀ (r×d) = Sᵀ dH     lhs S  (T×r), rhs dH (T×d)     stored transposed
+//
+// Where projections share X, dA is that of all, with the sum of their ranks as r, and each has its
+// dB, of its own columns of S.
+//
+// Bound by reading rhs: a CTA has 64 of its columns, and 16 or 64 of r; the tiles of r that share
+// columns are neighbours in the grid, so that all but the first find them in the L2. Where tiles are
+// few, T is cut into splits: the last CTA to arrive adds their partial sums in order.
+#pragma once
+
+#include "linear_projection.cuh"
+
+template <typename E, int kRank>
+__device__ __forceinline__ void gradient(const LinearParams& p, const LinearGradient& of, int cta,
+                                         unsigned char* shared) {
+    // With 16 columns of lhs, a pass of all threads is 128 rows.
+    constexpr int kStep = kRank == 16 ? 128 : 64;
+    constexpr int kStages = kStagesBytes / ((kRank + kGradCols) * kStep * 2);
+    using Product =
+        TileProduct<E, kRank, kGradCols, kStep, 1, 4, 2, Major::MN, Major::MN, kStages>;
+    static_assert(Product::kThreads == kThreads && Product::kSharedBytes <= kStagesBytes);
+    constexpr int kPartial = kRank * kGradCols;
+    const int split = cta % of.splits, tile = cta / of.splits;
+    const int rank_tiles = (of.r + kRank - 1) / kRank;
+    const int m0 = tile % rank_tiles * kRank, n0 = tile / rank_tiles * kGradCols;
+    const int t0 = split * of.rows_per_split, rows = min(of.rows_per_split, p.m - t0);
+
+    auto store = [&](int row, int col, float(&v)[8]) {
+        const int rank = m0 + row, n = n0 + col;
+        if (rank >= of.r) return;
+        if (of.transpose) {
+            float* to = static_cast<float*>(of.out.data) + (int64_t)n * of.r + rank;
+#pragma unroll
+            for (int i = 0; i < 8; i++, to += of.r)
+                if (n + i < of.n) *to = p.accumulate ? *to + v[i] : v[i];
+        } else {
+            float old[8] = {};
+            if (p.accumulate) load_chunk<float>(old, of.out, rank, n, of.n);
+#pragma unroll
+            for (int i = 0; i < 8; i++) v[i] = p.accumulate ? old[i] + v[i] : v[i];
+            store_chunk<float>(of.out, rank, n, of.r, of.n, v);
+        }
+    };
+    auto before = [&](int) {
+        if (of.waits)
+            for (int t = t0; t < t0 + rows; t += kFlagRows)
+                wait_for(s_flag(p, t), s_publications(p, t));
+    };
+    const Segment part[] = {
+        {from_k<E, Major::MN>(of.lhs, t0), from_k<E, Major::MN>(of.rhs, t0), rows}};
+    Product product;
+    product.run(shared, part, 1, of.r, of.n, m0, n0, before);
+    if (of.waits && threadIdx.x == 0) s_seen(p);
+    product.reduce_warps_k(shared);
+    if (of.splits == 1) {
+        if (Product::warp_k() == 0) product.for_each_chunk(shared, store);
+        return;
+    }
+    float* partials = of.partials + (int64_t)tile * of.splits * kPartial;
+    if (Product::warp_k() == 0)
+        store_partial<kGradCols>(product, shared, partials + (int64_t)split * kPartial);
+    if (!is_last_to_arrive(of.arrivals + tile, of.splits)) return;
+    add_partials<kRank, kGradCols>(partials, of.splits, store);
+}

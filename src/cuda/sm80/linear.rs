@@ -1,0 +1,262 @@
+//! Launches of kernels/sm80/linear.cu.
+
+use super::project::Project;
+use crate::cuda::operands::{Gradients, Handover, Layer, Layers};
+use crate::driver::params::{LinearGradient, LinearParams, LinearProjection, Operand, Segment};
+use crate::driver::sm80::{LinearForward, LinearInputGrad};
+use crate::driver::{Gpu, Kernel, LaunchMode, Run};
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::plan::sm80::{s_flags, GradSplit, LinearSchedule, LinearTile, Needs, ProjSplit};
+use crate::problem::{Problem, MAX_PROJECTIONS};
+
+/// An output in tiles.
+#[derive(Clone, Copy)]
+struct Linear {
+    tile: LinearTile,
+    kernel: Kernel<LinearParams>,
+}
+
+impl Linear {
+    /// Without operands. Unused entries have no CTAs.
+    const NONE: LinearParams = LinearParams {
+        segments: [Segment::NONE; MAX_PROJECTIONS + 1],
+        out: Operand::NONE,
+        m: 0,
+        n: 0,
+        count: 0,
+        tiles: 0,
+        projections: [LinearProjection::NONE; MAX_PROJECTIONS],
+        gradients: [LinearGradient::NONE; MAX_PROJECTIONS + 1],
+        proj_ctas: 0,
+        s_tiles: 0,
+        waiters: 0,
+        accumulate: 0,
+        flags: 0,
+    };
+
+    /// The parameters of an output of m×n, a sum over these segments, of which `count` are used.
+    fn params(
+        &self,
+        [m, n]: [usize; 2],
+        segments: [Segment; MAX_PROJECTIONS + 1],
+        count: usize,
+        out: Operand,
+    ) -> LinearParams {
+        let tiles = self.tile.ctas([m, n]) as i32;
+        let (m, n, count) = (m as i32, n as i32, count as i32);
+        LinearParams { segments, out, m, n, count, tiles, ..Linear::NONE }
+    }
+
+    fn run(&self, run: &Run<'_>, params: &LinearParams) -> Result<()> {
+        let gradients = params.gradients.iter().map(|gradient| gradient.ctas);
+        let ctas = params.proj_ctas + params.tiles + gradients.sum::<i32>();
+        run.launch(&self.kernel, [ctas as usize, 1], LaunchMode::default(), params)
+    }
+}
+
+/// Hands out the memory of a launch, of the sizes and in the order of plan/sm80/split.rs.
+struct Memory(Handover);
+
+impl Memory {
+    /// Behind the flags of S.
+    fn new(handover: Handover, t: usize) -> Self {
+        Memory(Handover { flags: handover.flags + 4 * s_flags(t) as u64, ..handover })
+    }
+
+    fn take(&mut self, needs: Needs) -> Handover {
+        let taken = self.0;
+        self.0.flags += 4 * needs.flags as u64;
+        self.0.partials += 4 * needs.partials as u64;
+        taken
+    }
+}
+
+/// Adds the projection out (T×r) = scale · lhs · rhsᵀ over k to a launch, before its gradients.
+fn add_projection(
+    params: &mut LinearParams,
+    memory: &mut Memory,
+    split: ProjSplit,
+    [lhs, rhs, out]: [Operand; 3],
+    [k, r]: [usize; 2],
+    scale: f32,
+) {
+    let Handover { flags: arrivals, partials } = memory.take(split.needs());
+    let (k, r, ctas) = (k as i32, r as i32, split.ctas() as i32);
+    let unused = params.projections.iter_mut().find(|projection| projection.ctas == 0);
+    *unused.expect("there are as many as layers") =
+        LinearProjection { lhs, rhs, out, partials, arrivals, k, r, scale, ctas };
+    params.proj_ctas += ctas;
+    params.s_tiles += split.rank_tiles as i32;
+    params.waiters = params.tiles;
+}
+
+/// Adds the gradient (r×n) = lhsᵀ rhs, or its transpose, to a launch. `waits`: lhs is computed there.
+fn add_gradient(
+    params: &mut LinearParams,
+    memory: &mut Memory,
+    split: GradSplit,
+    [lhs, rhs]: [Operand; 2],
+    out: u64,
+    [transpose, waits]: [bool; 2],
+) {
+    let Handover { flags: arrivals, partials } = memory.take(split.needs());
+    let GradSplit { r, n, splits, rows_per_split, .. } = split;
+    let ctas = split.ctas() as i32;
+    let unused = params.gradients.iter_mut().find(|gradient| gradient.ctas == 0);
+    *unused.expect("there are as many as layers, and one") = LinearGradient {
+        lhs,
+        rhs,
+        out: Operand::new(out, if transpose { r } else { n }, DType::F32),
+        partials,
+        arrivals,
+        r: r as i32,
+        n: n as i32,
+        splits: splits as i32,
+        rows_per_split: rows_per_split as i32,
+        transpose: transpose.into(),
+        waits: waits.into(),
+        ctas,
+    };
+    params.waiters += if waits { ctas } else { 0 };
+}
+
+/// H of every layer, and S.
+pub(crate) struct MmaForward {
+    linears: [Option<Linear>; MAX_PROJECTIONS],
+    project: Project,
+    /// Whether the first launch computes S.
+    with_s: bool,
+}
+
+impl MmaForward {
+    /// `short`: the plan is of these launches, for a short batch. Where they serve what another
+    /// kernel cannot, there is memory only for S.
+    pub(crate) fn new(gpu: &Gpu, problem: &Problem, short: bool) -> Self {
+        let kernels = &gpu.kernels.of(problem.dtype()).sm80.linear_forward;
+        let (sizes, layers) = ([problem.t(), problem.k()], problem.projections());
+        let schedule = LinearSchedule::forward(sizes, layers, &gpu.profile);
+        let linears = schedule.tiles.map(|tile| {
+            let tile @ LinearTile { m, n } = tile?;
+            let kernel = kernels.get(LinearForward { m, n });
+            Some(Linear { tile, kernel: kernel.expect("there is a kernel for every tile") })
+        });
+        MmaForward { linears, project: Project::s(gpu.kernels, problem), with_s: short }
+    }
+
+    pub(crate) fn run(&self, run: &Run<'_>, layers: &Layers, handover: Handover) -> Result<()> {
+        let &Layers { t, k, x, .. } = layers;
+        let has_s = layers.rank() > 0;
+        if has_s && !self.with_s {
+            self.project.run_s(run, layers)?;
+        }
+        let each = layers.with_columns().zip(self.linears.iter().flatten());
+        for (i, ((layer, s), linear)) in each.enumerate() {
+            let &Layer { d, r, w0, b, h, .. } = layer;
+            let mut segments = [Segment::NONE; MAX_PROJECTIONS + 1];
+            segments[0] = Segment::new(x, w0, k);
+            segments[1] = Segment::new(s, b, r);
+            let mut params = linear.params([t, d], segments, if r > 0 { 2 } else { 1 }, h);
+            if has_s && self.with_s && i == 0 {
+                params.flags = handover.flags;
+                let mut memory = Memory::new(handover, t);
+                for (&Layer { r, scale, .. }, [a, s]) in layers.with_operands() {
+                    let split = ProjSplit::new([t, k, r]);
+                    add_projection(&mut params, &mut memory, split, [x, a, s], [k, r], scale);
+                }
+            }
+            linear.run(run, &params)?;
+        }
+        Ok(())
+    }
+}
+
+/// dX.
+pub(crate) struct MmaInputGrad(Linear);
+
+impl MmaInputGrad {
+    /// For layers of these (d, r).
+    pub(crate) fn new(gpu: &Gpu, problem: &Problem, layers: &[(usize, usize)]) -> Self {
+        let kernels = &gpu.kernels.of(problem.dtype()).sm80.linear_input_grad;
+        let sizes = [problem.t(), problem.k()];
+        let schedule = LinearSchedule::input_grad(sizes, layers, &gpu.profile);
+        let tile @ LinearTile { m, n } = schedule.tiles[0].expect("there is an output");
+        let kernel = kernels.get(LinearInputGrad { m, n });
+        let kernel = kernel.expect("there is a kernel for every tile");
+        MmaInputGrad(Linear { tile, kernel })
+    }
+
+    /// Of the dS of these layers, if they have one.
+    fn params(&self, layers: &Layers) -> LinearParams {
+        let &Layers { t, k, x: dx, a, s: ds, .. } = layers;
+        let (count, rank) = (layers.of().len(), layers.rank());
+        let mut segments = [Segment::NONE; MAX_PROJECTIONS + 1];
+        for (segment, layer) in segments.iter_mut().zip(layers.of()) {
+            *segment = Segment::new(layer.h, layer.w0, layer.d);
+        }
+        segments[count] = Segment::new(ds, a, rank);
+        self.0.params([t, k], segments, if rank > 0 { count + 1 } else { count }, dx)
+    }
+
+    /// Of frozen layers.
+    pub(crate) fn run(&self, run: &Run<'_>, layers: &Layers) -> Result<()> {
+        self.0.run(run, &self.params(layers))
+    }
+}
+
+/// A backward pass.
+pub(crate) struct MmaBackward {
+    input_grad: MmaInputGrad,
+    project: Project,
+    /// Whether the launch computes dS.
+    with_ds: bool,
+}
+
+impl MmaBackward {
+    /// `short` as for [`MmaForward::new`].
+    pub(crate) fn new(gpu: &Gpu, problem: &Problem, short: bool) -> Self {
+        MmaBackward {
+            input_grad: MmaInputGrad::new(gpu, problem, problem.projections()),
+            project: Project::ds(gpu.kernels, problem),
+            with_ds: short,
+        }
+    }
+
+    /// dS, dX if `wants_dx`, dA, and dB of every layer.
+    pub(crate) fn run(
+        &self,
+        run: &Run<'_>,
+        layers: &Layers,
+        wants_dx: bool,
+        gradients: &Gradients,
+        handover: Handover,
+    ) -> Result<()> {
+        let (t, k, with_ds) = (layers.t, layers.k, self.with_ds);
+        if !with_ds {
+            self.project.run_ds(run, layers)?;
+        }
+        let mut params = self.input_grad.params(layers);
+        if !wants_dx {
+            params.tiles = 0;
+        }
+        params.flags = handover.flags;
+        let mut memory = Memory::new(handover, t);
+        if with_ds {
+            for (&Layer { d, r, b, h, scale, .. }, ds) in layers.with_columns() {
+                let split = ProjSplit::new([t, d, r]);
+                add_projection(&mut params, &mut memory, split, [h, b, ds], [d, r], scale);
+            }
+        }
+        let &Gradients { x, s, da, db, accumulate } = gradients;
+        params.accumulate = accumulate.into();
+        let mut of_s = *layers;
+        of_s.s = s;
+        for ((&Layer { d, r, h, .. }, s), db) in of_s.with_columns().zip(db) {
+            let split = GradSplit::new(t, r, d);
+            add_gradient(&mut params, &mut memory, split, [s, h], db, [true, false]);
+        }
+        let split = GradSplit::new(t, layers.rank(), k);
+        add_gradient(&mut params, &mut memory, split, [layers.s, x], da, [false, with_ds]);
+        self.input_grad.0.run(run, &params)
+    }
+}

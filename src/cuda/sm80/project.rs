@@ -1,0 +1,78 @@
+//! Launches of kernels/sm80/project.cu.
+
+use crate::cuda::operands::{Layer, Layers};
+use crate::driver::params::{Operand, ProjectParams};
+use crate::driver::{Instances, Kernel, Kernels, LaunchMode, Run};
+use crate::error::Result;
+use crate::plan::sm80::{project_blocks, rank_tile};
+use crate::problem::{Problem, MAX_PROJECTIONS};
+use std::slice;
+
+/// S or dS by kernels/sm80/project.cu.
+pub(crate) struct Project {
+    /// For the sum of the ranks.
+    of_all: Kernel<ProjectParams>,
+    /// For the rank of each layer.
+    of_each: [Kernel<ProjectParams>; MAX_PROJECTIONS],
+}
+
+impl Project {
+    fn new(kernels: &Instances<usize, ProjectParams>, problem: &Problem) -> Self {
+        let kernel = |r| kernels.get(rank_tile(r)).expect("there is a kernel for every rank tile");
+        let mut of_each = [kernel(1); MAX_PROJECTIONS];
+        for (of, &(_, r)) in of_each.iter_mut().zip(problem.projections()) {
+            *of = kernel(r);
+        }
+        Project { of_all: kernel(problem.rank()), of_each }
+    }
+
+    /// For S.
+    pub(crate) fn s(kernels: &Kernels, problem: &Problem) -> Self {
+        Project::new(&kernels.of(problem.dtype()).sm80.project_s, problem)
+    }
+
+    /// For dS.
+    pub(crate) fn ds(kernels: &Kernels, problem: &Problem) -> Self {
+        Project::new(&kernels.of(problem.dtype()).sm80.project_ds, problem)
+    }
+
+    /// S of all layers in one launch.
+    pub(crate) fn run_s(&self, run: &Run<'_>, layers: &Layers) -> Result<()> {
+        let &Layers { t, k, x, a, s, .. } = layers;
+        project(run, &self.of_all, [t, k], [x, a, s], layers.of())
+    }
+
+    /// dS of every layer.
+    pub(super) fn run_ds(&self, run: &Run<'_>, layers: &Layers) -> Result<()> {
+        for ((layer, ds), kernel) in layers.with_columns().zip(&self.of_each) {
+            let operands = [layer.h, layer.b, ds];
+            project(run, kernel, [layers.t, layer.d], operands, slice::from_ref(layer))?;
+        }
+        Ok(())
+    }
+}
+
+/// out = lhs rhsᵀ over k, with as many columns as these layers have ranks, scaled by the scale of
+/// each.
+fn project(
+    run: &Run<'_>,
+    kernel: &Kernel<ProjectParams>,
+    [m, k]: [usize; 2],
+    [lhs, rhs, out]: [Operand; 3],
+    layers: &[Layer],
+) -> Result<()> {
+    let (mut ends, mut scales) = ([i32::MAX; MAX_PROJECTIONS], [0.0; MAX_PROJECTIONS]);
+    let mut r = 0;
+    for ((end, scale), layer) in ends.iter_mut().zip(&mut scales).zip(layers) {
+        r += layer.r;
+        (*end, *scale) = (r as i32, layer.scale);
+    }
+    let blocks = project_blocks(m, r);
+    let (m, r, k) = (m as i32, r as i32, k as i32);
+    run.launch(
+        kernel,
+        [blocks, 1],
+        LaunchMode::default(),
+        &ProjectParams { lhs, rhs, out, m, r, k, ends, scales },
+    )
+}

@@ -1,0 +1,196 @@
+//! How kernels/sm80/linear.cu cuts S, dS, dA and dB into CTAs, and the memory that takes.
+
+use super::linear::rank_tile;
+use crate::manifest::sm80::linear::{FLAG_ROWS, GRAD_COLS, PROJ_ROWS, PROJ_SPLIT};
+use crate::problem::Problem;
+
+/// f32 elements of partial tiles, and flags.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Needs {
+    pub(crate) partials: usize,
+    pub(crate) flags: usize,
+}
+
+impl Needs {
+    /// Enough for either.
+    pub(crate) fn or(self, other: Needs) -> Needs {
+        let Needs { partials, flags } = self;
+        Needs { partials: partials.max(other.partials), flags: flags.max(other.flags) }
+    }
+
+    /// Enough for both at once.
+    fn and(self, other: Needs) -> Needs {
+        let Needs { partials, flags } = self;
+        Needs { partials: partials + other.partials, flags: flags + other.flags }
+    }
+}
+
+/// Flags at the start: the waiters that are done, and the rows of S.
+pub(crate) fn s_flags(t: usize) -> usize {
+    1 + t.div_ceil(FLAG_ROWS)
+}
+
+/// S or dS of a layer (T×r), a sum over k.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ProjSplit {
+    /// Tiles in the same rows.
+    pub(crate) rank_tiles: usize,
+    pub(crate) tiles: usize,
+    /// CTAs of each tile.
+    pub(crate) splits: usize,
+    partials: usize,
+}
+
+impl ProjSplit {
+    pub(crate) fn new([t, k, r]: [usize; 3]) -> Self {
+        let (rank_tiles, splits) = (r.div_ceil(rank_tile(r)), k.div_ceil(PROJ_SPLIT));
+        let tiles = rank_tiles * t.div_ceil(PROJ_ROWS);
+        let partials = tiles * splits * PROJ_ROWS * rank_tile(r);
+        ProjSplit { rank_tiles, tiles, splits, partials }
+    }
+
+    pub(crate) fn ctas(&self) -> usize {
+        self.tiles * self.splits
+    }
+
+    pub(crate) fn needs(&self) -> Needs {
+        Needs { partials: self.partials, flags: self.tiles }
+    }
+}
+
+/// dA (r×n), or dB's transpose: a sum over T.
+///
+/// The cut depends on the shape alone: the same partial sums, added in the same order, on every run
+/// and on any number of SMs. An empty batch has no splits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct GradSplit {
+    pub(crate) r: usize,
+    pub(crate) n: usize,
+    pub(crate) tiles: usize,
+    /// CTAs of each tile.
+    pub(crate) splits: usize,
+    /// Rows that a CTA sums over. All splits but the last have exactly this many.
+    pub(crate) rows_per_split: usize,
+}
+
+impl GradSplit {
+    /// CTAs to aim for: two for every SM of the large GPUs.
+    const CTAS: usize = 264;
+    /// A shorter split costs more in partial sums than it brings.
+    const MIN_ROWS: usize = 512;
+
+    pub(crate) fn new(t: usize, r: usize, n: usize) -> Self {
+        let tiles = r.div_ceil(rank_tile(r)) * n.div_ceil(GRAD_COLS);
+        let wanted = (Self::CTAS / tiles).min(t.div_ceil(Self::MIN_ROWS)).max(1);
+        // Whole flags, so that a split waits for no more of dS than it reads.
+        let rows_per_split = t.div_ceil(wanted).next_multiple_of(FLAG_ROWS).max(FLAG_ROWS);
+        let splits = t.div_ceil(rows_per_split);
+        GradSplit { r, n, tiles, splits, rows_per_split }
+    }
+
+    pub(crate) fn ctas(&self) -> usize {
+        self.tiles * self.splits
+    }
+
+    pub(crate) fn needs(&self) -> Needs {
+        match self.splits {
+            0 | 1 => Needs::default(),
+            splits => {
+                let tile = rank_tile(self.r) * GRAD_COLS;
+                Needs { partials: self.tiles * splits * tile, flags: self.tiles }
+            }
+        }
+    }
+}
+
+/// What the forward pass of a short batch needs: its first launch computes S of all layers.
+pub(crate) fn forward_needs(problem: &Problem) -> Needs {
+    let (t, k) = (problem.t(), problem.k());
+    let each = problem.projections().iter().map(|&(_, r)| ProjSplit::new([t, k, r]).needs());
+    each.fold(Needs { partials: 0, flags: s_flags(t) }, Needs::and)
+}
+
+/// What the launch of a backward pass needs, with dS in it or before it.
+pub(crate) fn backward_needs(problem: &Problem, with_ds: bool) -> Needs {
+    let (t, k, layers) = (problem.t(), problem.k(), problem.projections());
+    let ds = layers.iter().filter(|_| with_ds);
+    let ds = ds.map(|&(d, r)| ProjSplit::new([t, d, r]).needs());
+    let da = GradSplit::new(t, problem.rank(), k).needs();
+    let db = layers.iter().map(|&(d, r)| GradSplit::new(t, r, d).needs());
+    let all = ds.chain(db).chain([da]);
+    all.fold(Needs { partials: 0, flags: s_flags(t) }, Needs::and)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::testing::{problems, shapes};
+    use crate::problem::{MAX_PROJECTIONS, MAX_RANK};
+
+    /// In the kernel, split i has the rows from i · rows_per_split to the next split or to T.
+    #[test]
+    fn every_row_is_in_one_split() {
+        for [t, n, _, r] in shapes() {
+            let split = GradSplit::new(t, r, n);
+            let context = format!("T={t} r={r} n={n}: {split:?}");
+            assert!(split.splits >= 1, "{context}");
+            assert!((split.splits - 1) * split.rows_per_split < t, "last is empty: {context}");
+            assert!(split.splits * split.rows_per_split >= t, "rows left over: {context}");
+            // The flags of dS, and 16-byte rows.
+            assert_eq!(split.rows_per_split % FLAG_ROWS, 0, "{context}");
+            assert!(i32::try_from(split.rows_per_split).is_ok(), "{context}");
+        }
+    }
+
+    #[test]
+    fn splits_are_no_more_than_pay() {
+        for [t, n, _, r] in shapes() {
+            let split = GradSplit::new(t, r, n);
+            let context = format!("T={t} r={r} n={n}: {split:?}");
+            assert_eq!(split.tiles, r.div_ceil(rank_tile(r)) * n.div_ceil(64), "{context}");
+            assert!(split.splits == 1 || split.ctas() <= GradSplit::CTAS, "{context}");
+            assert!(split.splits == 1 || split.rows_per_split >= GradSplit::MIN_ROWS / 2);
+        }
+    }
+
+    #[test]
+    fn an_empty_batch_has_no_splits() {
+        for (r, n) in [(1, 1), (16, 4096), (MAX_RANK * MAX_PROJECTIONS, 30_000)] {
+            let split = GradSplit::new(0, r, n);
+            assert_eq!((split.splits, split.needs()), (0, Needs::default()));
+        }
+    }
+
+    /// In the kernel, split i of S has the columns from 512 · i on, whatever T is.
+    #[test]
+    fn projections_are_cut_by_k_alone() {
+        for [t, k, _, r] in shapes() {
+            let split = ProjSplit::new([t, k, r]);
+            let context = format!("T={t} k={k} r={r}: {split:?}");
+            assert!((split.splits - 1) * PROJ_SPLIT < k && split.splits * PROJ_SPLIT >= k);
+            assert_eq!(split.tiles, t.div_ceil(PROJ_ROWS) * split.rank_tiles, "{context}");
+            let covered = split.rank_tiles * rank_tile(r);
+            assert!(covered >= r && covered < r + rank_tile(r), "{context}");
+            let tile = PROJ_ROWS * rank_tile(r);
+            assert_eq!(split.needs().partials, split.ctas() * tile, "{context}");
+        }
+    }
+
+    /// All that a launch hands out is counted.
+    #[test]
+    fn needs_are_sums() {
+        for problem in problems() {
+            let (t, layers) = (problem.t(), problem.projections());
+            let without = backward_needs(&problem, false);
+            let with = backward_needs(&problem, true);
+            let of_ds = layers.iter().map(|&(d, r)| ProjSplit::new([t, d, r]).needs());
+            let [partials, flags] = of_ds.fold([0, 0], |[partials, flags], needs| {
+                [partials + needs.partials, flags + needs.flags]
+            });
+            assert_eq!(with.partials - without.partials, partials, "{problem}");
+            assert_eq!(with.flags - without.flags, flags, "{problem}");
+            assert!(without.flags >= s_flags(t), "{problem}");
+            assert!(forward_needs(&problem).flags > s_flags(t), "{problem}");
+        }
+    }
+}

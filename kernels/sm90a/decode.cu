@@ -51,9 +51,6 @@
 static_assert(8 * (2 * kMaxStages + 2) <= kStagesAt);
 using DecodeStages = RuntimeStages<kMaxStages, kStagesAt>;
 
-template <Major kRhs>
-constexpr int kWarps = kConsumerWarps + (kRhs == Major::MN ? kGradWarps : 0) + 1;
-
 // Partial sums are handed over in chunks: four floats of each thread of a warpgroup, of two rows,
 // eight apart, and two tokens of every eight.
 constexpr int kChunkBytes = 128 * 16;
@@ -152,9 +149,8 @@ __device__ __forceinline__ void prefetch(const HopperDecodeParams& p, const Work
 }
 
 // Until all of S or dS can be loaded: both CTAs of its clusters publish their parts.
-__device__ __forceinline__ bool wait_for_projection(const HopperDecodeParams& p) {
+__device__ __forceinline__ void wait_for_projection(const HopperDecodeParams& p) {
     GridFlags{p.flags}.wait(0, 2 * p.proj_clusters);
-    return true;
 }
 
 // By each thread that has waited for it, once.
@@ -205,7 +201,7 @@ __device__ __forceinline__ void produce(const HopperDecodeParams& p, const Work&
             work.each_box<kRhs>(row0, r0, [&](int row, int col, int place) {
                 tma_load(slot.to + place, p.b, row, col, slot.full);
             });
-            if (!has_projection) has_projection = wait_for_projection(p);
+            if (!has_projection) wait_for_projection(p), has_projection = true;
             tma_load(slot.to, p.s, 0, r0, slot.full);
             producer.commit();
         }
@@ -219,11 +215,10 @@ __device__ __forceinline__ void produce(const HopperDecodeParams& p, const Work&
 struct ReleaseShared {
     bool shares_tokens;
     __device__ __forceinline__ void operator()(uint32_t empty) const {
-        const int lane = threadIdx.x % 32;
         if (shares_tokens) {
-            if (lane < 2) mbarrier_arrive_remote(empty, lane);
-        } else if (lane == 0) {
-            mbarrier_arrive(empty);
+            ReleaseToCluster{}(empty);
+        } else {
+            ReleaseToCta{}(empty);
         }
     }
 };
@@ -238,8 +233,7 @@ __device__ __forceinline__ void consume(const HopperDecodeParams& p, const Work&
     constexpr int kSets = kByTokens ? 2 : 1;                // of sums: even and odd steps
     constexpr int kStride = kBySteps ? 2 : 1;
     constexpr int kChunks = kTokens / 8;
-    constexpr int kAll = kTile / 8,
-                  kFirstHalf = (kAll + 1) / 2;  // chunks of the CTA, and of rank 0
+    constexpr int kAll = kTile / 8, kFirstHalf = (kAll + 1) / 2;  // chunks of both CTAs, of rank 0
     using Tokens = SmemTile<Major::K, kTokens>;
     using Weight = SmemTile<kRhs, 64>;
     // The staged output: no two rows start in one bank.
@@ -376,19 +370,6 @@ __device__ __forceinline__ void consume(const HopperDecodeParams& p, const Work&
         consume<E, kTile, kRhs, Share::kTokens>(p, work, base);
 }
 
-// ---- The gradient warpgroup -------------------------------------------------------------------
-
-// Items go in turns to the CTAs that compute dX.
-template <typename E, typename T>
-__device__ __forceinline__ void compute_grads(const HopperDecodeParams& p,
-                                              const HopperGradsParams& grads, uint32_t base) {
-    pdl_wait();
-    const int workers = gridDim.x - 2 * p.proj_clusters, worker = blockIdx.x - 2 * p.proj_clusters;
-    grads_beside<E, T>(grads, base + p.grads_at, grads_full(base), worker, workers,
-                       [&] { return wait_for_projection(p); });
-    if (threadIdx.x % 128 == 0) projection_seen<Major::MN>(p);
-}
-
 // ---- The kernel -------------------------------------------------------------------------------
 
 template <typename E, int kN, Major kRhs>
@@ -397,7 +378,8 @@ __device__ __forceinline__ void hopper_decode(const HopperDecodeParams& p,
     const uint32_t base = shared_base();
     const Work work(p, kN, kRhs);
     const int warp = warp_index(), lane = threadIdx.x % 32;
-    const bool produces = warp == kWarps<kRhs> - 1, consumes = warp < kConsumerWarps;
+    constexpr int kProducerWarp = kConsumerWarps + (kRhs == Major::MN ? kGradWarps : 0);
+    const bool produces = warp == kProducerWarp, consumes = warp < kConsumerWarps;
     if (produces) {
         if (elect_one()) {
             prefetch_tensormap(work.projects ? p.a : p.w0);
@@ -439,10 +421,10 @@ __device__ __forceinline__ void hopper_decode(const HopperDecodeParams& p,
         else
             consume<E, kN, kRhs>(p, work, base);
     } else if (kRhs == Major::MN && !produces && !work.projects && p.r > 0) {
-        if (p.r <= 16)
-            compute_grads<E, GradTile<16, 64>>(p, *grads, base);
-        else
-            compute_grads<E, GradTile<32, 64>>(p, *grads, base);
+        pdl_wait();
+        grads_beside<E>(*grads, p.r, base + p.grads_at, grads_full(base), 2 * p.proj_clusters,
+                        [&] { wait_for_projection(p); });
+        if (threadIdx.x % 128 == 0) projection_seen<Major::MN>(p);
     }
     if (work.split ? !consumes : !work.shares_tokens) cluster_wait();
     // A CTA stays until its peer has neither loads into it nor arrivals at it to come.

@@ -257,17 +257,15 @@ struct OutputTile {
 
 // ---- dA and dB: a warpgroup beside dX ---------------------------------------------------------
 
-template <typename E, typename T>
+template <typename E>
 __device__ __forceinline__ void compute_grads(const HopperShortParams& p,
                                               const HopperGradsParams& grads, uint32_t base) {
-    const int workers = gridDim.x - 2 * p.proj_clusters, worker = blockIdx.x - 2 * p.proj_clusters;
     auto wait_for_ds = [&] {
         for (int row_block = 0; row_block * p.rows < p.m; row_block++)
             wait_for_projection(p, row_block);
-        return true;
     };
-    grads_beside<E, T>(grads, base + kGradsAt, Barriers(base).grads_full, worker, workers,
-                       wait_for_ds);
+    grads_beside<E>(grads, p.r, base + kGradsAt, Barriers(base).grads_full, 2 * p.proj_clusters,
+                    wait_for_ds);
     if (threadIdx.x % 128 == 0) projection_seen(p, 2);
 }
 
@@ -323,11 +321,7 @@ __device__ __forceinline__ void hopper_short(const HopperShortParams& p,
                 ProjectionClusters<kM, 64, kRhs>::template consume<E>(p, base);
             }
         } else if (kM == 64 && grads != nullptr && !projects) {
-            if (p.r <= 16) {
-                compute_grads<E, GradTile<16, 64>>(p, *grads, base);
-            } else {
-                compute_grads<E, GradTile<32, 64>>(p, *grads, base);
-            }
+            compute_grads<E>(p, *grads, base);
         }
     }
     // A CTA stays until its peer has neither loads into it nor arrivals at it to come.

@@ -51,10 +51,6 @@
 static_assert(8 * (2 * kMaxStages + 2) <= kStagesAt);
 using DecodeStages = RuntimeStages<kMaxStages, kStagesAt>;
 
-// Partial sums are handed over in chunks: four floats of each thread of a warpgroup, of two rows,
-// eight apart, and two tokens of every eight.
-constexpr int kChunkBytes = 128 * 16;
-
 __device__ __forceinline__ uint32_t partials_full(uint32_t base) {
     return DecodeStages::full(base, 2 * kMaxStages);
 }
@@ -112,7 +108,8 @@ struct Work {
     }
 
     __device__ __forceinline__ Share share() const {
-        return rows > 64 ? Share::kRows : tile == 64 && !projects ? Share::kTokens : Share::kSteps;
+        if (rows > kTurnsRows) return Share::kRows;
+        return tile == 64 && !projects ? Share::kTokens : Share::kSteps;
     }
     // A stage: 64 columns of X, then of the weight's rows.
     __device__ __forceinline__ int weight_at() const { return tile * 64 * 2; }
@@ -232,15 +229,15 @@ __device__ __forceinline__ void consume(const HopperDecodeParams& p, const Work&
     constexpr int kTokens = kByTokens ? kTile / 2 : kTile;  // of a warpgroup
     constexpr int kSets = kByTokens ? 2 : 1;                // of sums: even and odd steps
     constexpr int kStride = kBySteps ? 2 : 1;
-    constexpr int kChunks = kTokens / 8;
-    constexpr int kAll = kTile / 8, kFirstHalf = (kAll + 1) / 2;  // chunks of both CTAs, of rank 0
+    constexpr int kChunks = kTokens / kChunkTokens;
+    constexpr int kAll = kTile / kChunkTokens, kFirstHalf = (kAll + 1) / 2;  // chunks of both CTAs, of rank 0
     using Tokens = SmemTile<Major::K, kTokens>;
     using Weight = SmemTile<kRhs, 64>;
-    // The staged output: no two rows start in one bank.
-    constexpr int kPitch = (kByRows ? 128 : 64) * 2 + 16;
+    constexpr int kPitch = (kByRows ? kMostRows : kTurnsRows) * 2 + kPadBytes;  // of the output
     // Buffers of partial sums: from the peer's warpgroups, then from this CTA's other one.
-    constexpr int kFromPeer = kByTokens ? 1 : 2;
-    constexpr int kBuffers = kBySteps ? 3 : kFromPeer;
+    constexpr int kBuffers = kByRows    ? kBuffersByRows
+                             : kBySteps ? kBuffersBySteps
+                                        : kBuffersByTokens;
     const int group = warpgroup_index();
     const int thread = threadIdx.x % 128, warp = thread / 32, lane = thread % 32;
     const int chunk0 = kByTokens ? group * kChunks : 0;
@@ -256,7 +253,7 @@ __device__ __forceinline__ void consume(const HopperDecodeParams& p, const Work&
     const bool finishes = kByRows || group == work.rank;
     constexpr int kFinishers = kByRows ? 256 : 128;
 
-    // Behind the stages, as in plan::sm90a::decode, which leaves room for it.
+    // Behind the stages: plan::sm90a::decode leaves room for both.
     const DecodeStages stages = work.pipeline();
     const uint32_t partials = stages.at(base, work.stages);
     const uint32_t staged = partials + (work.split ? kBuffers * kFirstHalf * kChunkBytes : 0);
@@ -305,8 +302,7 @@ __device__ __forceinline__ void consume(const HopperDecodeParams& p, const Work&
 #pragma unroll
             for (int i = 0; i < kChunks; i++) {
                 if (!is_mine(chunk0 + i))
-                    send(work.rank ^ 1, kFromPeer == 2 ? group : 0, chunk0 + i - theirs,
-                         &sums[4 * i]);
+                    send(work.rank ^ 1, kByTokens ? 0 : group, chunk0 + i - theirs, &sums[4 * i]);
                 else if (!finishes)
                     send(work.rank, 2, i - mine, &sums[4 * i]);
             }
@@ -416,8 +412,8 @@ __device__ __forceinline__ void hopper_decode(const HopperDecodeParams& p,
             produce<kRhs, false>(p, work, base);
     }
     if (consumes) {
-        if (kN > 32 && work.tile == 32)
-            consume<E, 32, kRhs, Share::kSteps>(p, work, base);
+        if (kN > kHalfProjTokens && work.tile == kHalfProjTokens)
+            consume<E, kHalfProjTokens, kRhs, Share::kSteps>(p, work, base);
         else
             consume<E, kN, kRhs>(p, work, base);
     } else if (kRhs == Major::MN && !produces && !work.projects && p.r > 0) {

@@ -1,18 +1,17 @@
 //! Small batches of kernels/sm90a/decode.cu that compute-sanitizer runs on.
 
-use crate::manifest::sm90a::decode::{INPUT_GRAD_TILES_T, TILES_T};
+use crate::manifest::sm90a::decode::{INPUT_GRAD_TILES_T, TILES_T, TURNS_ROWS};
 use crate::plan::sm90a::decode::Schedule;
 use crate::plan::sm90a::grads;
 use crate::plan::sm90a::small::Alone;
 use std::collections::HashSet;
 
-/// How a product reads its weights, and the rows up to which warpgroups alternate steps.
+/// How a product reads its weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Reads {
     Rows,
     Columns,
 }
-const TURNS_ROWS: usize = 64;
 
 /// The shapes that compute-sanitizer runs on reach every kernel and every role of its CTAs. More
 /// than 64 tokens only with several rounds.

@@ -1,8 +1,9 @@
 //! Which rows of W0 and A the CTAs of `kernels/sm90a/decode.cu` read.
 
 use crate::manifest::sm90a::decode::{
-    FORWARD_HALF_TOKENS, INPUT_GRAD_HALF_TOKENS, INPUT_GRAD_TILES_T, MAX_SHARED_BYTES, MAX_STAGES,
-    STAGES_AT, STEP, TILES_T,
+    BUFFERS_BY_ROWS, BUFFERS_BY_STEPS, BUFFERS_BY_TOKENS, CHUNK_BYTES, CHUNK_TOKENS,
+    FORWARD_HALF_TOKENS, HALF_PROJ_TOKENS, INPUT_GRAD_HALF_TOKENS, INPUT_GRAD_TILES_T,
+    MAX_SHARED_BYTES, MAX_STAGES, MOST_ROWS, PAD_BYTES, STAGES_AT, STEP, TILES_T, TURNS_ROWS,
 };
 use crate::manifest::sm90a::ptx::{BOX_COLS, SHARED_ALIGNMENT};
 use crate::plan::sm90a::grads;
@@ -19,21 +20,14 @@ pub(super) const BARRIER_BYTES: usize = STAGES_AT + SHARED_ALIGNMENT;
 /// Flags for S.
 pub(crate) const FLAGS: usize = 2;
 
-/// Rows of a share, at most.
-pub(super) const MOST_ROWS: usize = 128;
-
 /// Rows of a cluster, at least, with two CTAs per SM: with fewer, X is read too often.
 const LEAST_ROWS: usize = 32;
-
-/// Rows up to which the warpgroups of a CTA alternate steps, or split the tokens.
-pub(super) const TURNS_ROWS: usize = 64;
 
 /// Columns of S of a cluster, at most, with one CTA per SM.
 const PROJ_ROWS: usize = 32;
 
-/// Columns and tokens of S of a cluster, at most, with two CTAs per SM.
+/// Columns of S of a cluster, at most, with two CTAs per SM.
 const HALF_PROJ_ROWS: usize = 64;
-pub(super) const HALF_PROJ_TOKENS: usize = 32;
 
 /// Clusters left for S, at least, with two CTAs per SM.
 pub(super) const HALF_PROJ_CLUSTERS: usize = 2;
@@ -81,25 +75,24 @@ impl Ring {
         (self.tile_t + self.rows) * STEP_BYTES
     }
 
-    /// Behind the stages: the buffers of the cluster reduce, and the staged output, as `multiply`
-    /// in the kernel lays them out. wgmma reads up to 56 rows beyond a stage.
-    pub(super) fn handover_bytes(&self) -> usize {
-        let half = (self.tile_t / 8).div_ceil(2) * 8;
-        let out = |tokens: usize, rows: usize| tokens * (rows * 2 + 16);
-        let bytes = match (self.rows <= TURNS_ROWS, self.split) {
-            (true, _) => {
-                let places = if self.tile_t == 64 && !self.projects { 1 } else { 3 };
-                places * half * 64 * 4 + out(half, 64)
-            }
-            (false, true) => 2 * half * 64 * 4 + out(half, 128),
-            (false, false) => out(self.tile_t, 128),
+    /// Behind the stages, for the epilogue: the buffers of the cluster reduce, and the output. wgmma
+    /// reads up to 56 rows beyond a stage.
+    pub(super) fn epilogue_bytes(&self) -> usize {
+        let (rows, buffers) = match self.rows <= TURNS_ROWS {
+            false => (MOST_ROWS, BUFFERS_BY_ROWS),
+            true if self.tile_t == 64 && !self.projects => (TURNS_ROWS, BUFFERS_BY_TOKENS),
+            true => (TURNS_ROWS, BUFFERS_BY_STEPS),
         };
-        bytes.max(56 * STEP_BYTES)
+        // Of a cluster that splits k, each CTA finishes half of the chunks.
+        let chunks = self.tile_t / CHUNK_TOKENS;
+        let (chunks, buffers) = if self.split { (chunks.div_ceil(2), buffers) } else { (chunks, 0) };
+        let output = chunks * CHUNK_TOKENS * (rows * 2 + PAD_BYTES);
+        (buffers * chunks * CHUNK_BYTES + output).max(56 * STEP_BYTES)
     }
 
     /// Stages that keep `in_flight` bytes of the weight in flight, as far as they fit.
     pub(super) fn stages(&self, shared_bytes: usize, in_flight: usize) -> usize {
-        let fit = (shared_bytes - BARRIER_BYTES - self.handover_bytes()) / self.stage_bytes();
+        let fit = (shared_bytes - BARRIER_BYTES - self.epilogue_bytes()) / self.stage_bytes();
         let stages = (in_flight / (self.rows * STEP_BYTES)).max(4).min(fit).min(MAX_STAGES);
         // Warpgroups that alternate steps have stages of their own.
         stages - if self.rows <= TURNS_ROWS { stages % 2 } else { 0 }

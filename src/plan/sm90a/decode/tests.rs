@@ -1,7 +1,10 @@
 //! Every schedule, walked as the kernel walks it.
 
 use super::schedule::*;
-use crate::manifest::sm90a::decode::{INPUT_GRAD_TILES_T, MAX_SHARED_BYTES, MAX_STAGES, TILES_T};
+use crate::manifest::sm90a::decode::{
+    HALF_PROJ_TOKENS, INPUT_GRAD_TILES_T, MAX_SHARED_BYTES, MAX_STAGES, MOST_ROWS, TILES_T,
+    TURNS_ROWS,
+};
 use crate::manifest::sm90a::ptx::SHARED_ALIGNMENT;
 use crate::plan::sm90a::grads;
 use crate::plan::testing::shapes;
@@ -95,7 +98,7 @@ fn stages_fit_and_all_clusters_run_at_once() {
         for (ring, stages) in [(of_h, schedule.stages), (of_s, proj.stages)] {
             assert!((3..=MAX_STAGES).contains(&stages), "{context}");
             assert!(ring.rows > TURNS_ROWS || stages % 2 == 0, "{context}");
-            let taken = BARRIER_BYTES + stages * ring.stage_bytes() + ring.handover_bytes();
+            let taken = BARRIER_BYTES + stages * ring.stage_bytes() + ring.epilogue_bytes();
             let end = match reads {
                 Reads::Rows => shared_bytes,
                 // The kernel counts from its aligned start.

@@ -6,45 +6,41 @@
 //                dX (T×k) = dH W0 + dS A      rounded once
 //                dA (r×k) (=|+=) dSᵀ X,  dB (d×r) (=|+=) dHᵀ S
 //
-// in f32 sums. r = 0 is the frozen layer; without output clusters it is S alone.
-// The parameters have the names of the forward. In the input gradient, x is dH, w0 is W0ᵀ, a is Bᵀ,
-// b is Aᵀ, s is dS and h is dX, d and k are exchanged, and weights are MN-major: boxes of 64×64.
+// in f32 sums. r = 0 is the frozen layer; without output clusters it is S alone. Parameters have
+// the names of the forward: in the input gradient, x is dH, w0 is W0ᵀ, a is Bᵀ, b is Aᵀ, s is dS,
+// h is dX, d and k are exchanged, and weights are MN-major, in boxes of 64×64.
 //
-// The weights are the tall operand, m of a wgmma, and the tokens n: Hᵀ = W0 Xᵀ + B Sᵀ. Every row of
-// W0 is read once, from end to end, and the sums of a column of H go along k in the same order
-// whatever T is: a token has the same bits in every batch.
+// Hᵀ = W0 Xᵀ + B Sᵀ: weights are m of a wgmma, tokens n. Every row of W0 is read once. Sums go
+// along k in an order that does not depend on T: a token has the same bits in every batch.
 //
-// Needs: rows at multiples of 16 bytes (TMA); shared memory of a whole SM or of half (Rust: the
-// schedule); flags that are zero, and are zero again after the launch. Writes every element once.
+// Needs: rows at multiples of 16 bytes (TMA); shared memory of an SM or of half of one (as
+// plan::sm90a::decode chooses); flags that are zero, and are zero again after the launch. Writes
+// every element once.
 //
 // Grid: clusters of two CTAs. The first compute S, proj_rows columns of proj_tokens tokens each;
-// the others H.
-// Where a cluster shares rows of its weight (`split`, and always for S), its CTAs have half of k
-// each, and each finishes half of the tokens from the sums of both (cluster reduce). Otherwise its
-// CTAs have rows of their own, and multicast X, of which each loads one half, if there are 32
-// tokens or more.
-// CTA: two consumer warpgroups; in the input gradient a third computes items of dA and dB, while
-// the others wait for W0; then a producer warp. How consumers share the work: Share.
-// NOTES: rows past T are not loaded. Filling a row with zeros takes the TMA longer than loading
-// one, and only columns of Hᵀ that are not stored read them.
+// the others H. With `split`, and always for S, the CTAs of a cluster have the same rows of the
+// weight and half of k each, and each finishes half of the tokens (cluster reduce). Otherwise they
+// have rows of their own, and with tiles of 32 tokens or more multicast X, half of it each.
+// CTA: two consumer warpgroups (Share); in the input gradient a third computes items of dA and dB
+// while the others wait for W0; then a producer warp.
 //
 //   producer    |prefetch W0|pdl_wait|fill 0|fill 1| ... |wait for S|fill B, S|
 //   consumers                        |4 k16 of stage 0|4 k16 of 1| ... |S·Bᵀ|cluster reduce|store|
 //   gradients               |pdl_wait|fill|product|store| ... |fill|wait for dS|product|store|
 //
 // Shared memory: barriers | stages of tokens×64 of X and rows×64 of a weight | partial sums |
-// output | a step of dA or dB. Consumer warpgroups that take turns have stages of their own, so
-// their number is even: a warp that skips a phase of a barrier cannot tell whether the next has
-// completed.
+// output | a step of dA or dB. Where warpgroups alternate steps, the number of stages is even: each
+// has its own, as a warp that skips a phase of a barrier cannot tell whether the next is complete.
+// NOTES: rows past T are not loaded. Filling a row with zeros takes the TMA longer than loading
+// one, and only columns of Hᵀ that are not stored read them.
 //
-// Before pdl_wait nothing is read that the kernel before may have written, and nothing is written:
-// W0, or A and X, are only prefetched into the L2. CTAs that take half of an SM trigger the next
-// launch when it is time for its CTAs to prefetch W0: otherwise the memory idles while the last
-// sums are reduced and stored, and until the next launch's first loads arrive.
+// PDL: before pdl_wait, CTAs only prefetch into the L2, W0 or A and X. CTAs that take half of an SM
+// trigger the next launch when it is time for its CTAs to prefetch: otherwise the memory idles from
+// the last loads of this launch to the first of the next.
 //
-// Deadlock freedom: within a cluster CTAs wait for each other. CTAs that compute H, dX or dA wait
-// for CTAs that compute S, which wait for nothing else and come first in the grid: they start
-// first, however many CTAs run at once.
+// Deadlock freedom: CTAs of a cluster wait for each other. CTAs that compute H, dX or dA wait for
+// CTAs that compute S, which wait for nothing else and come first in the grid: they start first,
+// however many CTAs run at once.
 #include "gradients.cuh"
 #include "manifest/sm90a/decode.cuh"
 
@@ -230,7 +226,8 @@ __device__ __forceinline__ void consume(const HopperDecodeParams& p, const Work&
     constexpr int kSets = kByTokens ? 2 : 1;                // of sums: even and odd steps
     constexpr int kStride = kBySteps ? 2 : 1;
     constexpr int kChunks = kTokens / kChunkTokens;
-    constexpr int kAll = kTile / kChunkTokens, kFirstHalf = (kAll + 1) / 2;  // chunks of both CTAs, of rank 0
+    // Chunks of both CTAs, and of rank 0.
+    constexpr int kAll = kTile / kChunkTokens, kFirstHalf = (kAll + 1) / 2;
     using Tokens = SmemTile<Major::K, kTokens>;
     using Weight = SmemTile<kRhs, 64>;
     constexpr int kPitch = (kByRows ? kMostRows : kTurnsRows) * 2 + kPadBytes;  // of the output
@@ -373,8 +370,8 @@ __device__ __forceinline__ void hopper_decode(const HopperDecodeParams& p,
                                               const HopperGradsParams* grads) {
     const uint32_t base = shared_base();
     const Work work(p, kN, kRhs);
-    const int warp = warp_index(), lane = threadIdx.x % 32;
     constexpr int kProducerWarp = kConsumerWarps + (kRhs == Major::MN ? kGradWarps : 0);
+    const int warp = warp_index(), lane = threadIdx.x % 32;
     const bool produces = warp == kProducerWarp, consumes = warp < kConsumerWarps;
     if (produces) {
         if (elect_one()) {

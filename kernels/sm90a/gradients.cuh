@@ -1,10 +1,5 @@
-// A role: CTAs, or a warpgroup beside others, that compute dA and dB. The contract is in grads.cu.
-//
-//   dB (d×r) (=|+=) dHᵀ S      Y dH (T×d), L S  (T×r)
-//   dA (r×k) (=|+=) dSᵀ X      Y X  (T×k), L dS (T×r)
-//
-// An item is kCols columns of Y times kRank columns of L, over all of T. Both operands lie
-// MN-major: columns of Y are m, columns of L are n, rows of T are k.
+// A role: CTAs, or a warpgroup beside others, that compute items of dA and dB. The contract is in
+// grads.cu. Both operands lie MN-major: columns of Y are m, columns of L are n, rows of T are k.
 // Used by grads.cu and linear.cuh (whole CTAs), decode.cu and short.cu (a warpgroup beside dX).
 #pragma once
 
@@ -23,8 +18,8 @@ struct GradTile {
     static constexpr int kCount = kPipelineBytes / (kStageBytes + 16);
     using Stages = ::Stages<kCount, kStageBytes, kCount * kStageBytes>;
     static constexpr int kBoxes = Y::kBoxes / 2;  // of Y, of each of two warpgroups
-    // After so many rows the tensor cores' sums are added to others in plain f32. Their additions
-    // truncate, so this bounds the error of a long sum.
+    // After so many rows the tensor cores' sums are added in plain f32. Their own additions
+    // truncate: this bounds the error of a long sum.
     static constexpr int kChainRows = 2048;
     static_assert(kChainRows % kRows == 0);
 };

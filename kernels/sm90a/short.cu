@@ -4,8 +4,8 @@
 //   input grad   dS = s·dH B, dX = dH W0 + dS A    dH → lhs, B → proj_weight, A → up_weight
 //                dA, dB (grads.cu)                 with tiles of 64 rows; or a launch of their own
 //
-//   proj[m, r]    = scale · Σk lhs[m, k] proj_weight[r, k]            rounded once, saturated in f16
-//   out[m, n]     = Σk lhs[m, k] rhs[n, k] + Σr proj[m, r] up_weight[n, r]   rounded once
+//   proj[m, r]   = scale · Σk lhs[m, k] proj_weight[r, k]            rounded once, saturated in f16
+//   out[m, n]    = Σk lhs[m, k] rhs[n, k] + Σr proj[m, r] up_weight[n, r]   rounded once
 //
 // rhs, proj_weight and up_weight are K-major in the forward, MN-major in the input gradient. r = 0
 // is the frozen layer; without output clusters it is proj alone. Sums go along k from 0 on, then
@@ -15,8 +15,8 @@
 // Needs: rows at multiples of 16 bytes (TMA); 226 KiB of shared memory; flags that are zero, and
 // are zero again after the launch. Writes every element once.
 //
-// Such a launch is bound by the bytes in flight to an SM. So stages take nearly all of shared
-// memory, and the output is staged in their place at the end.
+// Bound by the bytes in flight to an SM: stages take nearly all of shared memory, and the output is
+// staged in their place at the end.
 //
 // Grid: clusters of two CTAs. The first compute S or dS, the CTAs of a cluster half of k each. The
 // others compute two tiles of kM×kN, one below the other, and multicast rhs, of which each CTA
@@ -181,8 +181,7 @@ struct OutputTile {
     static constexpr bool kGradsFit = kRhs == Major::MN && kM == 64;
     using Stages =
         StagesThatFit<Lhs::kBytes + Rhs::kBytes, kGradsFit ? kGradsBesideBytes : 0, kMaxStages>;
-    static constexpr int kPitch =
-        kN * 2 + 16;  // of the staged output: no two rows start in one bank
+    static constexpr int kPitch = kN * 2 + 16;  // of the output: no two rows start in one bank
     static_assert(kM * kPitch <= Stages::kCount * Stages::kBytes);
 
     // By one thread, elect_one(). `waiters`: threads of the CTA that wait for flags.

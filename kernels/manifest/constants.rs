@@ -160,8 +160,9 @@ constants! {
             /// Widths of tiles of H, and of dX.
             const FORWARD_TILES_N: [usize; 4] = [32, 64, 128, 224];
             const INPUT_GRAD_TILES_N: [usize; 3] = [64, 128, 256];
-            /// Columns of a step along k.
+            /// Columns of a step along k or r, and the bytes of a row of them.
             const STEP: usize = 64;
+            const STEP_BYTES: usize = STEP * 2;
             const MAX_STAGES: usize = 16;
             /// The barriers in shared memory.
             const BARRIERS_AT: usize = super::ptx::PIPELINE_BYTES;
@@ -183,8 +184,9 @@ constants! {
             /// Consumer warps, and warps for dA and dB in the input gradient. The producer is last.
             const CONSUMER_WARPS: usize = 8;
             const GRAD_WARPS: usize = 4;
-            /// Columns of a step along k.
+            /// Columns of a step along k or r, and the bytes of a row of them.
             const STEP: usize = 64;
+            const STEP_BYTES: usize = STEP * 2;
             const MAX_STAGES: usize = 40;
             /// The stages in shared memory, behind the barriers.
             const STAGES_AT: usize = 1024;

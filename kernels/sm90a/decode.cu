@@ -72,7 +72,7 @@ struct Work {
     int row0, row_stride;  // the first row, and from one round to the next
     int rounds;
     int first, steps;                         // along k
-    int rank_first, rank_stride, rank_steps;  // of 64 along r
+    int rank_first, rank_stride, rank_steps;  // along r
     int stages;
 
     __device__ __forceinline__ Work(const HopperDecodeParams& p, int tile_t, Major rhs) {
@@ -92,11 +92,11 @@ struct Work {
         row0 = unit * rows;
         row_stride = (split ? out_clusters : 2 * out_clusters) * rows;
         rounds = projects ? 1 : p.rounds;
-        const int all = (p.k + 63) / 64, half = (all + 1) / 2;
+        const int all = (p.k + kStep - 1) / kStep, half = (all + 1) / 2;
         first = split && rank == 1 ? half : 0;
         steps = !split ? all : rank == 0 ? half : all - half;
         // The second CTA has no more steps along k than the first, and so begins along r.
-        const int all_rank_steps = projects ? 0 : (p.r + 63) / 64;
+        const int all_rank_steps = projects ? 0 : (p.r + kStep - 1) / kStep;
         rank_first = split ? 1 - rank : 0;
         rank_stride = split ? 2 : 1;
         rank_steps = (all_rank_steps - rank_first + rank_stride - 1) / rank_stride;
@@ -107,10 +107,10 @@ struct Work {
         if (rows > kTurnsRows) return Share::kRows;
         return tile == 64 && !projects ? Share::kTokens : Share::kSteps;
     }
-    // A stage: 64 columns of X, then of the weight's rows.
-    __device__ __forceinline__ int weight_at() const { return tile * 64 * 2; }
+    // A stage: a step of X, then of the weight's rows.
+    __device__ __forceinline__ int weight_at() const { return tile * kStepBytes; }
     __device__ __forceinline__ DecodeStages pipeline() const {
-        return {stages, (tile + loaded_rows) * 64 * 2};
+        return {stages, (tile + loaded_rows) * kStepBytes};
     }
 
     // Calls of(row, col, place) for the boxes of a step of a weight: in its matrix, and in the
@@ -119,7 +119,7 @@ struct Work {
     __device__ __forceinline__ void each_box(int row, int k0, Of&& of) const {
         if constexpr (kRhs == Major::MN) {
             of(k0, row, weight_at());
-            if (loaded_rows > 64) of(k0, row + 64, weight_at() + 64 * 64 * 2);
+            if (loaded_rows > 64) of(k0, row + 64, weight_at() + 64 * kStepBytes);
         } else {
             of(row, k0, weight_at());
         }
@@ -133,7 +133,7 @@ template <Major kRhs, bool kProjects>
 __device__ __forceinline__ void prefetch(const HopperDecodeParams& p, const Work& work) {
     const int steps = min(kProjects ? p.proj_prefetch_steps : p.prefetch_steps, work.steps);
     for (int i = 0; i < steps; i++) {
-        const int k0 = (work.first + i) * 64;
+        const int k0 = (work.first + i) * kStep;
         work.each_box<kRhs>(work.row0, k0, [&](int row, int col, int) {
             tma_prefetch(kProjects ? p.a : p.w0, row, col);
         });
@@ -150,7 +150,7 @@ __device__ __forceinline__ void wait_for_projection(const HopperDecodeParams& p)
 template <Major kRhs>
 __device__ __forceinline__ void projection_seen(const HopperDecodeParams& p) {
     // In a cluster: the producers of CTAs that have steps along r, and both gradient warpgroups.
-    const int of_cluster = (!p.split || p.r > 64 ? 2 : 1) + (kRhs == Major::MN ? 2 : 0);
+    const int of_cluster = (!p.split || p.r > kStep ? 2 : 1) + (kRhs == Major::MN ? 2 : 0);
     GridFlags{p.flags}.done((gridDim.x / 2 - p.proj_clusters) * of_cluster, 1, 1);
 }
 
@@ -161,7 +161,7 @@ __device__ __forceinline__ void produce(const HopperDecodeParams& p, const Work&
                                         uint32_t base) {
     const TensorMap &weight = kProjects ? p.a : p.w0, &x = kProjects ? p.proj_x : p.x;
     const bool shares_tokens = !kProjects && work.shares_tokens;
-    auto bytes = [&](int tokens) { return (tokens + work.loaded_rows) * 64 * 2; };
+    auto bytes = [&](int tokens) { return (tokens + work.loaded_rows) * kStepBytes; };
     const int step_bytes = bytes(kProjects ? p.proj_tokens : shares_tokens ? 2 * p.x_rows : p.t);
     Producer<DecodeStages> producer(base, work.pipeline());
     // The first round of stages waits for no release: its bytes are expected while pdl_wait waits.
@@ -174,7 +174,7 @@ __device__ __forceinline__ void produce(const HopperDecodeParams& p, const Work&
     for (int round = 0; round < work.rounds; round++) {
         const int row0 = work.row0 + round * work.row_stride;
         for (int i = 0; i < work.steps; i++) {
-            const int step = round * work.steps + i, k0 = (work.first + i) * 64;
+            const int step = round * work.steps + i, k0 = (work.first + i) * kStep;
             const Slot slot = step >= early ? producer.acquire(step_bytes) : producer.slot();
             if (!kProjects && step == p.pdl_trigger_step) pdl_trigger();
             work.each_box<kRhs>(row0, k0, [&](int row, int col, int place) {
@@ -182,7 +182,7 @@ __device__ __forceinline__ void produce(const HopperDecodeParams& p, const Work&
             });
             if (shares_tokens) {
                 const int x0 = work.rank * p.x_rows;
-                tma_load_multicast(slot.to + x0 * 64 * 2, x, x0, k0, slot.full);
+                tma_load_multicast(slot.to + x0 * kStepBytes, x, x0, k0, slot.full);
             } else {
                 tma_load(slot.to, x, work.token0, k0, slot.full);
             }
@@ -190,7 +190,7 @@ __device__ __forceinline__ void produce(const HopperDecodeParams& p, const Work&
         }
         for (int i = 0; !kProjects && i < work.rank_steps; i++) {
             const Slot slot = producer.acquire(bytes(p.t));
-            const int r0 = (work.rank_first + i * work.rank_stride) * 64;
+            const int r0 = (work.rank_first + i * work.rank_stride) * kStep;
             work.each_box<kRhs>(row0, r0, [&](int row, int col, int place) {
                 tma_load(slot.to + place, p.b, row, col, slot.full);
             });
@@ -264,8 +264,8 @@ __device__ __forceinline__ void consume(const HopperDecodeParams& p, const Work&
         consumer.step(
             [&](uint32_t stage) {
                 wgmma_group<E, kTokens, Weight, Tokens>(
-                    sums, Weight::descriptor(stage + (kTile + group_row0) * 64 * 2),
-                    Tokens::descriptor(stage + chunk0 * 8 * 64 * 2), accumulate);
+                    sums, Weight::descriptor(stage + (kTile + group_row0) * kStepBytes),
+                    Tokens::descriptor(stage + chunk0 * kChunkTokens * kStepBytes), accumulate);
             },
             kStride);
     };

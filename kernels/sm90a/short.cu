@@ -80,7 +80,7 @@ struct ProjectionClusters {
         index = blockIdx.x / 2;
         rank_tiles = (p.r + kRank - 1) / kRank;
         count = (p.m + p.rows - 1) / p.rows * rank_tiles;
-        const int all = (p.k + 63) / 64, half = (all + 1) / 2;
+        const int all = (p.k + kStep - 1) / kStep, half = (all + 1) / 2;
         first = cluster_rank() == 0 ? 0 : half;
         steps = cluster_rank() == 0 ? half : all - half;
     }
@@ -92,10 +92,10 @@ struct ProjectionClusters {
     // By one thread, elect_one().
     static __device__ __forceinline__ void produce(const HopperShortParams& p, uint32_t base) {
         Producer<Stages> producer(base);
-        const int bytes = Stages::kBytes - (kM - p.rows) * 64 * 2;
+        const int bytes = Stages::kBytes - (kM - p.rows) * kStepBytes;
         for (ProjectionClusters tile(p); !tile.done(); tile.advance()) {
             for (int i = 0; i < tile.steps; i++) {
-                const int k0 = (tile.first + i) * 64;
+                const int k0 = (tile.first + i) * kStep;
                 const Slot slot = producer.acquire(bytes);
                 Lhs::load(slot.to, p.lhs, tile.row_block() * p.rows, k0, slot.full);
                 ProjWeight::load(slot.to + Lhs::kBytes, p.proj_weight, tile.rank0(), k0, slot.full);
@@ -122,7 +122,7 @@ struct ProjectionClusters {
             for (int i = 0; i < tile.steps; i++)
                 consumer.step([&](uint32_t stage) {
                     wgmma_group<E, kRank, Lhs, ProjWeight>(
-                        acc, Lhs::descriptor(stage + group * 64 * 64 * 2),
+                        acc, Lhs::descriptor(stage + group * 64 * kStepBytes),
                         ProjWeight::descriptor(stage + Lhs::kBytes), accumulate);
                 });
             consumer.drain();
@@ -192,16 +192,16 @@ struct OutputTile {
         // filling a row with zeros takes the TMA longer than loading one, and no stored row reads
         // them.
         const bool has_rows = m0 < p.m;
-        const int bytes = Stages::kBytes - (kM - (has_rows ? p.rows : 0)) * 64 * 2;
+        const int bytes = Stages::kBytes - (kM - (has_rows ? p.rows : 0)) * kStepBytes;
         Producer<Stages> producer(base);
-        for (int k0 = 0; k0 < p.k; k0 += 64) {
+        for (int k0 = 0; k0 < p.k; k0 += kStep) {
             const Slot slot = producer.acquire(bytes);
             Rhs::load_half_multicast(slot.to + Lhs::kBytes, p.rhs, n0, k0, rank, slot.full);
             if (has_rows) Lhs::load(slot.to, p.lhs, m0, k0, slot.full);
             producer.commit();
         }
         if (p.r == 0) return;
-        for (int r0 = 0; r0 < p.r; r0 += 64) {
+        for (int r0 = 0; r0 < p.r; r0 += kStep) {
             const Slot slot = producer.acquire(bytes);
             Rhs::load_half_multicast(slot.to + Lhs::kBytes, p.up_weight, n0, r0, rank, slot.full);
             if (has_rows) {
@@ -222,13 +222,13 @@ struct OutputTile {
         Consumer<Stages, ReleaseToCluster> consumer(base);
         int accumulate = 0;
         float acc[kN / 2];
-        auto lhs = [&](uint32_t stage) { return Lhs::descriptor(stage + group * 64 * 64 * 2); };
+        auto lhs = [&](uint32_t stage) { return Lhs::descriptor(stage + group * 64 * kStepBytes); };
         auto rhs = [&](uint32_t stage) { return Rhs::descriptor(stage + Lhs::kBytes); };
-        for (int k0 = 0; k0 < p.k; k0 += 64)
+        for (int k0 = 0; k0 < p.k; k0 += kStep)
             consumer.step([&](uint32_t stage) {
                 wgmma_group<E, kN, Lhs, Rhs>(acc, lhs(stage), rhs(stage), accumulate);
             });
-        for (int r0 = 0; r0 < p.r; r0 += 64)
+        for (int r0 = 0; r0 < p.r; r0 += kStep)
             consumer.step([&](uint32_t stage) {
                 wgmma_groups<E, kN, Lhs, Rhs>(acc, lhs(stage), rhs(stage), p.r - r0);
             });

@@ -3,7 +3,8 @@
 use crate::manifest::sm90a::decode::{
     BUFFERS_BY_ROWS, BUFFERS_BY_STEPS, BUFFERS_BY_TOKENS, CHUNK_BYTES, CHUNK_TOKENS,
     FORWARD_HALF_TOKENS, HALF_PROJ_TOKENS, INPUT_GRAD_HALF_TOKENS, INPUT_GRAD_TILES_T,
-    MAX_SHARED_BYTES, MAX_STAGES, MOST_ROWS, PAD_BYTES, STAGES_AT, STEP, TILES_T, TURNS_ROWS,
+    MAX_SHARED_BYTES, MAX_STAGES, MOST_ROWS, PAD_BYTES, STAGES_AT, STEP, STEP_BYTES, TILES_T,
+    TURNS_ROWS,
 };
 use crate::manifest::sm90a::ptx::{BOX_COLS, SHARED_ALIGNMENT};
 use crate::plan::cost::CostModel;
@@ -32,9 +33,6 @@ const HALF_PROJ_ROWS: usize = 64;
 
 /// Clusters left for S, at least, with two CTAs per SM.
 pub(super) const HALF_PROJ_CLUSTERS: usize = 2;
-
-/// Bytes of a row in a step.
-const STEP_BYTES: usize = STEP * 2;
 
 /// How a product reads its weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

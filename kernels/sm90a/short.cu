@@ -254,20 +254,6 @@ struct OutputTile {
     }
 };
 
-// ---- dA and dB: a warpgroup beside dX ---------------------------------------------------------
-
-template <typename E>
-__device__ __forceinline__ void compute_grads(const HopperShortParams& p,
-                                              const HopperGradsParams& grads, uint32_t base) {
-    auto wait_for_ds = [&] {
-        for (int row_block = 0; row_block * p.rows < p.m; row_block++)
-            wait_for_projection(p, row_block);
-    };
-    grads_beside<E>(grads, p.r, base + kGradsAt, Barriers(base).grads_full, 2 * p.proj_clusters,
-                    wait_for_ds);
-    if (threadIdx.x % 128 == 0) projection_seen(p, 2);
-}
-
 // ---- The kernel -------------------------------------------------------------------------------
 
 // With `grads`, dA and dB too.
@@ -320,7 +306,12 @@ __device__ __forceinline__ void hopper_short(const HopperShortParams& p,
                 ProjectionClusters<kM, 64, kRhs>::template consume<E>(p, base);
             }
         } else if (kM == 64 && grads != nullptr && !projects) {
-            compute_grads<E>(p, *grads, base);
+            auto wait_for_ds = [&] {
+                for (int i = 0; i * p.rows < p.m; i++) wait_for_projection(p, i);
+            };
+            grads_beside<E>(*grads, p.r, base + kGradsAt, Barriers(base).grads_full,
+                            2 * p.proj_clusters, wait_for_ds);
+            if (threadIdx.x % 128 == 0) projection_seen(p, 2);
         }
     }
     // A CTA stays until its peer has neither loads into it nor arrivals at it to come.

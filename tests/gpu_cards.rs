@@ -10,7 +10,7 @@ use lora_kernels::ops::Path;
 use lora_kernels::DeviceProfile;
 
 /// T, d, k and r.
-const SHAPES: [[usize; 4]; 21] = include!("common/card_shapes.in");
+const SHAPES: [[usize; 4]; 23] = include!("common/card_shapes.in");
 
 fn is_exact<E: DeviceElement>(inputs: &Inputs<E>) {
     let reference = on_cpu(inputs);

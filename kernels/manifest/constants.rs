@@ -148,8 +148,9 @@ constants! {
             /// Widths of tiles of H, and of dX.
             const FORWARD_TILES_N: [usize; 4] = [32, 64, 128, 224];
             const INPUT_GRAD_TILES_N: [usize; 3] = [64, 128, 256];
-            /// Columns of a step along k.
+            /// Columns of a step along k or r, and the bytes of a row of them.
             const STEP: usize = 64;
+            const STEP_BYTES: usize = STEP * 2;
             const MAX_STAGES: usize = 16;
             /// The barriers in shared memory.
             const BARRIERS_AT: usize = super::ptx::PIPELINE_BYTES;
@@ -162,14 +163,31 @@ constants! {
             /// Tiles of tokens up to which two CTAs fit on an SM. With more, registers run out.
             const FORWARD_HALF_TOKENS: usize = 64;
             const INPUT_GRAD_HALF_TOKENS: usize = 32;
+            /// Rows of a weight that a CTA works on at a time, at most, and up to which its
+            /// warpgroups alternate steps or share the tokens.
+            const MOST_ROWS: usize = 128;
+            const TURNS_ROWS: usize = 64;
+            /// A tile of tokens of S for tiles of H of 64: two fit on an SM.
+            const HALF_PROJ_TOKENS: usize = 32;
             /// Consumer warps, and warps for dA and dB in the input gradient. The producer is last.
             const CONSUMER_WARPS: usize = 8;
             const GRAD_WARPS: usize = 4;
-            /// Columns of a step along k.
+            /// Columns of a step along k or r, and the bytes of a row of them.
             const STEP: usize = 64;
+            const STEP_BYTES: usize = STEP * 2;
             const MAX_STAGES: usize = 40;
             /// The stages in shared memory, behind the barriers.
             const STAGES_AT: usize = 1024;
+            /// Behind the stages, the cluster reduce has buffers of chunks: four floats of each
+            /// thread of a warpgroup, of eight tokens. How many buffers, by what each warpgroup
+            /// computes: rows of its own, every other step, or half of the tokens.
+            const CHUNK_TOKENS: usize = 8;
+            const CHUNK_BYTES: usize = 128 * 16;
+            const BUFFERS_BY_ROWS: usize = 2;
+            const BUFFERS_BY_STEPS: usize = 3;
+            const BUFFERS_BY_TOKENS: usize = 1;
+            /// Behind these lies the output, rows padded so that no two start in one bank.
+            const PAD_BYTES: usize = 16;
             /// Shared memory of a CTA, at most.
             const MAX_SHARED_BYTES: usize = 224 << 10;
         }

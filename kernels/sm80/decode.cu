@@ -49,7 +49,7 @@ struct DecodeShapes {
 template <int kN, int kRows>
 struct DecodeShapes<Major::K, kN, kRows, 1, kByLanes> {
     static_assert(kRows == 16 || kRows == 32);
-    using Main = Lanes<Major::K, kN, kRows / 16, 8, 1, kRows == 16 ? 4 : 2>;
+    using Main = Lanes<kN, kRows / 16, kRows == 16 ? 4 : 2>;
     using Proj = Main;
     static constexpr int kShared = GroupSums<Main>::kBytes;
 };

@@ -6,8 +6,8 @@
 //   mma     |0     |1     |2     |3     |4
 //   load    |4     |5     |6     |7     |8       B, and S when it is there, before the last kDepth
 //
-// A warp has one class, of all rows of the CTA. Needs rows at multiples of 16 bytes, and k, r and,
-// of MN-major weights, m that are multiples of 8.
+// A warp has one class, of all rows of the CTA. Needs K-major weights, rows at multiples of 16
+// bytes, and k and r that are multiples of 8.
 #pragma once
 
 #include "decode_sums.cuh"
@@ -35,7 +35,7 @@ __device__ __forceinline__ uint4 load_fragment(const E* from, bool exists) {
 }
 
 // A weight from the CTA's first row of m on, of which `m` exist.
-template <typename E, Major kMajor>
+template <typename E>
 struct LaneWeight {
     const E* data;
     int ld, m;
@@ -43,20 +43,17 @@ struct LaneWeight {
     // becomes columns of H that are not stored.
     __device__ __forceinline__ const E* at(int i, int k0) const {
         const int g = threadIdx.x % 32 / 4;
-        if constexpr (kMajor == Major::K) return data + (int64_t)min(i * 8 + g, m - 1) * ld + k0;
-        return data + (int64_t)(k0 + i) * ld + (8 * g < m ? 8 * g : 0);
+        return data + (int64_t)min(i * 8 + g, m - 1) * ld + k0;
     }
 };
 
-template <Major kMajor_, int kN_, int kM16_, int kGroups_, int kSplits_, int kDepth_>
+template <int kN_, int kM16_, int kDepth_>
 struct Lanes {
-    static constexpr Major kMajor = kMajor_;
+    static constexpr Major kMajor = Major::K;
     static constexpr int kN = kN_, kN8 = kN / 8, kM16 = kM16_, kRows = 16 * kM16;
-    static constexpr int kWarpsM = 1, kWarpsN = 1, kGroups = kGroups_, kGroupThreads = 32;
-    static constexpr int kThreads = kGroupThreads * kGroups, kSplits = kSplits_, kPer = 1;
-    static constexpr int kStageBytes = 0;
-    static constexpr bool kAligned = true;
-    static_assert(kGroups * kSplits == kClasses && (kMajor == Major::K || kM16 == 4));
+    static constexpr int kLoads = kFragments<kMajor, kM16>;
+    static constexpr int kWarpsM = 1, kWarpsN = 1, kGroups = kClasses, kGroupThreads = 32;
+    static constexpr int kThreads = kGroupThreads * kGroups, kSplits = 1, kPer = 1;
 
     template <typename E>
     static __device__ __forceinline__ void accumulate(float (&acc)[1][kM16][kN8][4],
@@ -66,20 +63,19 @@ struct Lanes {
         const int r0 = rank_step(of_class) * kStep;
         const bool has_rank = r0 < from.r;
         if (has_rank) {
-            const int lines = kMajor == Major::K ? min(kRows, from.m) : min(kStep, from.r - r0);
-            for (int i = threadIdx.x % 32; i < lines; i += 32) {
-                const int64_t at = kMajor == Major::K ? (int64_t)i * from.b_ld + r0
-                                                      : (int64_t)(r0 + i) * from.b_ld;
+            const int rows = min(kRows, from.m);
+            for (int i = threadIdx.x % 32; i < rows; i += 32) {
+                const int64_t at = (int64_t)i * from.b_ld + r0;
                 asm volatile("prefetch.global.L2 [%0];\n" ::"l"(from.b + at));
             }
         }
-        uint4 b[kFragments<kMajor, kM16>], s[kN8];
+        uint4 b[kLoads], s[kN8];
         along_k(acc[0], from, of_class, [&] {
             if (!has_rank) return;
-            const LaneWeight<E, kMajor> weight{from.b, from.b_ld, from.m};
+            const LaneWeight<E> weight{from.b, from.b_ld, from.m};
             const int rank = r0 + 8 * q;
 #pragma unroll
-            for (int i = 0; i < kFragments<kMajor, kM16>; i++)
+            for (int i = 0; i < kLoads; i++)
                 b[i] = load_fragment<E, Cache::kStream>(weight.at(i, rank), rank < from.r);
             if (threadIdx.x % 32 == 0) wait_for(from.s_flag, from.s_count);
             __syncwarp();
@@ -91,7 +87,6 @@ struct Lanes {
             }
         });
         if (!has_rank) return;
-        interleave<kMajor, kM16>(b);
 #pragma unroll
         for (int n = 0; n < kN8; n++) multiply<E, kMajor, true, kM16, kN8>(acc[0], b, s[n], n);
     }
@@ -102,11 +97,9 @@ struct Lanes {
     static __device__ __forceinline__ void along_k(float (&acc)[kM16][kN8][4],
                                                    const Sources<E>& from, int of_class,
                                                    F&& before_last) {
-        constexpr int kLoads = kFragments<kMajor, kM16>, kPerChunk = kChunk / kStep;
+        constexpr int kPerChunk = kChunk / kStep;
         static_assert(kDepth_ % kPerChunk == 0);
-        // Pointers of every row, or one and offsets, which takes fewer registers.
-        constexpr bool kPointers = kMajor == Major::K && kLoads + kN8 <= 8;
-        const LaneWeight<E, kMajor> weight{from.w, from.w_ld, from.m};
+        const LaneWeight<E> weight{from.w, from.w_ld, from.m};
         const int g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
         const int chunks = (from.k + kChunk - 1) / kChunk;
         const int rounds = of_class < chunks ? (chunks - of_class + kClasses - 1) / kClasses : 0;
@@ -116,38 +109,23 @@ struct Lanes {
             return j / kPerChunk * kClasses * kChunk + j % kPerChunk * kStep;
         };
         const E *w_row[kLoads], *x_row[kN8];
-        uint32_t w_at[kLoads], x_at[kN8];
 #pragma unroll
-        for (int i = 0; i < kLoads; i++) {
-            w_row[i] = weight.at(i, k0);
-            w_at[i] = (uint32_t)((weight.at(i, 0) - weight.data) * 2);
-        }
+        for (int i = 0; i < kLoads; i++) w_row[i] = weight.at(i, k0);
 #pragma unroll
-        for (int n = 0; n < kN8; n++) {
-            const int64_t at = (int64_t)min(n * 8 + g, from.t - 1) * from.x_ld;
-            x_row[n] = from.x + at + k0;
-            x_at[n] = (uint32_t)(at * 2);
-        }
+        for (int n = 0; n < kN8; n++)
+            x_row[n] = from.x + (int64_t)min(n * 8 + g, from.t - 1) * from.x_ld + k0;
         uint4 w[kDepth_][kLoads], x[kDepth_][kN8];
         auto load = [&](int slot, int j) {
             const int by = from_step0(j);
             const bool exists = k0 + by < from.k;
-            const int64_t w_by = (int64_t)(k0 + by) * (kMajor == Major::K ? 1 : from.w_ld);
-            const auto* w_k = reinterpret_cast<const char*>(from.w + w_by);
-            const auto* x_k = reinterpret_cast<const char*>(from.x + k0 + by);
 #pragma unroll
-            for (int i = 0; i < kLoads; i++) {
-                const E* at = kPointers ? w_row[i] + by : reinterpret_cast<const E*>(w_k + w_at[i]);
-                w[slot][i] = load_fragment<E, Cache::kStream>(at, exists);
-            }
+            for (int i = 0; i < kLoads; i++)
+                w[slot][i] = load_fragment<E, Cache::kStream>(w_row[i] + by, exists);
 #pragma unroll
-            for (int n = 0; n < kN8; n++) {
-                const E* at = kPointers ? x_row[n] + by : reinterpret_cast<const E*>(x_k + x_at[n]);
-                x[slot][n] = load_fragment<E, Cache::kShare>(at, exists);
-            }
+            for (int n = 0; n < kN8; n++)
+                x[slot][n] = load_fragment<E, Cache::kShare>(x_row[n] + by, exists);
         };
         auto step = [&](int slot) {
-            interleave<kMajor, kM16>(w[slot]);
 #pragma unroll
             for (int n = 0; n < kN8; n++)
                 multiply<E, kMajor, true, kM16, kN8>(acc, w[slot], x[slot][n], n);

@@ -6,57 +6,46 @@
 //                dX (T×k) = dH W0 + dS A      rounded once
 //                dA (r×k) (=|+=) dSᵀ X,  dB (d×r) (=|+=) dHᵀ S
 //
-// in f32 sums. r = 0 is the frozen layer; without output clusters it is S alone.
-// The parameters have the names of the forward. In the input gradient, x is dH, w0 is W0ᵀ, a is Bᵀ,
-// b is Aᵀ, s is dS and h is dX, d and k are exchanged, and weights are MN-major: boxes of 64×64.
+// in f32 sums. r = 0 is the frozen layer; without output clusters it is S alone. Parameters have
+// the names of the forward: in the input gradient, x is dH, w0 is W0ᵀ, a is Bᵀ, b is Aᵀ, s is dS,
+// h is dX, d and k are exchanged, and weights are MN-major, in boxes of 64×64.
 //
-// The weights are the tall operand, m of a wgmma, and the tokens n: Hᵀ = W0 Xᵀ + B Sᵀ. Every row of
-// W0 is read once, from end to end, and the sums of a column of H go along k in the same order
-// whatever T is: a token has the same bits in every batch.
+// Hᵀ = W0 Xᵀ + B Sᵀ: weights are m of a wgmma, tokens n. Every row of W0 is read once. Sums go
+// along k in an order that does not depend on T: a token has the same bits in every batch.
 //
-// Needs: rows at multiples of 16 bytes (TMA); shared memory of a whole SM or of half (Rust: the
-// schedule); flags that are zero, and are zero again after the launch. Writes every element once.
+// Needs: rows at multiples of 16 bytes (TMA); shared memory of an SM or of half of one (as
+// plan::sm90a::decode chooses); flags that are zero, and are zero again after the launch. Writes
+// every element once.
 //
 // Grid: clusters of two CTAs. The first compute S, proj_rows columns of proj_tokens tokens each;
-// the others H.
-// Where a cluster shares rows of its weight (`split`, and always for S), its CTAs have half of k
-// each, and each finishes half of the tokens from the sums of both (cluster reduce). Otherwise its
-// CTAs have rows of their own, and multicast X, of which each loads one half, if there are 32
-// tokens or more.
-// CTA: two consumer warpgroups; in the input gradient a third computes items of dA and dB, while
-// the others wait for W0; then a producer warp. How consumers share the work: Share.
-// NOTES: rows past T are not loaded. Filling a row with zeros takes the TMA longer than loading
-// one, and only columns of Hᵀ that are not stored read them.
+// the others H. With `split`, and always for S, the CTAs of a cluster have the same rows of the
+// weight and half of k each, and each finishes half of the tokens (cluster reduce). Otherwise they
+// have rows of their own, and with tiles of 32 tokens or more multicast X, half of it each.
+// CTA: two consumer warpgroups (Share); in the input gradient a third computes items of dA and dB
+// while the others wait for W0; then a producer warp.
 //
 //   producer    |prefetch W0|pdl_wait|fill 0|fill 1| ... |wait for S|fill B, S|
 //   consumers                        |4 k16 of stage 0|4 k16 of 1| ... |S·Bᵀ|cluster reduce|store|
 //   gradients               |pdl_wait|fill|product|store| ... |fill|wait for dS|product|store|
 //
 // Shared memory: barriers | stages of tokens×64 of X and rows×64 of a weight | partial sums |
-// output | a step of dA or dB. Consumer warpgroups that take turns have stages of their own, so
-// their number is even: a warp that skips a phase of a barrier cannot tell whether the next has
-// completed.
+// output | a step of dA or dB. Where warpgroups alternate steps, the number of stages is even: each
+// has its own, as a warp that skips a phase of a barrier cannot tell whether the next is complete.
+// NOTES: rows past T are not loaded. Filling a row with zeros takes the TMA longer than loading
+// one, and only columns of Hᵀ that are not stored read them.
 //
-// Before pdl_wait nothing is read that the kernel before may have written, and nothing is written:
-// W0, or A and X, are only prefetched into the L2. CTAs that take half of an SM trigger the next
-// launch when it is time for its CTAs to prefetch W0: otherwise the memory idles while the last
-// sums are reduced and stored, and until the next launch's first loads arrive.
+// PDL: before pdl_wait, CTAs only prefetch into the L2, W0 or A and X. CTAs that take half of an SM
+// trigger the next launch when it is time for its CTAs to prefetch: otherwise the memory idles from
+// the last loads of this launch to the first of the next.
 //
-// Deadlock freedom: within a cluster CTAs wait for each other. CTAs that compute H, dX or dA wait
-// for CTAs that compute S, which wait for nothing else and come first in the grid: they start
-// first, however many CTAs run at once.
+// Deadlock freedom: CTAs of a cluster wait for each other. CTAs that compute H, dX or dA wait for
+// CTAs that compute S, which wait for nothing else and come first in the grid: they start first,
+// however many CTAs run at once.
 #include "gradients.cuh"
 #include "manifest/sm90a/decode.cuh"
 
 static_assert(8 * (2 * kMaxStages + 2) <= kStagesAt);
 using DecodeStages = RuntimeStages<kMaxStages, kStagesAt>;
-
-template <Major kRhs>
-constexpr int kWarps = kConsumerWarps + (kRhs == Major::MN ? kGradWarps : 0) + 1;
-
-// Partial sums are handed over in chunks: four floats of each thread of a warpgroup, of two rows,
-// eight apart, and two tokens of every eight.
-constexpr int kChunkBytes = 128 * 16;
 
 __device__ __forceinline__ uint32_t partials_full(uint32_t base) {
     return DecodeStages::full(base, 2 * kMaxStages);
@@ -83,7 +72,7 @@ struct Work {
     int row0, row_stride;  // the first row, and from one round to the next
     int rounds;
     int first, steps;                         // along k
-    int rank_first, rank_stride, rank_steps;  // of 64 along r
+    int rank_first, rank_stride, rank_steps;  // along r
     int stages;
 
     __device__ __forceinline__ Work(const HopperDecodeParams& p, int tile_t, Major rhs) {
@@ -103,11 +92,11 @@ struct Work {
         row0 = unit * rows;
         row_stride = (split ? out_clusters : 2 * out_clusters) * rows;
         rounds = projects ? 1 : p.rounds;
-        const int all = (p.k + 63) / 64, half = (all + 1) / 2;
+        const int all = (p.k + kStep - 1) / kStep, half = (all + 1) / 2;
         first = split && rank == 1 ? half : 0;
         steps = !split ? all : rank == 0 ? half : all - half;
         // The second CTA has no more steps along k than the first, and so begins along r.
-        const int all_rank_steps = projects ? 0 : (p.r + 63) / 64;
+        const int all_rank_steps = projects ? 0 : (p.r + kStep - 1) / kStep;
         rank_first = split ? 1 - rank : 0;
         rank_stride = split ? 2 : 1;
         rank_steps = (all_rank_steps - rank_first + rank_stride - 1) / rank_stride;
@@ -115,12 +104,13 @@ struct Work {
     }
 
     __device__ __forceinline__ Share share() const {
-        return rows > 64 ? Share::kRows : tile == 64 && !projects ? Share::kTokens : Share::kSteps;
+        if (rows > kTurnsRows) return Share::kRows;
+        return tile == 64 && !projects ? Share::kTokens : Share::kSteps;
     }
-    // A stage: 64 columns of X, then of the weight's rows.
-    __device__ __forceinline__ int weight_at() const { return tile * 64 * 2; }
+    // A stage: a step of X, then of the weight's rows.
+    __device__ __forceinline__ int weight_at() const { return tile * kStepBytes; }
     __device__ __forceinline__ DecodeStages pipeline() const {
-        return {stages, (tile + loaded_rows) * 64 * 2};
+        return {stages, (tile + loaded_rows) * kStepBytes};
     }
 
     // Calls of(row, col, place) for the boxes of a step of a weight: in its matrix, and in the
@@ -129,7 +119,7 @@ struct Work {
     __device__ __forceinline__ void each_box(int row, int k0, Of&& of) const {
         if constexpr (kRhs == Major::MN) {
             of(k0, row, weight_at());
-            if (loaded_rows > 64) of(k0, row + 64, weight_at() + 64 * 64 * 2);
+            if (loaded_rows > 64) of(k0, row + 64, weight_at() + 64 * kStepBytes);
         } else {
             of(row, k0, weight_at());
         }
@@ -143,7 +133,7 @@ template <Major kRhs, bool kProjects>
 __device__ __forceinline__ void prefetch(const HopperDecodeParams& p, const Work& work) {
     const int steps = min(kProjects ? p.proj_prefetch_steps : p.prefetch_steps, work.steps);
     for (int i = 0; i < steps; i++) {
-        const int k0 = (work.first + i) * 64;
+        const int k0 = (work.first + i) * kStep;
         work.each_box<kRhs>(work.row0, k0, [&](int row, int col, int) {
             tma_prefetch(kProjects ? p.a : p.w0, row, col);
         });
@@ -152,16 +142,15 @@ __device__ __forceinline__ void prefetch(const HopperDecodeParams& p, const Work
 }
 
 // Until all of S or dS can be loaded: both CTAs of its clusters publish their parts.
-__device__ __forceinline__ bool wait_for_projection(const HopperDecodeParams& p) {
+__device__ __forceinline__ void wait_for_projection(const HopperDecodeParams& p) {
     GridFlags{p.flags}.wait(0, 2 * p.proj_clusters);
-    return true;
 }
 
 // By each thread that has waited for it, once.
 template <Major kRhs>
 __device__ __forceinline__ void projection_seen(const HopperDecodeParams& p) {
     // In a cluster: the producers of CTAs that have steps along r, and both gradient warpgroups.
-    const int of_cluster = (!p.split || p.r > 64 ? 2 : 1) + (kRhs == Major::MN ? 2 : 0);
+    const int of_cluster = (!p.split || p.r > kStep ? 2 : 1) + (kRhs == Major::MN ? 2 : 0);
     GridFlags{p.flags}.done((gridDim.x / 2 - p.proj_clusters) * of_cluster, 1, 1);
 }
 
@@ -172,7 +161,7 @@ __device__ __forceinline__ void produce(const HopperDecodeParams& p, const Work&
                                         uint32_t base) {
     const TensorMap &weight = kProjects ? p.a : p.w0, &x = kProjects ? p.proj_x : p.x;
     const bool shares_tokens = !kProjects && work.shares_tokens;
-    auto bytes = [&](int tokens) { return (tokens + work.loaded_rows) * 64 * 2; };
+    auto bytes = [&](int tokens) { return (tokens + work.loaded_rows) * kStepBytes; };
     const int step_bytes = bytes(kProjects ? p.proj_tokens : shares_tokens ? 2 * p.x_rows : p.t);
     Producer<DecodeStages> producer(base, work.pipeline());
     // The first round of stages waits for no release: its bytes are expected while pdl_wait waits.
@@ -185,7 +174,7 @@ __device__ __forceinline__ void produce(const HopperDecodeParams& p, const Work&
     for (int round = 0; round < work.rounds; round++) {
         const int row0 = work.row0 + round * work.row_stride;
         for (int i = 0; i < work.steps; i++) {
-            const int step = round * work.steps + i, k0 = (work.first + i) * 64;
+            const int step = round * work.steps + i, k0 = (work.first + i) * kStep;
             const Slot slot = step >= early ? producer.acquire(step_bytes) : producer.slot();
             if (!kProjects && step == p.pdl_trigger_step) pdl_trigger();
             work.each_box<kRhs>(row0, k0, [&](int row, int col, int place) {
@@ -193,7 +182,7 @@ __device__ __forceinline__ void produce(const HopperDecodeParams& p, const Work&
             });
             if (shares_tokens) {
                 const int x0 = work.rank * p.x_rows;
-                tma_load_multicast(slot.to + x0 * 64 * 2, x, x0, k0, slot.full);
+                tma_load_multicast(slot.to + x0 * kStepBytes, x, x0, k0, slot.full);
             } else {
                 tma_load(slot.to, x, work.token0, k0, slot.full);
             }
@@ -201,11 +190,11 @@ __device__ __forceinline__ void produce(const HopperDecodeParams& p, const Work&
         }
         for (int i = 0; !kProjects && i < work.rank_steps; i++) {
             const Slot slot = producer.acquire(bytes(p.t));
-            const int r0 = (work.rank_first + i * work.rank_stride) * 64;
+            const int r0 = (work.rank_first + i * work.rank_stride) * kStep;
             work.each_box<kRhs>(row0, r0, [&](int row, int col, int place) {
                 tma_load(slot.to + place, p.b, row, col, slot.full);
             });
-            if (!has_projection) has_projection = wait_for_projection(p);
+            if (!has_projection) wait_for_projection(p), has_projection = true;
             tma_load(slot.to, p.s, 0, r0, slot.full);
             producer.commit();
         }
@@ -219,11 +208,10 @@ __device__ __forceinline__ void produce(const HopperDecodeParams& p, const Work&
 struct ReleaseShared {
     bool shares_tokens;
     __device__ __forceinline__ void operator()(uint32_t empty) const {
-        const int lane = threadIdx.x % 32;
         if (shares_tokens) {
-            if (lane < 2) mbarrier_arrive_remote(empty, lane);
-        } else if (lane == 0) {
-            mbarrier_arrive(empty);
+            ReleaseToCluster{}(empty);
+        } else {
+            ReleaseToCta{}(empty);
         }
     }
 };
@@ -237,16 +225,16 @@ __device__ __forceinline__ void consume(const HopperDecodeParams& p, const Work&
     constexpr int kTokens = kByTokens ? kTile / 2 : kTile;  // of a warpgroup
     constexpr int kSets = kByTokens ? 2 : 1;                // of sums: even and odd steps
     constexpr int kStride = kBySteps ? 2 : 1;
-    constexpr int kChunks = kTokens / 8;
-    constexpr int kAll = kTile / 8,
-                  kFirstHalf = (kAll + 1) / 2;  // chunks of the CTA, and of rank 0
+    constexpr int kChunks = kTokens / kChunkTokens;
+    // Chunks of both CTAs, and of rank 0.
+    constexpr int kAll = kTile / kChunkTokens, kFirstHalf = (kAll + 1) / 2;
     using Tokens = SmemTile<Major::K, kTokens>;
     using Weight = SmemTile<kRhs, 64>;
-    // The staged output: no two rows start in one bank.
-    constexpr int kPitch = (kByRows ? 128 : 64) * 2 + 16;
+    constexpr int kPitch = (kByRows ? kMostRows : kTurnsRows) * 2 + kPadBytes;  // of the output
     // Buffers of partial sums: from the peer's warpgroups, then from this CTA's other one.
-    constexpr int kFromPeer = kByTokens ? 1 : 2;
-    constexpr int kBuffers = kBySteps ? 3 : kFromPeer;
+    constexpr int kBuffers = kByRows    ? kBuffersByRows
+                             : kBySteps ? kBuffersBySteps
+                                        : kBuffersByTokens;
     const int group = warpgroup_index();
     const int thread = threadIdx.x % 128, warp = thread / 32, lane = thread % 32;
     const int chunk0 = kByTokens ? group * kChunks : 0;
@@ -262,7 +250,7 @@ __device__ __forceinline__ void consume(const HopperDecodeParams& p, const Work&
     const bool finishes = kByRows || group == work.rank;
     constexpr int kFinishers = kByRows ? 256 : 128;
 
-    // Behind the stages, as in plan::sm90a::decode, which leaves room for it.
+    // Behind the stages: plan::sm90a::decode leaves room for both.
     const DecodeStages stages = work.pipeline();
     const uint32_t partials = stages.at(base, work.stages);
     const uint32_t staged = partials + (work.split ? kBuffers * kFirstHalf * kChunkBytes : 0);
@@ -276,8 +264,8 @@ __device__ __forceinline__ void consume(const HopperDecodeParams& p, const Work&
         consumer.step(
             [&](uint32_t stage) {
                 wgmma_group<E, kTokens, Weight, Tokens>(
-                    sums, Weight::descriptor(stage + (kTile + group_row0) * 64 * 2),
-                    Tokens::descriptor(stage + chunk0 * 8 * 64 * 2), accumulate);
+                    sums, Weight::descriptor(stage + (kTile + group_row0) * kStepBytes),
+                    Tokens::descriptor(stage + chunk0 * kChunkTokens * kStepBytes), accumulate);
             },
             kStride);
     };
@@ -311,8 +299,7 @@ __device__ __forceinline__ void consume(const HopperDecodeParams& p, const Work&
 #pragma unroll
             for (int i = 0; i < kChunks; i++) {
                 if (!is_mine(chunk0 + i))
-                    send(work.rank ^ 1, kFromPeer == 2 ? group : 0, chunk0 + i - theirs,
-                         &sums[4 * i]);
+                    send(work.rank ^ 1, kByTokens ? 0 : group, chunk0 + i - theirs, &sums[4 * i]);
                 else if (!finishes)
                     send(work.rank, 2, i - mine, &sums[4 * i]);
             }
@@ -376,19 +363,6 @@ __device__ __forceinline__ void consume(const HopperDecodeParams& p, const Work&
         consume<E, kTile, kRhs, Share::kTokens>(p, work, base);
 }
 
-// ---- The gradient warpgroup -------------------------------------------------------------------
-
-// Items go in turns to the CTAs that compute dX.
-template <typename E, typename T>
-__device__ __forceinline__ void compute_grads(const HopperDecodeParams& p,
-                                              const HopperGradsParams& grads, uint32_t base) {
-    pdl_wait();
-    const int workers = gridDim.x - 2 * p.proj_clusters, worker = blockIdx.x - 2 * p.proj_clusters;
-    grads_beside<E, T>(grads, base + p.grads_at, grads_full(base), worker, workers,
-                       [&] { return wait_for_projection(p); });
-    if (threadIdx.x % 128 == 0) projection_seen<Major::MN>(p);
-}
-
 // ---- The kernel -------------------------------------------------------------------------------
 
 template <typename E, int kN, Major kRhs>
@@ -396,8 +370,9 @@ __device__ __forceinline__ void hopper_decode(const HopperDecodeParams& p,
                                               const HopperGradsParams* grads) {
     const uint32_t base = shared_base();
     const Work work(p, kN, kRhs);
+    constexpr int kProducerWarp = kConsumerWarps + (kRhs == Major::MN ? kGradWarps : 0);
     const int warp = warp_index(), lane = threadIdx.x % 32;
-    const bool produces = warp == kWarps<kRhs> - 1, consumes = warp < kConsumerWarps;
+    const bool produces = warp == kProducerWarp, consumes = warp < kConsumerWarps;
     if (produces) {
         if (elect_one()) {
             prefetch_tensormap(work.projects ? p.a : p.w0);
@@ -434,15 +409,15 @@ __device__ __forceinline__ void hopper_decode(const HopperDecodeParams& p,
             produce<kRhs, false>(p, work, base);
     }
     if (consumes) {
-        if (kN > 32 && work.tile == 32)
-            consume<E, 32, kRhs, Share::kSteps>(p, work, base);
+        if (kN > kHalfProjTokens && work.tile == kHalfProjTokens)
+            consume<E, kHalfProjTokens, kRhs, Share::kSteps>(p, work, base);
         else
             consume<E, kN, kRhs>(p, work, base);
     } else if (kRhs == Major::MN && !produces && !work.projects && p.r > 0) {
-        if (p.r <= 16)
-            compute_grads<E, GradTile<16, 64>>(p, *grads, base);
-        else
-            compute_grads<E, GradTile<32, 64>>(p, *grads, base);
+        pdl_wait();
+        grads_beside<E>(*grads, p.r, base + p.grads_at, grads_full(base), 2 * p.proj_clusters,
+                        [&] { wait_for_projection(p); });
+        if (threadIdx.x % 128 == 0) projection_seen<Major::MN>(p);
     }
     if (work.split ? !consumes : !work.shares_tokens) cluster_wait();
     // A CTA stays until its peer has neither loads into it nor arrivals at it to come.

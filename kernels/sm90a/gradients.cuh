@@ -1,10 +1,5 @@
-// A role: CTAs, or a warpgroup beside others, that compute dA and dB. The contract is in grads.cu.
-//
-//   dB (d×r) (=|+=) dHᵀ S      Y dH (T×d), L S  (T×r)
-//   dA (r×k) (=|+=) dSᵀ X      Y X  (T×k), L dS (T×r)
-//
-// An item is kCols columns of Y times kRank columns of L, over all of T. Both operands lie
-// MN-major: columns of Y are m, columns of L are n, rows of T are k.
+// A role: CTAs, or a warpgroup beside others, that compute items of dA and dB. The contract is in
+// grads.cu. Both operands lie MN-major: columns of Y are m, columns of L are n, rows of T are k.
 // Used by grads.cu and linear.cuh (whole CTAs), decode.cu and short.cu (a warpgroup beside dX).
 #pragma once
 
@@ -23,8 +18,8 @@ struct GradTile {
     static constexpr int kCount = kPipelineBytes / (kStageBytes + 16);
     using Stages = ::Stages<kCount, kStageBytes, kCount * kStageBytes>;
     static constexpr int kBoxes = Y::kBoxes / 2;  // of Y, of each of two warpgroups
-    // After so many rows the tensor cores' sums are added to others in plain f32. Their additions
-    // truncate, so this bounds the error of a long sum.
+    // After so many rows the tensor cores' sums are added in plain f32. Their own additions
+    // truncate: this bounds the error of a long sum.
     static constexpr int kChainRows = 2048;
     static_assert(kChainRows % kRows == 0);
 };
@@ -186,15 +181,11 @@ __device__ __forceinline__ void grads_consume(const HopperGradsParams& p, uint32
 // Shared memory of a step of grads_beside at most, from a multiple of 1024 on.
 constexpr int kGradsBesideBytes = GradTile<32, 64>::kStageBytes;
 
-// By a warpgroup beside the consumers of dX, in a small batch: the items of worker `worker` of
-// `workers`, in the order of grads.cu. Boxes of Y and L are as high as T, up to whole 16. `full` is
-// a barrier that no other warp uses. One thread calls wait_for_ds(), which returns true, before it
-// loads dS.
-// NOTES: one step at a time, with no pipeline. That is slow, and no one waits for it. In the stages
-// of the warpgroups for dX an item took 2.5 µs: its loads and stores queued behind the loads of W0.
+// The items of grads_beside, a step at a time, with no pipeline.
 template <typename E, typename T, typename Wait>
-__device__ __forceinline__ void grads_beside(const HopperGradsParams& p, uint32_t at, uint32_t full,
-                                             int worker, int workers, Wait&& wait_for_ds) {
+__device__ __forceinline__ void grads_by_steps(const HopperGradsParams& p, uint32_t at,
+                                               uint32_t full, int worker, int workers,
+                                               Wait&& wait_for_ds) {
     using Y = typename T::Y;
     using L = typename T::L;
     static_assert(T::kStageBytes <= kGradsBesideBytes && Y::kBoxes == 1 && L::kBoxes == 1);
@@ -214,7 +205,7 @@ __device__ __forceinline__ void grads_beside(const HopperGradsParams& p, uint32_
             if (loads) {
                 mbarrier_arrive_expect_tx(full, bytes);
                 Y::load(y_at, item.of_da ? p.x : p.dh[0], item.col0, t0, full);
-                if (item.of_da && !has_ds) has_ds = wait_for_ds();
+                if (item.of_da && !has_ds) wait_for_ds(), has_ds = true;
                 L::load(l_at, item.of_da ? p.ds : p.s, item.rank0, t0, full);
             }
             mbarrier_wait(full, phase);
@@ -223,5 +214,21 @@ __device__ __forceinline__ void grads_beside(const HopperGradsParams& p, uint32_
             wgmma_wait<0>();
         }
         grads_store(p, item, 0, acc);
+    }
+}
+
+// By a warpgroup beside the consumers of dX, in a small batch of rank r. Items go in turns to the
+// CTAs from first_cta on. Boxes of Y and L are as high as T, up to whole 16. No other warp uses the
+// barrier `full`. One thread calls wait_for_ds() before it first loads dS.
+// NOTES: slow, and no one waits for it. In the stages of the warpgroups for dX an item took 2.5 µs:
+// its loads and stores queued behind the loads of W0.
+template <typename E, typename Wait>
+__device__ __forceinline__ void grads_beside(const HopperGradsParams& p, int r, uint32_t at,
+                                             uint32_t full, int first_cta, Wait&& wait_for_ds) {
+    const int workers = gridDim.x - first_cta, worker = blockIdx.x - first_cta;
+    if (r <= 16) {
+        grads_by_steps<E, GradTile<16, 64>>(p, at, full, worker, workers, wait_for_ds);
+    } else {
+        grads_by_steps<E, GradTile<32, 64>>(p, at, full, worker, workers, wait_for_ds);
     }
 }

@@ -12,13 +12,14 @@
 // flags that are zero, and are zero again after the launch, and a cooperative launch. Writes every
 // element once.
 //
-// An item is 128 columns of Y times kRank columns of L over all of T, by one CTA: no float atomics,
-// no partial sums in memory, the same bits whatever the grid, and in linear.cuh. Items go to CTAs
-// in turns, dB's first. Bound by reading Y once for each tile of ranks; dH is read for dS at about
-// the same time and partly found in the L2.
+// An item is kItemCols columns of Y times kRank columns of L over all of T, by one CTA: no float
+// atomics, no partial sums in memory, the same bits whatever the grid, and in the other kernels.
+// Bound by reading Y once for each tile of ranks; dH is read for dS at about the same time and
+// partly found in the L2.
 //
-// Grid: the first `proj_ctas` CTAs compute dS, 128 rows at a time (projection.cuh); the others
-// items. No more CTAs than tiles and items: idle ones would pack the busy ones onto fewer SMs.
+// Grid: the first `proj_ctas` CTAs compute dS, 128 rows at a time (projection.cuh). Items go to the
+// others in turns, dB's first. No more CTAs than tiles and items: idle ones would pack the busy
+// ones onto fewer SMs.
 // CTA: a producer thread in the first of three warpgroups; the other two consume.
 //
 //   projection   |128 rows of dS|128 rows| ...          publishes them, waits for nothing

@@ -134,14 +134,8 @@ __device__ __forceinline__ void mbarrier_arrive_expect_tx(uint32_t barrier, uint
 // NOTES: without `.release.cluster`, which puts a MEMBAR.ALL.GPU in front of every arrive (1.5× the
 // GEMM's time). What is released are reads that a wgmma wait has completed.
 __device__ __forceinline__ void mbarrier_arrive_remote(uint32_t barrier, uint32_t rank) {
-    asm volatile(
-        "{\n"
-        ".reg .b32 remote;\n"
-        "mapa.shared::cluster.u32 remote, %0, %1;\n"
-        "mbarrier.arrive.shared::cluster.b64 _, [remote];\n"
-        "}\n" ::"r"(barrier),
-        "r"(rank)
-        : "memory");
+    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];\n" ::"r"(map_to_cta(barrier, rank))
+                 : "memory");
 }
 
 __device__ __forceinline__ void mbarrier_arrive(uint32_t barrier) {
@@ -256,16 +250,6 @@ __device__ __forceinline__ void stmatrix_x2_transposed(uint32_t to, uint32_t a, 
                  : "memory");
 }
 
-__device__ __forceinline__ void add_from_shared(float (&v)[4], uint32_t from) {
-    float u[4];
-    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];\n"
-                 : "=f"(u[0]), "=f"(u[1]), "=f"(u[2]), "=f"(u[3])
-                 : "r"(from)
-                 : "memory");
-#pragma unroll
-    for (int i = 0; i < 4; i++) v[i] += u[i];
-}
-
 __device__ __forceinline__ uint4 load_shared(uint32_t from) {
     uint4 v;
     asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];\n"
@@ -273,4 +257,10 @@ __device__ __forceinline__ uint4 load_shared(uint32_t from) {
                  : "r"(from)
                  : "memory");
     return v;
+}
+
+__device__ __forceinline__ void add_from_shared(float (&v)[4], uint32_t from) {
+    const uint4 u = load_shared(from);
+    v[0] += __uint_as_float(u.x), v[1] += __uint_as_float(u.y);
+    v[2] += __uint_as_float(u.z), v[3] += __uint_as_float(u.w);
 }

@@ -4,8 +4,8 @@
 //   input grad   dS = s·dH B, dX = dH W0 + dS A    dH → lhs, B → proj_weight, A → up_weight
 //                dA, dB (grads.cu)                 with tiles of 64 rows; or a launch of their own
 //
-//   proj[m, r]    = scale · Σk lhs[m, k] proj_weight[r, k]            rounded once, saturated in f16
-//   out[m, n]     = Σk lhs[m, k] rhs[n, k] + Σr proj[m, r] up_weight[n, r]   rounded once
+//   proj[m, r]   = scale · Σk lhs[m, k] proj_weight[r, k]            rounded once, saturated in f16
+//   out[m, n]    = Σk lhs[m, k] rhs[n, k] + Σr proj[m, r] up_weight[n, r]   rounded once
 //
 // rhs, proj_weight and up_weight are K-major in the forward, MN-major in the input gradient. r = 0
 // is the frozen layer; without output clusters it is proj alone. Sums go along k from 0 on, then
@@ -15,8 +15,8 @@
 // Needs: rows at multiples of 16 bytes (TMA); 226 KiB of shared memory; flags that are zero, and
 // are zero again after the launch. Writes every element once.
 //
-// Such a launch is bound by the bytes in flight to an SM. So stages take nearly all of shared
-// memory, and the output is staged in their place at the end.
+// Bound by the bytes in flight to an SM: stages take nearly all of shared memory, and the output is
+// staged in their place at the end.
 //
 // Grid: clusters of two CTAs. The first compute S or dS, the CTAs of a cluster half of k each. The
 // others compute two tiles of kM×kN, one below the other, and multicast rhs, of which each CTA
@@ -80,7 +80,7 @@ struct ProjectionClusters {
         index = blockIdx.x / 2;
         rank_tiles = (p.r + kRank - 1) / kRank;
         count = (p.m + p.rows - 1) / p.rows * rank_tiles;
-        const int all = (p.k + 63) / 64, half = (all + 1) / 2;
+        const int all = (p.k + kStep - 1) / kStep, half = (all + 1) / 2;
         first = cluster_rank() == 0 ? 0 : half;
         steps = cluster_rank() == 0 ? half : all - half;
     }
@@ -92,10 +92,10 @@ struct ProjectionClusters {
     // By one thread, elect_one().
     static __device__ __forceinline__ void produce(const HopperShortParams& p, uint32_t base) {
         Producer<Stages> producer(base);
-        const int bytes = Stages::kBytes - (kM - p.rows) * 64 * 2;
+        const int bytes = Stages::kBytes - (kM - p.rows) * kStepBytes;
         for (ProjectionClusters tile(p); !tile.done(); tile.advance()) {
             for (int i = 0; i < tile.steps; i++) {
-                const int k0 = (tile.first + i) * 64;
+                const int k0 = (tile.first + i) * kStep;
                 const Slot slot = producer.acquire(bytes);
                 Lhs::load(slot.to, p.lhs, tile.row_block() * p.rows, k0, slot.full);
                 ProjWeight::load(slot.to + Lhs::kBytes, p.proj_weight, tile.rank0(), k0, slot.full);
@@ -122,7 +122,7 @@ struct ProjectionClusters {
             for (int i = 0; i < tile.steps; i++)
                 consumer.step([&](uint32_t stage) {
                     wgmma_group<E, kRank, Lhs, ProjWeight>(
-                        acc, Lhs::descriptor(stage + group * 64 * 64 * 2),
+                        acc, Lhs::descriptor(stage + group * 64 * kStepBytes),
                         ProjWeight::descriptor(stage + Lhs::kBytes), accumulate);
                 });
             consumer.drain();
@@ -181,8 +181,7 @@ struct OutputTile {
     static constexpr bool kGradsFit = kRhs == Major::MN && kM == 64;
     using Stages =
         StagesThatFit<Lhs::kBytes + Rhs::kBytes, kGradsFit ? kGradsBesideBytes : 0, kMaxStages>;
-    static constexpr int kPitch =
-        kN * 2 + 16;  // of the staged output: no two rows start in one bank
+    static constexpr int kPitch = kN * 2 + 16;  // of the output: no two rows start in one bank
     static_assert(kM * kPitch <= Stages::kCount * Stages::kBytes);
 
     // By one thread, elect_one(). `waiters`: threads of the CTA that wait for flags.
@@ -193,16 +192,16 @@ struct OutputTile {
         // filling a row with zeros takes the TMA longer than loading one, and no stored row reads
         // them.
         const bool has_rows = m0 < p.m;
-        const int bytes = Stages::kBytes - (kM - (has_rows ? p.rows : 0)) * 64 * 2;
+        const int bytes = Stages::kBytes - (kM - (has_rows ? p.rows : 0)) * kStepBytes;
         Producer<Stages> producer(base);
-        for (int k0 = 0; k0 < p.k; k0 += 64) {
+        for (int k0 = 0; k0 < p.k; k0 += kStep) {
             const Slot slot = producer.acquire(bytes);
             Rhs::load_half_multicast(slot.to + Lhs::kBytes, p.rhs, n0, k0, rank, slot.full);
             if (has_rows) Lhs::load(slot.to, p.lhs, m0, k0, slot.full);
             producer.commit();
         }
         if (p.r == 0) return;
-        for (int r0 = 0; r0 < p.r; r0 += 64) {
+        for (int r0 = 0; r0 < p.r; r0 += kStep) {
             const Slot slot = producer.acquire(bytes);
             Rhs::load_half_multicast(slot.to + Lhs::kBytes, p.up_weight, n0, r0, rank, slot.full);
             if (has_rows) {
@@ -223,13 +222,13 @@ struct OutputTile {
         Consumer<Stages, ReleaseToCluster> consumer(base);
         int accumulate = 0;
         float acc[kN / 2];
-        auto lhs = [&](uint32_t stage) { return Lhs::descriptor(stage + group * 64 * 64 * 2); };
+        auto lhs = [&](uint32_t stage) { return Lhs::descriptor(stage + group * 64 * kStepBytes); };
         auto rhs = [&](uint32_t stage) { return Rhs::descriptor(stage + Lhs::kBytes); };
-        for (int k0 = 0; k0 < p.k; k0 += 64)
+        for (int k0 = 0; k0 < p.k; k0 += kStep)
             consumer.step([&](uint32_t stage) {
                 wgmma_group<E, kN, Lhs, Rhs>(acc, lhs(stage), rhs(stage), accumulate);
             });
-        for (int r0 = 0; r0 < p.r; r0 += 64)
+        for (int r0 = 0; r0 < p.r; r0 += kStep)
             consumer.step([&](uint32_t stage) {
                 wgmma_groups<E, kN, Lhs, Rhs>(acc, lhs(stage), rhs(stage), p.r - r0);
             });
@@ -254,22 +253,6 @@ struct OutputTile {
         store_rows(out, p.out_cols, staged, kPitch, rows, min(kN, p.n - n0) / 8, lane, 32);
     }
 };
-
-// ---- dA and dB: a warpgroup beside dX ---------------------------------------------------------
-
-template <typename E, typename T>
-__device__ __forceinline__ void compute_grads(const HopperShortParams& p,
-                                              const HopperGradsParams& grads, uint32_t base) {
-    const int workers = gridDim.x - 2 * p.proj_clusters, worker = blockIdx.x - 2 * p.proj_clusters;
-    auto wait_for_ds = [&] {
-        for (int row_block = 0; row_block * p.rows < p.m; row_block++)
-            wait_for_projection(p, row_block);
-        return true;
-    };
-    grads_beside<E, T>(grads, base + kGradsAt, Barriers(base).grads_full, worker, workers,
-                       wait_for_ds);
-    if (threadIdx.x % 128 == 0) projection_seen(p, 2);
-}
 
 // ---- The kernel -------------------------------------------------------------------------------
 
@@ -323,11 +306,12 @@ __device__ __forceinline__ void hopper_short(const HopperShortParams& p,
                 ProjectionClusters<kM, 64, kRhs>::template consume<E>(p, base);
             }
         } else if (kM == 64 && grads != nullptr && !projects) {
-            if (p.r <= 16) {
-                compute_grads<E, GradTile<16, 64>>(p, *grads, base);
-            } else {
-                compute_grads<E, GradTile<32, 64>>(p, *grads, base);
-            }
+            auto wait_for_ds = [&] {
+                for (int i = 0; i * p.rows < p.m; i++) wait_for_projection(p, i);
+            };
+            grads_beside<E>(*grads, p.r, base + kGradsAt, Barriers(base).grads_full,
+                            2 * p.proj_clusters, wait_for_ds);
+            if (threadIdx.x % 128 == 0) projection_seen(p, 2);
         }
     }
     // A CTA stays until its peer has neither loads into it nor arrivals at it to come.

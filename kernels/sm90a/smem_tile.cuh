@@ -1,8 +1,8 @@
 // Operands of wgmma in shared memory, as TMA boxes with a swizzle.
 //
 //   Major::K    one box of kSize rows, each 64 elements of k: 128 bytes, swizzled by eight rows.
-//   Major::MN   boxes of kBoxCols columns of m or n and kK rows of k, one after another. The swizzle
-//               is as wide as a box's row: 128, 64 or 32 bytes.
+//   Major::MN   boxes of kBoxCols columns of m or n and kK rows of k, one after another. The
+//               swizzle is as wide as a box's row: 128, 64 or 32 bytes.
 #pragma once
 
 #include "ptx.cuh"

@@ -11,7 +11,7 @@ enum Scales {
     SmBytes,
     /// Bytes that a launch reads in a µs: as the memory's rate.
     MemoryBytes,
-    /// Latencies and shares.
+    /// Latencies, shares, and what serves all classes alike.
     Fixed,
 }
 
@@ -21,7 +21,8 @@ macro_rules! cost_model {
         /// Every number that was fitted to a class of cards. Bytes are per µs: 1e6 is 1 TB/s.
         ///
         /// Plans predict with it; only differences between candidates matter.
-        /// `cargo bench --bench calibrate` fits the fields to the launches it times.
+        /// `cargo bench --bench calibrate` fits the fields to the launches it times, but those of
+        /// `decode`, whose plans follow rules and predict nothing.
         #[derive(Debug, Clone, Copy, PartialEq)]
         pub struct CostModel {
             $($(#[$doc])* pub(crate) $field: f64,)*
@@ -101,6 +102,27 @@ cost_model! {
     narrow_beside_grads: Fixed,
     /// What the shorter of dX and its grad CTAs adds to the longer.
     shorter_beside_longer: Fixed,
+
+    // ---- `decode`: bytes are of W0, and of a CTA ----
+    /// Elements of W0 that a cluster reads, up to which a launch is short.
+    decode_short_elements: Fixed,
+    /// Bytes in flight with two CTAs per SM.
+    decode_half_in_flight: Fixed,
+    /// Bytes in flight with one CTA per SM. More only queues, and S queues behind it.
+    decode_in_flight: Fixed,
+    /// The same in a forward that is not short.
+    decode_long_forward_in_flight: Fixed,
+    /// Bytes to prefetch before the PDL wait. They compete with the launch before.
+    decode_prefetch: Fixed,
+    /// The same in a launch that is not short.
+    decode_long_prefetch: Fixed,
+    /// Bytes left at the PDL trigger, for up to 16 tokens. Earlier, prefetches of the next launch
+    /// compete with this one; later, they come too late.
+    decode_left_16: Fixed,
+    /// The same for up to 32 tokens.
+    decode_left_32: Fixed,
+    /// The same for up to 64 tokens.
+    decode_left_64: Fixed,
 }
 
 impl CostModel {
@@ -142,6 +164,15 @@ impl CostModel {
         item_bytes_128: 42e3,
         narrow_beside_grads: 6e-4,
         shorter_beside_longer: 0.01,
+        decode_short_elements: 524_288.0,
+        decode_half_in_flight: 81_920.0,
+        decode_in_flight: 65_536.0,
+        decode_long_forward_in_flight: 98_304.0,
+        decode_prefetch: 49_152.0,
+        decode_long_prefetch: 131_072.0,
+        decode_left_16: 131_072.0,
+        decode_left_32: 98_304.0,
+        decode_left_64: 65_536.0,
     };
     /// An H200: HBM3e at 4.6 TB/s, 700 W. Fitted to benches/results/h200-calibration.json.
     pub(crate) const H200: CostModel = CostModel {
@@ -165,5 +196,14 @@ impl CostModel {
         item_bytes_128: 42e3,
         narrow_beside_grads: 1.515e-4,
         shorter_beside_longer: 0.0377,
+        decode_short_elements: 524_288.0,
+        decode_half_in_flight: 81_920.0,
+        decode_in_flight: 65_536.0,
+        decode_long_forward_in_flight: 98_304.0,
+        decode_prefetch: 49_152.0,
+        decode_long_prefetch: 131_072.0,
+        decode_left_16: 131_072.0,
+        decode_left_32: 98_304.0,
+        decode_left_64: 65_536.0,
     };
 }

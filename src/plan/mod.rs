@@ -39,7 +39,7 @@ pub(crate) fn forward(problem: &Problem, profile: Option<&DeviceProfile>) -> Pla
     let (t, k, layers) = (problem.t(), problem.k(), problem.projections());
     let strategy = match hopper_clusters([t, k], layers, profile) {
         None => sm80::forward(problem, profile),
-        Some(clusters) => match small::forward(problem, clusters) {
+        Some(clusters) => match small::forward(problem, clusters, &profile.cost()) {
             Some(launches) => Strategy::Small(launches),
             None => {
                 let sizes = Sizes::of_forward(t, k, layers.iter().copied());
@@ -75,7 +75,7 @@ pub(crate) fn backward(problem: &Problem, profile: Option<&DeviceProfile>) -> Pl
     let (t, k, layers) = (problem.t(), problem.k(), problem.projections());
     let strategy = match hopper_clusters([t, k], layers, profile) {
         None => sm80::backward(problem, profile),
-        Some(clusters) => match small::backward(problem, clusters) {
+        Some(clusters) => match small::backward(problem, clusters, &profile.cost()) {
             Some(launch) => Strategy::Small([Some(launch), None, None, None]),
             None => {
                 let sizes = Sizes::of_input_grad(t, k, layers.iter().copied());
@@ -131,7 +131,7 @@ pub(crate) fn all_forward(
     let sizes = Sizes::of_forward(t, k, layers.iter().copied());
     let large = linear::all_forward(&sizes, clusters, cost).into_iter();
     let large = large.map(|(us, schedule)| (Some(us), Strategy::Large(schedule)));
-    let small = small::all_forward(problem, clusters).into_iter();
+    let small = small::all_forward(problem, clusters, cost).into_iter();
     let small = small.map(|launch| (None, Strategy::Small([Some(launch), None, None, None])));
     let all = small.chain(large);
     all.map(|(us, strategy)| Candidate { us, plan: forward_by(problem, strategy) }).collect()
@@ -148,7 +148,7 @@ pub(crate) fn all_backward(
     let sizes = Sizes::of_input_grad(t, k, layers.iter().copied());
     let large = linear::all_input_grad(&sizes, clusters, cost).into_iter();
     let large = large.map(|(us, schedule)| (Some(us), Strategy::Large(schedule)));
-    let small = small::all_backward(problem, clusters).into_iter();
+    let small = small::all_backward(problem, clusters, cost).into_iter();
     let small = small.map(|launch| (None, Strategy::Small([Some(launch), None, None, None])));
     let all = small.chain(large);
     all.map(|(us, strategy)| Candidate { us, plan: backward_by(problem, strategy) }).collect()
@@ -158,7 +158,7 @@ pub(crate) fn all_backward(
 /// It needs no workspace.
 pub(crate) fn base_forward(problem: &Problem, profile: Option<&DeviceProfile>) -> Plan {
     base(problem, profile, sm80::base_forward, |[t, k, d], clusters, cost| {
-        let launch = Alone::forward([t, d, k, 0], clusters);
+        let launch = Alone::forward([t, d, k, 0], clusters, cost);
         launch.ok_or_else(|| linear::base([t, d, k], clusters, cost))
     })
 }
@@ -167,7 +167,7 @@ pub(crate) fn base_forward(problem: &Problem, profile: Option<&DeviceProfile>) -
 /// CPU. It needs no workspace.
 pub(crate) fn base_input_grad(problem: &Problem, profile: Option<&DeviceProfile>) -> Plan {
     base(problem, profile, sm80::base_input_grad, |[t, k, d], clusters, cost| {
-        let launch = Alone::base_input_grad([t, k, d], clusters);
+        let launch = Alone::base_input_grad([t, k, d], clusters, cost);
         launch.ok_or_else(|| linear::base([t, k, d], clusters, cost))
     })
 }

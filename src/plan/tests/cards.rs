@@ -263,7 +263,7 @@ fn serving([t, k, d, r]: [usize; 4], card: &DeviceProfile) -> BTreeSet<(&'static
 /// What tests/gpu_cards.rs runs reaches every instance that serves a layer on any of the cards.
 #[test]
 fn every_instance_is_compared_with_the_reference() {
-    let shapes: [[usize; 4]; 21] = include!("../../../tests/common/card_shapes.in");
+    let shapes: [[usize; 4]; 23] = include!("../../../tests/common/card_shapes.in");
     let tokens = [1, 8, 9, 16, 17, 32, 33, 64, 65, 100, 200, 500, 1000, 2048, 4096, 8192, 16_384];
     let sizes = [512, 1024, 4096, 5120, 8192, 14_336, 203];
     for card in DeviceProfile::presets() {

@@ -1,18 +1,20 @@
 //! Small batches of kernels/sm90a/decode.cu that compute-sanitizer runs on.
 
-use crate::manifest::sm90a::decode::{INPUT_GRAD_TILES_T, TILES_T};
+use crate::manifest::sm90a::decode::{INPUT_GRAD_TILES_T, TILES_T, TURNS_ROWS};
+use crate::plan::cost::CostModel;
 use crate::plan::sm90a::decode::Schedule;
 use crate::plan::sm90a::grads;
 use crate::plan::sm90a::small::Alone;
 use std::collections::HashSet;
 
-/// How a product reads its weights, and the rows up to which warpgroups alternate steps.
+const COST: &CostModel = &CostModel::H100_SXM;
+
+/// How a product reads its weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Reads {
     Rows,
     Columns,
 }
-const TURNS_ROWS: usize = 64;
 
 /// The shapes that compute-sanitizer runs on reach every kernel and every role of its CTAs. More
 /// than 64 tokens only with several rounds.
@@ -22,8 +24,8 @@ fn everything_is_sanitized() {
         include!("../../../tests/common/hopper_decode_shapes.in");
     let (mut ways, mut kinds) = (HashSet::new(), HashSet::new());
     for ([t, d, k, r], sms) in shapes {
-        let forward = (Reads::Rows, Alone::forward([t, d, k, r], sms / 2), d);
-        let input_grad = (Reads::Columns, Alone::input_grad([t, k, d, r], sms / 2), k);
+        let forward = (Reads::Rows, Alone::forward([t, d, k, r], sms / 2, COST), d);
+        let input_grad = (Reads::Columns, Alone::input_grad([t, k, d, r], sms / 2, COST), k);
         for (reads, alone, n) in [forward, input_grad] {
             let Some(Alone::Decode(schedule)) = alone else {
                 assert!(reads == Reads::Columns && t > 32, "{:?} has another kernel", [t, d, k, r]);

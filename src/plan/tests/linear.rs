@@ -47,7 +47,7 @@ fn everything_is_reached(cost: &CostModel) {
     for ([t, d, k, r], sms) in alone {
         let [of_h, of_dx] = [[t, d, k, r], [t, k, d, r]].map(Sizes::of_layer);
         // Small batches have other kernels.
-        if Alone::forward([t, d, k, r], sms / 2).is_none() {
+        if Alone::forward([t, d, k, r], sms / 2, cost).is_none() {
             seen[0].extend(reaches(&forward(&of_h, sms / 2, cost), &of_h));
         }
         if short::Schedule::input_grad([t, k, r], sms / 2).is_none() {

@@ -82,7 +82,7 @@ fn plans_agree_with_what_the_launches_use() {
         let aligned = k % 8 == 0 && d % 8 == 0 && r % 8 == 0;
         let [of_h, of_dx] = [[t, d, k, r], [t, k, d, r]].map(Sizes::of_layer);
 
-        let wanted = match Alone::input_grad([t, k, d, r], 66) {
+        let wanted = match Alone::input_grad([t, k, d, r], 66, COST) {
             _ if !aligned => mma_backward,
             Some(launch) => Plan { strategy: small(launch), scratch: s, flags: launch.flags(t) },
             None => {
@@ -102,7 +102,7 @@ fn plans_agree_with_what_the_launches_use() {
             false => wanted,
         };
         assert_eq!(backward(&problem, Some(&h100)), wanted);
-        let wanted = match Alone::forward([t, d, k, r], 66) {
+        let wanted = match Alone::forward([t, d, k, r], 66, COST) {
             _ if !aligned => mma_forward,
             Some(launch) => Plan { strategy: small(launch), scratch: s, flags: launch.flags(t) },
             None => {

@@ -1,11 +1,14 @@
 //! Small batches of kernels/sm90a/short.cu that compute-sanitizer runs on.
 
 use crate::manifest::sm90a::short::{FORWARD_TILES_N, INPUT_GRAD_TILES_N, TILES_M};
+use crate::plan::cost::CostModel;
 use crate::plan::sm80::rank_tile;
 use crate::plan::sm90a::grads;
 use crate::plan::sm90a::short::Schedule;
 use crate::plan::sm90a::small::Alone;
 use std::collections::HashSet;
+
+const COST: &CostModel = &CostModel::H100_SXM;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Linear {
@@ -21,8 +24,8 @@ fn everything_is_sanitized() {
     let (mut tiles, mut kinds) = (HashSet::new(), HashSet::new());
     let mut items_of_blocks = HashSet::new();
     for ([t, d, k, r], sms) in shapes {
-        let forward = (Linear::Forward, Alone::forward([t, d, k, r], sms / 2), d, k);
-        let input_grad = (Linear::InputGrad, Alone::input_grad([t, k, d, r], sms / 2), k, d);
+        let forward = (Linear::Forward, Alone::forward([t, d, k, r], sms / 2, COST), d, k);
+        let input_grad = (Linear::InputGrad, Alone::input_grad([t, k, d, r], sms / 2, COST), k, d);
         for (linear, alone, n, inner) in [forward, input_grad] {
             let Some(Alone::Short(schedule)) = alone else { continue };
             let Schedule { tile_m, rows, tile_n, clusters, proj_clusters } = schedule;

@@ -1,10 +1,13 @@
 //! Which rows of W0 and A the CTAs of `kernels/sm90a/decode.cu` read.
 
 use crate::manifest::sm90a::decode::{
-    FORWARD_HALF_TOKENS, INPUT_GRAD_HALF_TOKENS, INPUT_GRAD_TILES_T, MAX_SHARED_BYTES, MAX_STAGES,
-    STAGES_AT, STEP, TILES_T,
+    BUFFERS_BY_ROWS, BUFFERS_BY_STEPS, BUFFERS_BY_TOKENS, CHUNK_BYTES, CHUNK_TOKENS,
+    FORWARD_HALF_TOKENS, HALF_PROJ_TOKENS, INPUT_GRAD_HALF_TOKENS, INPUT_GRAD_TILES_T,
+    MAX_SHARED_BYTES, MAX_STAGES, MOST_ROWS, PAD_BYTES, STAGES_AT, STEP, STEP_BYTES, TILES_T,
+    TURNS_ROWS,
 };
 use crate::manifest::sm90a::ptx::{BOX_COLS, SHARED_ALIGNMENT};
+use crate::plan::cost::CostModel;
 use crate::plan::sm90a::grads;
 
 /// The most tokens the kernel serves.
@@ -19,30 +22,17 @@ pub(super) const BARRIER_BYTES: usize = STAGES_AT + SHARED_ALIGNMENT;
 /// Flags for S.
 pub(crate) const FLAGS: usize = 2;
 
-/// Rows of a share, at most.
-pub(super) const MOST_ROWS: usize = 128;
-
 /// Rows of a cluster, at least, with two CTAs per SM: with fewer, X is read too often.
 const LEAST_ROWS: usize = 32;
-
-/// Rows up to which the warpgroups of a CTA alternate steps, or split the tokens.
-pub(super) const TURNS_ROWS: usize = 64;
 
 /// Columns of S of a cluster, at most, with one CTA per SM.
 const PROJ_ROWS: usize = 32;
 
-/// Columns and tokens of S of a cluster, at most, with two CTAs per SM.
+/// Columns of S of a cluster, at most, with two CTAs per SM.
 const HALF_PROJ_ROWS: usize = 64;
-pub(super) const HALF_PROJ_TOKENS: usize = 32;
 
 /// Clusters left for S, at least, with two CTAs per SM.
 pub(super) const HALF_PROJ_CLUSTERS: usize = 2;
-
-/// Elements of W0 a cluster reads, up to which a launch is short.
-const FEW_ELEMENTS: usize = 1 << 19;
-
-/// Bytes of a row in a step.
-const STEP_BYTES: usize = STEP * 2;
 
 /// How a product reads its weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -81,26 +71,27 @@ impl Ring {
         (self.tile_t + self.rows) * STEP_BYTES
     }
 
-    /// Behind the stages: the buffers of the cluster reduce, and the staged output, as `multiply`
-    /// in the kernel lays them out. wgmma reads up to 56 rows beyond a stage.
-    pub(super) fn handover_bytes(&self) -> usize {
-        let half = (self.tile_t / 8).div_ceil(2) * 8;
-        let out = |tokens: usize, rows: usize| tokens * (rows * 2 + 16);
-        let bytes = match (self.rows <= TURNS_ROWS, self.split) {
-            (true, _) => {
-                let places = if self.tile_t == 64 && !self.projects { 1 } else { 3 };
-                places * half * 64 * 4 + out(half, 64)
-            }
-            (false, true) => 2 * half * 64 * 4 + out(half, 128),
-            (false, false) => out(self.tile_t, 128),
+    /// Behind the stages, for the epilogue: the buffers of the cluster reduce, and the output.
+    /// wgmma reads up to 56 rows beyond a stage.
+    pub(super) fn epilogue_bytes(&self) -> usize {
+        let (rows, buffers) = match self.rows <= TURNS_ROWS {
+            false => (MOST_ROWS, BUFFERS_BY_ROWS),
+            true if self.tile_t == 64 && !self.projects => (TURNS_ROWS, BUFFERS_BY_TOKENS),
+            true => (TURNS_ROWS, BUFFERS_BY_STEPS),
         };
-        bytes.max(56 * STEP_BYTES)
+        // Of a cluster that splits k, each CTA finishes half of the chunks.
+        let chunks = self.tile_t / CHUNK_TOKENS;
+        let (chunks, buffers) =
+            if self.split { (chunks.div_ceil(2), buffers) } else { (chunks, 0) };
+        let output = chunks * CHUNK_TOKENS * (rows * 2 + PAD_BYTES);
+        (buffers * chunks * CHUNK_BYTES + output).max(56 * STEP_BYTES)
     }
 
     /// Stages that keep `in_flight` bytes of the weight in flight, as far as they fit.
-    pub(super) fn stages(&self, shared_bytes: usize, in_flight: usize) -> usize {
-        let fit = (shared_bytes - BARRIER_BYTES - self.handover_bytes()) / self.stage_bytes();
-        let stages = (in_flight / (self.rows * STEP_BYTES)).max(4).min(fit).min(MAX_STAGES);
+    pub(super) fn stages(&self, shared_bytes: usize, in_flight: f64) -> usize {
+        let fit = (shared_bytes - BARRIER_BYTES - self.epilogue_bytes()) / self.stage_bytes();
+        let stages =
+            (in_flight as usize / (self.rows * STEP_BYTES)).max(4).min(fit).min(MAX_STAGES);
         // Warpgroups that alternate steps have stages of their own.
         stages - if self.rows <= TURNS_ROWS { stages % 2 } else { 0 }
     }
@@ -159,7 +150,7 @@ impl ProjectionSchedule {
         let (ranks, slices) = (r.div_ceil(rows), t.div_ceil(tile_t));
         let loaded = rows.next_multiple_of(reads.unit());
         let ring = Ring { tile_t, rows: loaded, split: true, projects: true };
-        let stages = ring.stages(shared_bytes, usize::MAX);
+        let stages = ring.stages(shared_bytes, f64::INFINITY);
         let (clusters, tokens) = (ranks * slices, t.div_ceil(slices));
         ProjectionSchedule { clusters, ranks, rows, tokens, tile_t, stages, prefetch_steps: 0 }
     }
@@ -175,25 +166,35 @@ fn grads_bytes(reads: Reads, t: usize, r: usize) -> usize {
 
 impl Schedule {
     /// For H (T×d) over k, with S (T×r) unless r is 0, on `clusters` clusters.
-    pub(crate) fn forward(sizes: [usize; 4], clusters: usize) -> Self {
-        Self::new(sizes, Reads::Rows, clusters)
+    pub(crate) fn forward(sizes: [usize; 4], clusters: usize, cost: &CostModel) -> Self {
+        Self::new(sizes, Reads::Rows, clusters, cost)
     }
 
     /// For dX (T×k) over d, with dS (T×r), dA and dB; `None` for more tokens than a tile has.
-    pub(crate) fn input_grad(sizes: [usize; 4], clusters: usize) -> Option<Self> {
+    pub(crate) fn input_grad(sizes: [usize; 4], clusters: usize, cost: &CostModel) -> Option<Self> {
         let few = INPUT_GRAD_TILES_T.iter().any(|&tile| sizes[0] <= tile);
-        few.then(|| Self::new(sizes, Reads::Columns, clusters))
+        few.then(|| Self::new(sizes, Reads::Columns, clusters, cost))
     }
 
     /// In the letters of the forward.
-    fn new(sizes: [usize; 4], reads: Reads, clusters: usize) -> Self {
-        let halves = Self::halves(sizes, reads, clusters);
-        halves.unwrap_or_else(|| Self::wholes(sizes, reads, clusters))
+    fn new(sizes: [usize; 4], reads: Reads, clusters: usize, cost: &CostModel) -> Self {
+        let halves = Self::halves(sizes, reads, clusters, cost);
+        halves.unwrap_or_else(|| Self::wholes(sizes, reads, clusters, cost))
+    }
+
+    /// Whether a launch whose clusters each read these rows of k elements is short.
+    fn is_short(rows: usize, k: usize, cost: &CostModel) -> bool {
+        (rows * k) as f64 <= cost.decode_short_elements
     }
 
     /// Two CTAs per SM, for layers where each reads little: memory idles between two launches, so a
     /// CTA of the next launch starts early and prefetches W0 meanwhile.
-    fn halves([t, d, k, r]: [usize; 4], reads: Reads, clusters: usize) -> Option<Self> {
+    fn halves(
+        [t, d, k, r]: [usize; 4],
+        reads: Reads,
+        clusters: usize,
+        cost: &CostModel,
+    ) -> Option<Self> {
         let most_tokens = match reads {
             Reads::Rows => FORWARD_HALF_TOKENS,
             Reads::Columns => INPUT_GRAD_HALF_TOKENS,
@@ -208,7 +209,7 @@ impl Schedule {
         let of_h = clusters.checked_sub(left_to_s).filter(|&clusters| clusters > 0)?;
         let least_rows = LEAST_ROWS.min(d.next_multiple_of(8));
         let rows = d.div_ceil(of_h).max(least_rows).next_multiple_of(reads.unit());
-        if rows > TURNS_ROWS || rows * k > FEW_ELEMENTS {
+        if rows > TURNS_ROWS || !Self::is_short(rows, k, cost) {
             return None;
         }
         let of_h = d.div_ceil(rows);
@@ -217,12 +218,10 @@ impl Schedule {
         let most_ranks = r.div_ceil(reads.unit().max(16));
         let ranks = ranks.clamp(r.div_ceil(HALF_PROJ_ROWS), most_ranks);
         let for_stages = HALF_SHARED_BYTES - grads_bytes(reads, t, r);
-        // Bytes of W0 left to a CTA at the PDL trigger. Earlier, prefetches of the next launch
-        // compete with this one; later, they come too late.
         let left = match tile_t {
-            ..=16 => 128 << 10,
-            32 => 96 << 10,
-            _ => 64 << 10,
+            ..=16 => cost.decode_left_16,
+            32 => cost.decode_left_32,
+            _ => cost.decode_left_64,
         };
         let ring = Ring { tile_t, rows, split: true, projects: false };
         let steps = k.div_ceil(STEP).div_ceil(2);
@@ -233,9 +232,9 @@ impl Schedule {
             rows,
             rounds: 1,
             clusters: of_h,
-            stages: ring.stages(for_stages, 80 << 10),
-            prefetch_steps: (48 << 10) / (rows * STEP_BYTES),
-            pdl_trigger_step: steps.saturating_sub(left / (rows * STEP_BYTES)),
+            stages: ring.stages(for_stages, cost.decode_half_in_flight),
+            prefetch_steps: cost.decode_prefetch as usize / (rows * STEP_BYTES),
+            pdl_trigger_step: steps.saturating_sub(left as usize / (rows * STEP_BYTES)),
             proj: ProjectionSchedule {
                 prefetch_steps: steps,
                 ..ProjectionSchedule::new([t, r], reads, ranks, proj_tile, for_stages)
@@ -243,7 +242,7 @@ impl Schedule {
         })
     }
 
-    fn wholes([t, d, k, r]: [usize; 4], reads: Reads, clusters: usize) -> Self {
+    fn wholes([t, d, k, r]: [usize; 4], reads: Reads, clusters: usize, cost: &CostModel) -> Self {
         let tile_t = *TILES_T.iter().find(|&&tile| t <= tile).expect("plans look at T first");
         let for_stages = MAX_SHARED_BYTES - grads_bytes(reads, t, r);
         let projects = |rows, tile_t| {
@@ -267,12 +266,12 @@ impl Schedule {
         let rounds = d.div_ceil(stream_k).div_ceil(MOST_ROWS);
         let rows = d.div_ceil(stream_k * rounds).next_multiple_of(reads.unit());
         let of_h = d.div_ceil(rows * rounds * per_pair);
-        // Enough to keep memory busy. More only queues, and S queues behind it; and prefetches
-        // compete with the launch before. CTAs that read much gain more from both.
-        let (in_flight, prefetch_steps) = match (rows * rounds * per_pair * k, reads) {
-            (..=FEW_ELEMENTS, _) => (64 << 10, 48 << 10),
-            (_, Reads::Rows) => (96 << 10, 128 << 10),
-            (_, Reads::Columns) => (64 << 10, 128 << 10),
+        let (in_flight, prefetch) = match Self::is_short(rows * rounds * per_pair, k, cost) {
+            true => (cost.decode_in_flight, cost.decode_prefetch),
+            false if reads == Reads::Rows => {
+                (cost.decode_long_forward_in_flight, cost.decode_long_prefetch)
+            }
+            false => (cost.decode_in_flight, cost.decode_long_prefetch),
         };
         let ring = Ring { tile_t, rows, split, projects: false };
         Schedule {
@@ -283,7 +282,7 @@ impl Schedule {
             rounds,
             clusters: of_h,
             stages: ring.stages(for_stages, in_flight),
-            prefetch_steps: prefetch_steps / (rows * STEP_BYTES),
+            prefetch_steps: prefetch as usize / (rows * STEP_BYTES),
             pdl_trigger_step: 0,
             proj: more_down
                 .filter(|more| of_h + more.clusters + left_over <= clusters)

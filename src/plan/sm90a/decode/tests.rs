@@ -1,11 +1,17 @@
 //! Every schedule, walked as the kernel walks it.
 
 use super::schedule::*;
-use crate::manifest::sm90a::decode::{INPUT_GRAD_TILES_T, MAX_SHARED_BYTES, MAX_STAGES, TILES_T};
+use crate::manifest::sm90a::decode::{
+    HALF_PROJ_TOKENS, INPUT_GRAD_TILES_T, MAX_SHARED_BYTES, MAX_STAGES, MOST_ROWS, TILES_T,
+    TURNS_ROWS,
+};
 use crate::manifest::sm90a::ptx::SHARED_ALIGNMENT;
+use crate::plan::cost::CostModel;
 use crate::plan::sm90a::grads;
 use crate::plan::testing::shapes;
 use std::collections::HashSet;
+
+const COST: &CostModel = &CostModel::H100_SXM;
 
 /// In the letters of the forward.
 struct Case {
@@ -23,8 +29,8 @@ fn cases() -> impl Iterator<Item = Case> {
         with(r).into_iter().chain(with(0))
     });
     sizes.flat_map(|(sizes, clusters)| {
-        let forward = (Reads::Rows, Some(Schedule::forward(sizes, clusters)));
-        let input_grad = Schedule::input_grad(sizes, clusters);
+        let forward = (Reads::Rows, Some(Schedule::forward(sizes, clusters, COST)));
+        let input_grad = Schedule::input_grad(sizes, clusters, COST);
         let both = [forward, (Reads::Columns, input_grad)].into_iter();
         both.filter_map(move |(reads, schedule)| {
             let (schedule, [t, d, k, r]) = (schedule?, sizes);
@@ -95,7 +101,7 @@ fn stages_fit_and_all_clusters_run_at_once() {
         for (ring, stages) in [(of_h, schedule.stages), (of_s, proj.stages)] {
             assert!((3..=MAX_STAGES).contains(&stages), "{context}");
             assert!(ring.rows > TURNS_ROWS || stages % 2 == 0, "{context}");
-            let taken = BARRIER_BYTES + stages * ring.stage_bytes() + ring.handover_bytes();
+            let taken = BARRIER_BYTES + stages * ring.stage_bytes() + ring.epilogue_bytes();
             let end = match reads {
                 Reads::Rows => shared_bytes,
                 // The kernel counts from its aligned start.
@@ -137,7 +143,7 @@ fn stages_fit_and_all_clusters_run_at_once() {
 fn the_order_of_sums_does_not_depend_on_t() {
     for Case { sizes: [_, d, k, r], clusters, .. } in cases().filter(|c| c.reads == Reads::Rows) {
         let orders = (1..=64).map(|t| {
-            let Schedule { split, rows, .. } = Schedule::forward([t, d, k, r], clusters);
+            let Schedule { split, rows, .. } = Schedule::forward([t, d, k, r], clusters, COST);
             (split, rows <= TURNS_ROWS)
         });
         let orders: HashSet<_> = orders.collect();
@@ -150,7 +156,7 @@ fn the_order_of_sums_does_not_depend_on_t() {
 fn layers_of_known_models_have_few_rows_per_cta() {
     let of = |d| {
         let Schedule { split, rows, rounds, clusters, .. } =
-            Schedule::forward([16, d, 4096, 16], 66);
+            Schedule::forward([16, d, 4096, 16], 66, COST);
         (split, rows, rounds, clusters)
     };
     assert_eq!(of(4096), (true, 64, 1, 64));

@@ -42,7 +42,7 @@ const GENERIC: [Sizes; 5] = [
 ];
 
 /// The same, for every tile of H and dX: T, d, k and r, and the SM limit.
-const TILES: [([usize; 4], usize); 10] = include!("common/mma_shapes.in");
+const TILES: [([usize; 4], usize); 7] = include!("common/mma_shapes.in");
 
 fn check<E: DeviceElement>(sizes: Sizes, device: &Device, placement: Placement) {
     let inputs = Inputs::<E>::integers(sizes, 11);
@@ -75,7 +75,9 @@ fn on_every_gpu<E: DeviceElement>() {
         }
     }
     for ([t, d, k, r], sms) in TILES {
-        check::<E>(Sizes::new(t, d, k, r), &generic.with_sm_limit(sms), Placement::Aligned);
+        for placement in [Placement::Aligned, Placement::Odd] {
+            check::<E>(Sizes::new(t, k, d, r), &generic.with_sm_limit(sms), placement);
+        }
     }
 }
 

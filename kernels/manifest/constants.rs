@@ -19,6 +19,8 @@ constants! {
         linear {
             /// Rows and columns of a tile of the output.
             const TILES: [[usize; 2]; 5] = [[128, 256], [128, 128], [128, 64], [64, 64], [64, 32]];
+            /// Of these there is one for rows that do not start at multiples of 16 bytes.
+            const UNALIGNED_TILES: [[usize; 2]; 2] = [[128, 64], [64, 64]];
             /// Columns of a tile that a step is one warp deep for; two for narrower ones.
             const WIDE_TILE_N: usize = 256;
             /// Columns of a step for each warp along k.
@@ -29,13 +31,15 @@ constants! {
             const THREADS: usize = 256;
             /// Rows of S for which there is one flag.
             const FLAG_ROWS: usize = 128;
+            /// Columns of a tile of dA, or of dB's transpose.
+            const GRAD_COLS: usize = 64;
+        }
+        projection {
             /// Rows of a tile of S, columns of its steps, and columns of a split along k.
             const PROJ_ROWS: usize = 32;
             const PROJ_STEP: usize = 128;
-            const PROJ_STAGES: usize = 4;
             const PROJ_SPLIT: usize = 512;
-            /// Columns of a tile of dA, or of dB's transpose.
-            const GRAD_COLS: usize = 64;
+            const PROJ_THREADS: usize = 256;
         }
         project {
             /// Rows of a tile, and a step.
@@ -50,6 +54,8 @@ constants! {
             const THREADS: usize = 256;
             /// Shared memory of a CTA, at most. An SM of compute capability 8.6 has 100 KiB.
             const SHARED_BYTES: usize = 98 << 10;
+            /// The same where lanes load for themselves: stages are of CTAs that compute S.
+            const LANES_SHARED_BYTES: usize = 48 << 10;
             /// How an instance loads: every lane for itself, by stages, or by stages from rows that
             /// need not start at multiples of 16 bytes.
             const BY_LANES: usize = 0;

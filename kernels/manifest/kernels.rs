@@ -20,7 +20,6 @@ pub struct Kernel {
     pub params: &'static str,
     pub cpp_params: String,
     /// What an entry point calls with its parameters `p`, given the element type {E} and each axis.
-    /// If it is empty, the file has the entry point itself.
     pub body: &'static str,
     /// What a CTA needs, by the values of the axes.
     pub cta: fn(&[usize]) -> Cta,
@@ -86,13 +85,15 @@ fn of_sm80() -> Vec<Kernel> {
     let linear = |name, body| {
         let of_cta: fn(&[usize]) -> Cta = |axes| Cta {
             threads: [linear::THREADS, 1],
-            per_sm: Some(if axes[0] == 64 { 2 } else { 1 }),
+            per_sm: Some(if axes[0] == 64 && axes[2] == 1 { 2 } else { 1 }),
             cluster: 1,
             shared_bytes: linear::STAGES_BYTES,
         };
-        let instances = linear::TILES.iter().map(|tile| tile.to_vec()).collect();
+        let aligned = linear::TILES.iter().map(|&[m, n]| vec![m, n, 1]);
+        let unaligned = linear::UNALIGNED_TILES.iter().map(|&[m, n]| vec![m, n, 0]);
+        let instances = aligned.chain(unaligned).collect();
         let kernel = kernel("linear", name, "LinearParams", body, of_cta);
-        Kernel { axes: &["m", "n"], instances, ..kernel }
+        Kernel { axes: &["m", "n", "aligned"], instances, ..kernel }
     };
     let project = |name, body| {
         by_rank(kernel("project", name, "ProjectParams", body, |axes| {
@@ -101,12 +102,11 @@ fn of_sm80() -> Vec<Kernel> {
         }))
     };
     let decode = |name, body, instances: &[[usize; 4]]| {
-        use decode::{BY_LANES, SHARED_BYTES, THREADS, UNALIGNED};
+        use decode::{BY_LANES, LANES_SHARED_BYTES, SHARED_BYTES, THREADS, UNALIGNED};
         let of_cta: fn(&[usize]) -> Cta = |axes| {
-            let &[t, rows, _, loads] = axes else { unreachable!("four axes") };
+            let &[.., loads] = axes else { unreachable!("four axes") };
             let shared_bytes = match loads {
-                // Sums of half the warps.
-                BY_LANES => THREADS / 32 / 2 * t * (rows + 4) * 4,
+                BY_LANES => LANES_SHARED_BYTES,
                 _ => SHARED_BYTES,
             };
             let per_sm = Some(if loads == UNALIGNED { 1 } else { 2 });
@@ -127,8 +127,8 @@ fn of_sm80() -> Vec<Kernel> {
             "decode<{E}, Major::MN, {t}, {rows}, {splits}, {loads}>(p);",
             &decode::INPUT_GRAD,
         ),
-        linear("linear_forward", "linear<{E}, {m}, {n}, Major::K>(p);"),
-        linear("linear_input_grad", "linear<{E}, {m}, {n}, Major::MN>(p);"),
+        linear("linear_forward", "linear<{E}, {m}, {n}, {aligned}, Major::K>(p);"),
+        linear("linear_input_grad", "linear<{E}, {m}, {n}, {aligned}, Major::MN>(p);"),
         project("project_s", "project<{E}, {r}, Major::K>(p);"),
         project("project_ds", "project<{E}, {r}, Major::MN>(p);"),
         kernel("merge", "merge", "MergeParams", "merge<{E}>(p);", |_| {

@@ -28,9 +28,9 @@ params! {
                 k: i32,
             }
         }
-        linear {
+        projection {
             /// out (m×r) = scale · lhs · rhsᵀ over k.
-            struct LinearProjection {
+            struct ProjectionParams {
                 lhs: Operand,
                 rhs: Operand,
                 out: Operand,
@@ -43,6 +43,8 @@ params! {
                 /// 0 of unused ones.
                 ctas: i32,
             }
+        }
+        linear {
             /// out (r×n) = lhsᵀ rhs over rows.
             struct LinearGradient {
                 lhs: Operand,
@@ -72,7 +74,7 @@ params! {
                 count: i32,
                 /// CTAs that compute out: all of its tiles, or 0.
                 tiles: i32,
-                projections: [LinearProjection; MAX_PROJECTIONS],
+                projections: [ProjectionParams; MAX_PROJECTIONS],
                 gradients: [LinearGradient; MAX_PROJECTIONS + 1],
                 /// CTAs of all projections.
                 proj_ctas: i32,
@@ -80,6 +82,8 @@ params! {
                 s_tiles: i32,
                 /// CTAs that wait for projections.
                 waiters: i32,
+                /// All that compute anything.
+                ctas: i32,
                 /// Whether gradients are added to what is there.
                 accumulate: i32,
                 /// Waiters that are done, then for every FLAG_ROWS rows the tiles of projections
@@ -123,8 +127,9 @@ params! {
                 k: i32,
                 d: i32,
                 r: i32,
-                /// Tiles of S, of 16 rows of A or as many as a tile of H has.
+                /// Tiles of S, and CTAs that compute them.
                 rank_tiles: i32,
+                proj_ctas: i32,
                 /// 0 if H is not wanted.
                 row_tiles: i32,
                 /// Of 64 columns; 0 if dA and dB are not wanted.

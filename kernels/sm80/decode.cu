@@ -29,29 +29,25 @@
 // start first, however many CTAs run at once.
 #include "decode_lanes.cuh"
 #include "decode_staged.cuh"
+#include "projection.cuh"
 
 #include "manifest/sm80/decode.cuh"
 
 // The CTAs that compute S, and the CTAs that compute H.
 template <Major kMajor, int kN, int kRows, int kSplits, int kLoads>
-struct DecodeShapes {
+struct DecodeShape {
     static_assert(kRows == 64 || kRows == 32);
     static constexpr bool kAligned = kLoads != kUnaligned;
-    static constexpr int kGroups = kRows == 64 ? 2 : 4;
     static constexpr int kStageK = kAligned && (kRows == 64 || kN == 16) ? 64 : 32;
     static constexpr int kShared = kSharedBytes;
-    template <int kOwnSplits>
-    using Of = Staged<kMajor, kN, 2, kRows / 32, 2, kGroups, kOwnSplits, kStageK, kShared,
-                      kAligned>;
-    using Main = Of<kSplits>;
-    using Proj = Of<kClasses / kGroups>;
+    using Type = Staged<kMajor, kN, 2, kRows / 32, 2, kRows == 64 ? 2 : 4, kSplits, kStageK,
+                        kShared, kAligned>;
 };
 template <int kN, int kRows>
-struct DecodeShapes<Major::K, kN, kRows, 1, kByLanes> {
+struct DecodeShape<Major::K, kN, kRows, 1, kByLanes> {
     static_assert(kRows == 16 || kRows == 32);
-    using Main = Lanes<kN, kRows / 16, kRows == 16 ? 4 : 2>;
-    using Proj = Main;
-    static constexpr int kShared = GroupSums<Main>::kBytes;
+    static constexpr int kShared = kLanesSharedBytes;
+    using Type = Lanes<kN, kRows / 16, kRows == 16 ? 4 : 2>;
 };
 
 // By each that waited for S, when it has read it.
@@ -108,74 +104,53 @@ __device__ __forceinline__ void gradient(const DecodeParams& p, int tile, float*
     if (of_a && threadIdx.x == 0) s_seen(p);
 }
 
-// A tile's sums, stored. Returns whether this CTA stored them.
-template <typename E, typename Shape>
-__device__ __forceinline__ bool compute(const Sources<E>& from, int split, float* shared,
-                                        float* partials, uint32_t* arrivals,
-                                        const OutColumns<E>& out) {
-    const int group = threadIdx.x / Shape::kGroupThreads;
-    const int of_class = (split * Shape::kGroups + group) * Shape::kPer;
-    float acc[Shape::kPer][Shape::kM16][Shape::kN8][4] = {};
-    Shape::template accumulate<E>(acc, from, of_class, shared_address(shared));
-    return store_sums<E, Shape>(acc, shared, partials, arrivals, split, out);
-}
-
 template <typename E, Major kMajor, int kN, int kRows, int kSplits, int kLoads>
 __device__ __forceinline__ void decode(const DecodeParams& p) {
-    using Shapes = DecodeShapes<kMajor, kN, kRows, kSplits, kLoads>;
-    using Main = typename Shapes::Main;
-    using Proj = typename Shapes::Proj;
-    static_assert(Main::kThreads == kThreads && Proj::kThreads == kThreads);
-    constexpr int kShared = Shapes::kShared;
-    static_assert(GroupSums<Main>::kBytes <= kShared && GroupSums<Proj>::kBytes <= kShared);
+    using Shape = DecodeShape<kMajor, kN, kRows, kSplits, kLoads>;
+    using Main = typename Shape::Type;
+    constexpr int kShared = Shape::kShared;
+    static_assert(Main::kThreads == kThreads && GroupSums<Main>::kBytes <= kShared);
     static_assert(kMajor == Major::K || kN * 128 * 4 <= kShared);
+    static_assert(kN <= kProjRows, "S has one row of tiles");
     extern __shared__ __align__(128) float shared[];
-    // A weight from a row of m on.
-    auto from_row = [](const Operand& op, int row) {
-        return kMajor == Major::K ? element<E>(op, row, 0) : element<E>(op, 0, row);
-    };
-    const E* x = static_cast<const E*>(p.x.data);
-    const int proj_ctas = p.rank_tiles * Proj::kSplits;
-    if ((int)blockIdx.x < proj_ctas) {
-        const int tile = blockIdx.x / Proj::kSplits, split = blockIdx.x % Proj::kSplits;
-        const int row = tile * Proj::kRows;
-        Sources<E> from{};
-        from.w = from_row(p.a, row), from.w_ld = p.a.ld, from.x = x, from.x_ld = p.x.ld;
-        from.m = p.r - row, from.t = p.t, from.k = p.k;
-        constexpr int kOwn = Proj::kGroups * Proj::kPer;
-        prefetch_chunks<kMajor, kOwn, kThreads>(from, split * kOwn, Proj::kRows);
-        const OutColumns<E> out{element<E>(p.s, 0, row), p.s.ld, p.r - row, p.t, p.scale, true};
-        float* partials = p.partials + (int64_t)tile * Proj::kSplits * kN * Proj::kRows;
-        if (!compute<E, Proj>(from, split, shared, partials, p.flags + 2 + tile, out)) return;
-        __syncthreads();
-        if (threadIdx.x == 0) publish(p.flags + 1);
+    if ((int)blockIdx.x < p.proj_ctas) {
+        const ProjectionParams proj{p.x, p.a, p.s, p.partials, p.flags + 2, p.k, p.r, p.scale, 0};
+        project<E, kMajor, kShared, true>(proj, p.t, blockIdx.x,
+                                          reinterpret_cast<unsigned char*>(shared),
+                                          [&](int) { return p.flags + 1; });
         return;
     }
-    const int unit = blockIdx.x - proj_ctas, tile = unit / Main::kSplits;
-    const int split = unit % Main::kSplits, row = tile * Main::kRows;
+    const int unit = blockIdx.x - p.proj_ctas, tile = unit / kSplits, split = unit % kSplits;
+    const int row = tile * kRows;
     if constexpr (kMajor == Major::MN) {
         if (tile >= p.row_tiles) {
-            gradient<E, kN, kThreads>(p, unit - p.row_tiles * Main::kSplits, shared);
+            gradient<E, kN, kThreads>(p, unit - p.row_tiles * kSplits, shared);
             return;
         }
     }
-    const Sources<E> from{from_row(p.w0, row), x, from_row(p.b, row),
+    // A weight from a row of m on.
+    auto from_row = [&](const Operand& op) {
+        return kMajor == Major::K ? element<E>(op, row, 0) : element<E>(op, 0, row);
+    };
+    const Sources<E> from{from_row(p.w0), static_cast<const E*>(p.x.data), from_row(p.b),
                           static_cast<const E*>(p.s.data),
                           p.w0.ld, p.x.ld, p.b.ld, p.s.ld,
                           p.d - row, p.t, p.k, p.r,
                           p.flags + 1, (uint32_t)p.rank_tiles};
     prefetch_b<kMajor, kThreads>(from, kRows);
-    const OutColumns<E> out{element<E>(p.h, 0, row), p.h.ld, p.d - row, p.t, 1.f, false};
-    float* partials = p.partials + p.proj_partials + (int64_t)tile * Main::kSplits * kN * kRows;
-    compute<E, Main>(from, split, shared, partials, p.flags + 2 + p.rank_tiles + tile, out);
+    const OutColumns<E> out{element<E>(p.h, 0, row), p.h.ld, p.d - row, p.t};
+    float* partials = p.partials + p.proj_partials + (int64_t)tile * kSplits * kN * kRows;
+    const int group = threadIdx.x / Main::kGroupThreads;
+    const int of_class = (split * Main::kGroups + group) * Main::kPer;
+    float acc[Main::kPer][Main::kM16][Main::kN8][4] = {};
+    Main::template accumulate<E>(acc, from, of_class, shared_address(shared));
+    store_sums<E, Main>(acc, shared, partials, p.flags + 2 + p.rank_tiles + tile, split, out);
     if (threadIdx.x % Main::kGroupThreads == 0) {
-        const int group = threadIdx.x / Main::kGroupThreads;
-        const int of_class = (split * Main::kGroups + group) * Main::kPer;
-        bool waited = false;
+        bool has_waited = false;
 #pragma unroll
         for (int c = 0; c < Main::kPer; c++)
-            waited = waited || rank_step(of_class + c) * kStep < p.r;
-        if (waited) s_seen(p);
+            has_waited = has_waited || rank_step(of_class + c) * kStep < p.r;
+        if (has_waited) s_seen(p);
     }
 }
 

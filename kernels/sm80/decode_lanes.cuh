@@ -62,13 +62,6 @@ struct Lanes {
         const int g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
         const int r0 = rank_step(of_class) * kStep;
         const bool has_rank = r0 < from.r;
-        if (has_rank) {
-            const int rows = min(kRows, from.m);
-            for (int i = threadIdx.x % 32; i < rows; i += 32) {
-                const int64_t at = (int64_t)i * from.b_ld + r0;
-                asm volatile("prefetch.global.L2 [%0];\n" ::"l"(from.b + at));
-            }
-        }
         uint4 b[kLoads], s[kN8];
         along_k(acc[0], from, of_class, [&] {
             if (!has_rank) return;

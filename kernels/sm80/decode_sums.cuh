@@ -34,32 +34,9 @@ struct Sources {
 };
 
 // ---------------------------------------------------------------------------------------------
-// Prefetches into the L2. Where all CTAs read W0 as fast as memory gives it, a load takes three
-// times as long as alone, and what waits for few bytes in flight is late.
+// Prefetch
 
-__device__ __forceinline__ void prefetch_l2(const void* line) {
-    asm volatile("prefetch.global.L2 [%0];\n" ::"l"(line));
-}
-
-// W and X of the chunks of a CTA with kOwn of the classes, from `first` on.
-template <Major kMajor, int kOwn, int kThreads, typename E>
-__device__ __forceinline__ void prefetch_chunks(const Sources<E>& from, int first, int rows) {
-    const int chunks = (from.k + kChunk * kClasses - 1) / (kChunk * kClasses) * kOwn;
-    const int lines = from.t + (kMajor == Major::K ? min(rows, from.m) : kChunk);
-    for (int e = threadIdx.x; e < chunks * lines; e += kThreads) {
-        const int own = e % chunks, line = e / chunks, row = line - from.t;
-        const int k = (own / kOwn * kClasses + first + own % kOwn) * kChunk;
-        if (line < from.t) {
-            if (k < from.k) prefetch_l2(from.x + (int64_t)line * from.x_ld + k);
-        } else if (kMajor == Major::K) {
-            if (k < from.k) prefetch_l2(from.w + (int64_t)row * from.w_ld + k);
-        } else {
-            if (k + row < from.k) prefetch_l2(from.w + (int64_t)(k + row) * from.w_ld);
-        }
-    }
-}
-
-// B of a CTA's rows.
+// B of a CTA's rows into the L2: the sums wait for it, at their end.
 template <Major kMajor, int kThreads, typename E>
 __device__ __forceinline__ void prefetch_b(const Sources<E>& from, int rows) {
     constexpr int kLine = 64;
@@ -68,7 +45,7 @@ __device__ __forceinline__ void prefetch_b(const Sources<E>& from, int rows) {
     for (int e = threadIdx.x; e < lines; e += kThreads) {
         const int row = kMajor == Major::K ? e / along_r : e;
         const int col = kMajor == Major::K ? e % along_r * kLine : 0;
-        prefetch_l2(from.b + (int64_t)row * from.b_ld + col);
+        asm volatile("prefetch.global.L2 [%0];\n" ::"l"(from.b + (int64_t)row * from.b_ld + col));
     }
 }
 
@@ -153,13 +130,11 @@ template <typename E>
 struct OutColumns {
     E* data;
     int ld, cols, t;
-    float scale;
-    bool saturates;
 
     __device__ __forceinline__ void store(int token, int col, float2 v) const {
         if (token >= t || col >= cols) return;
         E* to = data + (int64_t)token * ld + col;
-        const uint32_t two = pack_saturated_if<E>(saturates, v.x * scale, v.y * scale);
+        const uint32_t two = pack<E>(v.x, v.y);
         if (col + 1 < cols && reinterpret_cast<uintptr_t>(to) % 4 == 0) {
             *reinterpret_cast<uint32_t*>(to) = two;
         } else {
@@ -178,10 +153,9 @@ struct GroupSums {
 };
 
 // Adds the sums of all classes in the order of the tree, and stores the tile. Of kSplits CTAs, each
-// with some of the classes, the last to arrive does, from `partials`: kSplits tiles. Returns whether
-// this CTA stored.
+// with some of the classes, the last to arrive does, from `partials`: kSplits tiles.
 template <typename E, typename Shape>
-__device__ __forceinline__ bool store_sums(
+__device__ __forceinline__ void store_sums(
     float (&acc)[Shape::kPer][Shape::kM16][Shape::kN8][4], float* shared, float* partials,
     uint32_t* arrivals, int split, const OutColumns<E>& out) {
     using Sums = GroupSums<Shape>;
@@ -253,7 +227,7 @@ __device__ __forceinline__ bool store_sums(
         }
     }
     if constexpr (kSplits > 1) {
-        if (!is_last_to_arrive(arrivals, kSplits)) return false;
+        if (!is_last_to_arrive(arrivals, kSplits)) return;
         for (int e = threadIdx.x; e < pairs; e += Shape::kThreads) {
             const float2 v = tree<kSplits>([&](int i) {
                 return __ldcg(reinterpret_cast<const float2*>(partials + i * kTile) + e);
@@ -261,5 +235,4 @@ __device__ __forceinline__ bool store_sums(
             out.store(e / kPairs, e % kPairs * 2, v);
         }
     }
-    return true;
 }

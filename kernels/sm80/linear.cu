@@ -24,9 +24,10 @@
 //
 // Grid, 1-D, in this order:
 //
-//   CTAs of S, dS    |k of lhs, rhs|add the splits|publish|        linear_projection.cuh
+//   CTAs of S, dS    |k of lhs, rhs|add the splits|publish|        projection.cuh
 //   CTAs of H, dX    |------------ X, W0 ------------|wait|S, B|
 //   CTAs of dB, dA   |T of dH, S|   |wait|T of X, dS|              linear_gradients.cuh
+//   idle CTAs        fill the GPU: plan/sm80/linear.rs
 //
 // Tiles are taken in groups of 2048 rows, column by column, so that the CTAs that run at the same
 // time share about as many rows of lhs as of rhs in the L2.
@@ -40,13 +41,15 @@
 
 constexpr int kGroupRows = 2048;
 
-template <typename E, int kM, int kN, Major kRhs>
+template <typename E, int kM, int kN, bool kAligned, Major kRhs>
 __device__ __forceinline__ void output_tile(const LinearParams& p, int tile,
                                             unsigned char* shared) {
     constexpr int kWarpsK = kN == kWideTileN ? 1 : 2, kWarpsN = 4 / kWarpsK;
-    constexpr int kK = kWarpsK * kWarpK, kStages = kStagesBytes / ((kM + kN) * kK * 2);
-    using Product = TileProduct<E, kM, kN, kK, 2, kWarpsN, kWarpsK, Major::K, kRhs, kStages>;
-    static_assert(Product::kThreads == kThreads && Product::kSharedBytes == kStagesBytes);
+    constexpr int kK = kWarpsK * kWarpK;
+    constexpr int kStages = kAligned ? kStagesBytes / ((kM + kN) * kK * 2) : 3;
+    using Product =
+        TileProduct<E, kM, kN, kK, 2, kWarpsN, kWarpsK, Major::K, kRhs, kStages, kAligned>;
+    static_assert(Product::kThreads == kThreads && Product::kSharedBytes <= kStagesBytes);
     static_assert(kFlagRows % kM == 0);
 
     constexpr int kGroup = kGroupRows / kM;
@@ -71,20 +74,16 @@ __device__ __forceinline__ void output_tile(const LinearParams& p, int tile,
     });
 }
 
-template <typename E, int kM, int kN, Major kRhs>
+template <typename E, int kM, int kN, bool kAligned, Major kRhs>
 __device__ __forceinline__ void linear(const LinearParams& p) {
     extern __shared__ __align__(128) unsigned char shared[];
-    constexpr int kNarrow = 16, kWide = 64;  // tiles along r
     int cta = blockIdx.x;
+    if (cta >= p.ctas) return;
     if (cta < p.proj_ctas) {
         int i = 0;
         for (; cta >= p.projections[i].ctas; i++) cta -= p.projections[i].ctas;
-        const LinearProjection& of = p.projections[i];
-        if (of.r <= kNarrow) {
-            project<E, kNarrow, kRhs>(p, of, cta, shared);
-        } else {
-            project<E, kWide, kRhs>(p, of, cta, shared);
-        }
+        project<E, kRhs, kStagesBytes, kM == 64>(p.projections[i], p.m, cta, shared,
+                                                 [&](int m0) { return s_flag(p, m0); });
         return;
     }
     cta -= p.proj_ctas;
@@ -94,15 +93,15 @@ __device__ __forceinline__ void linear(const LinearParams& p) {
             int i = 0;
             for (; cta >= p.gradients[i].ctas; i++) cta -= p.gradients[i].ctas;
             const LinearGradient& of = p.gradients[i];
-            if (of.r <= kNarrow) {
-                gradient<E, kNarrow>(p, of, cta, shared);
+            if (of.r <= 16) {
+                gradient<E, 16>(p, of, cta, shared);
             } else {
-                gradient<E, kWide>(p, of, cta, shared);
+                gradient<E, 64>(p, of, cta, shared);
             }
             return;
         }
     }
-    output_tile<E, kM, kN, kRhs>(p, cta, shared);
+    output_tile<E, kM, kN, kAligned, kRhs>(p, cta, shared);
 }
 
 #include "instances/sm80/linear.cuh"

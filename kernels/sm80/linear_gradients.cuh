@@ -11,7 +11,23 @@
 // few, T is cut into splits: the last CTA to arrive adds their partial sums in order.
 #pragma once
 
-#include "linear_projection.cuh"
+#include "projection.cuh"
+
+#include "manifest/sm80/linear.cuh"
+
+// The flag of the rows from m0 on, and how often it is published: by every tile of S in its rows.
+__device__ __forceinline__ uint32_t* s_flag(const LinearParams& p, int m0) {
+    return p.flags + 1 + m0 / kFlagRows;
+}
+__device__ __forceinline__ uint32_t s_publications(const LinearParams& p, int m0) {
+    const int rows = min(kFlagRows, p.m - m0 / kFlagRows * kFlagRows);
+    return p.s_tiles * ((rows + kProjRows - 1) / kProjRows);
+}
+
+// By one thread of each CTA that waits for S, behind a barrier after its last wait.
+__device__ __forceinline__ void s_seen(const LinearParams& p) {
+    waited(p.flags, p.waiters, p.flags + 1, (p.m + kFlagRows - 1) / kFlagRows);
+}
 
 template <typename E, int kRank>
 __device__ __forceinline__ void gradient(const LinearParams& p, const LinearGradient& of, int cta,
@@ -63,5 +79,5 @@ __device__ __forceinline__ void gradient(const LinearParams& p, const LinearGrad
     if (Product::warp_k() == 0)
         store_partial<kGradCols>(product, shared, partials + (int64_t)split * kPartial);
     if (!is_last_to_arrive(of.arrivals + tile, of.splits)) return;
-    add_partials<kRank, kGradCols>(partials, of.splits, store);
+    add_partials<kRank, kGradCols, kThreads>(partials, of.splits, store);
 }

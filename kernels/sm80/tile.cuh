@@ -56,6 +56,29 @@ __device__ __forceinline__ void store_shared(uint32_t to, uint4 v) {
                  : "memory");
 }
 
+// 16 bytes, in their place among the instructions.
+__device__ __forceinline__ uint4 load_piece(const uint4* from) {
+    uint4 v;
+    asm volatile("ld.global.nc.L2::128B.v4.b32 {%0, %1, %2, %3}, [%4];\n"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(from));
+    return v;
+}
+
+// The 16 bytes from `shift` on, an even number, of two pieces.
+__device__ __forceinline__ uint4 shifted(const uint4& v, const uint4& next, uint32_t shift) {
+    uint32_t w[8] = {v.x, v.y, v.z, v.w, next.x, next.y, next.z, next.w};
+    if (shift & 8)
+#pragma unroll
+        for (int i = 0; i < 6; i++) w[i] = w[i + 2];
+    if (shift & 4)
+#pragma unroll
+        for (int i = 0; i < 5; i++) w[i] = w[i + 1];
+#pragma unroll
+    for (int i = 0; i < 4; i++) w[i] = __funnelshift_r(w[i], w[i + 1], (shift & 2) * 8);
+    return make_uint4(w[0], w[1], w[2], w[3]);
+}
+
 // ---------------------------------------------------------------------------------------------
 // Eight elements of a row, the unit of every access to memory
 
@@ -192,6 +215,58 @@ struct OperandTile {
         }
     };
 
+    // The same for rows that start at any element. The two pieces of 16 bytes that hold a chunk go to
+    // registers a step ahead; shifted, they go to shared memory.
+    template <int kThreads>
+    struct Shifted {
+        using P = Passes<kThreads>;
+        const unsigned char* from;
+        uint32_t row_bytes;
+        uint32_t offsets[P::kPasses];
+        uint4 pieces[P::kPasses][2];
+
+        // A chunk's second piece may begin behind the end of its row, but never behind the last row.
+        static __device__ __forceinline__ bool serves(const Operand& op) {
+            return op.ld >= 16 && op.ld < 1 << 23;
+        }
+        // Whole steps, so that pieces lie within the matrix.
+        static __device__ __forceinline__ int steps(int k) { return max(0, k - 8) / kK; }
+
+        Shifted() = default;
+        __device__ __forceinline__ Shifted(const Operand& op, int mn, int mn0) {
+            row_bytes = op.ld * 2;
+            from = reinterpret_cast<const unsigned char*>(
+                kMajor == Major::K ? element<E>(op, mn0, 0) : element<E>(op, 0, mn0));
+#pragma unroll
+            for (int i = 0; i < P::kPasses; i++) {
+                const int row = P::row() + i * P::kPassRows, col = P::chunk() * 8;
+                offsets[i] = kMajor == Major::K
+                                 ? min(row, mn - 1 - mn0) * row_bytes + col * 2
+                                 : row * row_bytes + min(col, mn - 1 - mn0) * 2;
+            }
+        }
+
+        // What the next store() stores.
+        __device__ __forceinline__ void fetch() {
+#pragma unroll
+            for (int i = 0; i < P::kPasses; i++) {
+                const auto at = reinterpret_cast<uintptr_t>(from + offsets[i]);
+                const auto* piece = reinterpret_cast<const uint4*>(at & ~(uintptr_t)15);
+                pieces[i][0] = load_piece(piece);
+                pieces[i][1] = load_piece(piece + 1);
+            }
+        }
+        __device__ __forceinline__ void store(uint32_t tile) {
+#pragma unroll
+            for (int i = 0; i < P::kPasses; i++) {
+                const auto shift = (uint32_t)reinterpret_cast<uintptr_t>(from + offsets[i]) % 16;
+                store_shared(tile + P::to() + i * P::kPassBytes,
+                             shifted(pieces[i][0], pieces[i][1], shift));
+            }
+            from += kMajor == Major::K ? kK * 2 : kK * row_bytes;
+        }
+    };
+
     // Fills the tile from (mn0, k0) on, anywhere in any matrix; what lies beyond mn×k becomes
     // zeros.
     // Where rows are not aligned, elements are gathered one by one; they are visible after the
@@ -268,7 +343,7 @@ struct BeforeNone {
 // kM×kN of acc += lhs · rhsᵀ by kWarpsM·kWarpsN·kWarpsK warps. Warps along k each take a slice of
 // every step and hold a partial sum; `reduce_warps_k` adds them in a fixed order.
 template <typename E, int kM, int kN, int kK, int kWarpsM, int kWarpsN, int kWarpsK, Major kLhs,
-          Major kRhs, int kStages>
+          Major kRhs, int kStages, bool kAligned = true>
 struct TileProduct {
     static constexpr int kThreads = 32 * kWarpsM * kWarpsN * kWarpsK;
     static constexpr int kWarpM = kM / kWarpsM, kWarpN = kN / kWarpsN;
@@ -277,6 +352,8 @@ struct TileProduct {
     using Rhs = OperandTile<E, kRhs, kN, kK>;
     using LhsStream = typename Lhs::template Stream<kThreads>;
     using RhsStream = typename Rhs::template Stream<kThreads>;
+    using LhsShifted = typename Lhs::template Shifted<kThreads>;
+    using RhsShifted = typename Rhs::template Shifted<kThreads>;
     static constexpr int kStageBytes = Lhs::kBytes + Rhs::kBytes;
     static constexpr int kSharedBytes = kStages * kStageBytes;
     // A warp's staging area in `for_each_chunk`; the padding keeps its rows off each other's banks.
@@ -320,6 +397,31 @@ struct TileProduct {
             Rhs::template load<kThreads>(stage + Lhs::kBytes, s.rhs, n, s.k, n0, k0);
             k0 += kK;
             end_segment();
+        };
+
+        // Rows at any element: whole steps of every segment but that of S, which this launch may
+        // write and which does not go through the L1.
+        [[maybe_unused]] LhsShifted lhs;
+        [[maybe_unused]] RhsShifted rhs;
+        [[maybe_unused]] int whole_left = 0;
+        auto fetch = [&] { lhs.fetch(), rhs.fetch(); };
+        auto shift_or_load = [&](uint32_t stage) {
+            if constexpr (!kAligned) {
+                if (at < count && k0 == 0 && (at == 0 || at < count - 1)) {
+                    const Segment& s = segment();
+                    const bool serves = LhsShifted::serves(s.lhs) && RhsShifted::serves(s.rhs);
+                    whole_left = serves ? LhsShifted::steps(s.k) : 0;
+                    lhs = LhsShifted(s.lhs, m, m0), rhs = RhsShifted(s.rhs, n, n0);
+                    if (whole_left > 0) fetch();
+                }
+                if (whole_left > 0) {
+                    lhs.store(stage), rhs.store(stage + Lhs::kBytes);
+                    k0 += kK;
+                    if (--whole_left > 0) fetch();
+                    return;
+                }
+            }
+            load(stage);
         };
 
         const int warp_k0 = warp_k() * kK16 * 16;
@@ -381,7 +483,7 @@ struct TileProduct {
 #pragma unroll
                 for (int c = 0; c < 4; c++) acc[i][j][c] = 0.f;
         for (int ahead = 0; ahead < kStages; ahead++) {
-            load(stages + ahead * kStageBytes);
+            shift_or_load(stages + ahead * kStageBytes);
             cp_async_commit();
         }
         cp_async_wait<kStages - 1>();
@@ -401,7 +503,7 @@ struct TileProduct {
         // What is left to load is fewer steps than are left to multiply, so that after the steps
         // without checks there is always one more.
         for (; steps > 0; steps--) {
-            if (at < count && LhsStream::serves(segment().lhs, m) &&
+            if (kAligned && at < count && LhsStream::serves(segment().lhs, m) &&
                 RhsStream::serves(segment().rhs, n)) {
                 if (k0 == 0) before(at);
                 const Segment& s = segment();
@@ -429,7 +531,7 @@ struct TileProduct {
                 }
                 end_segment();
             }
-            single_step(load);
+            single_step(shift_or_load);
         }
         cp_async_wait<0>();
         __syncthreads();

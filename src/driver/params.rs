@@ -91,8 +91,8 @@ impl Segment {
     pub(crate) const NONE: Segment = Segment { lhs: Operand::NONE, rhs: Operand::NONE, k: 0 };
 }
 
-impl LinearProjection {
-    pub(crate) const NONE: LinearProjection = LinearProjection {
+impl ProjectionParams {
+    pub(crate) const NONE: ProjectionParams = ProjectionParams {
         lhs: Operand::NONE,
         rhs: Operand::NONE,
         out: Operand::NONE,

@@ -81,11 +81,10 @@ impl Forward {
     /// Keep S for [`Backward`](super::Backward), or leave it out (`None`) where there will be none.
     /// A CUDA device computes H from S as rounded to its element type, the CPU from the exact one.
     ///
-    /// H of a token does not depend on the tokens beside it, and on the paths for few tokens,
-    /// [`Path::MmaDecode`], [`Path::HopperDecode`] and [`Path::HopperShort`], not on how many there
-    /// are either: it has the same bits in any batch that is served by the same of them. On
-    /// [`Path::Mma`] and [`Path::Hopper`] the number of tokens chooses the tiles, and H of a token may
-    /// be summed in another order.
+    /// H of a token does not depend on the tokens beside it, and on every path but [`Path::Hopper`]
+    /// not on how many there are either: it has the same bits in any batch that is served by the
+    /// same path. On [`Path::Hopper`] the number of tokens chooses the tiles, and H of a token may be
+    /// summed in another order.
     ///
     /// On [`Path::Hopper`], a product may meet columns of S that are another projection's, with
     /// zeros on the other side: where those are not finite, h is NaN.

@@ -173,11 +173,7 @@ pub(crate) fn base_input_grad(problem: &Problem, profile: Option<&DeviceProfile>
 }
 
 /// An empty batch launches nothing.
-const EMPTY: Plan = Plan {
-    strategy: Strategy::Mma(LinearSchedule { tiles: [None; MAX_PROJECTIONS], short: false }),
-    scratch: 0,
-    flags: 0,
-};
+const EMPTY: Plan = Plan { strategy: Strategy::Mma(LinearSchedule::NONE), scratch: 0, flags: 0 };
 
 /// A plan without an adapter, given T, k, d and the clusters: a small batch, or a large one.
 fn base(

@@ -100,7 +100,7 @@ fn params(
     scale: f32,
     Handover { flags, partials }: Handover,
 ) -> DecodeParams {
-    let &Launch { rank_tiles, row_tiles, da_tiles, db_tiles, waiters, .. } = launch;
+    let &Launch { proj, row_tiles, da_tiles, db_tiles, waiters, .. } = launch;
     let none = Operand::NONE;
     DecodeParams {
         x: none,
@@ -119,12 +119,13 @@ fn params(
         k: k as i32,
         d: d as i32,
         r: r as i32,
-        rank_tiles: rank_tiles as i32,
+        rank_tiles: proj.tiles as i32,
+        proj_ctas: proj.ctas() as i32,
         row_tiles: row_tiles as i32,
         da_tiles: da_tiles as i32,
         db_tiles: db_tiles as i32,
         waiters: waiters as i32,
-        proj_partials: launch.proj_partials() as i32,
+        proj_partials: proj.needs().partials as i32,
         scale,
         accumulate: 0,
     }

@@ -2,7 +2,7 @@
 
 use super::project::Project;
 use crate::cuda::operands::{Gradients, Handover, Layer, Layers};
-use crate::driver::params::{LinearGradient, LinearParams, LinearProjection, Operand, Segment};
+use crate::driver::params::{LinearGradient, LinearParams, Operand, ProjectionParams, Segment};
 use crate::driver::sm80::{LinearForward, LinearInputGrad};
 use crate::driver::{Gpu, Kernel, LaunchMode, Run};
 use crate::dtype::DType;
@@ -12,12 +12,49 @@ use crate::problem::{Problem, MAX_PROJECTIONS};
 
 /// An output in tiles.
 #[derive(Clone, Copy)]
-struct Linear {
+struct Tiles {
     tile: LinearTile,
     kernel: Kernel<LinearParams>,
+    /// CTAs that fill the GPU.
+    whole_gpu: usize,
+}
+
+/// An output, by the alignment of the rows that it is a sum over.
+#[derive(Clone, Copy)]
+struct Linear {
+    tiles: Tiles,
+    /// If `None`, the same, which are slow then.
+    unaligned: Option<Tiles>,
 }
 
 impl Linear {
+    /// The i-th output of a schedule, given its kernel by m, n and whether rows are aligned.
+    fn new(
+        schedule: &LinearSchedule,
+        i: usize,
+        gpu: &Gpu,
+        kernel: impl Fn([usize; 3]) -> Option<Kernel<LinearParams>>,
+    ) -> Option<Self> {
+        let tiles = |tile: LinearTile, aligned: bool| {
+            let kernel = kernel([tile.m, tile.n, aligned.into()]);
+            let kernel = kernel.expect("there is a kernel for every tile");
+            Tiles { tile, kernel, whole_gpu: tile.whole_gpu(aligned, &gpu.profile) }
+        };
+        Some(Linear {
+            tiles: tiles(schedule.tiles[i]?, true),
+            unaligned: schedule.unaligned[i].map(|tile| tiles(tile, false)),
+        })
+    }
+
+    fn of(&self, params: &LinearParams) -> &Tiles {
+        let products = &params.segments[..params.count as usize];
+        let aligned = |s: &Segment| s.lhs.is_aligned() && s.rhs.is_aligned();
+        match &self.unaligned {
+            Some(unaligned) if !products.iter().all(aligned) => unaligned,
+            _ => &self.tiles,
+        }
+    }
+
     /// Without operands. Unused entries have no CTAs.
     const NONE: LinearParams = LinearParams {
         segments: [Segment::NONE; MAX_PROJECTIONS + 1],
@@ -26,11 +63,12 @@ impl Linear {
         n: 0,
         count: 0,
         tiles: 0,
-        projections: [LinearProjection::NONE; MAX_PROJECTIONS],
+        projections: [ProjectionParams::NONE; MAX_PROJECTIONS],
         gradients: [LinearGradient::NONE; MAX_PROJECTIONS + 1],
         proj_ctas: 0,
         s_tiles: 0,
         waiters: 0,
+        ctas: 0,
         accumulate: 0,
         flags: 0,
     };
@@ -43,15 +81,20 @@ impl Linear {
         count: usize,
         out: Operand,
     ) -> LinearParams {
-        let tiles = self.tile.ctas([m, n]) as i32;
+        let sizes = [m, n];
         let (m, n, count) = (m as i32, n as i32, count as i32);
-        LinearParams { segments, out, m, n, count, tiles, ..Linear::NONE }
+        let params = LinearParams { segments, out, m, n, count, ..Linear::NONE };
+        LinearParams { tiles: self.of(&params).tile.ctas(sizes) as i32, ..params }
     }
 
-    fn run(&self, run: &Run<'_>, params: &LinearParams) -> Result<()> {
+    fn run(&self, run: &Run<'_>, mut params: LinearParams) -> Result<()> {
         let gradients = params.gradients.iter().map(|gradient| gradient.ctas);
-        let ctas = params.proj_ctas + params.tiles + gradients.sum::<i32>();
-        run.launch(&self.kernel, [ctas as usize, 1], LaunchMode::default(), params)
+        params.ctas = params.proj_ctas + params.tiles + gradients.sum::<i32>();
+        let mut grid = params.ctas as usize;
+        if params.proj_ctas > 0 {
+            grid = grid.max(self.of(&params).whole_gpu);
+        }
+        run.launch(&self.of(&params).kernel, [grid, 1], LaunchMode::default(), &params)
     }
 }
 
@@ -85,7 +128,7 @@ fn add_projection(
     let (k, r, ctas) = (k as i32, r as i32, split.ctas() as i32);
     let unused = params.projections.iter_mut().find(|projection| projection.ctas == 0);
     *unused.expect("there are as many as layers") =
-        LinearProjection { lhs, rhs, out, partials, arrivals, k, r, scale, ctas };
+        ProjectionParams { lhs, rhs, out, partials, arrivals, k, r, scale, ctas };
     params.proj_ctas += ctas;
     params.s_tiles += split.rank_tiles as i32;
     params.waiters = params.tiles;
@@ -136,10 +179,10 @@ impl MmaForward {
         let kernels = &gpu.kernels.of(problem.dtype()).sm80.linear_forward;
         let (sizes, layers) = ([problem.t(), problem.k()], problem.projections());
         let schedule = LinearSchedule::forward(sizes, layers, &gpu.profile);
-        let linears = schedule.tiles.map(|tile| {
-            let tile @ LinearTile { m, n } = tile?;
-            let kernel = kernels.get(LinearForward { m, n });
-            Some(Linear { tile, kernel: kernel.expect("there is a kernel for every tile") })
+        let linears = std::array::from_fn(|i| {
+            Linear::new(&schedule, i, gpu, |[m, n, aligned]| {
+                kernels.get(LinearForward { m, n, aligned })
+            })
         });
         MmaForward { linears, project: Project::s(gpu.kernels, problem), with_s: short }
     }
@@ -165,7 +208,7 @@ impl MmaForward {
                     add_projection(&mut params, &mut memory, split, [x, a, s], [k, r], scale);
                 }
             }
-            linear.run(run, &params)?;
+            linear.run(run, params)?;
         }
         Ok(())
     }
@@ -180,10 +223,10 @@ impl MmaInputGrad {
         let kernels = &gpu.kernels.of(problem.dtype()).sm80.linear_input_grad;
         let sizes = [problem.t(), problem.k()];
         let schedule = LinearSchedule::input_grad(sizes, layers, &gpu.profile);
-        let tile @ LinearTile { m, n } = schedule.tiles[0].expect("there is an output");
-        let kernel = kernels.get(LinearInputGrad { m, n });
-        let kernel = kernel.expect("there is a kernel for every tile");
-        MmaInputGrad(Linear { tile, kernel })
+        let linear = Linear::new(&schedule, 0, gpu, |[m, n, aligned]| {
+            kernels.get(LinearInputGrad { m, n, aligned })
+        });
+        MmaInputGrad(linear.expect("there is an output"))
     }
 
     /// Of the dS of these layers, if they have one.
@@ -200,7 +243,7 @@ impl MmaInputGrad {
 
     /// Of frozen layers.
     pub(crate) fn run(&self, run: &Run<'_>, layers: &Layers) -> Result<()> {
-        self.0.run(run, &self.params(layers))
+        self.0.run(run, self.params(layers))
     }
 }
 
@@ -257,6 +300,6 @@ impl MmaBackward {
         }
         let split = GradSplit::new(t, layers.rank(), k);
         add_gradient(&mut params, &mut memory, split, [layers.s, x], da, [false, with_ds]);
-        self.input_grad.0.run(run, &params)
+        self.input_grad.0.run(run, params)
     }
 }

@@ -1,11 +1,11 @@
 //! How `kernels/sm80/decode.cu` is launched.
 
+use super::split::ProjSplit;
 use crate::manifest::sm80::decode::{BY_LANES, BY_STAGES, SHARED_BYTES, UNALIGNED};
 use crate::plan::profile::DeviceProfile;
 use std::fmt;
 
-/// The kernel's classes of chunks along k, and its steps along r.
-const CLASSES: usize = 8;
+/// Steps along r.
 const STEP: usize = 32;
 /// Columns of dA or dB in a CTA.
 const GRAD_COLS: usize = 64;
@@ -35,19 +35,14 @@ impl Instance {
             _ => 2,
         }
     }
-
-    /// CTAs that share a tile of S: as many as there are classes for.
-    fn proj_splits(&self) -> usize {
-        CLASSES / self.groups()
-    }
 }
 
 /// A launch: of one layer, in the forward or with dX.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Launch {
     pub(crate) instance: Instance,
-    /// Tiles of S or dS.
-    pub(crate) rank_tiles: usize,
+    /// S or dS; without tiles where r is 0.
+    pub(crate) proj: ProjSplit,
     /// Tiles of H or dX.
     pub(crate) row_tiles: usize,
     /// CTAs that compute dA, and dB.
@@ -59,13 +54,13 @@ pub(crate) struct Launch {
 
 impl Launch {
     /// For H (T×m) over k, with S (T×r) unless r is 0.
-    fn new(instance: Instance, m: usize, r: usize) -> Self {
+    fn new(instance: Instance, [t, m, k, r]: [usize; 4]) -> Self {
         let Instance { rows, splits, .. } = instance;
         let row_tiles = m.div_ceil(rows);
         let waiting = r.div_ceil(STEP).min(instance.groups() * splits);
         Launch {
             instance,
-            rank_tiles: r.div_ceil(rows),
+            proj: ProjSplit::new([t, k, r]),
             row_tiles,
             da_tiles: 0,
             db_tiles: 0,
@@ -86,34 +81,22 @@ impl Launch {
 
     /// CTAs of the grid.
     pub(crate) fn blocks(&self) -> usize {
-        let Launch { instance, rank_tiles, row_tiles, da_tiles, db_tiles, .. } = self;
-        let tiles = rank_tiles * instance.proj_splits() + row_tiles * instance.splits;
-        tiles + da_tiles + db_tiles
+        let Launch { instance, proj, row_tiles, da_tiles, db_tiles, .. } = self;
+        proj.ctas() + row_tiles * instance.splits + da_tiles + db_tiles
     }
 
-    /// f32 elements of the partial tiles of S.
-    pub(crate) fn proj_partials(&self) -> usize {
-        self.tiles(self.rank_tiles, self.instance.proj_splits())
-    }
-
-    /// f32 elements of all partial tiles.
+    /// f32 elements of all partial tiles: of S, then of H or dX.
     pub(crate) fn partials(&self) -> usize {
-        self.proj_partials() + self.tiles(self.row_tiles, self.instance.splits)
-    }
-
-    fn tiles(&self, tiles: usize, splits: usize) -> usize {
-        match splits {
-            1 => 0,
-            _ => tiles * splits * self.instance.t * self.instance.rows,
-        }
+        let Instance { t, rows, splits, .. } = self.instance;
+        let of_tiles = if splits > 1 { self.row_tiles * splits * t * rows } else { 0 };
+        self.proj.needs().partials + of_tiles
     }
 
     /// Waiters that have seen S, tiles of it that are there, and a counter of every tile.
     pub(crate) fn flags(&self) -> usize {
-        if self.partials() == 0 && self.rank_tiles == 0 {
-            0
-        } else {
-            2 + self.rank_tiles + self.row_tiles
+        match self.partials() {
+            0 => 0,
+            _ => 2 + self.proj.tiles + self.row_tiles,
         }
     }
 }
@@ -147,7 +130,7 @@ impl Schedule {
             _ if narrow => (Instance::new([32, 32, 1], BY_STAGES), of_32),
             _ => (Instance::new([32, 64, 1], BY_STAGES), of_32),
         };
-        Schedule::new([d, k, r], [aligned, unaligned], |launch| launch)
+        Schedule::new([t, d, k, r], [aligned, unaligned], |launch| launch)
     }
 
     /// For dX (T×k) over d, with dS (T×r), dA and dB unless r is 0; `None` for large T.
@@ -160,19 +143,19 @@ impl Schedule {
         let splits = if r > 0 && 2 * tiles <= wave { 2 } else { 1 };
         let aligned = Instance::new([tile_t, 64, splits], BY_STAGES);
         let unaligned = Instance::new([tile_t, 64, 2], UNALIGNED);
-        Schedule::new([k, d, r], [aligned, unaligned], |launch| match r {
+        Schedule::new([t, k, d, r], [aligned, unaligned], |launch| match r {
             0 => launch,
             _ => launch.with_gradients([k, d]),
         })
     }
 
     fn new(
-        [m, k, r]: [usize; 3],
+        [t, m, k, r]: [usize; 4],
         [aligned, unaligned]: [Instance; 2],
         with: impl Fn(Launch) -> Launch,
     ) -> Option<Self> {
         let [aligned, unaligned] =
-            [aligned, unaligned].map(|instance| with(Launch::new(instance, m, r)));
+            [aligned, unaligned].map(|instance| with(Launch::new(instance, [t, m, k, r])));
         let unaligned = (r > 0 || unaligned.partials() == 0).then_some(unaligned);
         (m.max(k) <= MAX_SIZE).then_some(Schedule { aligned, unaligned })
     }
@@ -199,10 +182,10 @@ fn tile_t(t: usize) -> Option<usize> {
 /// As a user reads it.
 impl fmt::Display for Schedule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Launch { instance, rank_tiles, row_tiles, .. } = self.aligned;
+        let Launch { instance, proj, row_tiles, .. } = self.aligned;
         let Instance { t, rows, splits, .. } = instance;
         write!(f, "{t}×{rows} tiles, {} CTAs", row_tiles * splits)?;
-        match rank_tiles * instance.proj_splits() {
+        match proj.ctas() {
             0 => Ok(()),
             n => write!(f, " + {n} for the projection"),
         }
@@ -216,6 +199,8 @@ mod tests {
     use crate::plan::testing::shapes;
     use std::collections::HashSet;
 
+    /// The kernel's classes of chunks along k.
+    const CLASSES: usize = 8;
     /// An SM of compute capability 8.6, 8.9 or 12.x has 100 KiB: 1 KiB less for a CTA.
     const LEAST_SHARED: usize = 99 << 10;
 
@@ -255,14 +240,15 @@ mod tests {
     fn tiles_cover_the_output_and_s_once() {
         for Case { sizes: [t, m, k, r], schedule, .. } in cases() {
             for launch in launches(&schedule) {
-                let Launch { instance, rank_tiles, row_tiles, .. } = launch;
+                let Launch { instance, proj, row_tiles, .. } = launch;
                 let context = format!("T={t} m={m} k={k} r={r}: {launch:?}");
-                let covers = |tiles: usize, all: usize| tiles == all.div_ceil(instance.rows);
-                assert!(covers(row_tiles, m) && covers(rank_tiles, r), "{context}");
+                assert_eq!(row_tiles, m.div_ceil(instance.rows), "{context}");
+                assert_eq!(proj, ProjSplit::new([t, k, r]), "{context}");
+                assert_eq!(proj.tiles, proj.rank_tiles, "S has one row of tiles: {context}");
                 assert!(t <= instance.t, "{context}");
                 assert!(i32::try_from(launch.blocks()).is_ok(), "{context}");
                 assert!(i32::try_from(launch.waiters).is_ok(), "{context}");
-                assert!(i32::try_from(launch.proj_partials()).is_ok(), "{context}");
+                assert!(i32::try_from(proj.needs().partials).is_ok(), "{context}");
                 let classes = instance.groups() * instance.splits;
                 assert!(classes <= CLASSES && CLASSES.is_multiple_of(classes), "{context}");
             }

@@ -1,6 +1,6 @@
 //! How the kernels for many tokens are launched, and the elementwise ones.
 
-use crate::manifest::sm80::linear::TILES;
+use crate::manifest::sm80::linear::{STAGES_BYTES, TILES, UNALIGNED_TILES};
 use crate::manifest::sm80::{merge, project, round, tile::RANK_TILES};
 use crate::plan::profile::DeviceProfile;
 use crate::plan::rates::HOPPER_MMA_RATE;
@@ -32,7 +32,16 @@ impl LinearTile {
 
     /// The narrow one that takes the least time for an output of m×n, a sum over `k` columns.
     fn narrow(output: [usize; 2], k: usize, profile: &DeviceProfile) -> Self {
-        let tiles = TILES[1..].iter().map(|&[m, n]| LinearTile { m, n });
+        LinearTile::fastest(&TILES[1..], output, k, profile)
+    }
+
+    /// The same for rows that do not start at multiples of 16 bytes.
+    fn unaligned(output: [usize; 2], k: usize, profile: &DeviceProfile) -> Self {
+        LinearTile::fastest(&UNALIGNED_TILES, output, k, profile)
+    }
+
+    fn fastest(of: &[[usize; 2]], output: [usize; 2], k: usize, profile: &DeviceProfile) -> Self {
+        let tiles = of.iter().map(|&[m, n]| LinearTile { m, n });
         // The widest of equals, which is first.
         let best = tiles
             .min_by(|a, b| a.clocks(output, k, profile).total_cmp(&b.clocks(output, k, profile)));
@@ -66,7 +75,18 @@ impl LinearTile {
         [k64 + fmas / profile.mma_rate() as f64 - fmas / HOPPER_MMA_RATE as f64, rest]
     }
 
-    /// The grid for an output of m×n.
+    /// CTAs that run at once, at most.
+    ///
+    /// A launch with projections has idle CTAs up to as many. Those of a grid that does not fill an
+    /// H200 go to its SMs in no order that helps: with 16 projections before 128 tiles, 4 SMs have
+    /// two tiles, which take twice as long. Of a grid that fills it, the SMs of the first CTAs,
+    /// which are projections, get another first.
+    pub(crate) fn whole_gpu(self, aligned: bool, profile: &DeviceProfile) -> usize {
+        let by_registers = if self.m == 64 && aligned { 2 } else { 1 };
+        profile.sms() * profile.ctas_per_sm(STAGES_BYTES).min(by_registers)
+    }
+
+    /// The tiles of an output of m×n.
     pub(crate) fn ctas(self, [m, n]: [usize; 2]) -> usize {
         m.div_ceil(self.m) * n.div_ceil(self.n)
     }
@@ -83,15 +103,26 @@ impl fmt::Display for LinearTile {
 /// Narrow tiles have another order of sums than the widest: all tiles of a pass are one or the
 /// other. That a batch is short, and which tiles serve longer ones, is a matter of the layer alone:
 /// of all batches that are short, or that are not, a token has the same bits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct LinearSchedule {
     pub(crate) tiles: [Option<LinearTile>; MAX_PROJECTIONS],
+    /// What serves rows that do not start at multiples of 16 bytes instead, where tiles are narrow.
+    pub(crate) unaligned: [Option<LinearTile>; MAX_PROJECTIONS],
+    /// Whether the sizes are such that rows can: otherwise tiles are narrow.
+    pub(crate) aligned: bool,
     /// Narrow tiles, and S or dS in the first launch of the pass; otherwise a launch before computes
     /// it.
     pub(crate) short: bool,
 }
 
 impl LinearSchedule {
+    /// Of an empty batch.
+    pub(crate) const NONE: Self = LinearSchedule {
+        tiles: [None; MAX_PROJECTIONS],
+        unaligned: [None; MAX_PROJECTIONS],
+        aligned: true,
+        short: false,
+    };
     /// Tokens of a short batch, at most: of more, the partial sums of S are not small.
     pub(crate) const SHORT_TOKENS: usize = 2048;
     /// Tokens of a batch that is long for every layer.
@@ -102,6 +133,7 @@ impl LinearSchedule {
     fn new(
         t: usize,
         outputs: impl Iterator<Item = [usize; 2]> + Clone,
+        aligned: bool,
         profile: &DeviceProfile,
     ) -> Self {
         let of = |t, tile: fn([usize; 2], usize, &DeviceProfile) -> LinearTile| {
@@ -117,10 +149,15 @@ impl LinearSchedule {
         let narrow = |t| of(t, LinearTile::narrow);
         let widest = |t| of(t, |_, _, _| LinearTile::widest());
         let are_narrow = |t| narrow(t).0 < widest(t).0;
-        let always = are_narrow(Self::LONG_TOKENS);
+        let always = !aligned || are_narrow(Self::LONG_TOKENS);
         let short = t <= Self::SHORT_TOKENS && (always || are_narrow(t));
-        let (_, tiles) = if short || always { narrow(t) } else { widest(t) };
-        LinearSchedule { tiles, short }
+        if short || always {
+            let ((_, tiles), (_, unaligned)) = (narrow(t), of(t, LinearTile::unaligned));
+            LinearSchedule { tiles, unaligned, aligned, short }
+        } else {
+            let (_, tiles) = widest(t);
+            LinearSchedule { tiles, unaligned: [None; MAX_PROJECTIONS], aligned, short }
+        }
     }
 
     /// Of H of layers of these (d, r).
@@ -129,7 +166,8 @@ impl LinearSchedule {
         layers: &[(usize, usize)],
         profile: &DeviceProfile,
     ) -> Self {
-        LinearSchedule::new(t, layers.iter().map(|&(d, _)| [d, k]), profile)
+        let aligned = k.is_multiple_of(8);
+        LinearSchedule::new(t, layers.iter().map(|&(d, _)| [d, k]), aligned, profile)
     }
 
     /// Of dX of layers of these (d, r).
@@ -139,15 +177,20 @@ impl LinearSchedule {
         profile: &DeviceProfile,
     ) -> Self {
         let d = layers.iter().map(|&(d, _)| d).sum();
-        LinearSchedule::new(t, std::iter::once([k, d]), profile)
+        let aligned = k.is_multiple_of(8) && layers.iter().all(|(d, _)| d.is_multiple_of(8));
+        LinearSchedule::new(t, std::iter::once([k, d]), aligned, profile)
     }
 }
 
 /// The tiles of each layer.
 impl fmt::Display for LinearSchedule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut tiles = self.tiles.iter().flatten().enumerate();
-        tiles.try_for_each(|(i, tile)| write!(f, "{} {tile}", if i == 0 { "" } else { ";" }))
+        let (tiles, rows) = match self.aligned {
+            true => (&self.tiles, ""),
+            false => (&self.unaligned, " of unaligned rows"),
+        };
+        let mut tiles = tiles.iter().flatten().enumerate();
+        tiles.try_for_each(|(i, tile)| write!(f, "{} {tile}{rows}", if i == 0 { "" } else { ";" }))
     }
 }
 
@@ -181,7 +224,7 @@ pub(crate) fn rank_tile(r: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::manifest::sm80::linear::{FLAG_ROWS, STAGES_BYTES, WARP_K, WIDE_TILE_N};
+    use crate::manifest::sm80::linear::{FLAG_ROWS, WARP_K, WIDE_TILE_N};
     use crate::plan::testing::shapes;
     use crate::problem::{MAX_RANK, MAX_SIZE};
 
@@ -212,9 +255,20 @@ mod tests {
                 assert!(i32::try_from(tile.ctas(output)).is_ok(), "{context}");
             }
             assert_eq!(is_widest(h0), is_widest(h1), "two orders of sums");
+            for of in [of_h, of_dx] {
+                let narrow = !is_widest(of.tiles[0].unwrap());
+                assert_eq!(
+                    of.unaligned.map(|tile| tile.is_some()),
+                    of.tiles.map(|t| narrow && t.is_some())
+                );
+                assert!(narrow || of.aligned, "slow unaligned rows");
+                for tile in of.unaligned.into_iter().flatten() {
+                    assert!(UNALIGNED_TILES.contains(&[tile.m, tile.n]), "{tile:?}");
+                }
+            }
         }
         // No tile makes the grid fit.
-        let huge = LinearSchedule::forward([MAX_SIZE, 1], &[(MAX_SIZE, 1)], &DeviceProfile::h200());
+        let huge = LinearSchedule::forward([MAX_SIZE, 8], &[(MAX_SIZE, 1)], &DeviceProfile::h200());
         assert_eq!(huge.tiles[0], Some(LinearTile::widest()));
     }
 
@@ -274,7 +328,7 @@ mod tests {
         for ([_, k, d, r], card) in shapes().zip(cards().iter().cycle()) {
             let mut long = None;
             for t in [1, 33, 64, 100, 128, 256, 1000, 2048, 2049, 3000, 8191, 8192, 8193, 100_000] {
-                let LinearSchedule { tiles, short } =
+                let LinearSchedule { tiles, short, .. } =
                     LinearSchedule::forward([t, k], &[(d, r)], card);
                 let widest = is_widest(tiles[0].unwrap());
                 let context = format!("T={t} k={k} d={d} on {}", card.name());

@@ -1,7 +1,9 @@
-//! How kernels/sm80/linear.cu cuts S, dS, dA and dB into CTAs, and the memory that takes.
+//! How kernels/sm80/linear.cu cuts S, dS, dA and dB into CTAs, as decode.cu S and dS, and the memory
+//! that takes.
 
 use super::linear::rank_tile;
-use crate::manifest::sm80::linear::{FLAG_ROWS, GRAD_COLS, PROJ_ROWS, PROJ_SPLIT};
+use crate::manifest::sm80::linear::{FLAG_ROWS, GRAD_COLS};
+use crate::manifest::sm80::projection::{PROJ_ROWS, PROJ_SPLIT};
 use crate::problem::Problem;
 
 /// f32 elements of partial tiles, and flags.
@@ -74,8 +76,8 @@ pub(crate) struct GradSplit {
 }
 
 impl GradSplit {
-    /// CTAs to aim for: two for every SM of the large GPUs.
-    const CTAS: usize = 264;
+    /// CTAs to aim for: one for every SM of the large GPUs.
+    const CTAS: usize = 132;
     /// A shorter split costs more in partial sums than it brings.
     const MIN_ROWS: usize = 512;
 

@@ -56,8 +56,17 @@ impl Launches {
     }
 
     /// With `more` CTAs that compute projections and gradients.
-    fn linear(&mut self, name: &'static str, tile: LinearTile, output: [usize; 2], more: usize) {
-        self.add(name, &[tile.m, tile.n], [tile.ctas(output) + more, 1]);
+    fn linear(
+        &mut self,
+        name: &'static str,
+        [tile, unaligned]: [Option<LinearTile>; 2],
+        output: [usize; 2],
+        more: usize,
+    ) {
+        for (tile, aligned) in [(tile, 1), (unaligned, 0)] {
+            let Some(tile) = tile else { continue };
+            self.add(name, &[tile.m, tile.n, aligned], [tile.ctas(output) + more, 1]);
+        }
     }
 
     fn project(&mut self, name: &'static str, t: usize, r: usize) {
@@ -81,8 +90,8 @@ impl Launches {
                 self.workspaces.push([partials, flags]);
             }
         }
-        for (tile, &(d, _)) in of.tiles.iter().flatten().zip(layers) {
-            self.linear("linear_forward", *tile, [t, d], more);
+        for (i, &(d, _)) in layers.iter().enumerate() {
+            self.linear("linear_forward", [of.tiles[i], of.unaligned[i]], [t, d], more);
             more = 0;
         }
     }
@@ -106,7 +115,7 @@ impl Launches {
                 self.workspaces.push([partials, flags]);
             }
         }
-        self.linear("linear_input_grad", of.tiles[0].expect("dX has a tile"), [t, k], more);
+        self.linear("linear_input_grad", [of.tiles[0], of.unaligned[0]], [t, k], more);
     }
 }
 
@@ -136,7 +145,7 @@ fn operations(problem: &Problem, card: &DeviceProfile) -> Vec<(&'static str, Pla
         add("base input grad", base_input_grad(problem, Some(card)), &|launches, plan| {
             launches.of_input_grad(problem, plan, of_dx, false);
         });
-        let strategy = Strategy::Mma(LinearSchedule::default());
+        let strategy = Strategy::Mma(LinearSchedule::NONE);
         let nothing = Plan { strategy, scratch: 0, flags: 0 };
         add("merge and round", nothing, &|launches, _| {
             launches.add("merge", &[], [merge_blocks([d, k]), 1]);

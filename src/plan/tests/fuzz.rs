@@ -62,7 +62,7 @@ fn an_empty_batch_needs_nothing() {
             for plan in plans(&problem, profile) {
                 assert_eq!((plan.scratch, plan.flags), (0, 0));
                 let wanted = match profile {
-                    Some(_) => Strategy::Mma(LinearSchedule::default()),
+                    Some(_) => Strategy::Mma(LinearSchedule::NONE),
                     None => Strategy::Reference,
                 };
                 assert_eq!(plan.strategy, wanted);

@@ -24,8 +24,8 @@ fn a_plan_is_one_line() {
     assert_eq!(
         mma,
         [
-            "mma-decode 8×16 tiles, 256 CTAs + 1 for the projection, 16.2 KiB scratch",
-            "mma-decode 16×64 tiles, 128 CTAs + 4 for the projection, 528.2 KiB scratch",
+            "mma-decode 8×16 tiles, 256 CTAs + 8 for the projection, 16.2 KiB scratch",
+            "mma-decode 16×64 tiles, 128 CTAs + 8 for the projection, 528.2 KiB scratch",
         ]
     );
     let group = problem(128, 4096, &[(4096, 16), (14336, 16)]);
@@ -43,7 +43,7 @@ fn a_plan_is_one_line() {
     assert_eq!(
         backward,
         "hopper 128×256 tiles, 64 clusters, fused projection in 16-column slices, 2 clusters of grad CTAs, \
-         2.2 MiB scratch"
+         1.2 MiB scratch"
     );
     let [forward, _] = lines(&layer(2048, 16));
     assert_eq!(

@@ -127,9 +127,10 @@ params! {
                 k: i32,
                 d: i32,
                 r: i32,
-                /// Tiles of S, and CTAs that compute them.
+                /// Tiles of S, CTAs that compute them, and all CTAs that compute anything.
                 rank_tiles: i32,
                 proj_ctas: i32,
+                ctas: i32,
                 /// 0 if H is not wanted.
                 row_tiles: i32,
                 /// Of 64 columns; 0 if dA and dB are not wanted.

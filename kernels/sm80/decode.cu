@@ -17,9 +17,9 @@
 // Needs: flags that are zero, and are zero again after the launch; partials if there are splits.
 // Only kUnaligned does without rows at multiples of 16 bytes. Writes every element once.
 //
-// Grid: CTAs that compute S, rank tiles × splits; row tiles × splits for H; in the input gradient
-// 64 columns of dA or dB each. Of the CTAs of a tile with splits, the last to arrive adds and
-// stores.
+// Grid: CTAs that compute S (projection.cuh); row tiles × splits for H; in the input gradient 64
+// columns of dA or dB each; idle CTAs that fill the GPU (plan/sm80/linear.rs). Of the CTAs of a tile
+// with splits, the last to arrive adds and stores.
 //
 //   CTAs of S   |k of A, X|add|publish|
 //   CTAs of H   |k of W0, X ... | ... |wait for S| the last loads |B, S|add|store|
@@ -113,6 +113,7 @@ __device__ __forceinline__ void decode(const DecodeParams& p) {
     static_assert(kMajor == Major::K || kN * 128 * 4 <= kShared);
     static_assert(kN <= kProjRows, "S has one row of tiles");
     extern __shared__ __align__(128) float shared[];
+    if ((int)blockIdx.x >= p.ctas) return;
     if ((int)blockIdx.x < p.proj_ctas) {
         const ProjectionParams proj{p.x, p.a, p.s, p.partials, p.flags + 2, p.k, p.r, p.scale, 0};
         project<E, kMajor, kShared, true>(proj, p.t, blockIdx.x,

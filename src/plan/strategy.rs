@@ -2,7 +2,7 @@
 
 use super::path::Path;
 use super::sm80::decode;
-use super::sm80::LinearSchedule;
+use super::sm80::linear::LinearSchedule;
 use super::sm90a::linear::{Projection, Schedule};
 use super::sm90a::small::Alone;
 use crate::problem::MAX_PROJECTIONS;

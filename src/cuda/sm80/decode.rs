@@ -66,7 +66,7 @@ impl Decode {
         let (kernel, launch) = self.launch([x, w0, a, b, s]);
         let params = params(launch, [t, k, d, r], scale, handover);
         let params = DecodeParams { x, w0, a, b, s, h, ..params };
-        run.launch(kernel, [launch.blocks(), 1], LaunchMode::default(), &params)
+        run.launch(kernel, [launch.grid(), 1], LaunchMode::default(), &params)
     }
 
     /// dX of a single layer if `wants_dx`; with gradients dS, dA and dB too.
@@ -89,7 +89,7 @@ impl Decode {
             params = DecodeParams { y, saved_s, da, db, accumulate, ..params };
         }
         let params = DecodeParams { x, w0, a, b, s, h, ..params };
-        run.launch(kernel, [launch.blocks(), 1], LaunchMode::default(), &params)
+        run.launch(kernel, [launch.grid(), 1], LaunchMode::default(), &params)
     }
 }
 
@@ -121,6 +121,7 @@ fn params(
         r: r as i32,
         rank_tiles: proj.tiles as i32,
         proj_ctas: proj.ctas() as i32,
+        ctas: launch.blocks() as i32,
         row_tiles: row_tiles as i32,
         da_tiles: da_tiles as i32,
         db_tiles: db_tiles as i32,

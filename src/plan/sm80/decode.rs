@@ -1,7 +1,9 @@
 //! How `kernels/sm80/decode.cu` is launched.
 
 use super::split::ProjSplit;
-use crate::manifest::sm80::decode::{BY_LANES, BY_STAGES, SHARED_BYTES, UNALIGNED};
+use crate::manifest::sm80::decode::{
+    BY_LANES, BY_STAGES, LANES_SHARED_BYTES, SHARED_BYTES, UNALIGNED,
+};
 use crate::plan::profile::DeviceProfile;
 use std::fmt;
 
@@ -27,6 +29,16 @@ impl Instance {
         Instance { t, rows, splits, loads }
     }
 
+    /// CTAs that fit on an SM.
+    fn ctas_per_sm(&self, profile: &DeviceProfile) -> usize {
+        let (shared_bytes, by_registers) = match self.loads {
+            BY_LANES => (LANES_SHARED_BYTES, 2),
+            UNALIGNED => (SHARED_BYTES, 1),
+            _ => (SHARED_BYTES, 2),
+        };
+        profile.ctas_per_sm(shared_bytes).min(by_registers)
+    }
+
     /// Groups of warps that each have their classes.
     fn groups(&self) -> usize {
         match (self.loads, self.rows) {
@@ -50,11 +62,13 @@ pub(crate) struct Launch {
     pub(crate) db_tiles: usize,
     /// What waits for S: groups of warps, and the CTAs of dA.
     pub(crate) waiters: usize,
+    /// CTAs that run at once, at most.
+    whole_gpu: usize,
 }
 
 impl Launch {
     /// For H (T×m) over k, with S (T×r) unless r is 0.
-    fn new(instance: Instance, [t, m, k, r]: [usize; 4]) -> Self {
+    fn new(instance: Instance, [t, m, k, r]: [usize; 4], profile: &DeviceProfile) -> Self {
         let Instance { rows, splits, .. } = instance;
         let row_tiles = m.div_ceil(rows);
         let waiting = r.div_ceil(STEP).min(instance.groups() * splits);
@@ -65,6 +79,7 @@ impl Launch {
             da_tiles: 0,
             db_tiles: 0,
             waiters: row_tiles * waiting,
+            whole_gpu: profile.sms() * instance.ctas_per_sm(profile),
         }
     }
 
@@ -79,10 +94,21 @@ impl Launch {
         Launch { row_tiles: 0, waiters: self.da_tiles, ..self }
     }
 
-    /// CTAs of the grid.
+    /// CTAs that compute anything.
     pub(crate) fn blocks(&self) -> usize {
         let Launch { instance, proj, row_tiles, da_tiles, db_tiles, .. } = self;
         proj.ctas() + row_tiles * instance.splits + da_tiles + db_tiles
+    }
+
+    /// CTAs of the grid: of a launch with projections, those that fill the GPU at least, as
+    /// [`LinearTile::whole_gpu`] has them.
+    ///
+    /// [`LinearTile::whole_gpu`]: super::linear::LinearTile::whole_gpu
+    pub(crate) fn grid(&self) -> usize {
+        match self.proj.tiles {
+            0 => self.blocks(),
+            _ => self.blocks().max(self.whole_gpu),
+        }
     }
 
     /// f32 elements of all partial tiles: of S, then of H or dX.
@@ -130,7 +156,7 @@ impl Schedule {
             _ if narrow => (Instance::new([32, 32, 1], BY_STAGES), of_32),
             _ => (Instance::new([32, 64, 1], BY_STAGES), of_32),
         };
-        Schedule::new([t, d, k, r], [aligned, unaligned], |launch| launch)
+        Schedule::new([t, d, k, r], [aligned, unaligned], profile, |launch| launch)
     }
 
     /// For dX (T×k) over d, with dS (T×r), dA and dB unless r is 0; `None` for large T.
@@ -143,7 +169,7 @@ impl Schedule {
         let splits = if r > 0 && 2 * tiles <= wave { 2 } else { 1 };
         let aligned = Instance::new([tile_t, 64, splits], BY_STAGES);
         let unaligned = Instance::new([tile_t, 64, 2], UNALIGNED);
-        Schedule::new([t, k, d, r], [aligned, unaligned], |launch| match r {
+        Schedule::new([t, k, d, r], [aligned, unaligned], profile, |launch| match r {
             0 => launch,
             _ => launch.with_gradients([k, d]),
         })
@@ -152,10 +178,11 @@ impl Schedule {
     fn new(
         [t, m, k, r]: [usize; 4],
         [aligned, unaligned]: [Instance; 2],
+        profile: &DeviceProfile,
         with: impl Fn(Launch) -> Launch,
     ) -> Option<Self> {
         let [aligned, unaligned] =
-            [aligned, unaligned].map(|instance| with(Launch::new(instance, [t, m, k, r])));
+            [aligned, unaligned].map(|instance| with(Launch::new(instance, [t, m, k, r], profile)));
         let unaligned = (r > 0 || unaligned.partials() == 0).then_some(unaligned);
         (m.max(k) <= MAX_SIZE).then_some(Schedule { aligned, unaligned })
     }
@@ -246,7 +273,9 @@ mod tests {
                 assert_eq!(proj, ProjSplit::new([t, k, r]), "{context}");
                 assert_eq!(proj.tiles, proj.rank_tiles, "S has one row of tiles: {context}");
                 assert!(t <= instance.t, "{context}");
-                assert!(i32::try_from(launch.blocks()).is_ok(), "{context}");
+                assert!(i32::try_from(launch.grid()).is_ok(), "{context}");
+                assert!(launch.grid() >= launch.blocks(), "{context}");
+                assert!(r > 0 || launch.grid() == launch.blocks(), "{context}");
                 assert!(i32::try_from(launch.waiters).is_ok(), "{context}");
                 assert!(i32::try_from(proj.needs().partials).is_ok(), "{context}");
                 let classes = instance.groups() * instance.splits;

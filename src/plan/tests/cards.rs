@@ -50,7 +50,7 @@ impl Launches {
             self.workspaces.push([launch.partials(), launch.flags()]);
             let without_out = (launch.da_tiles > 0).then(|| launch.without_out());
             for launch in [Some(launch), without_out].into_iter().flatten() {
-                self.add(name, &[t, rows, splits, loads], [launch.blocks(), 1]);
+                self.add(name, &[t, rows, splits, loads], [launch.grid(), 1]);
             }
         }
     }

@@ -18,8 +18,8 @@
 // Only kUnaligned does without rows at multiples of 16 bytes. Writes every element once.
 //
 // Grid: CTAs that compute S (projection.cuh); row tiles × splits for H; in the input gradient 64
-// columns of dA or dB each; idle CTAs that fill the GPU (plan/sm80/linear.rs). Of the CTAs of a tile
-// with splits, the last to arrive adds and stores.
+// columns of dA or dB each; idle CTAs that fill the GPU (plan/sm80/linear.rs). Of the CTAs of a
+// tile with splits, the last to arrive adds and stores.
 //
 //   CTAs of S   |k of A, X|add|publish|
 //   CTAs of H   |k of W0, X ... | ... |wait for S| the last loads |B, S|add|store|

@@ -1,11 +1,11 @@
 // The sums of decode.cu: their order, their fragments, and how the sums of warps become a tile.
 //
-// Order, the same for every T, tile and split: k is dealt out in chunks of 64 to 8 classes in turns;
-// a class sums its chunks in order; step j of 32 along r comes behind the class with rank_step() = j;
-// then a binary tree over the classes, neighbours first.
+// Order, the same for every T, tile and split: k is dealt out in chunks of 64 to 8 classes in
+// turns; a class sums its chunks in order; step j of 32 along r comes behind the class with
+// rank_step() = j; then a binary tree over the classes, neighbours first.
 //
-// Within 32 along k, a lane's eight neighbours are its registers of two k16. Both operands permute k
-// alike, so 16 bytes of a row are a fragment, and no ldmatrix is needed:
+// Within 32 along k, a lane's eight neighbours are its registers of two k16. Both operands permute
+// k alike, so 16 bytes of a row are a fragment, and no ldmatrix is needed:
 //
 //   lane (g, q) of 8×4   row g or token g, k = 8q .. 8q+7  ->  a k16 of pairs 0, 1, one of pairs 2, 3
 #pragma once

@@ -33,8 +33,8 @@ __device__ __forceinline__ bool is_last_to_arrive(uint32_t* arrivals, uint32_t c
     return is_last;
 }
 
-// By one thread of each waiter, after its last wait. The last of them resets the flags: a CUDA graph
-// can replay.
+// By one thread of each waiter, after its last wait. The last of them resets the flags: a CUDA
+// graph can replay.
 __device__ __forceinline__ void waited(uint32_t* done, uint32_t waiters, uint32_t* flags,
                                        int count) {
     if (atomicInc(done, waiters - 1) == waiters - 1) {

@@ -21,9 +21,10 @@
 //
 // Two warps along k each sum half of every step, and the halves are added at the end: the sums of
 // narrow tiles have one order, that of the widest is another.
+//
 // kAligned = false, for rows that do not start at multiples of 16 bytes, is 128×64 and 64×64 in 3
-// stages: pieces of 16 bytes go through registers (tile.cuh). Other tiles gather such rows element by
-// element.
+// stages: pieces of 16 bytes go through registers (operand_tile.cuh). Other tiles gather such rows
+// element by element.
 //
 // Grid, 1-D, in this order:
 //
@@ -35,8 +36,8 @@
 // Tiles are taken in groups of 2048 rows, column by column, so that the CTAs that run at the same
 // time share about as many rows of lhs as of rhs in the L2.
 //
-// CTA: 8 warps. Needs: flags that are zero, and are zero again after the launch; partials where sums
-// are split. Writes every output once.
+// CTA: 8 warps. Needs: flags that are zero, and are zero again after the launch; partials where
+// sums are split. Writes every output once.
 //
 // Deadlock freedom: CTAs wait only for S, whose CTAs wait for none and come first in the grid: they
 // start first, however many CTAs run at once.

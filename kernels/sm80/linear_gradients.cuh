@@ -7,8 +7,8 @@
 // dB, of its own columns of S.
 //
 // Bound by reading rhs: a CTA has 64 of its columns, and 16 or 64 of r; the tiles of r that share
-// columns are neighbours in the grid, so that all but the first find them in the L2. Where tiles are
-// few, T is cut into splits: the last CTA to arrive adds their partial sums in order.
+// columns are neighbours in the grid, so that all but the first find them in the L2. Where tiles
+// are few, T is cut into splits: the last CTA to arrive adds their partial sums in order.
 #pragma once
 
 #include "projection.cuh"

@@ -1,8 +1,8 @@
 // The CTAs of linear.cu and decode.cu that compute S, or dS: out (m×r) = scale · lhs · rhsᵀ over k.
 //
-// 32 rows of out, of 16 or 64 of its columns, are one tile. Its sum over k is cut into splits of 512,
-// one for each CTA, whatever T is: all that a CTA reads is under way at once. The last CTA to arrive
-// adds the partial sums in order, scales, rounds once and stores. An f16 saturates.
+// 32 rows of out, of 16 or 64 of its columns, are one tile. Its sum over k is cut into splits of
+// 512, one for each CTA, whatever T is: all that a CTA reads is under way at once. The last CTA to
+// arrive adds the partial sums in order, scales, rounds once and stores. An f16 saturates.
 #pragma once
 
 #include "grid_flags.cuh"
@@ -78,8 +78,8 @@ __device__ __forceinline__ bool project_tile(const ProjectionParams& p, int m, i
     return true;
 }
 
-// The same as a function of its own. NOTES: for kernels of two CTAs on an SM, whose main loops spill
-// if its registers are among theirs.
+// The same as a function of its own. NOTES: for kernels of two CTAs on an SM, whose main loops
+// spill if its registers are among theirs.
 template <typename E, int kRank, Major kRhs, int kShared>
 __device__ __noinline__ bool project_tile_apart(const ProjectionParams p, int m, int cta,
                                                 unsigned char* shared) {

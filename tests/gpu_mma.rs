@@ -1,6 +1,6 @@
 //! Few tokens and short batches by the `mma.sync` kernels of every GPU: every instance, aligned and
-//! not, every number of tokens, ranks and placements, and that a token's output has the same bits in
-//! every batch of a path.
+//! not, every number of tokens, ranks and placements, and that a token's output has the same bits
+//! in every batch of a path.
 
 mod common;
 

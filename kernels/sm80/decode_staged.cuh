@@ -66,16 +66,7 @@ struct StagedRows {
         const uint4 v = load_shared(from + at(row, chunk));
         if constexpr (kAligned) return v;
         const uint4 next = load_shared(from + at(row, chunk + 1));
-        uint32_t w[8] = {v.x, v.y, v.z, v.w, next.x, next.y, next.z, next.w};
-        if (shift & 8)
-#pragma unroll
-            for (int i = 0; i < 6; i++) w[i] = w[i + 2];
-        if (shift & 4)
-#pragma unroll
-            for (int i = 0; i < 5; i++) w[i] = w[i + 1];
-#pragma unroll
-        for (int i = 0; i < 4; i++) w[i] = __funnelshift_r(w[i], w[i + 1], (shift & 2) * 8);
-        return make_uint4(w[0], w[1], w[2], w[3]);
+        return shifted(v, next, shift);
     }
 };
 

@@ -21,8 +21,8 @@ macro_rules! cost_model {
         /// Every number that was fitted to a class of cards. Bytes are per µs: 1e6 is 1 TB/s.
         ///
         /// Plans predict with it; only differences between candidates matter.
-        /// `cargo bench --bench calibrate` fits the fields to the launches it times, but those of
-        /// `decode`, whose plans follow rules and predict nothing.
+        /// `cargo bench --bench calibrate` fits the fields to the launches it times. The fields of
+        /// `decode` stay: its plans follow rules and predict nothing.
         #[derive(Debug, Clone, Copy, PartialEq)]
         pub struct CostModel {
             $($(#[$doc])* pub(crate) $field: f64,)*

@@ -10,9 +10,9 @@ pub enum Path {
     Reference,
     /// `mma.sync` kernels for compute capability 8.0 and newer, any shape and alignment.
     Mma,
-    /// The same kernels for batches of up to 2048 tokens whose tiles would be few: narrow tiles, and
-    /// one launch for a backward pass, as for the forward pass of each projection. Sums have
-    /// another order than those of [`Path::Mma`].
+    /// The same kernels for batches of up to 2048 tokens whose tiles would be few: narrow tiles, one
+    /// launch for a backward pass, as for the forward pass of each projection. Sums have
+    /// another order than in [`Path::Mma`].
     MmaShort,
     /// Up to 32 tokens by `mma.sync`, weight-bandwidth bound: one launch for a forward pass of each
     /// projection, and one for all of a backward pass of a single one; that of several is

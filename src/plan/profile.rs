@@ -191,7 +191,7 @@ impl DeviceProfile {
 mod tests {
     use super::*;
 
-    /// The rates are those that the published TFLOPS follow from.
+    /// SMs, clock and rate give the published TFLOPS.
     #[test]
     fn rates_agree_with_the_published_tflops() {
         let published = [312.0, 71.0, 165.2, 362.0, 209.5];

@@ -46,12 +46,13 @@ impl Linear {
         })
     }
 
-    fn of(&self, params: &LinearParams) -> &Tiles {
-        let products = &params.segments[..params.count as usize];
+    /// What serves these products with frozen weights. The rows of S and B have no say: they are
+    /// one step.
+    fn of(&self, products: &[Segment]) -> Tiles {
         let aligned = |s: &Segment| s.lhs.is_aligned() && s.rhs.is_aligned();
-        match &self.unaligned {
+        match self.unaligned {
             Some(unaligned) if !products.iter().all(aligned) => unaligned,
-            _ => &self.tiles,
+            _ => self.tiles,
         }
     }
 
@@ -73,28 +74,32 @@ impl Linear {
         flags: 0,
     };
 
-    /// The parameters of an output of m×n, a sum over these segments, of which `count` are used.
+    /// The tiles and the parameters of an output of m×n: `products` segments with frozen weights,
+    /// then that of S if `has_s`.
     fn params(
         &self,
         [m, n]: [usize; 2],
         segments: [Segment; MAX_PROJECTIONS + 1],
-        count: usize,
+        products: usize,
+        has_s: bool,
         out: Operand,
-    ) -> LinearParams {
-        let sizes = [m, n];
-        let (m, n, count) = (m as i32, n as i32, count as i32);
-        let params = LinearParams { segments, out, m, n, count, ..Linear::NONE };
-        LinearParams { tiles: self.of(&params).tile.ctas(sizes) as i32, ..params }
+    ) -> (Tiles, LinearParams) {
+        let tiles = self.of(&segments[..products]);
+        let ctas = tiles.tile.ctas([m, n]) as i32;
+        let (m, n, count) = (m as i32, n as i32, (products + usize::from(has_s)) as i32);
+        (tiles, LinearParams { segments, out, m, n, count, tiles: ctas, ..Linear::NONE })
     }
+}
 
+impl Tiles {
     fn run(&self, run: &Run<'_>, mut params: LinearParams) -> Result<()> {
         let gradients = params.gradients.iter().map(|gradient| gradient.ctas);
         params.ctas = params.proj_ctas + params.tiles + gradients.sum::<i32>();
         let mut grid = params.ctas as usize;
         if params.proj_ctas > 0 {
-            grid = grid.max(self.of(&params).whole_gpu);
+            grid = grid.max(self.whole_gpu);
         }
-        run.launch(&self.of(&params).kernel, [grid, 1], LaunchMode::default(), &params)
+        run.launch(&self.kernel, [grid, 1], LaunchMode::default(), &params)
     }
 }
 
@@ -134,7 +139,7 @@ fn add_projection(
     params.waiters = params.tiles;
 }
 
-/// Adds the gradient (r×n) = lhsᵀ rhs, or its transpose, to a launch. `waits`: lhs is computed there.
+/// Adds the gradient (r×n) = lhsᵀ rhs, or its transpose, to a launch. `waits`: that computes lhs.
 fn add_gradient(
     params: &mut LinearParams,
     memory: &mut Memory,
@@ -199,7 +204,7 @@ impl MmaForward {
             let mut segments = [Segment::NONE; MAX_PROJECTIONS + 1];
             segments[0] = Segment::new(x, w0, k);
             segments[1] = Segment::new(s, b, r);
-            let mut params = linear.params([t, d], segments, if r > 0 { 2 } else { 1 }, h);
+            let (tiles, mut params) = linear.params([t, d], segments, 1, r > 0, h);
             if has_s && self.with_s && i == 0 {
                 params.flags = handover.flags;
                 let mut memory = Memory::new(handover, t);
@@ -208,7 +213,7 @@ impl MmaForward {
                     add_projection(&mut params, &mut memory, split, [x, a, s], [k, r], scale);
                 }
             }
-            linear.run(run, params)?;
+            tiles.run(run, params)?;
         }
         Ok(())
     }
@@ -230,7 +235,7 @@ impl MmaInputGrad {
     }
 
     /// Of the dS of these layers, if they have one.
-    fn params(&self, layers: &Layers) -> LinearParams {
+    fn params(&self, layers: &Layers) -> (Tiles, LinearParams) {
         let &Layers { t, k, x: dx, a, s: ds, .. } = layers;
         let (count, rank) = (layers.of().len(), layers.rank());
         let mut segments = [Segment::NONE; MAX_PROJECTIONS + 1];
@@ -238,12 +243,13 @@ impl MmaInputGrad {
             *segment = Segment::new(layer.h, layer.w0, layer.d);
         }
         segments[count] = Segment::new(ds, a, rank);
-        self.0.params([t, k], segments, if rank > 0 { count + 1 } else { count }, dx)
+        self.0.params([t, k], segments, count, rank > 0, dx)
     }
 
     /// Of frozen layers.
     pub(crate) fn run(&self, run: &Run<'_>, layers: &Layers) -> Result<()> {
-        self.0.run(run, self.params(layers))
+        let (tiles, params) = self.params(layers);
+        tiles.run(run, params)
     }
 }
 
@@ -278,7 +284,7 @@ impl MmaBackward {
         if !with_ds {
             self.project.run_ds(run, layers)?;
         }
-        let mut params = self.input_grad.params(layers);
+        let (tiles, mut params) = self.input_grad.params(layers);
         if !wants_dx {
             params.tiles = 0;
         }
@@ -300,6 +306,6 @@ impl MmaBackward {
         }
         let split = GradSplit::new(t, layers.rank(), k);
         add_gradient(&mut params, &mut memory, split, [layers.s, x], da, [false, with_ds]);
-        self.input_grad.0.run(run, params)
+        tiles.run(run, params)
     }
 }

@@ -100,8 +100,7 @@ impl Launch {
         proj.ctas() + row_tiles * instance.splits + da_tiles + db_tiles
     }
 
-    /// CTAs of the grid: of a launch with projections, those that fill the GPU at least, as
-    /// [`LinearTile::whole_gpu`] has them.
+    /// CTAs of the grid. A launch with projections fills the GPU: see [`LinearTile::whole_gpu`].
     ///
     /// [`LinearTile::whole_gpu`]: super::linear::LinearTile::whole_gpu
     pub(crate) fn grid(&self) -> usize {

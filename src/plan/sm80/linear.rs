@@ -77,10 +77,10 @@ impl LinearTile {
 
     /// CTAs that run at once, at most.
     ///
-    /// A launch with projections has idle CTAs up to as many. Those of a grid that does not fill an
-    /// H200 go to its SMs in no order that helps: with 16 projections before 128 tiles, 4 SMs have
-    /// two tiles, which take twice as long. Of a grid that fills it, the SMs of the first CTAs,
-    /// which are projections, get another first.
+    /// A launch with projections has idle CTAs up to this number. An H200 deals out a smaller grid
+    /// badly: with 16 projection CTAs before 128 tiles, 4 SMs get two tiles, which take twice as
+    /// long. In a grid that fills the GPU, the SMs of the first CTAs, the projections, get a second
+    /// CTA first.
     pub(crate) fn whole_gpu(self, aligned: bool, profile: &DeviceProfile) -> usize {
         let by_registers = if self.m == 64 && aligned { 2 } else { 1 };
         profile.sms() * profile.ctas_per_sm(STAGES_BYTES).min(by_registers)
@@ -110,8 +110,8 @@ pub(crate) struct LinearSchedule {
     pub(crate) unaligned: [Option<LinearTile>; MAX_PROJECTIONS],
     /// Whether the sizes are such that rows can: otherwise tiles are narrow.
     pub(crate) aligned: bool,
-    /// Narrow tiles, and S or dS in the first launch of the pass; otherwise a launch before computes
-    /// it.
+    /// Narrow tiles, and S or dS in the first launch of the pass; otherwise a launch before
+    /// computes it.
     pub(crate) short: bool,
 }
 

@@ -1,5 +1,5 @@
-//! How kernels/sm80/linear.cu cuts S, dS, dA and dB into CTAs, as decode.cu S and dS, and the memory
-//! that takes.
+//! How kernels/sm80/linear.cu cuts S, dS, dA and dB into CTAs, as decode.cu S and dS, and the
+//! memory that takes.
 
 use super::linear::rank_tile;
 use crate::manifest::sm80::linear::{FLAG_ROWS, GRAD_COLS};

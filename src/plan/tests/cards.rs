@@ -73,7 +73,7 @@ impl Launches {
         self.add(name, &[rank_tile(r)], [project_blocks(t, r), 1]);
     }
 
-    /// H of every layer, with S if that is wanted. Its tiles also serve rows that decode.cu does not.
+    /// H of every layer, with S if that is wanted. Its tiles serve rows that decode.cu does not.
     fn of_forward(&mut self, problem: &Problem, plan: &Plan, of: LinearSchedule, wants_s: bool) {
         let (t, k, layers) = (problem.t(), problem.k(), problem.projections());
         match &plan.strategy {

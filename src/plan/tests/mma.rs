@@ -9,8 +9,8 @@ fn h200(sms: usize) -> DeviceProfile {
     DeviceProfile::h200().with_sm_limit(sms)
 }
 
-/// The shapes that compute-sanitizer runs on reach every tile of both passes, of aligned rows and of
-/// others, in more steps than twice the stages of a pipeline.
+/// The shapes that compute-sanitizer runs on reach every tile of both passes, of aligned rows and
+/// of others, in more steps than twice the stages of a pipeline.
 #[test]
 fn everything_is_sanitized() {
     let shapes: [([usize; 4], usize); 7] = include!("../../../tests/common/mma_shapes.in");

@@ -21,7 +21,7 @@
 //! that neither happens, and either would cost more speed than any test notices. MAY_SPILL names
 //! the entry points that may spill, and how much.
 //!
-//! The unit tests at the foot run with `rustc --test --edition 2021 build.rs`.
+//! The unit tests at the foot run with `rustc --test --edition 2024 build.rs`.
 
 use std::collections::HashSet;
 use std::env::consts::EXE_SUFFIX;
@@ -276,22 +276,20 @@ fn compile_all(nvcc: &Nvcc, kernels: &[Kernel], out: &Path) -> Result<(), String
     let failures = Mutex::new(Vec::new());
     thread::scope(|scope| {
         for _ in 0..kernels.len().min(jobs) {
-            scope.spawn(|| loop {
-                let next = queue.lock().unwrap().next();
-                let Some(kernel) = next else { break };
-                if let Err(failure) = compile(nvcc, kernel, out) {
-                    failures.lock().unwrap().push(failure);
+            scope.spawn(|| {
+                loop {
+                    let next = queue.lock().unwrap().next();
+                    let Some(kernel) = next else { break };
+                    if let Err(failure) = compile(nvcc, kernel, out) {
+                        failures.lock().unwrap().push(failure);
+                    }
                 }
             });
         }
     });
     let mut failures = failures.into_inner().unwrap();
     failures.sort();
-    if failures.is_empty() {
-        Ok(())
-    } else {
-        Err(failures.join("\n"))
-    }
+    if failures.is_empty() { Ok(()) } else { Err(failures.join("\n")) }
 }
 
 fn compile(nvcc: &Nvcc, kernel: &Kernel, out: &Path) -> Result<(), String> {
@@ -442,8 +440,7 @@ mod tests {
 
     #[test]
     fn dependencies() {
-        let rule =
-            "/o/a.fatbin : kernels/a.cu \\\n  /usr/include/math.h \\\n  kernels/b.cuh \\\n  \
+        let rule = "/o/a.fatbin : kernels/a.cu \\\n  /usr/include/math.h \\\n  kernels/b.cuh \\\n  \
                     /o\\ u/c.cuh \\\n  /o/a.cuh\n";
         let files = ["kernels/a.cu", "kernels/b.cuh", "/o u/c.cuh"].map(PathBuf::from);
         assert_eq!(own_files(rule, Path::new("/o u")), files);

@@ -10,10 +10,10 @@
 
 mod common;
 
+use common::Result;
 use common::gpu::Gpu;
 use common::layer::Layer;
 use common::matrix::Matrix;
-use common::Result;
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, SamplingMode, Throughput};
 use lora_kernels::{DType, Problem};

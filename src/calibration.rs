@@ -7,8 +7,8 @@ use crate::plan::sm90a::linear::Projection;
 use crate::plan::{self, Alone, Strategy};
 use crate::problem::Problem;
 
-pub use crate::plan::cost::CostModel;
 pub use crate::plan::DeviceProfile;
+pub use crate::plan::cost::CostModel;
 
 /// A pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

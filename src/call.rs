@@ -3,7 +3,7 @@
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::problem::{Problem, MAX_PROJECTIONS};
+use crate::problem::{MAX_PROJECTIONS, Problem};
 use crate::shape::Shape;
 use crate::tensor::{TensorView, TensorViewMut};
 
@@ -155,11 +155,7 @@ static OF_SEVERAL: [Names; MAX_PROJECTIONS] =
 
 /// What errors call the arguments of a call of so many projections.
 pub(crate) fn names(projections: usize) -> &'static [Names; MAX_PROJECTIONS] {
-    if projections == 1 {
-        &OF_ONE
-    } else {
-        &OF_SEVERAL
-    }
+    if projections == 1 { &OF_ONE } else { &OF_SEVERAL }
 }
 
 impl ForwardCall<'_, '_> {
@@ -399,9 +395,5 @@ pub(crate) fn elsewhere(device: &Device, argument: &'static str, place: Option<S
 }
 
 pub(crate) fn check_finite(argument: &'static str, value: f32) -> Result<()> {
-    if value.is_finite() {
-        Ok(())
-    } else {
-        Err(Error::NotFinite { argument, value })
-    }
+    if value.is_finite() { Ok(()) } else { Err(Error::NotFinite { argument, value }) }
 }

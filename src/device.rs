@@ -3,7 +3,7 @@
 use crate::driver::{Gpu, Stream};
 use crate::error::{Error, Result};
 use crate::plan::DeviceProfile;
-use cudarc::driver::{sys, CudaContext, CudaStream};
+use cudarc::driver::{CudaContext, CudaStream, sys};
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;

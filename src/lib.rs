@@ -95,7 +95,7 @@ pub use half;
 pub use layers::{Adapter, AdapterConfig, Scaling};
 pub use layers::{LayerGradients, LayerOutput, LayerProjection, LoraLinear, Saved};
 pub use plan::DeviceProfile;
-pub use problem::{Problem, MAX_PROJECTIONS, MAX_RANK};
+pub use problem::{MAX_PROJECTIONS, MAX_RANK, Problem};
 pub use shape::{IntoShape, InvalidShape, Shape};
 pub use tensor::{Tensor, TensorView, TensorViewMut};
 pub use workspace::{Workspace, WorkspaceSize};

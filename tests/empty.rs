@@ -3,7 +3,7 @@
 mod common;
 
 use common::{
-    cuda_paths, on_cpu, on_cuda, DeviceElement, Inputs, Outputs, Place, Placement, Sizes,
+    DeviceElement, Inputs, Outputs, Place, Placement, Sizes, cuda_paths, on_cpu, on_cuda,
 };
 use half::{bf16, f16};
 use lora_kernels::{Accumulation, Adapter, AdapterConfig, DType, Device, LoraLinear};

@@ -5,8 +5,8 @@
 use half::{bf16, f16};
 use lora_kernels::ops::{self, BaseForward, BaseInputGrad, GradientsMut, Projection, Weights};
 use lora_kernels::{
-    Accumulation, Adapter, DType, Device, Error, LayerGradients, LoraLinear, Problem, Result,
-    Shape, Tensor, TensorView, TensorViewMut, Workspace, WorkspaceSize, MAX_PROJECTIONS,
+    Accumulation, Adapter, DType, Device, Error, LayerGradients, LoraLinear, MAX_PROJECTIONS,
+    Problem, Result, Shape, Tensor, TensorView, TensorViewMut, Workspace, WorkspaceSize,
 };
 
 const T: usize = 4;

@@ -6,8 +6,8 @@
 
 mod common;
 
+use common::{DeviceElement, Expect, Inputs, Outputs, Place, Placement, Sizes, cuda_paths};
 use common::{check_samples, f32_sums, on_cpu, on_cuda, relative_error, unit_roundoff};
-use common::{cuda_paths, DeviceElement, Expect, Inputs, Outputs, Place, Placement, Sizes};
 use half::{bf16, f16};
 
 /// Rounding to n bits moves no entry by more than the unit roundoff u of its value, and their

@@ -3,11 +3,11 @@
 
 mod common;
 
-use common::{cuda, forward_path, on_cpu, on_cuda};
 use common::{DeviceElement, Inputs, Place, Placement, Sizes};
+use common::{cuda, forward_path, on_cpu, on_cuda};
 use half::{bf16, f16};
-use lora_kernels::ops::Path;
 use lora_kernels::DeviceProfile;
+use lora_kernels::ops::Path;
 
 /// T, d, k and r.
 const SHAPES: [[usize; 4]; 23] = include!("common/card_shapes.in");

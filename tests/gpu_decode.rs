@@ -3,8 +3,8 @@
 
 mod common;
 
+use common::{Expect, Inputs, Place, Sizes, forward_path};
 use common::{check_exact, check_samples, check_tokens, cuda_paths, few_sms, on_cpu, on_cuda};
-use common::{forward_path, Expect, Inputs, Place, Sizes};
 use half::bf16;
 use lora_kernels::ops::Path;
 

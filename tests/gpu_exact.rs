@@ -6,8 +6,8 @@
 
 mod common;
 
-use common::{check_samples, on_cpu, on_cuda, DeviceElement, Expect, Inputs, Place, Placement};
-use common::{cuda_paths, few_sms, forward_path, Sizes};
+use common::{DeviceElement, Expect, Inputs, Place, Placement, check_samples, on_cpu, on_cuda};
+use common::{Sizes, cuda_paths, few_sms, forward_path};
 use half::{bf16, f16};
 
 /// Sizes around the borders of tiles (16, 32, 64, 128, 256), of steps along an inner dimension

@@ -7,8 +7,8 @@ mod common;
 
 use common::{Buffers, Inputs, Place, Sizes};
 use half::bf16;
-use lora_kernels::cudarc::driver::{sys, CudaContext};
 use lora_kernels::Device;
+use lora_kernels::cudarc::driver::{CudaContext, sys};
 
 /// For the kernels of Hopper: T, d, k and r, and the SM limit; as gpu_sanitize.rs has them.
 const HOPPER: [([usize; 4], usize); 23] = include!("common/hopper_shapes.in");

@@ -3,8 +3,8 @@
 
 mod common;
 
-use common::{assert_same_bits, columns, cuda, cuda_paths, few_sms, forward_path, on_cpu, on_cuda};
 use common::{DeviceElement, Inputs, Place, Placement, Sizes};
+use common::{assert_same_bits, columns, cuda, cuda_paths, few_sms, forward_path, on_cpu, on_cuda};
 use half::{bf16, f16};
 use lora_kernels::cudarc::driver::DevicePtr;
 use lora_kernels::ops::{Backward, Forward, GradientsMut, Projection, Weights};

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{assert_same_bits, cuda, cuda_paths, DeviceElement, Inputs, Sizes};
+use common::{DeviceElement, Inputs, Sizes, assert_same_bits, cuda, cuda_paths};
 use half::{bf16, f16};
 use lora_kernels::{Accumulation, Adapter, AdapterConfig, DType, Device, Error, LoraLinear};
 use lora_kernels::{Result, Scaling, Tensor};

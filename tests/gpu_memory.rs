@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{assert_same_bits, cuda, DeviceElement, Inputs, Rng, Sizes};
+use common::{DeviceElement, Inputs, Rng, Sizes, assert_same_bits, cuda};
 use half::{bf16, f16};
 use lora_kernels::cudarc::driver::DevicePtr;
 use lora_kernels::ops::{self, BaseForward, BaseInputGrad, Forward, GradientsMut, Path};

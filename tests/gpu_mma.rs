@@ -4,8 +4,8 @@
 
 mod common;
 
-use common::{assert_same_bits, check_samples, cuda, forward_path, on_cpu, on_cuda};
 use common::{DeviceElement, Expect, Inputs, Outputs, Place, Placement, Sizes};
+use common::{assert_same_bits, check_samples, cuda, forward_path, on_cpu, on_cuda};
 use half::{bf16, f16};
 use lora_kernels::ops::{Backward, BaseForward, BaseInputGrad, Path};
 use lora_kernels::{DType, Device};

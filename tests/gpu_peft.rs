@@ -4,9 +4,9 @@
 
 mod common;
 
-use common::peft::{base, expected, fixture, run, weights, CASES};
+use common::peft::{CASES, base, expected, fixture, run, weights};
 use common::{cuda_paths, relative_error, unit_roundoff};
-use lora_kernels::{peft, DType, LoraLinear, Result};
+use lora_kernels::{DType, LoraLinear, Result, peft};
 
 /// bf16 holds weights and inputs of the fixtures exactly, so all that is rounded is S, H, dS and
 /// dX, each by about 0.4 u of its norm: S under H and dB, dS under dX and dA. Computed in f64 with

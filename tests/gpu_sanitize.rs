@@ -12,7 +12,7 @@
 
 mod common;
 
-use common::{cuda_paths, on_cpu, Buffers, DeviceElement, Inputs, Place, Placement, Sizes};
+use common::{Buffers, DeviceElement, Inputs, Place, Placement, Sizes, cuda_paths, on_cpu};
 use half::{bf16, f16};
 use lora_kernels::Device;
 

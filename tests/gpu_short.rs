@@ -3,11 +3,11 @@
 
 mod common;
 
+use common::{Expect, Inputs, Place, Sizes, forward_path};
 use common::{check_exact, check_samples, check_tokens, cuda_paths, on_cpu, on_cuda};
-use common::{forward_path, Expect, Inputs, Place, Sizes};
 use half::bf16;
-use lora_kernels::ops::{Backward, Path};
 use lora_kernels::Device;
+use lora_kernels::ops::{Backward, Path};
 
 /// T, d, k and r, and the SM limit.
 const SHAPES: [([usize; 4], usize); 11] = include!("common/hopper_short_shapes.in");

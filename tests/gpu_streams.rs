@@ -4,8 +4,8 @@ mod common;
 
 use common::{Buffers, DeviceElement, Inputs, Outputs, Place, Sizes};
 use half::{bf16, f16};
-use lora_kernels::cudarc::driver::CudaContext;
 use lora_kernels::Device;
+use lora_kernels::cudarc::driver::CudaContext;
 use std::sync::Arc;
 
 /// Long enough to overlap, with several splits of T.

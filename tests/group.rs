@@ -3,8 +3,8 @@
 
 mod common;
 
-use common::{assert_same_bits, check_samples, columns, on_cpu, unit_roundoff};
 use common::{DeviceElement, Expect, Inputs, Sizes};
+use common::{assert_same_bits, check_samples, columns, on_cpu, unit_roundoff};
 use half::{bf16, f16};
 use lora_kernels::ops::{Backward, Forward, GradientsMut, Projection, Weights};
 use lora_kernels::{Accumulation, DType, Device, Result, Tensor, Workspace};

@@ -2,8 +2,8 @@
 
 mod common;
 
-use common::{assert_same_bits, assert_same_values, columns, unit_roundoff};
 use common::{DeviceElement, Inputs, Sizes};
+use common::{assert_same_bits, assert_same_values, columns, unit_roundoff};
 use half::{bf16, f16};
 use lora_kernels::ops::{BaseForward, Forward, Projection, Weights};
 use lora_kernels::{

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{assert_same_bits, on_cpu, Inputs, Sizes};
+use common::{Inputs, Sizes, assert_same_bits, on_cpu};
 use half::bf16;
 use lora_kernels::{Accumulation, Adapter, DType, Device, Error, LoraLinear, Result, Saved};
 use lora_kernels::{Scaling, Tensor};

@@ -2,7 +2,7 @@
 //! names.
 
 use lora_kernels::{Accumulation, Adapter, AdapterConfig, DType, Device, Error, LayerGradients};
-use lora_kernels::{LoraLinear, Result, Saved, Scaling, Shape, Tensor, MAX_PROJECTIONS};
+use lora_kernels::{LoraLinear, MAX_PROJECTIONS, Result, Saved, Scaling, Shape, Tensor};
 
 const T: usize = 4;
 const K: usize = 6;

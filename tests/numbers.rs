@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{assert_same_bits, on_cpu, DeviceElement, Inputs, Sizes};
+use common::{DeviceElement, Inputs, Sizes, assert_same_bits, on_cpu};
 use half::{bf16, f16};
 use lora_kernels::ops;
 use lora_kernels::{DType, Device, Error, Result, Tensor};

@@ -2,8 +2,8 @@
 
 mod common;
 
-use common::{assert_same_bits, check_samples, on_cpu, relative_error, unit_roundoff};
 use common::{DeviceElement, Expect, Inputs, Rng, Sizes};
+use common::{assert_same_bits, check_samples, on_cpu, relative_error, unit_roundoff};
 use half::{bf16, f16};
 use lora_kernels::ops::BaseForward;
 use lora_kernels::{

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{assert_same_bits, columns, on_cpu, Buffers, DeviceElement, Inputs, Place, Placement};
+use common::{Buffers, DeviceElement, Inputs, Place, Placement, assert_same_bits, columns, on_cpu};
 use common::{Rng, Sizes};
 use half::{bf16, f16};
 use lora_kernels::ops::{self, Backward, BaseForward, Forward, GradientsMut, Projection, Weights};
@@ -118,9 +118,10 @@ fn s_and_gradients_must_be_dense() -> Result<()> {
     let owned: Vec<_> = inputs.of.iter().zip(sizes.of()).collect();
     let projections: Vec<_> = owned
         .iter()
-        .map(|(of, &(d, r))| {
+        .map(|(of, (d, r))| {
             let view = |values, shape: [usize; 2]| TensorView::from_host(values, shape).unwrap();
-            Projection::new(view(&of.w0[..], [d, 7]), view(&of.b[..], [d, r]), of.scale)
+            let (w0, b) = (view(&of.w0[..], [*d, 7]), view(&of.b[..], [*d, *r]));
+            Projection::new(w0, b, of.scale)
         })
         .collect();
     let weights = Weights::new(TensorView::from_host(&inputs.a, [5, 7])?, &projections);

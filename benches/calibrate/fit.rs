@@ -1,7 +1,7 @@
 //! Fits the fields of a cost model to what was measured.
 
-use crate::common::results::name;
 use crate::common::Result;
+use crate::common::results::name;
 use crate::record::{Record, Row};
 use lora_kernels::calibration::{self, CostModel, DeviceProfile};
 

@@ -27,7 +27,7 @@ use common::environment::Environment;
 use common::gpu::Gpu;
 use common::layer::Layer;
 use common::results::name;
-use common::{median, results, timing, Result};
+use common::{Result, median, results, timing};
 use lora_kernels::calibration::{self, Candidate, CostModel, DeviceProfile, Pass};
 use lora_kernels::{DType, Problem};
 use record::{Record, Row, Timed};

@@ -2,7 +2,7 @@
 
 use lora_kernels::calibration::{DeviceProfile, Pass};
 use lora_kernels::{DType, Problem};
-use serde_json::{json, Value};
+use serde_json::{Value, json};
 use std::path::Path;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;

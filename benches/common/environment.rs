@@ -1,7 +1,7 @@
 //! Where and when a result was measured.
 
-use super::gpu::Gpu;
 use super::Result;
+use super::gpu::Gpu;
 use lora_kernels::cudarc::driver::sys;
 use serde_json::json;
 use std::process::{Command, Stdio};

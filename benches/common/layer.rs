@@ -1,9 +1,9 @@
 //! One adapted layer of 1 to 4 projections on rotating buffers, and the crate's operations on it.
 
+use super::Result;
 use super::gpu::Gpu;
 use super::matrix::{Matrix, Rotating};
 use super::results::outputs;
-use super::Result;
 use lora_kernels::cudarc::driver::sys::CUdevice_attribute;
 use lora_kernels::ops::{self, Backward, BaseForward, Forward, Path, Weights};
 use lora_kernels::ops::{Accumulation, GradientsMut};

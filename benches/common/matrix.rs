@@ -1,9 +1,9 @@
 //! Dense row-major matrices in device memory, and random numbers to fill them with.
 
-use super::gpu::Gpu;
 use super::Result;
+use super::gpu::Gpu;
 use lora_kernels::cudarc::driver::sys::{self, CUdeviceptr, CUmemorytype};
-use lora_kernels::cudarc::driver::{result, CudaSlice, CudaStream, DevicePtr};
+use lora_kernels::cudarc::driver::{CudaSlice, CudaStream, DevicePtr, result};
 use lora_kernels::half::{bf16, f16};
 use lora_kernels::{DType, Device, Element, TensorView, TensorViewMut};
 use std::ptr;

@@ -1,7 +1,7 @@
 //! Result files: JSON with the environment first, then a line a row.
 
-use super::environment::Environment;
 use super::Result;
+use super::environment::Environment;
 use lora_kernels::Problem;
 use serde_json::json;
 use std::path::Path;

@@ -3,8 +3,8 @@
 //! The card's clocks follow its power with a lag, so a contender starts faster after one that
 //! draws little. Every round has another order, so that none has the same neighbour in all.
 
-use super::gpu::Gpu;
 use super::Result;
+use super::gpu::Gpu;
 use lora_kernels::cudarc::driver::CudaGraph;
 
 /// A replay repeats the pass over the buffers no more often than this.

@@ -24,11 +24,7 @@ impl Options {
 
     /// Calls in a row of `whole`.
     pub fn calls(&self) -> usize {
-        if self.only_test {
-            20
-        } else {
-            1000
-        }
+        if self.only_test { 20 } else { 1000 }
     }
 }
 

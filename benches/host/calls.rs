@@ -1,8 +1,8 @@
 //! A layer on inputs, and the crate's operations on the same weights and inputs.
 
-use crate::common::layer::from;
-use crate::common::matrix::{gaussian, PERIOD};
 use crate::common::Result;
+use crate::common::layer::from;
+use crate::common::matrix::{PERIOD, gaussian};
 use lora_kernels::ops::{Accumulation, GradientsMut, Path, Projection, Weights};
 use lora_kernels::ops::{Backward, Forward};
 use lora_kernels::{Adapter, DType, Device, LayerGradients, LoraLinear, Problem, Scaling};

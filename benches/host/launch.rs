@@ -1,8 +1,8 @@
 //! What the driver takes for a launch alone: the floor of every call.
 
 use crate::args::Options;
-use crate::common::gpu::Gpu;
 use crate::common::Result;
+use crate::common::gpu::Gpu;
 use crate::report::{Report, Row};
 use crate::timing;
 use lora_kernels::cudarc::driver::{result, sys};

@@ -44,7 +44,7 @@ use args::Options;
 use common::environment::Environment;
 use common::gpu::Gpu;
 use common::shapes::{self, Dims};
-use common::{median, Result};
+use common::{Result, median};
 use lora_kernels::ops::{Backward, Forward};
 use lora_kernels::{DType, Device, Problem};
 use report::{Report, Row};

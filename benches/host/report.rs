@@ -1,10 +1,10 @@
 //! What is printed and what is written to the result file.
 
+use crate::common::Result;
 use crate::common::environment::Environment;
 use crate::common::results::{self, name};
-use crate::common::Result;
-use lora_kernels::ops::Path;
 use lora_kernels::Problem;
+use lora_kernels::ops::Path;
 use serde_json::json;
 use std::fmt;
 use std::path::PathBuf;

@@ -2,9 +2,9 @@
 
 use crate::args::Options;
 use crate::calls::{LayerCalls, Operations, Tensors};
-use crate::common::gpu::{nodes, Gpu};
+use crate::common::gpu::{Gpu, nodes};
 use crate::common::results::name;
-use crate::common::{median, Result};
+use crate::common::{Result, median};
 use crate::report::{Report, Row};
 use crate::timing::{self, Call};
 use lora_kernels::{Device, Problem};

@@ -1,6 +1,6 @@
 //! Stopwatches on the host.
 
-use crate::common::{median, Result};
+use crate::common::{Result, median};
 use lora_kernels::Device;
 use std::hint::black_box;
 use std::time::Instant;

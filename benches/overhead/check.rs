@@ -1,8 +1,8 @@
 //! Whether ours and the peers compute the same: a fast wrong product is worth nothing.
 
+use crate::common::Result;
 use crate::common::layer::Layer;
 use crate::common::matrix::Matrix;
-use crate::common::Result;
 use crate::peers::Peers;
 use std::iter;
 

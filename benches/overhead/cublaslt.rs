@@ -2,11 +2,11 @@
 
 use crate::common::gpu::Gpu;
 use crate::common::matrix::Matrix;
-use crate::common::{timing, Result};
+use crate::common::{Result, timing};
+use lora_kernels::DType;
 use lora_kernels::cudarc::cublaslt::result::{self, CublasError};
 use lora_kernels::cudarc::cublaslt::sys::{self, cublasLtMatmulPreferenceAttributes_t as Pref};
 use lora_kernels::cudarc::driver::{CudaSlice, DevicePtr};
-use lora_kernels::DType;
 use std::ffi::c_void;
 use std::ops::Range;
 
@@ -110,11 +110,7 @@ impl<'a> Operand<'a> {
     /// Rows and columns as the product sees them.
     fn shape(&self) -> [usize; 2] {
         let shape = [self.rows, self.cols];
-        if self.transposed {
-            [shape[1], shape[0]]
-        } else {
-            shape
-        }
+        if self.transposed { [shape[1], shape[0]] } else { shape }
     }
 }
 

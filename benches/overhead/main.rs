@@ -41,7 +41,7 @@ use common::environment::Environment;
 use common::gpu::Gpu;
 use common::layer::Layer;
 use common::results::{name, outputs};
-use common::{median, timing, Result};
+use common::{Result, median, timing};
 use cublaslt::Lt;
 use lora_kernels::Problem;
 use peers::{PeerBuffers, Peers};

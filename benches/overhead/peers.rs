@@ -1,10 +1,10 @@
 //! What a user would call instead: the frozen layer and the adapter by cuBLASLt, one projection
 //! after the other.
 
-use crate::common::gpu::Gpu;
-use crate::common::layer::{from, Layer, SCALE};
-use crate::common::matrix::{Matrix, Rotating};
 use crate::common::Result;
+use crate::common::gpu::Gpu;
+use crate::common::layer::{Layer, SCALE, from};
+use crate::common::matrix::{Matrix, Rotating};
 use crate::cublaslt::{Lt, Operand as Op, Product};
 use std::rc::Rc;
 

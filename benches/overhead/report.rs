@@ -1,8 +1,8 @@
 //! What is printed and what is written to the result file.
 
+use crate::common::Result;
 use crate::common::environment::Environment;
 use crate::common::results::{self, name, outputs};
-use crate::common::Result;
 use lora_kernels::Problem;
 use std::path::PathBuf;
 

@@ -2,11 +2,11 @@
 
 use crate::common::gpu::Gpu;
 use crate::common::matrix::Matrix;
-use crate::common::{median, Result};
+use crate::common::{Result, median};
+use lora_kernels::DType;
 use lora_kernels::cudarc::driver::sys::CUdevice_attribute;
 use lora_kernels::cudarc::driver::{LaunchConfig, PushKernelArg};
 use lora_kernels::cudarc::nvrtc::Ptx;
-use lora_kernels::DType;
 
 /// Far more than any L2 cache.
 const ROWS: usize = 1 << 16;

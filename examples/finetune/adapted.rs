@@ -1,11 +1,11 @@
 //! The frozen base with a LoRA adapter on each layer: the part that uses the crate.
 
-use crate::base::{Base, HIDDEN};
-use crate::digits::{Digits, Rng, CLASSES, PIXELS};
-use crate::training::{
-    cross_entropy, learning_rate, predictions, relu, relu_backward, Adam, BATCH,
-};
 use crate::Result;
+use crate::base::{Base, HIDDEN};
+use crate::digits::{CLASSES, Digits, PIXELS, Rng};
+use crate::training::{
+    Adam, BATCH, cross_entropy, learning_rate, predictions, relu, relu_backward,
+};
 use indicatif::ProgressBar;
 use lora_kernels::{
     Accumulation, Adapter, AdapterConfig, DType, Device, LayerGradients, LoraLinear, Tensor,

@@ -1,8 +1,8 @@
 //! The base model, trained in full in plain f32: what a pretrained network is in real life.
 
-use crate::digits::{Digits, Rng, CLASSES, PIXELS};
+use crate::digits::{CLASSES, Digits, PIXELS, Rng};
 use crate::training::{
-    cross_entropy, learning_rate, predictions, relu, relu_backward, Adam, BATCH,
+    Adam, BATCH, cross_entropy, learning_rate, predictions, relu, relu_backward,
 };
 use indicatif::ProgressBar;
 

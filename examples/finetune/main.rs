@@ -13,11 +13,11 @@ mod chart;
 mod digits;
 mod training;
 
-use crate::adapted::{adapters, Adapted, Weights};
+use crate::adapted::{Adapted, Weights, adapters};
 use crate::args::{Options, USAGE};
 use crate::base::{Base, HIDDEN};
 use crate::chart::Chart;
-use crate::digits::{Digits, Rng, CLASSES, PIXELS};
+use crate::digits::{CLASSES, Digits, PIXELS, Rng};
 use crate::training::{Adam, BATCH};
 use indicatif::{ProgressBar, ProgressStyle};
 use lora_kernels::{DType, Device};

@@ -35,7 +35,7 @@ pub fn relu(mut z: Vec<f32>) -> Vec<f32> {
 
 /// The gradient by z from the gradient by `y = relu(z)`.
 pub fn relu_backward(mut dy: Vec<f32>, y: &[f32]) -> Vec<f32> {
-    dy.iter_mut().zip(y).filter(|(_, &y)| y == 0.0).for_each(|(dy, _)| *dy = 0.0);
+    dy.iter_mut().zip(y).filter(|&(_, &y)| y == 0.0).for_each(|(dy, _)| *dy = 0.0);
     dy
 }
 

@@ -1,9 +1,9 @@
 //! What is beside the weights: configuration, tokenizer and the rest, which go into an output
 //! folder as they are, so that it loads as the base did.
 
+use crate::Result;
 use crate::model::CONFIG;
 use crate::output::Staging;
-use crate::Result;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::Read;

@@ -1,7 +1,7 @@
 //! What happens to a tensor of the checkpoint.
 
-use crate::shard::Shard;
 use crate::Result;
+use crate::shard::Shard;
 use lora_kernels::peft::{ParameterAdapter, TensorEntry, TokenRows};
 use lora_kernels::{DType, Tensor};
 use std::ops::Range;

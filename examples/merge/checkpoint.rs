@@ -3,9 +3,9 @@
 use crate::change::Change;
 use crate::model::Model;
 use crate::shard::Shard;
-use crate::{base, header, packed, Result};
+use crate::{Result, base, header, packed};
 use lora_kernels::peft::{TensorEntry, TensorFile};
-use serde_json::{json, Value};
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};

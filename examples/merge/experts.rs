@@ -1,14 +1,14 @@
 //! Adapters of the parameters of experts (`target_parameters`), merged into the parameters or, where
 //! the checkpoint has each expert by itself, into the experts' weights.
 
+use crate::Result;
 use crate::args::{Options, Transposed};
 use crate::change::{Change, Factors, Kind, Update};
 use crate::checkpoint::Checkpoint;
 use crate::model::Model;
-use crate::plan::{check_finite, find, scale_of, Plan, UNKNOWN};
-use crate::Result;
-use lora_kernels::peft::{Extras, TensorEntry};
+use crate::plan::{Plan, UNKNOWN, check_finite, find, scale_of};
 use lora_kernels::DType;
+use lora_kernels::peft::{Extras, TensorEntry};
 use std::rc::Rc;
 
 /// The weights of one expert that are rows of a parameter, one below the other, by the parameter's

@@ -1,10 +1,10 @@
 //! The header of an output file whose tensors have not all the sizes of the input's.
 
+use crate::Result;
 use crate::change::Change;
 use crate::shard::Shard;
-use crate::Result;
-use lora_kernels::peft::TensorEntry;
 use lora_kernels::DType;
+use lora_kernels::peft::TensorEntry;
 use serde_json::{Map, Value};
 use std::io::{Read, Seek, SeekFrom};
 

@@ -5,10 +5,10 @@
 //! checkpoint. `fan_in_fan_out` in the adapter's file is the last evidence: PEFT itself writes
 //! `false` for an adapter of `Conv1D` modules if its last target is a linear layer.
 
+use crate::Result;
 use crate::args::Transposed;
 use crate::checkpoint::Checkpoint;
 use crate::model::Model;
-use crate::Result;
 
 /// The `Conv1D` modules of the models in transformers, by the last part of their names. Other
 /// models (GPT-BigCode) give these names to linear layers.

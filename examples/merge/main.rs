@@ -42,7 +42,7 @@ use crate::merging::rewrite;
 use crate::model::Model;
 use crate::names::Names;
 use crate::output::Staging;
-use crate::plan::{plan, Plan};
+use crate::plan::{Plan, plan};
 use crate::progress::Progress;
 use crate::target::Target;
 use lora_kernels::peft::{self, Adapters, Format};

@@ -1,5 +1,6 @@
 //! Writing files with the planned changes.
 
+use crate::Result;
 use crate::change::{Change, Kind, Split, Update};
 use crate::header::header;
 use crate::output::Output;
@@ -8,9 +9,8 @@ use crate::product::Tiles;
 use crate::progress::Progress;
 use crate::replacing;
 use crate::shard::Shard;
-use crate::Result;
 use half::{bf16, f16};
-use lora_kernels::{half, ops, DType, Device, Tensor};
+use lora_kernels::{DType, Device, Tensor, half, ops};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 

@@ -3,9 +3,9 @@
 //! Mistral's own checkpoints have other names, and the rows of wq and wk in another order: rotary
 //! embeddings turn neighbours there, and halves of a head in transformers.
 
+use crate::Result;
 use crate::checkpoint::Checkpoint;
 use crate::model::Model;
-use crate::Result;
 use lora_kernels::{Adapter, Device, Tensor};
 use std::collections::BTreeMap;
 

@@ -4,10 +4,10 @@
 //! prefix of the base model, which transformers adds or strips for a model with another head, lead
 //! from one name to the other. `--rename` comes before all of that.
 
+use crate::Result;
 use crate::checkpoint::Checkpoint;
 use crate::families::{self, Rules};
 use crate::model::Model;
-use crate::Result;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The attributes under which models in transformers hold their base model (`base_model_prefix`).
@@ -162,7 +162,7 @@ impl<'a> Names<'a> {
                 match &found {
                     Some((_, path_of_other)) if *path_of_other == path => {}
                     Some((other, path_of_other)) if *other != prefix => {
-                        return Err(ambiguous(module, path_of_other, &path).into())
+                        return Err(ambiguous(module, path_of_other, &path).into());
                     }
                     _ => found = Some((prefix, path)),
                 }

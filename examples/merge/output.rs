@@ -5,9 +5,9 @@
 //! state between. An error drops the hidden file or folder; a run that is killed leaves it to the
 //! next one, see `leftovers.rs`.
 
+use crate::Result;
 use crate::leftovers;
 use crate::target::Target;
-use crate::Result;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};

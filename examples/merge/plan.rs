@@ -1,9 +1,10 @@
 //! Which tensors change.
 
+use crate::Result;
 use crate::args::Options;
 use crate::base;
 use crate::change::{Change, Factors, Kind, Update};
-use crate::checkpoint::{matrix, Checkpoint};
+use crate::checkpoint::{Checkpoint, matrix};
 use crate::experts;
 use crate::layout::Layouts;
 use crate::model::Model;
@@ -11,7 +12,6 @@ use crate::names;
 use crate::tied::{self, Weights};
 use crate::untied;
 use crate::whole::{self, Given};
-use crate::Result;
 use lora_kernels::peft::{Adapters, TensorEntry};
 use lora_kernels::{DType, Tensor};
 use std::collections::{BTreeMap, BTreeSet};

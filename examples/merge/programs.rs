@@ -2,13 +2,13 @@
 //!
 //! Files for a pipeline hold adapters for several models, a checkpoint is mostly one of them.
 
+use crate::Result;
 use crate::checkpoint::Checkpoint;
 use crate::mistral;
 use crate::model::Model;
 use crate::names::Names;
-use crate::Result;
-use lora_kernels::peft::{Adapters, Format};
 use lora_kernels::Adapter;
+use lora_kernels::peft::{Adapters, Format};
 use std::collections::BTreeMap;
 
 /// The parts of a pipeline as kohya's scripts name them, and the folders of diffusers.

@@ -1,6 +1,6 @@
 //! How far the merge is: a bar on a terminal, otherwise a line every few seconds.
 
-use crate::{megabytes, Result};
+use crate::{Result, megabytes};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};

@@ -1,9 +1,9 @@
 //! Writing tensors that an adapter replaces.
 
-use crate::change::{Change, Kind};
-use crate::merging::{check_finite, numbers, round, Input, CHUNK};
-use crate::output::Output;
 use crate::Result;
+use crate::change::{Change, Kind};
+use crate::merging::{CHUNK, Input, check_finite, numbers, round};
+use crate::output::Output;
 use lora_kernels::peft::TokenRows;
 use std::io::{Read, Seek, SeekFrom};
 

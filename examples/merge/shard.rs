@@ -1,7 +1,7 @@
 //! A file of a checkpoint: as it is, or with plain weights in the place of quantised ones.
 
-use crate::packed::{Found, Layout, Reader};
 use crate::Result;
+use crate::packed::{Found, Layout, Reader};
 use lora_kernels::peft::{TensorEntry, TensorFile};
 use std::collections::BTreeMap;
 use std::fs;

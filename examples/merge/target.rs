@@ -1,7 +1,7 @@
 //! Where the output goes: looked at before any work is done.
 
-use crate::checkpoint::Checkpoint;
 use crate::Result;
+use crate::checkpoint::Checkpoint;
 use std::fs::{self, FileType, Metadata};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};

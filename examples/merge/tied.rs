@@ -3,10 +3,10 @@
 //! A model that ties them loads one weight for both. PEFT merges a head's adapter into it, so the
 //! embedding changes as well; what is written here gives the same when it is loaded again.
 
+use crate::Result;
 use crate::checkpoint::Checkpoint;
 use crate::model::Model;
 use crate::packed::Reader;
-use crate::Result;
 use std::io::{Read, Seek, SeekFrom};
 
 pub const HEADS: [&str; 2] = ["embed_out", "lm_head"];

@@ -1,10 +1,10 @@
 //! Heads and embeddings that an adapter's file holds in full, where the base ties them.
 
-use crate::change::Kind;
-use crate::plan::{find, Plan, UNKNOWN};
-use crate::tied::{last, EMBEDDINGS, HEADS};
-use crate::whole::Given;
 use crate::Result;
+use crate::change::Kind;
+use crate::plan::{Plan, UNKNOWN, find};
+use crate::tied::{EMBEDDINGS, HEADS, last};
+use crate::whole::Given;
 use lora_kernels::Tensor;
 
 impl<'a> Given<'_, 'a> {
@@ -26,11 +26,7 @@ impl<'a> Given<'_, 'a> {
         }
         let is_other = |other: &&str| {
             let last = other.strip_suffix(".weight").map_or("", last);
-            if head {
-                EMBEDDINGS.contains(&last)
-            } else {
-                HEADS.contains(&last)
-            }
+            if head { EMBEDDINGS.contains(&last) } else { HEADS.contains(&last) }
         };
         let saved = extras.whole.keys().map(String::as_str).find(is_other);
         let other = saved.or(checkpoint.names().find(is_other));

@@ -1,13 +1,13 @@
 //! Parameters that an adapter replaces: of modules saved whole, biases, and rows of embeddings.
 
+use crate::Result;
 use crate::args::Options;
 use crate::change::{Change, Kind};
 use crate::checkpoint::Checkpoint;
 use crate::header;
 use crate::model::Model;
-use crate::plan::{find, scale_of, Plan, UNKNOWN};
-use crate::tied::{last, weights_of_embedding, Weights, EMBEDDINGS, HEADS};
-use crate::Result;
+use crate::plan::{Plan, UNKNOWN, find, scale_of};
+use crate::tied::{EMBEDDINGS, HEADS, Weights, last, weights_of_embedding};
 use lora_kernels::peft::{Adapters, Extras, TensorEntry, TokenRows};
 use lora_kernels::{DType, Tensor};
 use std::collections::BTreeSet;

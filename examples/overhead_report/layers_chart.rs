@@ -3,8 +3,8 @@
 
 use crate::results::{Layer, Results};
 use crate::svg::{
-    head, is_frozen_layer, mark, ratio_range, ratio_ticks, text, Mark, DARK_GRID, GREY, GRID, INK,
-    PANEL_TITLE, WIDTH,
+    DARK_GRID, GREY, GRID, INK, Mark, PANEL_TITLE, WIDTH, head, is_frozen_layer, mark, ratio_range,
+    ratio_ticks, text,
 };
 use std::fmt::Write;
 

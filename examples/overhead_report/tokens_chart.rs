@@ -1,10 +1,10 @@
 //! A panel for every weight, and in it lines over the number of tokens: each contender's forward
 //! over that of the frozen layer alone.
 
-use crate::results::{sorted, Layer, Results};
+use crate::results::{Layer, Results, sorted};
 use crate::svg::{
-    head, is_frozen_layer, line, mark, ratio_range, ratio_ticks, text, Mark, DARK_GRID, GREY, GRID,
-    INK, PANEL_TITLE, WIDTH,
+    DARK_GRID, GREY, GRID, INK, Mark, PANEL_TITLE, WIDTH, head, is_frozen_layer, line, mark,
+    ratio_range, ratio_ticks, text,
 };
 use std::fmt::Write;
 
@@ -67,9 +67,8 @@ pub fn chart(results: &Results) -> Result<String, String> {
                 .layers
                 .iter()
                 .filter(|Layer { key, .. }| {
-                    {
-                        (&key.dtype, key.k, &key.outputs(), key.r) == (dtype, *k, d, s.r)
-                    }
+                    let layer = (&key.dtype, key.k, &key.outputs(), key.r);
+                    layer == (dtype, *k, d, s.r)
                 })
                 .filter_map(|layer| Some((layer.key.t, layer.ratio(s.op)?)))
                 .collect();

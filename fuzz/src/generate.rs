@@ -1,7 +1,7 @@
 //! Inputs that look like what programs write, and then have something changed.
 
 use crate::random::Random;
-use serde_json::{json, Map, Value};
+use serde_json::{Map, Value, json};
 
 /// What takes the place of a number or a text.
 const VALUES: &[&str] = &[
@@ -258,7 +258,7 @@ fn config(random: &mut Random, kind: usize, rank: usize, modules: &[&str]) -> Va
     match kind {
         0 if !random.once_in(4) => {
             return json!({"fine_tune_type": "lora", "num_layers": 1,
-                "lora_parameters": {"rank": rank, "scale": 20.0, "dropout": 0.0}})
+                "lora_parameters": {"rank": rank, "scale": 20.0, "dropout": 0.0}});
         }
         3 => return json!({"dim": 8, "lora": {"enable": true, "rank": rank, "scaling": 2.0}}),
         1 | 2 if random.once_in(2) => return Value::Null,

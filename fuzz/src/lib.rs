@@ -88,7 +88,7 @@ fn save_and_load(loaded: &Adapters) {
         Err(Error::Unsupported { key, .. })
             if key == "use_rslora" && loaded.format == Format::Diffusers =>
         {
-            return
+            return;
         }
         Err(error) => panic!("{error:?}"),
     }

@@ -1,7 +1,7 @@
 //! What build.rs writes from the manifest: headers for the kernels, and Rust for the crate.
 
-use kernels::{kernels, Cta, Kernel};
-use shared::{capitalised, constants, structs, Constant, Field, Struct};
+use kernels::{Cta, Kernel, kernels};
+use shared::{Constant, Field, Struct, capitalised, constants, structs};
 use std::collections::{BTreeMap, BTreeSet};
 
 mod kernels;

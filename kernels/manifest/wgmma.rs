@@ -1,7 +1,7 @@
 //! The wgmma instructions, whose accumulators an asm statement has to list one by one.
 
-use super::shared::sm90a::wgmma::COLS;
 use super::ELEMENTS;
+use super::shared::sm90a::wgmma::COLS;
 
 /// `manifest/sm90a/wgmma_asm.cuh`: `WgmmaAsm<E, kCols>` for both element types and all widths.
 pub fn header() -> String {

@@ -16,8 +16,8 @@ use crate::error::Result;
 use crate::plan::sm90a::grads::Makes;
 use crate::plan::sm90a::linear::{Projection, Schedule};
 use crate::plan::sm90a::{decode, short};
-use crate::plan::{projection_elements, Alone, Path, Plan, Strategy};
-use crate::problem::{Problem, MAX_PROJECTIONS};
+use crate::plan::{Alone, Path, Plan, Strategy, projection_elements};
+use crate::problem::{MAX_PROJECTIONS, Problem};
 use crate::tensor::TensorViewMut;
 use crate::workspace::Workspace;
 

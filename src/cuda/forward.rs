@@ -13,8 +13,8 @@ use crate::driver::{Gpu, Run};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::plan::sm90a::{decode, short};
-use crate::plan::{projection_elements, Alone, Path, Plan, Strategy};
-use crate::problem::{Problem, MAX_PROJECTIONS};
+use crate::plan::{Alone, Path, Plan, Strategy, projection_elements};
+use crate::problem::{MAX_PROJECTIONS, Problem};
 use crate::workspace::Workspace;
 
 /// The launches of a forward pass.

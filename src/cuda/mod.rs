@@ -11,7 +11,7 @@ mod round;
 mod sm80;
 mod sm90a;
 
-pub(crate) use backward::{zero_gradients, Backward};
+pub(crate) use backward::{Backward, zero_gradients};
 pub(crate) use base::{BaseForward, BaseInputGrad};
 pub(crate) use forward::Forward;
 pub(crate) use merge::merge;

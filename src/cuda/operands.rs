@@ -3,7 +3,7 @@
 use crate::driver::params::{Operand, Parts};
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::problem::{Problem, MAX_PROJECTIONS};
+use crate::problem::{MAX_PROJECTIONS, Problem};
 
 /// Projections that share X, and what a pass works on: the forward, or the backward up to dX.
 #[derive(Clone, Copy, PartialEq)]

@@ -2,7 +2,7 @@
 
 use super::probe::check;
 use crate::error::Result;
-use cudarc::driver::{sys, CudaContext};
+use cudarc::driver::{CudaContext, sys};
 use std::marker::PhantomData;
 use std::ptr;
 

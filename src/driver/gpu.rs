@@ -5,7 +5,7 @@ use super::probe::{self, check};
 use super::stream::Stream;
 use crate::error::{Error, Result};
 use crate::plan::DeviceProfile;
-use cudarc::driver::{sys, CudaContext, CudaStream};
+use cudarc::driver::{CudaContext, CudaStream, sys};
 use std::ptr;
 use std::sync::Arc;
 

@@ -7,7 +7,7 @@ use super::probe::{self, check};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::plan::{DeviceProfile, Rates};
-use cudarc::driver::{sys, CudaContext};
+use cudarc::driver::{CudaContext, sys};
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::ptr;

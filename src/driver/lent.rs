@@ -6,8 +6,8 @@ use super::stream::{Run, Stream};
 use crate::dtype::Element;
 use crate::error::Result;
 use cudarc::driver::{
-    sys, CudaContext, CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut,
-    DeviceSlice, SyncOnDrop,
+    CudaContext, CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut,
+    DeviceSlice, SyncOnDrop, sys,
 };
 use std::fmt;
 use std::sync::Arc;

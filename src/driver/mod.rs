@@ -13,7 +13,7 @@ mod stream;
 mod tensor_map;
 
 pub(crate) use gpu::Gpu;
-pub(crate) use kernels::{sm80, sm90a, ElementKernels, Instances, Kernels};
+pub(crate) use kernels::{ElementKernels, Instances, Kernels, sm80, sm90a};
 pub(crate) use launch::{Kernel, LaunchMode};
 pub(crate) use lent::{ContextId, DeviceMemory, DeviceMemoryMut, LentUse, RawMemory};
 pub use lent::{CudaMemory, CudaMemoryMut};

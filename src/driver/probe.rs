@@ -1,7 +1,7 @@
 //! Whether there is a driver, and its errors in the crate's words.
 
 use crate::error::{Error, Result};
-use cudarc::driver::{sys, DriverError};
+use cudarc::driver::{DriverError, sys};
 use libloading::Library;
 use std::ffi::CStr;
 use std::sync::OnceLock;

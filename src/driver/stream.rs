@@ -3,7 +3,7 @@
 use super::context::{Current, Relaxed};
 use super::probe::{check, function};
 use crate::error::{Error, Result};
-use cudarc::driver::{sys, CudaContext, CudaStream};
+use cudarc::driver::{CudaContext, CudaStream, sys};
 use std::cell::RefCell;
 use std::ptr;
 use std::sync::Arc;

@@ -4,12 +4,12 @@ use super::adapter::Adapter;
 use super::cache::OpCache;
 use super::passes::{LayerGradients, LayerOutput, Saved};
 use super::projection::LayerProjection;
-use crate::call::{names, Accumulation, GradientsMut, Projection, Weights};
+use crate::call::{Accumulation, GradientsMut, Projection, Weights, names};
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::{self, Backward, BaseForward};
-use crate::problem::{check_count, Problem};
+use crate::problem::{Problem, check_count};
 use crate::tensor::{Tensor, TensorView, TensorViewMut};
 use crate::workspace::{Workspace, WorkspaceSize};
 use std::sync::{Mutex, PoisonError};
@@ -465,9 +465,5 @@ impl LoraLinear {
 
 /// Refuses a layer that is merged, or one that is not.
 fn check_merged(merged: bool, expected: bool) -> Result<()> {
-    if merged == expected {
-        Ok(())
-    } else {
-        Err(Error::Merged { merged })
-    }
+    if merged == expected { Ok(()) } else { Err(Error::Merged { merged }) }
 }

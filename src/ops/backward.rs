@@ -1,6 +1,6 @@
 //! Backward passes.
 
-use crate::call::{check_dtype, names, Accumulation, BackwardCall, GradientsMut, Weights};
+use crate::call::{Accumulation, BackwardCall, GradientsMut, Weights, check_dtype, names};
 use crate::device::{Backend, Device};
 use crate::dtype::DType;
 use crate::error::{Error, Result};

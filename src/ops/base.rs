@@ -1,6 +1,6 @@
 //! The frozen layer alone.
 
-use crate::call::{check_dtype, BaseCall};
+use crate::call::{BaseCall, check_dtype};
 use crate::device::{Backend, Device};
 use crate::dtype::DType;
 use crate::error::Result;

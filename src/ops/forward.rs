@@ -1,6 +1,6 @@
 //! Forward passes.
 
-use crate::call::{check_dtype, names, ForwardCall, Weights};
+use crate::call::{ForwardCall, Weights, check_dtype, names};
 use crate::device::{Backend, Device};
 use crate::error::Result;
 use crate::plan::{self, Path, Plan};

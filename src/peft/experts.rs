@@ -115,7 +115,7 @@ impl ParameterAdapters {
             );
             return Err(unsupported(&self.path, &self.module, reason));
         }
-        let of_experts = self.levels.iter().zip(&order).filter(|(_, &at)| there[at].1.len() == 3);
+        let of_experts = self.levels.iter().zip(&order).filter(|&(_, &at)| there[at].1.len() == 3);
         let told: Vec<bool> = of_experts
             .filter_map(|(level, &at)| fits(level, there[at].0.rank, there[at].1).flatten())
             .collect();

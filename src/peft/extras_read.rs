@@ -1,13 +1,13 @@
 //! The extras of an adapter file: checked against the configuration, and read.
 
 use super::config::Config;
-use super::experts::{check_rows, Candidate, ParameterAdapters};
+use super::experts::{Candidate, ParameterAdapters, check_rows};
 use super::extras::{Extras, TokenRows, Update};
 use super::fields;
 use super::file::{malformed, unsupported};
 use super::pair::Pair;
 use super::pairs::Pairs;
-use super::targets::{undecided, Targets};
+use super::targets::{Targets, undecided};
 use super::tensors::TensorFile;
 use super::tokens;
 use crate::device::Device;

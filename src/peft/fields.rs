@@ -3,7 +3,7 @@
 use super::file::{malformed, unsupported};
 use super::formats;
 use crate::error::{Error, Result};
-use serde_json::{json, Value};
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
 

@@ -1,6 +1,6 @@
 //! What a directory holds that is not PEFT's two files, and what to do about it.
 
-use super::file::{unreadable, unsupported, CONFIG_FILE, WEIGHTS_FILE};
+use super::file::{CONFIG_FILE, WEIGHTS_FILE, unreadable, unsupported};
 use super::other::names::{self, Format};
 use crate::error::Error;
 use serde_json::Value;

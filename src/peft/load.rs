@@ -2,13 +2,13 @@
 
 use super::config::{Config, MAX_CONFIG};
 use super::extras_read::{self, Source};
-use super::file::{malformed, open_regular, unreadable, unsupported};
 use super::file::{CONFIG_FILE, WEIGHTS_FILE};
+use super::file::{malformed, open_regular, unreadable, unsupported};
 use super::formats;
 use super::other::{self, Format, Other};
 use super::pair::Pair;
-use super::pairs::{pairs, Pairs};
-use super::targets::{undecided, Targets};
+use super::pairs::{Pairs, pairs};
+use super::targets::{Targets, undecided};
 use super::tensors::TensorFile;
 use crate::device::Device;
 use crate::dtype::DType;

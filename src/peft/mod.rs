@@ -245,7 +245,7 @@ mod unique;
 pub use config::Config;
 pub use experts::{ParameterAdapter, ParameterAdapters};
 pub use extras::{Extras, TokenRows, Update};
-pub use load::{load, load_from_bytes, Adapters};
+pub use load::{Adapters, load, load_from_bytes};
 pub use other::Format;
 pub use save::save;
 pub use tensors::{TensorEntry, TensorFile};

@@ -1,8 +1,8 @@
 //! The tensors of one adapter.
 
-use super::file::{malformed, unsupported, PREFIX};
-use super::names::{key, Part};
-use super::tensors::{not_numbers, TensorEntry};
+use super::file::{PREFIX, malformed, unsupported};
+use super::names::{Part, key};
+use super::tensors::{TensorEntry, not_numbers};
 use crate::dtype::DType;
 use crate::error::Result;
 use std::path::Path;

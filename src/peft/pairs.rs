@@ -1,8 +1,8 @@
 //! The tensors of an adapter file: which belong together, and to what.
 
-use super::file::{malformed, unsupported, PREFIX, WEIGHTS_FILE};
-use super::names::{check_module, Name, Part};
-use super::pair::{check_entry, Found, Pair};
+use super::file::{PREFIX, WEIGHTS_FILE, malformed, unsupported};
+use super::names::{Name, Part, check_module};
+use super::pair::{Found, Pair, check_entry};
 use super::targets::Targets;
 use super::tensors::TensorFile;
 use crate::error::Result;

@@ -165,11 +165,7 @@ impl Writer<'_> {
                 other => self.set(1 << other),
             }
         }
-        if depth > 0 {
-            Err("an unbalanced parenthesis")
-        } else {
-            Ok(())
-        }
+        if depth > 0 { Err("an unbalanced parenthesis") } else { Ok(()) }
     }
 
     /// Writes a set of ASCII characters.

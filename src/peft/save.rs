@@ -1,7 +1,7 @@
 //! Both files of a PEFT directory, written so that `load` sees both of one save.
 
 use super::config::Config;
-use super::file::{malformed, unwritable, CONFIG_FILE, WEIGHTS_FILE};
+use super::file::{CONFIG_FILE, WEIGHTS_FILE, malformed, unwritable};
 use super::lock::Lock;
 use super::names::check_module;
 use super::save_config::config_json;

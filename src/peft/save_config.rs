@@ -8,7 +8,7 @@ use super::tokens::indices_of;
 use crate::error::Result;
 use crate::layers::{Adapter, Scaling};
 use serde::ser::{Serialize, SerializeMap, Serializer};
-use serde_json::{json, Value};
+use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 

@@ -2,7 +2,7 @@
 
 use super::config::Config;
 use super::extras::Update;
-use super::file::{malformed, unwritable, PREFIX};
+use super::file::{PREFIX, malformed, unwritable};
 use super::names::{check_module, key};
 use super::tensors::FINGERPRINT;
 use crate::dtype::{DType, Element};

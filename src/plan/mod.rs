@@ -25,7 +25,7 @@ pub(crate) use sm90a::small::Alone;
 pub(crate) use strategy::{Plan, Strategy};
 
 use crate::manifest::sm90a::linear::TILES_N;
-use crate::problem::{Problem, MAX_PROJECTIONS};
+use crate::problem::{MAX_PROJECTIONS, Problem};
 use cost::CostModel;
 use sm80::{LinearSchedule, Needs};
 use sm90a::{grads, linear, small};

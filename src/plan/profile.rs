@@ -1,7 +1,7 @@
 //! What plans know of a GPU.
 
 use super::cost::CostModel;
-use super::rates::{mma_rate, Rates};
+use super::rates::{Rates, mma_rate};
 
 /// What plans know of a CUDA device.
 #[derive(Debug, Clone, PartialEq, Eq)]

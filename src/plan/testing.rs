@@ -1,7 +1,7 @@
 //! Problems for tests of plans.
 
 use crate::dtype::DType;
-use crate::problem::{Problem, MAX_PROJECTIONS, MAX_RANK};
+use crate::problem::{MAX_PROJECTIONS, MAX_RANK, Problem};
 
 /// SplitMix64.
 pub(crate) struct Rng(pub(crate) u64);

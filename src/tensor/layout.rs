@@ -76,9 +76,5 @@ impl Layout {
 
 /// Refuses another number of elements than the shape asks for.
 pub(super) fn check_length(shape: Shape, got: usize) -> Result<()> {
-    if shape.elements() == got {
-        Ok(())
-    } else {
-        Err(Error::Length { shape, got })
-    }
+    if shape.elements() == got { Ok(()) } else { Err(Error::Length { shape, got }) }
 }

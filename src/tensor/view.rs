@@ -1,6 +1,6 @@
 //! Borrowed tensors.
 
-use super::layout::{check_length, Layout};
+use super::layout::{Layout, check_length};
 use crate::device::Device;
 use crate::driver::{
     ContextId, CudaMemory, CudaMemoryMut, DeviceMemory, DeviceMemoryMut, LentUse, RawMemory, Run,

@@ -1,7 +1,7 @@
 //! Random inputs, the same on every run.
 
 use super::DeviceElement;
-use lora_kernels::{Element, Problem, MAX_PROJECTIONS};
+use lora_kernels::{Element, MAX_PROJECTIONS, Problem};
 use std::fmt;
 
 /// SplitMix64.

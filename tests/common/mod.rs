@@ -9,9 +9,9 @@ mod oracle;
 pub mod peft;
 mod run;
 
-pub use inputs::{columns, Inputs, Of, Rng, Sizes};
-pub use oracle::{check_samples, f32_sums, unit_roundoff, Expect};
-pub use run::{on_cpu, Buffer, Buffers, DeviceElement, Lent, Outputs, Place, Placement};
+pub use inputs::{Inputs, Of, Rng, Sizes, columns};
+pub use oracle::{Expect, check_samples, f32_sums, unit_roundoff};
+pub use run::{Buffer, Buffers, DeviceElement, Lent, Outputs, Place, Placement, on_cpu};
 
 use lora_kernels::ops::{Forward, Path};
 use lora_kernels::{Device, Element, Problem};

@@ -1,6 +1,6 @@
 //! Every operation, on any device, in buffers that show what was written where.
 
-use super::{assert_same_bits, assert_same_values, Inputs, Sizes};
+use super::{Inputs, Sizes, assert_same_bits, assert_same_values};
 use lora_kernels::cudarc::driver::{CudaSlice, CudaView, DevicePtr, DeviceRepr};
 use lora_kernels::ops::{self, Backward, BaseForward, BaseInputGrad, Forward, GradientsMut};
 use lora_kernels::ops::{Projection, Weights};

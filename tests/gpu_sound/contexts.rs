@@ -1,10 +1,10 @@
 //! Threads on which another context is current, which stands for another GPU's; green contexts; and
 //! launches that the driver refuses.
 
-use super::pass::{serial, Bits, Pass, PATHS};
+use super::pass::{Bits, PATHS, Pass, serial};
 use super::{alone, assert_no_kept_error, current_context, own_stream, pool_bytes, set_current};
-use crate::common::{cuda, Sizes};
-use lora_kernels::cudarc::driver::{sys, CudaContext};
+use crate::common::{Sizes, cuda};
+use lora_kernels::cudarc::driver::{CudaContext, sys};
 use lora_kernels::{Device, Error};
 use std::ffi::CStr;
 use std::ptr;

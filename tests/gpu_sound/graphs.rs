@@ -1,11 +1,11 @@
 //! CUDA graphs: what they keep, what a capture refuses, and what others do meanwhile.
 
 use super::contexts::other_context;
-use super::pass::{serial, Pass, BUSY, PATHS};
+use super::pass::{BUSY, PATHS, Pass, serial};
 use super::{alone, assert_no_kept_error, current_context, own_stream, pool_bytes, set_current};
-use crate::common::{cuda, Inputs};
+use crate::common::{Inputs, cuda};
 use half::bf16;
-use lora_kernels::cudarc::driver::{sys, CudaContext, CudaGraph, CudaSlice};
+use lora_kernels::cudarc::driver::{CudaContext, CudaGraph, CudaSlice, sys};
 use lora_kernels::ops::BaseForward;
 use lora_kernels::{DType, Device, Error, Result, Tensor, TensorView, TensorViewMut};
 use std::thread;

@@ -2,10 +2,10 @@
 
 use super::pass::BUSY;
 use super::{alone, assert_no_kept_error, own_stream, pool_bytes};
-use crate::common::{cuda, Inputs, Sizes};
+use crate::common::{Inputs, Sizes, cuda};
 use half::bf16;
-use lora_kernels::cudarc::driver::sys;
 use lora_kernels::Tensor;
+use lora_kernels::cudarc::driver::sys;
 use lora_kernels::{Accumulation, Adapter, DType, Device, Error, LoraLinear, Result, Scaling};
 use std::thread;
 

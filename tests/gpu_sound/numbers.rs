@@ -1,7 +1,7 @@
 //! Numbers at the ends of their range: f16 that overflows, empty batches, rows that lie apart.
 
 use super::alone;
-use crate::common::{cuda_paths, Inputs, Sizes};
+use crate::common::{Inputs, Sizes, cuda_paths};
 use half::{bf16, f16};
 use lora_kernels::ops::{Backward, BaseForward, BaseInputGrad, Forward, GradientsMut};
 use lora_kernels::ops::{Path, Projection, Weights};

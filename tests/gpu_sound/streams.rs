@@ -1,8 +1,8 @@
 //! Tensors that several streams use.
 
-use super::pass::{serial, Pass, BUSY, PATHS};
+use super::pass::{BUSY, PATHS, Pass, serial};
 use super::{alone, assert_no_kept_error, own_stream, pool_bytes};
-use crate::common::{cuda, Inputs};
+use crate::common::{Inputs, cuda};
 use half::bf16;
 use lora_kernels::{DType, Device, Tensor};
 use std::thread;

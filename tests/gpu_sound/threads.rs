@@ -1,6 +1,6 @@
 //! Threads that never used CUDA.
 
-use super::pass::{serial, Pass, PATHS};
+use super::pass::{PATHS, Pass, serial};
 use super::{alone, assert_no_kept_error, current_context, own_stream, pool_bytes};
 use crate::common::cuda;
 use lora_kernels::{DType, Device, Tensor};

@@ -1,6 +1,6 @@
 //! Loading and saving one directory at the same time.
 
-use crate::files::{parts, CONFIG, WEIGHTS};
+use crate::files::{CONFIG, WEIGHTS, parts};
 use lora_kernels::peft::{self, Config, TensorFile};
 use lora_kernels::{Adapter, DType, Device, Scaling, Tensor};
 use std::fs::{self, File};

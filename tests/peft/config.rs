@@ -1,9 +1,9 @@
 //! `adapter_config.json` as it may be, and as it should not.
 
-use crate::files::{assert_refused, config_with, good_config, good_weights, load, CONFIG};
-use lora_kernels::peft;
+use crate::files::{CONFIG, assert_refused, config_with, good_config, good_weights, load};
 use lora_kernels::Result;
-use serde_json::{json, Value};
+use lora_kernels::peft;
+use serde_json::{Value, json};
 use std::fs;
 
 #[test]

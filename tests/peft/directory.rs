@@ -1,6 +1,6 @@
 //! Reading and writing directories: what is missing, in the way, or cannot be written.
 
-use crate::files::{good_config, info, parts, CONFIG, WEIGHTS};
+use crate::files::{CONFIG, WEIGHTS, good_config, info, parts};
 use lora_kernels::peft::{self, Config, TensorFile};
 use lora_kernels::{Adapter, AdapterConfig, DType, Device, Error, Scaling};
 use std::fs;

@@ -5,10 +5,10 @@
 
 use crate::common::peft::fixture;
 use crate::common::{assert_same_bits, relative_error};
-use crate::files::{assert_refused, good_config, load, tensors, A, B, CONFIG, WEIGHTS};
+use crate::files::{A, B, CONFIG, WEIGHTS, assert_refused, good_config, load, tensors};
 use lora_kernels::peft::{self, Adapters, Config, Extras, TensorFile};
 use lora_kernels::{DType, Device, LoraLinear, Result, Scaling, Tensor};
-use serde_json::{json, Value};
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};

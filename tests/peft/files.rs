@@ -2,7 +2,7 @@
 
 use lora_kernels::peft::{self, Adapters};
 use lora_kernels::{Device, Error, Result};
-use serde_json::{json, Value};
+use serde_json::{Value, json};
 
 pub const CONFIG: &str = "adapter_config.json";
 pub const WEIGHTS: &str = "adapter_model.safetensors";

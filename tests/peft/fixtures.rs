@@ -3,8 +3,8 @@
 //! `tests/fixtures/peft/make.py` made the fixtures, and with `--check` compares what
 //! `LORA_KERNELS_PEFT_OUT=DIR cargo test --features peft --test peft` leaves in DIR.
 
-use crate::common::peft::{base, expected, fixture, run, weights, write, Outputs, CASES};
-use crate::common::{assert_same_bits, relative_error, unit_roundoff, Rng};
+use crate::common::peft::{CASES, Outputs, base, expected, fixture, run, weights, write};
+use crate::common::{Rng, assert_same_bits, relative_error, unit_roundoff};
 use half::{bf16, f16};
 use lora_kernels::peft::{self, Config};
 use lora_kernels::{Adapter, DType, Device, LoraLinear, Result, Scaling, Tensor};

@@ -1,7 +1,7 @@
 //! Directories and files that are not PEFT's: what they are, and what to do.
 
 use crate::files::{
-    assert_refused, file, good_config, good_weights, load, load_weights, CONFIG, WEIGHTS,
+    CONFIG, WEIGHTS, assert_refused, file, good_config, good_weights, load, load_weights,
 };
 use lora_kernels::peft::{self, TensorFile};
 use lora_kernels::{Device, Error};

@@ -1,9 +1,9 @@
 //! Adapters in the formats of other programs, by their bytes: values, scales and errors.
 
-use crate::files::{file, info, load, CONFIG};
+use crate::files::{CONFIG, file, info, load};
 use lora_kernels::peft::{self, Adapters, Config, Format};
 use lora_kernels::{Device, Result, Scaling};
-use serde_json::{json, Value};
+use serde_json::{Value, json};
 use std::fs;
 
 /// A file of f32 tensors that count upwards, over all tensors, from 1.

@@ -1,9 +1,9 @@
 //! Which tensors of a file become adapters: the configuration names their modules.
 
-use crate::files::{assert_refused, good_config, load, tensors, CONFIG, WEIGHTS};
+use crate::files::{CONFIG, WEIGHTS, assert_refused, good_config, load, tensors};
 use lora_kernels::peft;
 use lora_kernels::{Device, Result};
-use serde_json::{json, Value};
+use serde_json::{Value, json};
 
 const MODULES: [&str; 6] = [
     "lm_head",

@@ -1,10 +1,10 @@
 //! `adapter_model.safetensors` as it should not be, and files changed at random.
 
 use crate::files::{
-    assert_refused, file, good_config, good_weights, header, info, load, load_weights, tensors, A,
-    B, CONFIG, WEIGHTS,
+    A, B, CONFIG, WEIGHTS, assert_refused, file, good_config, good_weights, header, info, load,
+    load_weights, tensors,
 };
-use lora_kernels::{peft, DType, Device, Result};
+use lora_kernels::{DType, Device, Result, peft};
 use serde_json::json;
 
 #[test]

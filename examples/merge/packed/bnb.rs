@@ -1,10 +1,10 @@
 //! bitsandbytes: NF4 and FP4 with scales of blocks, which may be quantised themselves, and int8 with
 //! scales of rows.
 
-use super::{floats, part, place, Format, Packed, Place};
+use super::{Format, Packed, Place, floats, part, place};
+use crate::Result;
 use crate::checkpoint::Checkpoint;
 use crate::model::Model;
-use crate::Result;
 use lora_kernels::DType;
 use serde_json::Value;
 use std::io;

@@ -1,10 +1,10 @@
 //! FP8 (e4m3fn and e5m2) with a scale for the tensor, for each row or for each block: the formats of
 //! DeepSeek, compressed-tensors, FBGEMM and ModelOpt.
 
-use super::{floats, part, place, Format, Packed, Place};
+use super::{Format, Packed, Place, floats, part, place};
+use crate::Result;
 use crate::checkpoint::Checkpoint;
 use crate::model::Model;
-use crate::Result;
 use lora_kernels::DType;
 use std::io;
 use std::ops::Range;

@@ -10,14 +10,14 @@ mod reader;
 
 pub use reader::{Layout, Reader};
 
+use crate::Result;
 use crate::checkpoint::Checkpoint;
 use crate::merging::round;
 use crate::model::Model;
-use crate::Result;
 use bnb::{Bnb4, Bnb8};
 use fp8::Fp8;
-use lora_kernels::peft::TensorEntry;
 use lora_kernels::DType;
+use lora_kernels::peft::TensorEntry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};

@@ -1,10 +1,10 @@
 //! A shard with plain weights in the place of quantised ones, as a reader.
 
-use super::{at, Found, Packed, Place, Scales};
-use crate::shard::Shard;
+use super::{Found, Packed, Place, Scales, at};
 use crate::Result;
+use crate::shard::Shard;
 use lora_kernels::DType;
-use serde_json::{json, Map, Value};
+use serde_json::{Map, Value, json};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;

@@ -1,6 +1,6 @@
 //! Bases that are quantised, wrapped, or not whole.
 
-use super::{adapter, assert_merged, weight, write, Setting};
+use super::{Setting, adapter, assert_merged, weight, write};
 use crate::Result;
 use lora_kernels::DType;
 use safetensors::Dtype;

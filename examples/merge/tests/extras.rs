@@ -3,10 +3,10 @@
 //! `tests/fixtures/peft/extras.py` made them: the bases, PEFT's adapters, and the tensors that
 //! differ from the base's in what PEFT and transformers saved of the merged model.
 
-use super::{values, Setting};
+use super::{Setting, values};
 use crate::Result;
-use lora_kernels::peft::TensorFile;
 use lora_kernels::DType;
+use lora_kernels::peft::TensorFile;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,6 +1,6 @@
 //! Results that are not finite.
 
-use super::{adapter, number, values, write, Setting, Weight};
+use super::{Setting, Weight, adapter, number, values, write};
 use crate::Result;
 use lora_kernels::half::{bf16, f16};
 use lora_kernels::{Adapter, DType, Device, Scaling, Tensor};

@@ -1,9 +1,9 @@
 //! Checkpoints, adapters and merged checkpoints of other programs: tests/fixtures/merge/make.py.
 
 use crate::args::Options;
-use crate::{run, Result};
-use lora_kernels::peft::TensorFile;
+use crate::{Result, run};
 use lora_kernels::Device;
+use lora_kernels::peft::TensorFile;
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};

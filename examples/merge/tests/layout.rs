@@ -1,6 +1,6 @@
 //! Weights stored as [k, d].
 
-use super::{adapter, values, weight, write, Setting};
+use super::{Setting, adapter, values, weight, write};
 use crate::Result;
 use lora_kernels::{Adapter, DType};
 use safetensors::Dtype;

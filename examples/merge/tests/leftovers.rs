@@ -1,8 +1,8 @@
 //! Hidden files of runs that were killed.
 
 use super::Setting;
-use crate::leftovers::prefix;
 use crate::Result;
+use crate::leftovers::prefix;
 use lora_kernels::DType;
 use std::fs;
 use std::process::Command;

@@ -1,6 +1,6 @@
 //! What changes, and what does not.
 
-use super::{adapter, assert_merged, sharded, three, values, weight, write, Setting};
+use super::{Setting, adapter, assert_merged, sharded, three, values, weight, write};
 use crate::Result;
 use lora_kernels::{Adapter, DType, Device, Scaling, Tensor};
 use safetensors::Dtype;
@@ -54,11 +54,7 @@ fn a_gpu_merges_as_the_cpu() -> Result<()> {
             // What the file holds, then what the GPU makes of it.
             let of = |own| {
                 let file = of(own, dtype).unwrap();
-                if module == "b.q" {
-                    file
-                } else {
-                    of(&file, weight).unwrap()
-                }
+                if module == "b.q" { file } else { of(&file, weight).unwrap() }
             };
             let (a, b) = (of(adapter.a()), of(adapter.b()));
             (module, Adapter::from_tensors(a, b, 4.0, Scaling::Standard).unwrap())

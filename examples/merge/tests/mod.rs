@@ -16,12 +16,12 @@ mod refusals;
 mod tied;
 
 use crate::args::Options;
-use crate::{run, Result};
+use crate::{Result, run};
 use lora_kernels::half::{bf16, f16};
 use lora_kernels::peft::{self, Config, TensorFile};
 use lora_kernels::{Adapter, DType, Device, Scaling, Tensor};
-use safetensors::tensor::TensorView;
 use safetensors::Dtype;
+use safetensors::tensor::TensorView;
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs;

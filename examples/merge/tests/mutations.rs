@@ -1,11 +1,11 @@
 //! Bases, configurations and adapters with something changed: an error or an output, never a panic.
 
-use super::{adapter, Setting};
+use super::{Setting, adapter};
 use crate::args::Options;
 use crate::run;
 use lora_kernels::DType;
-use safetensors::tensor::TensorView;
 use safetensors::Dtype;
+use safetensors::tensor::TensorView;
 use serde_json::json;
 use std::ffi::OsString;
 use std::fs;

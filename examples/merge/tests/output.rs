@@ -1,8 +1,8 @@
 //! The output's place, and what stands there after errors.
 
-use super::{assert_merged, sharded, three, Setting};
-use crate::output::steps;
+use super::{Setting, assert_merged, sharded, three};
 use crate::Result;
+use crate::output::steps;
 use lora_kernels::DType;
 use std::fs;
 
@@ -141,7 +141,7 @@ fn an_error_leaves_no_part_of_a_folder() {
 #[cfg(unix)]
 #[test]
 fn files_beside_the_weights_are_copied() -> Result<()> {
-    use std::os::unix::fs::{symlink, PermissionsExt};
+    use std::os::unix::fs::{PermissionsExt, symlink};
     let setting = sharded(DType::F32);
     fs::write(setting.path("blob"), "the tokenizer")?;
     fs::write(setting.path("base/config.json"), "{}")?;

@@ -1,11 +1,11 @@
 //! Quantised bases by their bytes: what is decoded, what is written, and what is refused.
 
-use super::{adapter, assert_merged, values, Setting};
+use super::{Setting, adapter, assert_merged, values};
 use crate::Result;
 use lora_kernels::DType;
-use safetensors::tensor::TensorView;
 use safetensors::Dtype;
-use serde_json::{json, Value};
+use safetensors::tensor::TensorView;
+use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
 

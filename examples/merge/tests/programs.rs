@@ -1,10 +1,10 @@
 //! Which of a pipeline's adapters go where, in checkpoints under the names of the hub.
 
-use super::{adapter, assert_merged, weight, write, Setting};
+use super::{Setting, adapter, assert_merged, weight, write};
 use crate::Result;
 use lora_kernels::{Adapter, DType};
-use safetensors::tensor::TensorView;
 use safetensors::Dtype;
+use safetensors::tensor::TensorView;
 use std::fs;
 use std::path::Path;
 

@@ -1,6 +1,6 @@
 //! What is refused, and leaves all files as they are.
 
-use super::{adapter, assert_merged, sharded, three, weight, write, Setting};
+use super::{Setting, adapter, assert_merged, sharded, three, weight, write};
 use crate::Result;
 use lora_kernels::DType;
 use safetensors::Dtype;

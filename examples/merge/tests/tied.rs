@@ -1,6 +1,6 @@
 //! Heads that share the embedding's weight.
 
-use super::{adapter, assert_merged, values, weight, write, Setting};
+use super::{Setting, adapter, assert_merged, values, weight, write};
 use crate::Result;
 use lora_kernels::DType;
 use safetensors::Dtype;

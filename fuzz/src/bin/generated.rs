@@ -5,7 +5,7 @@
 
 use lora_kernels_fuzz::generate;
 use lora_kernels_fuzz::random::Random;
-use lora_kernels_fuzz::{peft_load, tensor_file, Outcome};
+use lora_kernels_fuzz::{Outcome, peft_load, tensor_file};
 use std::collections::BTreeMap;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicU64, Ordering};

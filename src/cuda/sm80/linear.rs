@@ -7,8 +7,8 @@ use crate::driver::sm80::{LinearForward, LinearInputGrad};
 use crate::driver::{Gpu, Kernel, LaunchMode, Run};
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::plan::sm80::{s_flags, GradSplit, LinearSchedule, LinearTile, Needs, ProjSplit};
-use crate::problem::{Problem, MAX_PROJECTIONS};
+use crate::plan::sm80::{GradSplit, LinearSchedule, LinearTile, Needs, ProjSplit, s_flags};
+use crate::problem::{MAX_PROJECTIONS, Problem};
 
 /// An output in tiles.
 #[derive(Clone, Copy)]

@@ -5,7 +5,7 @@ use crate::driver::params::{Operand, ProjectParams};
 use crate::driver::{Instances, Kernel, Kernels, LaunchMode, Run};
 use crate::error::Result;
 use crate::plan::sm80::{project_blocks, rank_tile};
-use crate::problem::{Problem, MAX_PROJECTIONS};
+use crate::problem::{MAX_PROJECTIONS, Problem};
 use std::slice;
 
 /// S or dS by kernels/sm80/project.cu.

@@ -1,7 +1,7 @@
 //! Launches for few tokens, one for each layer: by kernels/sm90a/decode.cu or
 //! kernels/sm90a/short.cu.
 
-use super::grads::{grads_beside, Grads};
+use super::grads::{Grads, grads_beside};
 use crate::cuda::last::Last;
 use crate::cuda::operands::{Gradients, Layer, Layers};
 use crate::driver::params::{HopperGradsParams, KernelParams, Operand};

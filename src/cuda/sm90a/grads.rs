@@ -2,14 +2,14 @@
 //! beside dX.
 
 use crate::cuda::last::Last;
-use crate::cuda::operands::{parts, Gradients, Layers};
+use crate::cuda::operands::{Gradients, Layers, parts};
 use crate::driver::params::HopperGradsParams;
 use crate::driver::{Gpu, Kernel, LaunchMode, Run};
 use crate::error::Result;
 use crate::manifest::sm90a::{grads::STEP_ROWS, linear_tiles::TILE_K, ptx::BOX_COLS};
-use crate::plan::sm90a::grads::{box_beside, rank_tile, Makes, Schedule};
 use crate::plan::Sizes;
-use crate::problem::{Problem, MAX_PROJECTIONS};
+use crate::plan::sm90a::grads::{Makes, Schedule, box_beside, rank_tile};
+use crate::problem::{MAX_PROJECTIONS, Problem};
 use bytemuck::Zeroable;
 
 /// Rows of T and columns of S that kernels/sm90a/grads.cu loads at a time, for S of r columns.

@@ -2,7 +2,7 @@
 
 use super::grads::{self, grads_params};
 use crate::cuda::last::Last;
-use crate::cuda::operands::{parts, Gradients, Handover, Layer, Layers};
+use crate::cuda::operands::{Gradients, Handover, Layer, Layers, parts};
 use crate::driver::params::{
     ForwardLayer, ForwardParams, HopperGradsParams, HopperProduct, InputGradLayer, InputGradParams,
     KernelParams, Operand, OutBoxes, Parts,
@@ -15,7 +15,7 @@ use crate::error::Result;
 use crate::manifest::sm90a::linear_tiles::{TILE_K, TILE_M};
 use crate::manifest::sm90a::ptx::BOX_COLS;
 use crate::plan::sm90a::grads::rank_tile;
-use crate::plan::sm90a::linear::{Projection, Schedule, GROUP};
+use crate::plan::sm90a::linear::{GROUP, Projection, Schedule};
 use crate::problem::Problem;
 use bytemuck::Zeroable;
 

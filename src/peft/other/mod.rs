@@ -6,9 +6,9 @@ mod scales;
 pub use names::Format;
 
 use super::config::{Config, MAX_CONFIG};
-use super::file::{malformed, open_regular, unreadable, unsupported, CONFIG_FILE, WEIGHTS_FILE};
+use super::file::{CONFIG_FILE, WEIGHTS_FILE, malformed, open_regular, unreadable, unsupported};
 use super::names::check_module;
-use super::tensors::{not_numbers, TensorFile};
+use super::tensors::{TensorFile, not_numbers};
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::Result;

@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::layers::Scaling;
 use crate::peft::config::Config;
 use crate::peft::fields;
-use crate::peft::file::{malformed, unsupported, CONFIG_FILE};
+use crate::peft::file::{CONFIG_FILE, malformed, unsupported};
 use crate::peft::targets::undecided;
 use crate::peft::text;
 use serde_json::{Map, Value};
@@ -46,7 +46,7 @@ impl Scales {
             }
             (true, _) => return Ok(Scales::InFile { all: format == Format::Diffusers }),
             (false, Some(json)) if format == Format::Diffusers => {
-                return Ok(Scales::Metadata(of_metadata(weights, &json)?))
+                return Ok(Scales::Metadata(of_metadata(weights, &json)?));
             }
             _ => {}
         }

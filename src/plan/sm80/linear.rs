@@ -214,11 +214,7 @@ pub(crate) fn merge_blocks([d, k]: [usize; 2]) -> usize {
 /// The tile along r of the kernels that serve this rank.
 pub(crate) fn rank_tile(r: usize) -> usize {
     let [narrow, wide] = RANK_TILES;
-    if r <= narrow {
-        narrow
-    } else {
-        wide
-    }
+    if r <= narrow { narrow } else { wide }
 }
 
 #[cfg(test)]

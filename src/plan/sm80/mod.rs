@@ -5,13 +5,13 @@ pub(crate) mod linear;
 mod split;
 
 pub(crate) use linear::{
-    merge_blocks, project_blocks, rank_tile, round_blocks, LinearSchedule, LinearTile,
+    LinearSchedule, LinearTile, merge_blocks, project_blocks, rank_tile, round_blocks,
 };
-pub(crate) use split::{backward_needs, forward_needs, s_flags, GradSplit, Needs, ProjSplit};
+pub(crate) use split::{GradSplit, Needs, ProjSplit, backward_needs, forward_needs, s_flags};
 
 use super::profile::DeviceProfile;
 use super::strategy::Strategy;
-use crate::problem::{Problem, MAX_PROJECTIONS};
+use crate::problem::{MAX_PROJECTIONS, Problem};
 use decode::Schedule;
 
 /// How a forward pass is served: few tokens by a launch for each layer.

@@ -5,7 +5,7 @@ use super::short;
 use crate::manifest::sm90a::decode::INPUT_GRAD_HALF_TOKENS;
 use crate::plan::cost::CostModel;
 use crate::plan::path::Path;
-use crate::problem::{Problem, MAX_PROJECTIONS};
+use crate::problem::{MAX_PROJECTIONS, Problem};
 use std::fmt;
 
 /// A launch for one layer.

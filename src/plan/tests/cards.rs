@@ -3,14 +3,14 @@
 use crate::dtype::DType;
 use crate::manifest::sm80::linear::TILES;
 use crate::plan::sm80::decode::{Instance, Schedule};
+use crate::plan::sm80::{GradSplit, LinearSchedule, LinearTile, Needs, ProjSplit};
 use crate::plan::sm80::{
     backward_needs, forward_needs, merge_blocks, project_blocks, rank_tile, round_blocks,
 };
-use crate::plan::sm80::{GradSplit, LinearSchedule, LinearTile, Needs, ProjSplit};
 use crate::plan::testing::{problems, shapes, single_problems};
+use crate::plan::{DeviceProfile, Plan, Strategy, projection_elements};
 use crate::plan::{backward, base_forward, base_input_grad, forward};
-use crate::plan::{projection_elements, DeviceProfile, Plan, Strategy};
-use crate::problem::{Problem, MAX_RANK};
+use crate::problem::{MAX_RANK, Problem};
 use kernels::Cta;
 use std::collections::{BTreeSet, HashMap};
 

@@ -1,12 +1,12 @@
 //! No problem panics a plan, whatever its sizes. Tests run with overflow checks.
 
 use crate::dtype::DType;
+use crate::plan::Path;
 use crate::plan::sm80::LinearSchedule;
 use crate::plan::testing::Rng;
-use crate::plan::Path;
-use crate::plan::{backward, base_forward, base_input_grad, forward};
 use crate::plan::{DeviceProfile, Plan, Rates, Strategy};
-use crate::problem::{Problem, MAX_RANK, MAX_SIZE as MOST};
+use crate::plan::{backward, base_forward, base_input_grad, forward};
+use crate::problem::{MAX_RANK, MAX_SIZE as MOST, Problem};
 use std::collections::HashSet;
 
 fn profile(clusters: usize) -> DeviceProfile {

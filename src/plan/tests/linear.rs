@@ -3,7 +3,7 @@
 use crate::manifest::sm90a::linear::TILES_N;
 use crate::plan::cost::CostModel;
 use crate::plan::sizes::Sizes;
-use crate::plan::sm90a::linear::{forward, input_grad, Projection, Schedule, CLUSTER_M};
+use crate::plan::sm90a::linear::{CLUSTER_M, Projection, Schedule, forward, input_grad};
 use crate::plan::sm90a::small::Alone;
 use crate::plan::sm90a::{decode, grads, short};
 use std::collections::HashSet;

@@ -1,8 +1,8 @@
 //! Tiles of kernels/sm80/linear.cu that compute-sanitizer runs on.
 
 use crate::manifest::sm80::linear::{STAGES_BYTES, TILES, UNALIGNED_TILES};
-use crate::plan::sm80::{LinearSchedule, LinearTile};
 use crate::plan::DeviceProfile;
+use crate::plan::sm80::{LinearSchedule, LinearTile};
 use std::collections::HashSet;
 
 fn h200(sms: usize) -> DeviceProfile {

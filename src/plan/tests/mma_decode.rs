@@ -1,8 +1,8 @@
 //! Few tokens of kernels/sm80/decode.cu that compute-sanitizer runs on.
 
 use crate::manifest::sm80::decode::{FORWARD, INPUT_GRAD, UNALIGNED};
-use crate::plan::sm80::decode::{Instance, Launch, Schedule};
 use crate::plan::DeviceProfile;
+use crate::plan::sm80::decode::{Instance, Launch, Schedule};
 use std::collections::HashSet;
 
 /// The shapes that compute-sanitizer runs on reach every instance, in layers with rows of whole

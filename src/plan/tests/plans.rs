@@ -2,15 +2,15 @@
 
 use crate::dtype::DType;
 use crate::manifest::sm80::decode::MAX_TOKENS;
+use crate::plan::Path;
 use crate::plan::cost::CostModel;
-use crate::plan::sm80::{self, backward_needs, decode, forward_needs, LinearSchedule, Needs};
+use crate::plan::sm80::{self, LinearSchedule, Needs, backward_needs, decode, forward_needs};
 use crate::plan::sm90a::linear;
 use crate::plan::sm90a::linear::Projection;
 use crate::plan::testing::{problems, single_problems};
-use crate::plan::Path;
+use crate::plan::{Alone, DeviceProfile, Plan, Sizes, Strategy, projection_elements};
 use crate::plan::{backward, base_forward, base_input_grad, forward};
-use crate::plan::{projection_elements, Alone, DeviceProfile, Plan, Sizes, Strategy};
-use crate::problem::{Problem, MAX_SIZE};
+use crate::problem::{MAX_SIZE, Problem};
 use std::collections::HashSet;
 
 const COST: &CostModel = &CostModel::H100_SXM;

@@ -1,7 +1,7 @@
 //! Plans as a user reads them.
 
 use crate::dtype::DType;
-use crate::plan::{backward, base_forward, base_input_grad, forward, DeviceProfile};
+use crate::plan::{DeviceProfile, backward, base_forward, base_input_grad, forward};
 use crate::problem::Problem;
 
 fn problem(t: usize, k: usize, layers: &[(usize, usize)]) -> Problem {

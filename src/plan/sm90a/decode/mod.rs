@@ -4,4 +4,4 @@ mod schedule;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use schedule::{Schedule, FLAGS, MOST_TOKENS};
+pub(crate) use schedule::{FLAGS, MOST_TOKENS, Schedule};

@@ -8,6 +8,6 @@ mod search;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use schedule::{Projection, Schedule};
 pub(crate) use schedule::{CLUSTER_M, GROUP};
+pub(crate) use schedule::{Projection, Schedule};
 pub(crate) use search::{all_forward, all_input_grad, base, forward, input_grad};

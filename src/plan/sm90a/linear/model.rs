@@ -1,6 +1,6 @@
 //! The time of a schedule.
 
-use super::schedule::{Projection, Schedule, CLUSTER_M, GROUP};
+use super::schedule::{CLUSTER_M, GROUP, Projection, Schedule};
 use crate::plan::cost::CostModel;
 use crate::plan::sizes::Sizes;
 use crate::plan::sm90a::grads;

@@ -113,10 +113,6 @@ impl Schedule {
 
     /// f32 elements of the partial tiles of stream-K.
     pub(crate) fn partials(&self) -> usize {
-        if self.stream_k {
-            self.clusters * CLUSTER_WARPS * 32 * self.tile_n / 2
-        } else {
-            0
-        }
+        if self.stream_k { self.clusters * CLUSTER_WARPS * 32 * self.tile_n / 2 } else { 0 }
     }
 }

@@ -1,10 +1,10 @@
 //! Every schedule that can be chosen, walked as the kernel walks it; and the plain search.
 
-use super::schedule::{Projection, Schedule, CLUSTER_M, GROUP};
+use super::schedule::{CLUSTER_M, GROUP, Projection, Schedule};
 use super::search::{all_forward, all_input_grad, forward, input_grad};
 use crate::plan::cost::CostModel;
 use crate::plan::sizes::Sizes;
-use crate::plan::testing::{bench_problems, shapes, Rng};
+use crate::plan::testing::{Rng, bench_problems, shapes};
 use crate::problem::MAX_PROJECTIONS;
 
 const COST: &CostModel = &CostModel::H100_SXM;

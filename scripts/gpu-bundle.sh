@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Collects what there is to run on a GPU in gpu-bundle/: test, benchmark and example
-# executables and a run.sh. The folder can be copied to a machine that has an NVIDIA driver but neither
-# Rust nor a CUDA toolkit (benchmarks against cuBLASLt need that library there). So can
+# executables and a run.sh. The folder can be copied to a machine that has an NVIDIA driver but
+# neither Rust nor a CUDA toolkit (benchmarks against cuBLASLt need that library there). So can
 # gpu-bundle.tar.xz, which unpacks to it, and has the machine code of all executables once.
 #
 # usage: scripts/gpu-bundle.sh [NAME...]
-#   NAME   takes only these: `linear` is whatever has this name, `tests/linear` the test;
-#          the unit tests are tests/lib
+#   NAME   takes only these: `overhead` is whatever has this name, `tests/gpu` the tests that
+#          share a GPU, `tests/gpu_serial` those that run one at a time, `tests/lib` the unit tests
 set -euo pipefail
 shopt -s inherit_errexit
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -66,13 +66,16 @@ echo "$commit" >"$bundle/commit"
 
 cat >"$bundle/run.sh" <<'RUN'
 #!/usr/bin/env bash
-# usage: run.sh tests [ARG...]            every test executable
+# usage: run.sh tests [ARG...]            every test executable: lib, cpu, gpu and gpu_serial
 #        run.sh test|bench|example NAME [ARG...]
-# Tests that need a GPU are marked `ignored`; they run here unless ARG says otherwise.
+# Tests that need a GPU are marked `ignored`; they run here unless ARG says otherwise. One test:
+#        run.sh test gpu sanitize::hopper_f16 --exact
+# and under compute-sanitizer:
+#        compute-sanitizer tests/gpu sanitize::hopper_f16 --exact --ignored
 set -uo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
-usage() { sed -n '2,3s/^# //p' "${BASH_SOURCE[0]}" >&2; exit 2; }
+usage() { sed -n '2,7s/^# //p' "${BASH_SOURCE[0]}" >&2; exit 2; }
 export LORA_KERNELS_FIXTURES=$here/fixtures
 : "${LORA_KERNELS_COMMIT=$(cat "$here/commit")}"
 export LORA_KERNELS_COMMIT
@@ -97,9 +100,12 @@ run() {
     local name=$1
     shift
     echo "== $name $*"
+    [[ $name == tests/cpu ]] && set -- "${skipped[@]}" "$@"
     if "$here/$name" "$@"; then passed=$((passed + 1)); else failed+=("$name"); fi
 }
 
+# Tests that need the source tree.
+skipped=(--skip imports:: --skip calibration:: --skip hopper_sass::)
 ignored=--include-ignored
 [[ " $* " == *"ignored "* ]] && ignored=
 kind=${1-}

@@ -33,6 +33,7 @@ impl Rng {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use approx::assert_abs_diff_eq;
 
     #[test]
     fn gaussian_has_mean_zero_and_variance_one() {
@@ -42,7 +43,7 @@ mod tests {
         let mean = samples.iter().sum::<f64>() / n as f64;
         let variance = samples.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n as f64;
         // Five standard errors: 1/√n for the mean, √(2/n) for the variance.
-        assert!(mean.abs() < 0.016, "mean {mean}");
-        assert!((variance - 1.0).abs() < 0.023, "variance {variance}");
+        assert_abs_diff_eq!(mean, 0.0, epsilon = 0.016);
+        assert_abs_diff_eq!(variance, 1.0, epsilon = 0.023);
     }
 }

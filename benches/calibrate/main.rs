@@ -14,7 +14,7 @@
 //!   GPU.
 //!
 //! To calibrate for a card: time, fit, paste the fields into `src/plan/cost.rs`, time again with
-//! these, and commit the file. `tests/calibration.rs` holds the regret.
+//! these, and commit the file. `tests/cpu/calibration.rs` holds the regret.
 
 mod args;
 #[path = "../common/mod.rs"]

@@ -232,6 +232,7 @@ impl Adapter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use approx::assert_abs_diff_eq;
 
     #[test]
     fn scales() {
@@ -259,7 +260,7 @@ mod tests {
         let a = adapter.a().to_vec::<f32>().unwrap();
         let variance = a.iter().map(|x| x * x).sum::<f32>() / a.len() as f32;
         // Five standard errors, √(2/n), of the variance 1/k.
-        assert!((variance * 400.0 - 1.0).abs() < 0.045, "variance {variance}");
+        assert_abs_diff_eq!(variance * 400.0, 1.0, epsilon = 0.045);
         assert!(adapter.b().to_vec::<f32>().unwrap().iter().all(|&b| b == 0.0));
         let again = Adapter::new(&device, [8, 400], DType::F32, &config).unwrap();
         assert_eq!(a, again.a().to_vec::<f32>().unwrap());

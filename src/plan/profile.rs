@@ -190,6 +190,7 @@ impl DeviceProfile {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use approx::abs_diff_eq;
 
     /// SMs, clock and rate give the published TFLOPS.
     #[test]
@@ -197,7 +198,8 @@ mod tests {
         let published = [312.0, 71.0, 165.2, 362.0, 209.5];
         for (card, published) in DeviceProfile::presets().into_iter().zip(published) {
             let tflops = 2e-6 * (card.sms() * card.mma_rate() * card.rates.clock_mhz) as f64;
-            assert!((tflops / published - 1.0).abs() < 0.015, "{}: {tflops}", card.name());
+            let near = abs_diff_eq!(tflops / published, 1.0, epsilon = 0.015);
+            assert!(near, "{}: {tflops}", card.name());
         }
     }
 

@@ -2,28 +2,21 @@
 
 use crate::dtype::DType;
 use crate::problem::{MAX_PROJECTIONS, MAX_RANK, Problem};
+use rand::{RngExt, SeedableRng};
+use rand_pcg::Pcg64;
 
-/// SplitMix64.
-pub(crate) struct Rng(pub(crate) u64);
+pub(crate) fn rng(seed: u64) -> Pcg64 {
+    Pcg64::seed_from_u64(seed)
+}
 
-impl Rng {
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
+/// 1 to `most`, uniform in the number of bits.
+pub(crate) fn size(rng: &mut Pcg64, most: usize) -> usize {
+    let low = 1 << rng.random_range(0..=most.ilog2());
+    rng.random_range(low..2 * low).min(most)
+}
 
-    /// 1 to `most`, uniform in the number of bits.
-    pub(crate) fn size(&mut self, most: usize) -> usize {
-        let bits = self.next() % u64::from(most.ilog2() + 1);
-        let low = 1 << bits;
-        (low + self.next() as usize % low).min(most)
-    }
-
-    pub(crate) fn pick<T: Copy>(&mut self, of: &[T]) -> T {
-        of[self.next() as usize % of.len()]
-    }
+pub(crate) fn pick<T: Copy>(rng: &mut Pcg64, of: &[T]) -> T {
+    of[rng.random_range(0..of.len())]
 }
 
 const MOST_T: usize = 262_144 * 8;
@@ -37,9 +30,8 @@ pub(crate) fn shapes() -> impl Iterator<Item = [usize; 4]> {
         let both = move |n| edges_r.map(|r| [t, n, 30_001 - n, r]);
         edges_n.into_iter().flat_map(both)
     });
-    let mut rng = Rng(1);
-    let mut random =
-        move || [rng.size(MOST_T), rng.size(30_000), rng.size(30_000), rng.size(MAX_RANK)];
+    let mut rng = rng(1);
+    let mut random = move || [MOST_T, 30_000, 30_000, MAX_RANK].map(|most| size(&mut rng, most));
     edges.chain((0..5000).map(move |_| random()))
 }
 

@@ -7,8 +7,32 @@
 //! (Cauchy-Schwarz bounds each of them by ‖l‖ ‖r‖). On top comes every rounding to the element
 //! type: of the output, and of dS before it is multiplied again.
 
-use super::{DeviceElement, Inputs, Of, Outputs, Rng, Sizes};
-use lora_kernels::{DType, Element};
+use crate::common::inputs::Of;
+use crate::common::random::rng;
+use crate::common::run::Outputs;
+use crate::common::{Buffers, DeviceElement, Inputs, Place, Sizes};
+use approx::abs_diff_eq;
+use lora_kernels::{DType, Device, Element};
+use rand::RngExt;
+use rand_pcg::Pcg64;
+
+/// What the CPU reference makes of the inputs.
+pub fn on_cpu<E: DeviceElement>(inputs: &Inputs<E>) -> Outputs<E> {
+    let mut buffers = Buffers::new(&Place::aligned(&Device::cpu()), inputs);
+    buffers.enqueue().expect("the CPU reference");
+    buffers.outputs()
+}
+
+/// ‖got − want‖ / ‖want‖, which is NaN if anything is.
+pub fn relative_error<E: Element, W: Element>(got: &[E], want: &[W]) -> f64 {
+    assert_eq!(got.len(), want.len());
+    let (mut error, mut norm) = (0.0, 0.0);
+    for (got, want) in got.iter().zip(want) {
+        error += (got.to_f64() - want.to_f64()).powi(2);
+        norm += want.to_f64().powi(2);
+    }
+    (error / norm).sqrt()
+}
 
 /// What to ask of an entry.
 #[derive(Clone, Copy, PartialEq)]
@@ -26,16 +50,6 @@ pub fn unit_roundoff(dtype: DType) -> f64 {
         DType::F16 => 2f64.powi(-11),
         _ => 2f64.powi(-24),
     }
-}
-
-/// The largest norm-wise error of a sum over `t` tokens, of nothing but f32 additions. Tensor cores
-/// truncate by up to 2⁻²³ of the partial sum, and all in the same direction; this allows for one
-/// truncation every 4 products, twice as many as an mma of the older GPUs makes. Chains of tensor
-/// core additions go over 2048 tokens at most where T is that long and the layer small, as in
-/// tests/gpu_accuracy.rs, and what they come to is added with rounding, which costs next to
-/// nothing.
-pub fn f32_sums(t: usize) -> f64 {
-    (t.min(2048) as f64 / 4.0 + 2.0) * 2f64.powi(-23)
 }
 
 /// How far rounding `value` to an element type moves it at most.
@@ -104,10 +118,10 @@ fn col<E: Element>(values: &[E], cols: usize, col: usize) -> impl Iterator<Item 
 }
 
 /// Both ends, both sides of every tile border in reach, and some at random.
-fn positions(n: usize, random: usize, rng: &mut Rng) -> Vec<usize> {
+fn positions(n: usize, random: usize, rng: &mut Pcg64) -> Vec<usize> {
     let mut at = vec![0, n / 2, n - 1, n.saturating_sub(2)];
     at.extend([31, 32, 63, 64, 127, 128, 255, 256].iter().filter(|&&i| i < n));
-    at.extend((0..random).map(|_| rng.below(n)));
+    at.extend((0..random).map(|_| rng.random_range(0..n)));
     at.sort_unstable();
     at.dedup();
     at
@@ -117,7 +131,7 @@ fn positions(n: usize, random: usize, rng: &mut Rng) -> Vec<usize> {
 pub fn check_samples<E: DeviceElement>(inputs: &Inputs<E>, outputs: &Outputs<E>, expect: Expect) {
     let (Sizes { t, k, .. }, rank) = (inputs.sizes, inputs.sizes.rank());
     let Inputs { x, a, s: s_in, .. } = inputs;
-    let rng = &mut Rng(1);
+    let rng = &mut rng(1);
     let (t_at, k_at) = (positions(t, 12, rng), positions(k, 12, rng));
     let check = Check { sizes: inputs.sizes, expect };
     let mut dx = vec![Sum::default(); t_at.len() * k_at.len()];
@@ -191,11 +205,8 @@ impl Check {
             Expect::Exact => (E::from_f64(want.value).to_f64(), 0.0),
             Expect::Bounded => (want.value, want.rounded_to(E::DTYPE).error),
         };
-        let off = (got.to_f64() - number).abs();
-        // Written so that NaN fails.
-        let holds = off <= bound;
         assert!(
-            holds,
+            abs_diff_eq!(got.to_f64(), number, epsilon = bound),
             "{}, {}: {output}{at:?} is {got:?}, not {number:e} ± {bound:e}",
             self.sizes,
             E::DTYPE

@@ -72,12 +72,3 @@ pub fn weights(dir: &Path) -> (serde_json::Value, Vec<u8>) {
     assert_eq!(metadata.unwrap()["format"], "pt");
     (header, file.split_off(end))
 }
-
-/// Writes f32 tensors as a safetensors file.
-pub fn write(path: &Path, tensors: &Outputs) {
-    let views = tensors.iter().map(|(name, (shape, values))| {
-        let (dtype, bytes) = (safetensors::Dtype::F32, bytemuck::cast_slice(values));
-        (name, safetensors::tensor::TensorView::new(dtype, shape.clone(), bytes).unwrap())
-    });
-    fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
-}

@@ -152,6 +152,7 @@ impl GradCtas {
 mod tests {
     use super::*;
     use crate::plan::testing::shapes;
+    use approx::abs_diff_eq;
 
     #[test]
     fn launches_have_no_idle_ctas() {
@@ -198,7 +199,7 @@ mod tests {
                     .us(ds_us);
                 let context =
                     format!("T={t} k={k} d={d} r={r}, {clusters} clusters: {got} {slowest}");
-                assert!((got - slowest).abs() <= 1e-9 * slowest, "{context}");
+                assert!(abs_diff_eq!(got, slowest, epsilon = 1e-9 * slowest), "{context}");
             }
         }
     }

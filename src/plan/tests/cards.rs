@@ -1,5 +1,6 @@
 //! Plans for Ampere, Ada and consumer Blackwell: every launch has an instance and fits the card.
 
+use super::card_shapes::CARDS;
 use crate::dtype::DType;
 use crate::manifest::sm80::linear::TILES;
 use crate::plan::sm80::decode::{Instance, Schedule};
@@ -269,15 +270,14 @@ fn serving([t, k, d, r]: [usize; 4], card: &DeviceProfile) -> BTreeSet<(&'static
     instances.collect()
 }
 
-/// What tests/gpu_cards.rs runs reaches every instance that serves a layer on any of the cards.
+/// What tests/gpu/cards.rs runs reaches every instance that serves a layer on any of the cards.
 #[test]
 fn every_instance_is_compared_with_the_reference() {
-    let shapes: [[usize; 4]; 23] = include!("../../../tests/common/card_shapes.in");
     let tokens = [1, 8, 9, 16, 17, 32, 33, 64, 65, 100, 200, 500, 1000, 2048, 4096, 8192, 16_384];
     let sizes = [512, 1024, 4096, 5120, 8192, 14_336, 203];
     for card in DeviceProfile::presets() {
         let compared: BTreeSet<_> =
-            shapes.iter().flat_map(|&[t, d, k, r]| serving([t, k, d, r], &card)).collect();
+            CARDS.iter().flat_map(|&[t, d, k, r]| serving([t, k, d, r], &card)).collect();
         for t in tokens {
             for (k, d) in sizes.into_iter().flat_map(|k| sizes.map(|d| (k, d))) {
                 for r in [9, 16, 64] {

@@ -1,5 +1,6 @@
 //! Small batches of kernels/sm90a/decode.cu that compute-sanitizer runs on.
 
+use super::gpu_shapes::HOPPER_DECODE;
 use crate::manifest::sm90a::decode::{INPUT_GRAD_TILES_T, TILES_T, TURNS_ROWS};
 use crate::plan::cost::CostModel;
 use crate::plan::sm90a::decode::Schedule;
@@ -20,10 +21,8 @@ enum Reads {
 /// than 64 tokens only with several rounds.
 #[test]
 fn everything_is_sanitized() {
-    let shapes: [([usize; 4], usize); 24] =
-        include!("../../../tests/common/hopper_decode_shapes.in");
     let (mut ways, mut kinds) = (HashSet::new(), HashSet::new());
-    for ([t, d, k, r], sms) in shapes {
+    for &([t, d, k, r], sms) in HOPPER_DECODE {
         let forward = (Reads::Rows, Alone::forward([t, d, k, r], sms / 2, COST), d);
         let input_grad = (Reads::Columns, Alone::input_grad([t, k, d, r], sms / 2, COST), k);
         for (reads, alone, n) in [forward, input_grad] {

@@ -3,10 +3,11 @@
 use crate::dtype::DType;
 use crate::plan::Path;
 use crate::plan::sm80::LinearSchedule;
-use crate::plan::testing::Rng;
+use crate::plan::testing::{pick, rng, size};
 use crate::plan::{DeviceProfile, Plan, Rates, Strategy};
 use crate::plan::{backward, base_forward, base_input_grad, forward};
 use crate::problem::{MAX_RANK, MAX_SIZE as MOST, Problem};
+use rand::RngExt;
 use std::collections::HashSet;
 
 fn profile(clusters: usize) -> DeviceProfile {
@@ -29,22 +30,22 @@ fn plans(problem: &Problem, profile: Option<&DeviceProfile>) -> Vec<Plan> {
 fn no_problem_panics() {
     let profiles = [0, 1, 2, 3, 13, 66, 72].map(profile);
     let edges = [1, 8, 64, 1024, 1032, 30_000, 1 << 24, MOST / 8 * 8, MOST];
-    let mut rng = Rng(5);
+    let rng = &mut rng(5);
     let mut paths = HashSet::new();
     for i in 0..30_000 {
-        let mut size = || match rng.next() % 4 {
-            0 => rng.pick(&edges),
-            1 => rng.size(MOST),
-            _ => rng.size(MOST).next_multiple_of(8).min(MOST / 8 * 8),
+        let mut size = || match rng.random_range(0..4) {
+            0 => pick(rng, &edges),
+            1 => size(rng, MOST),
+            _ => size(rng, MOST).next_multiple_of(8).min(MOST / 8 * 8),
         };
         let (t, k) = (size() - usize::from(i % 64 == 0), size());
         let layers: Vec<_> = (0..=i % 4).map(|_| (size(), size() % MAX_RANK + 1)).collect();
         let ranks = [8, 16, 24, 64, 72, 256];
         let aligned = layers.iter().map(|&(d, r)| (d, ranks[r % ranks.len()])).collect::<Vec<_>>();
-        let dtype = rng.pick(&[DType::Bf16, DType::F16, DType::F32]);
+        let dtype = pick(rng, &[DType::Bf16, DType::F16, DType::F32]);
         for layers in [layers, aligned] {
             let problem = Problem::new(t, k, &layers, dtype).unwrap();
-            let profile = rng.pick(&[0, 1, 2, 3, 4, 5, 5, 5, 6]);
+            let profile = pick(rng, &[0, 1, 2, 3, 4, 5, 5, 5, 6]);
             for plan in plans(&problem, Some(&profiles[profile])) {
                 assert!(!plan.to_string().is_empty());
                 paths.insert(plan.path());

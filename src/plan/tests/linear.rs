@@ -1,5 +1,6 @@
 //! Large batches of kernels/sm90a/linear.cuh that compute-sanitizer runs on.
 
+use super::gpu_shapes::{HOPPER, HOPPER_GROUPS};
 use crate::manifest::sm90a::linear::TILES_N;
 use crate::plan::cost::CostModel;
 use crate::plan::sizes::Sizes;
@@ -42,9 +43,8 @@ fn everything_is_sanitized() {
 }
 
 fn everything_is_reached(cost: &CostModel) {
-    let alone: [([usize; 4], usize); 23] = include!("../../../tests/common/hopper_shapes.in");
     let mut seen = [HashSet::new(), HashSet::new()];
-    for ([t, d, k, r], sms) in alone {
+    for &([t, d, k, r], sms) in HOPPER {
         let [of_h, of_dx] = [[t, d, k, r], [t, k, d, r]].map(Sizes::of_layer);
         // Small batches have other kernels.
         if Alone::forward([t, d, k, r], sms / 2, cost).is_none() {
@@ -56,10 +56,8 @@ fn everything_is_reached(cost: &CostModel) {
     }
     assert_all_seen(&seen);
 
-    type Shared = (usize, usize, &'static [(usize, usize)], usize);
-    let shared: [Shared; 27] = include!("../../../tests/common/hopper_shared_shapes.in");
     let mut seen = [HashSet::new(), HashSet::new()];
-    for (t, k, layers, sms) in shared {
+    for &(t, k, layers, sms) in HOPPER_GROUPS {
         assert!(t > decode::MOST_TOKENS && layers.len() > 1);
         let layers = || layers.iter().copied();
         let of_h = Sizes::of_forward(t, k, layers());

@@ -1,5 +1,6 @@
 //! Tiles of kernels/sm80/linear.cu that compute-sanitizer runs on.
 
+use super::gpu_shapes::MMA;
 use crate::manifest::sm80::linear::{STAGES_BYTES, TILES, UNALIGNED_TILES};
 use crate::plan::DeviceProfile;
 use crate::plan::sm80::{LinearSchedule, LinearTile};
@@ -13,9 +14,8 @@ fn h200(sms: usize) -> DeviceProfile {
 /// of others, in more steps than twice the stages of a pipeline.
 #[test]
 fn everything_is_sanitized() {
-    let shapes: [([usize; 4], usize); 7] = include!("../../../tests/common/mma_shapes.in");
     let mut seen = HashSet::new();
-    for ([t, d, k, r], sms) in shapes {
+    for &([t, d, k, r], sms) in MMA {
         let of = [LinearSchedule::forward, LinearSchedule::input_grad];
         let [of_h, of_dx] = of.map(|of| of([t, k], &[(d, r)], &h200(sms)));
         for (pass, schedule, inner) in [("H", of_h, k), ("dX", of_dx, d)] {

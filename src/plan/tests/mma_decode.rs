@@ -1,5 +1,6 @@
 //! Few tokens of kernels/sm80/decode.cu that compute-sanitizer runs on.
 
+use super::gpu_shapes::MMA_DECODE;
 use crate::manifest::sm80::decode::{FORWARD, INPUT_GRAD, UNALIGNED};
 use crate::plan::DeviceProfile;
 use crate::plan::sm80::decode::{Instance, Launch, Schedule};
@@ -9,9 +10,8 @@ use std::collections::HashSet;
 /// pieces of 16 bytes, and in others.
 #[test]
 fn everything_is_sanitized() {
-    let shapes: [([usize; 4], usize); 11] = include!("../../../tests/common/mma_decode_shapes.in");
     let (mut forward, mut input_grad) = (HashSet::new(), HashSet::new());
-    for ([t, d, k, r], sms) in shapes {
+    for &([t, d, k, r], sms) in MMA_DECODE {
         let card = DeviceProfile::h200().with_sm_limit(sms);
         let aligned = [d, k, r].iter().all(|size| size.is_multiple_of(8));
         for r in [r, 0] {

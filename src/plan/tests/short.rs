@@ -1,5 +1,6 @@
 //! Small batches of kernels/sm90a/short.cu that compute-sanitizer runs on.
 
+use super::gpu_shapes::HOPPER_SHORT;
 use crate::manifest::sm90a::short::{FORWARD_TILES_N, INPUT_GRAD_TILES_N, TILES_M};
 use crate::plan::cost::CostModel;
 use crate::plan::sm80::rank_tile;
@@ -19,11 +20,9 @@ enum Linear {
 /// The shapes that compute-sanitizer runs on reach every kernel and every role of its CTAs.
 #[test]
 fn everything_is_sanitized() {
-    let shapes: [([usize; 4], usize); 11] =
-        include!("../../../tests/common/hopper_short_shapes.in");
     let (mut tiles, mut kinds) = (HashSet::new(), HashSet::new());
     let mut items_of_blocks = HashSet::new();
-    for ([t, d, k, r], sms) in shapes {
+    for &([t, d, k, r], sms) in HOPPER_SHORT {
         let forward = (Linear::Forward, Alone::forward([t, d, k, r], sms / 2, COST), d, k);
         let input_grad = (Linear::InputGrad, Alone::input_grad([t, k, d, r], sms / 2, COST), k, d);
         for (linear, alone, n, inner) in [forward, input_grad] {

@@ -4,7 +4,7 @@ use super::schedule::{CLUSTER_M, GROUP, Projection, Schedule};
 use super::search::{all_forward, all_input_grad, forward, input_grad};
 use crate::plan::cost::CostModel;
 use crate::plan::sizes::Sizes;
-use crate::plan::testing::{Rng, bench_problems, shapes};
+use crate::plan::testing::{bench_problems, pick, rng, shapes, size};
 use crate::problem::MAX_PROJECTIONS;
 
 const COST: &CostModel = &CostModel::H100_SXM;
@@ -145,13 +145,13 @@ fn the_first_of_the_fastest_is_found() {
         let check = |clusters| check(problem.t(), problem.k(), problem.projections(), clusters);
         all_pairs.into_iter().for_each(check);
     }
-    let mut rng = Rng(3);
+    let rng = &mut rng(3);
     for i in 0..12_000 {
-        let (most_t, most_r) = (rng.pick(&[1 << 21, 32_768, 4096]), rng.pick(&[256, 64, 16]));
-        let mut size = |most| rng.size(most).next_multiple_of(8);
+        let (most_t, most_r) = (pick(rng, &[1 << 21, 32_768, 4096]), pick(rng, &[256, 64, 16]));
+        let mut size = |most| size(rng, most).next_multiple_of(8);
         let (t, k) = (size(most_t), size(30_000));
         let layers: Vec<_> = (0..=i % 4).map(|_| (size(30_000), size(most_r))).collect();
-        let clusters = if i % 2 == 0 { 66 } else { rng.pick(&all_pairs) };
+        let clusters = if i % 2 == 0 { 66 } else { pick(rng, &all_pairs) };
         check(t, k, &layers, clusters);
     }
 }
@@ -268,7 +268,7 @@ fn the_model_finds_the_fastest() {
     assert!(forward([8192, 4096, 4096, 16]).stream_k);
     assert!(forward([8192, 14336, 4096, 64]).stream_k);
     assert!(input_grad([8192, 8192, 8192, 16]).stream_k);
-    // tests/gpu_exact.rs counts on these.
+    // tests/gpu/exact.rs counts on these.
     assert!([16, 72].iter().all(|&r| forward([4095, 2176, 4096, r]).stream_k));
     assert!(input_grad([4095, 4096, 2176, 16]).stream_k);
     assert_eq!(input_grad([8191, 2112, 7168, 8]).tile_n, 176);

@@ -15,7 +15,7 @@ const HOPPER: [([usize; 4], usize); 23] = include!("common/hopper_shapes.in");
 const FEW_TOKENS: [([usize; 4], usize); 24] = include!("common/hopper_decode_shapes.in");
 const SHORT: [([usize; 4], usize); 11] = include!("common/hopper_short_shapes.in");
 /// The same for few tokens on every GPU.
-const MMA_DECODE: [([usize; 4], usize); 11] = include!("common/mma_decode_shapes.in");
+const MMA_DECODE: [([usize; 4], usize); 8] = include!("common/mma_decode_shapes.in");
 
 #[test]
 #[ignore = "needs a CUDA GPU"]

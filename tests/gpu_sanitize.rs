@@ -26,7 +26,7 @@ const FEW_TOKENS: [([usize; 4], usize); 24] = include!("common/hopper_decode_sha
 const SHORT: [([usize; 4], usize); 11] = include!("common/hopper_short_shapes.in");
 
 /// For few tokens on every GPU.
-const MMA_DECODE: [([usize; 4], usize); 11] = include!("common/mma_decode_shapes.in");
+const MMA_DECODE: [([usize; 4], usize); 8] = include!("common/mma_decode_shapes.in");
 
 /// For the kernels of Hopper that serve groups: T, k, d and r of every projection, and the SM limit.
 const HOPPER_GROUPS: [OfProjections; 27] = include!("common/hopper_shared_shapes.in");
@@ -42,7 +42,7 @@ const GENERIC: [Sizes; 5] = [
 ];
 
 /// The same, for every tile of H and dX: T, d, k and r, and the SM limit.
-const TILES: [([usize; 4], usize); 7] = include!("common/mma_shapes.in");
+const TILES: [([usize; 4], usize); 9] = include!("common/mma_shapes.in");
 
 fn check<E: DeviceElement>(sizes: Sizes, device: &Device, placement: Placement) {
     let inputs = Inputs::<E>::integers(sizes, 11);

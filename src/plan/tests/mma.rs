@@ -13,7 +13,7 @@ fn h200(sms: usize) -> DeviceProfile {
 /// of others, in more steps than twice the stages of a pipeline.
 #[test]
 fn everything_is_sanitized() {
-    let shapes: [([usize; 4], usize); 7] = include!("../../../tests/common/mma_shapes.in");
+    let shapes: [([usize; 4], usize); 9] = include!("../../../tests/common/mma_shapes.in");
     let mut seen = HashSet::new();
     for ([t, d, k, r], sms) in shapes {
         let of = [LinearSchedule::forward, LinearSchedule::input_grad];

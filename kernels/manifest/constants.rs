@@ -20,7 +20,7 @@ constants! {
             /// Rows and columns of a tile of the output.
             const TILES: [[usize; 2]; 5] = [[128, 256], [128, 128], [128, 64], [64, 64], [64, 32]];
             /// Of these there is one for rows that do not start at multiples of 16 bytes.
-            const UNALIGNED_TILES: [[usize; 2]; 2] = [[128, 64], [64, 64]];
+            const UNALIGNED_TILES: [[usize; 2]; 3] = [[128, 64], [64, 64], [64, 32]];
             /// Columns of a tile that a step is one warp deep for; two for narrower ones.
             const WIDE_TILE_N: usize = 256;
             /// Columns of a step for each warp along k.
@@ -56,14 +56,12 @@ constants! {
             const SHARED_BYTES: usize = 98 << 10;
             /// The same where lanes load for themselves: stages are of CTAs that compute S.
             const LANES_SHARED_BYTES: usize = 48 << 10;
-            /// How an instance loads: every lane for itself, by stages, or by stages from rows that
-            /// need not start at multiples of 16 bytes.
+            /// How an instance loads: every lane for itself, or by stages.
             const BY_LANES: usize = 0;
             const BY_STAGES: usize = 1;
-            const UNALIGNED: usize = 2;
             /// Tokens, rows of weights and CTAs of a tile, and how it loads: in the forward, and
             /// in the input gradient.
-            const FORWARD: [[usize; 4]; 9] = [
+            const FORWARD: [[usize; 4]; 7] = [
                 [8, 16, 1, BY_LANES],
                 [8, 32, 1, BY_LANES],
                 [16, 32, 1, BY_LANES],
@@ -71,16 +69,12 @@ constants! {
                 [32, 32, 1, BY_STAGES],
                 [32, 64, 1, BY_STAGES],
                 [32, 64, 2, BY_STAGES],
-                [16, 64, 1, UNALIGNED],
-                [32, 64, 2, UNALIGNED],
             ];
-            const INPUT_GRAD: [[usize; 4]; 6] = [
+            const INPUT_GRAD: [[usize; 4]; 4] = [
                 [16, 64, 1, BY_STAGES],
                 [16, 64, 2, BY_STAGES],
                 [32, 64, 1, BY_STAGES],
                 [32, 64, 2, BY_STAGES],
-                [16, 64, 2, UNALIGNED],
-                [32, 64, 2, UNALIGNED],
             ];
         }
         merge {

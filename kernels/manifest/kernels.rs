@@ -102,15 +102,14 @@ fn of_sm80() -> Vec<Kernel> {
         }))
     };
     let decode = |name, body, instances: &[[usize; 4]]| {
-        use decode::{BY_LANES, LANES_SHARED_BYTES, SHARED_BYTES, THREADS, UNALIGNED};
+        use decode::{BY_LANES, LANES_SHARED_BYTES, SHARED_BYTES, THREADS};
         let of_cta: fn(&[usize]) -> Cta = |axes| {
             let &[.., loads] = axes else { unreachable!("four axes") };
             let shared_bytes = match loads {
                 BY_LANES => LANES_SHARED_BYTES,
                 _ => SHARED_BYTES,
             };
-            let per_sm = Some(if loads == UNALIGNED { 1 } else { 2 });
-            Cta { threads: [THREADS, 1], per_sm, cluster: 1, shared_bytes }
+            Cta { threads: [THREADS, 1], per_sm: Some(2), cluster: 1, shared_bytes }
         };
         let instances = instances.iter().map(|instance| instance.to_vec()).collect();
         let axes = &["t", "rows", "splits", "loads"];

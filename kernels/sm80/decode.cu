@@ -15,7 +15,7 @@
 // in every batch.
 //
 // Needs: flags that are zero, and are zero again after the launch; partials if there are splits.
-// Only kUnaligned does without rows at multiples of 16 bytes. Writes every element once.
+// All rows start at multiples of 16 bytes. Writes every element once.
 //
 // Grid: CTAs that compute S (projection.cuh); row tiles × splits for H; in the input gradient 64
 // columns of dA or dB each; idle CTAs that fill the GPU (plan/sm80/linear.rs). Of the CTAs of a
@@ -37,11 +37,10 @@
 template <Major kMajor, int kN, int kRows, int kSplits, int kLoads>
 struct DecodeShape {
     static_assert(kRows == 64 || kRows == 32);
-    static constexpr bool kAligned = kLoads != kUnaligned;
-    static constexpr int kStageK = kAligned && (kRows == 64 || kN == 16) ? 64 : 32;
+    static constexpr int kStageK = kRows == 64 || kN == 16 ? 64 : 32;
     static constexpr int kShared = kSharedBytes;
-    using Type = Staged<kMajor, kN, 2, kRows / 32, 2, kRows == 64 ? 2 : 4, kSplits, kStageK,
-                        kShared, kAligned>;
+    using Type =
+        Staged<kMajor, kN, 2, kRows / 32, 2, kRows == 64 ? 2 : 4, kSplits, kStageK, kShared>;
 };
 template <int kN, int kRows>
 struct DecodeShape<Major::K, kN, kRows, 1, kByLanes> {
@@ -69,7 +68,7 @@ __device__ __forceinline__ void gradient(const DecodeParams& p, int tile, float*
         to[0] = make_float4(v[0], v[1], v[2], v[3]);
         to[1] = make_float4(v[4], v[5], v[6], v[7]);
     }
-    if (of_a && threadIdx.x == 0) wait_for(p.flags + 1, p.rank_tiles);
+    if (of_a && threadIdx.x < 32) wait_for(p.flags + 1, p.rank_tiles);
     for (int r0 = 0; r0 < p.r; r0 += 64) {
         const int width = min(64, (p.r - r0 + 3) / 4 * 4);
         __syncthreads();

@@ -7,9 +7,7 @@
 // Groups meet when they are done. The first load of S waits until all of it is there, kStages - 1
 // stages before it is multiplied.
 //
-// Rows that do not start at multiples of 16 bytes (kAligned = false): what comes to shared memory
-// are the 16-byte pieces that hold them, one more a row, and fragments are shifted when they are
-// read. Reads no byte outside of the pieces of 16 that hold an element.
+// Needs rows at multiples of 16 bytes.
 #pragma once
 
 #include "decode_sums.cuh"
@@ -49,9 +47,9 @@ __device__ __forceinline__ void sync_group(int group) {
 // Rows of kCols elements in shared memory, in chunks of 16 bytes. Eight lanes that load at once
 // read rows r and r + 1, four chunks of each; with kAcross rows r, r + 8, r + 16 and r + 24, two
 // chunks of each. They are on different banks.
-template <int kCols, bool kAcross, bool kAligned>
+template <int kCols, bool kAcross>
 struct StagedRows {
-    static constexpr int kChunks = kCols / 8 + (kAligned ? 0 : 1), kPitch = kChunks * 16;
+    static constexpr int kChunks = kCols / 8, kPitch = kChunks * 16;
 
     static constexpr int bytes(int rows) { return rows * kPitch + (kAcross ? rows / 8 * 32 : 0); }
 
@@ -60,18 +58,10 @@ struct StagedRows {
         if constexpr (kPitch == 128) return row * kPitch + (chunk ^ row % 2 * 4) * 16;
         return row * kPitch + chunk * 16;
     }
-
-    // Eight elements from 8·chunk on, of a row that begins `shift` bytes into its first piece.
-    static __device__ __forceinline__ uint4 load(uint32_t from, int row, int chunk, int shift) {
-        const uint4 v = load_shared(from + at(row, chunk));
-        if constexpr (kAligned) return v;
-        const uint4 next = load_shared(from + at(row, chunk + 1));
-        return shifted(v, next, shift);
-    }
 };
 
 template <Major kMajor_, int kN_, int kM16_, int kWarpsM_, int kWarpsN_, int kGroups_, int kSplits_,
-          int kStageK, int kRingBytes, bool kAligned_>
+          int kStageK, int kRingBytes>
 struct Staged {
     static constexpr Major kMajor = kMajor_;
     static constexpr int kWarpsM = kWarpsM_, kWarpsN = kWarpsN_, kGroups = kGroups_;
@@ -79,13 +69,12 @@ struct Staged {
     static constexpr int kN = kN_, kN8 = kN / 8 / kWarpsN;
     static constexpr int kGroupThreads = 32 * kWarpsM * kWarpsN, kThreads = kGroupThreads * kGroups;
     static constexpr int kSplits = kSplits_, kPer = kClasses / (kGroups * kSplits);
-    static constexpr bool kAligned = kAligned_;
     static_assert(kPer * kGroups * kSplits == kClasses && kN8 * kWarpsN * 8 == kN);
     static_assert(kMajor == Major::K || kM16 == 2 || kM16 == 4);
 
-    using WRows = std::conditional_t<kMajor == Major::K, StagedRows<kStageK, false, kAligned>,
-                                     StagedRows<kRows, true, kAligned>>;
-    using XRows = StagedRows<kStageK, false, kAligned>;
+    using WRows = std::conditional_t<kMajor == Major::K, StagedRows<kStageK, false>,
+                                     StagedRows<kRows, true>>;
+    using XRows = StagedRows<kStageK, false>;
     static constexpr int kWRows = kMajor == Major::K ? kRows : kStageK;
     static constexpr int kXAt = WRows::bytes(kWRows), kStage = kXAt + XRows::bytes(kN);
     static constexpr int kStages = kRingBytes / (kStage * kGroups);
@@ -119,7 +108,7 @@ struct Staged {
             int cols = min(from.k - k0, kStageK);
             if (i >= along_k) {
                 if (i == along_k && has_rank) {
-                    if (thread == 0) wait_for(from.s_flag, from.s_count);
+                    if (thread < 32) wait_for(from.s_flag, from.s_count);
                     sync_group<kGroupThreads, kGroups>(group);
                 }
                 int r0 = from.r, before = i - along_k;
@@ -140,30 +129,25 @@ struct Staged {
             load_rows<XRows, kN>(to + kXAt, x + k0, x_ld, from.t, cols);
             cp_async_commit();
         };
-        // 32 along k of the stage at `at`, given its first elements.
-        auto multiply_step = [&](float(&sums)[kM16][kN8][4], uint32_t at, int half, const E* w,
-                                 int w_ld, const E* x, int x_ld) {
+        // 32 along k of the stage at `at`.
+        auto multiply_step = [&](float(&sums)[kM16][kN8][4], uint32_t at, int half) {
             uint4 wf[kFragments<kMajor, kM16>];
             if constexpr (kMajor == Major::K) {
 #pragma unroll
                 for (int i = 0; i < 2 * kM16; i++) {
                     const int row = warp_m * kM16 * 16 + i * 8 + g;
-                    wf[i] = WRows::load(at, row, half * 4 + q, shift(w + (int64_t)row * w_ld));
+                    wf[i] = load_shared(at + WRows::at(row, half * 4 + q));
                 }
             } else {
 #pragma unroll
                 for (int j = 0; j < 8; j++) {
                     const int row = half * kStep + 8 * q + j;
-                    const int by = shift(w + (int64_t)row * w_ld);
                     if constexpr (kM16 == 4) {
-                        wf[j] = WRows::load(at, row, warp_m * 8 + g, by);
-                    } else if constexpr (kAligned) {
+                        wf[j] = load_shared(at + WRows::at(row, warp_m * 8 + g));
+                    } else {
                         const int chunk = warp_m * 4 + g / 2;
                         const uint2 v = load_shared_half(at + WRows::at(row, chunk) + g % 2 * 8);
                         wf[j] = make_uint4(v.x, v.y, 0, 0);
-                    } else {
-                        const uint4 v = WRows::load(at, row, warp_m * 4 + g / 2, by);
-                        wf[j] = make_uint4(g % 2 ? v.z : v.x, g % 2 ? v.w : v.y, 0, 0);
                     }
                 }
                 interleave<kMajor, kM16>(wf);
@@ -171,9 +155,8 @@ struct Staged {
 #pragma unroll
             for (int n = 0; n < kN8; n++) {
                 const int token = (warp_n * kN8 + n) * 8 + g;
-                const int by = shift(x + (int64_t)token * x_ld);
                 multiply<E, kMajor, false, kM16, kN8>(
-                    sums, wf, XRows::load(at + kXAt, token, half * 4 + q, by), n);
+                    sums, wf, load_shared(at + kXAt + XRows::at(token, half * 4 + q)), n);
             }
         };
 
@@ -194,12 +177,9 @@ struct Staged {
 #pragma unroll
             for (int u = 0; u < kRound; u++) {
                 next();
-                const int64_t k0 = kAligned ? 0 : k_of(i);
-                const E* w = from.w + k0 * (kMajor == Major::K ? 1 : from.w_ld);
 #pragma unroll
                 for (int half = 0; half < kStageK / kStep; half++)
-                    multiply_step(acc[u / kPerChunk], ring + slot * kStage, half, w, from.w_ld,
-                                  from.x + k0, from.x_ld);
+                    multiply_step(acc[u / kPerChunk], ring + slot * kStage, half);
                 done();
             }
         }
@@ -215,12 +195,9 @@ struct Staged {
             }
 #pragma unroll
             for (int c = 0; c < kPer; c++) {
-                const int64_t r0 = rank_step(of_class + c) * kStep;
-                if (r0 >= from.r) continue;
+                if (rank_step(of_class + c) * kStep >= from.r) continue;
                 if constexpr (kPer > kStages) next();
-                const E* b = from.b + r0 * (kMajor == Major::K ? 1 : from.b_ld);
-                multiply_step(acc[c], ring + slot * kStage, 0, b, from.b_ld, from.s + r0,
-                              from.s_ld);
+                multiply_step(acc[c], ring + slot * kStage, 0);
                 done();
             }
         }
@@ -228,40 +205,21 @@ struct Staged {
     }
 
   private:
-    // Bytes from the start of its piece of 16.
-    static __device__ __forceinline__ int shift(const void* element) {
-        return kAligned ? 0 : (int)(reinterpret_cast<uintptr_t>(element) % 16);
-    }
-
     // kAll rows, of which `rows` exist, with `cols` elements each: zeros behind them.
     template <typename Rows, int kAll, typename E>
     static __device__ __forceinline__ void load_rows(uint32_t to, const E* data, int ld, int rows,
                                                      int cols) {
-        constexpr int kPieces = kAll * Rows::kChunks;
+        constexpr int kPieces = kAll * Rows::kChunks, kBy = kGroupThreads / Rows::kChunks;
+        static_assert(kBy % 8 == 0);
         const int thread = threadIdx.x % kGroupThreads;
-        if constexpr (kAligned) {
-            constexpr int kBy = kGroupThreads / Rows::kChunks;
-            static_assert(kBy % 8 == 0);
-            const int row = thread / Rows::kChunks, chunk = thread % Rows::kChunks;
-            const int bytes = max(0, min(16, 2 * cols - chunk * 16));
-            to += Rows::at(row, chunk);
+        const int row = thread / Rows::kChunks, chunk = thread % Rows::kChunks;
+        const int bytes = max(0, min(16, 2 * cols - chunk * 16));
+        to += Rows::at(row, chunk);
 #pragma unroll
-            for (int l = 0; l < (kPieces + kGroupThreads - 1) / kGroupThreads; l++) {
-                if (kPieces % kGroupThreads && row + l * kBy >= kAll) break;
-                const E* from = data + (int64_t)(row + l * kBy) * ld + chunk * 8;
-                cp_async(to + Rows::at(l * kBy, 0), from, row + l * kBy < rows ? bytes : 0);
-            }
-        } else {
-#pragma unroll 1
-            for (int e = thread; e < kPieces; e += kGroupThreads) {
-                const int row = e / Rows::kChunks, chunk = e % Rows::kChunks;
-                const E* first = data + (int64_t)row * ld;
-                const int by = shift(first);
-                const int bytes = row < rows && cols > 0 ? by + 2 * cols - chunk * 16 : 0;
-                cp_async(to + Rows::at(row, chunk),
-                         reinterpret_cast<const char*>(first) - by + chunk * 16,
-                         max(0, min(16, bytes)));
-            }
+        for (int l = 0; l < (kPieces + kGroupThreads - 1) / kGroupThreads; l++) {
+            if (kPieces % kGroupThreads && row + l * kBy >= kAll) break;
+            const E* from = data + (int64_t)(row + l * kBy) * ld + chunk * 8;
+            cp_async(to + Rows::at(l * kBy, 0), from, row + l * kBy < rows ? bytes : 0);
         }
     }
 };

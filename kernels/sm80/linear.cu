@@ -71,6 +71,13 @@ __device__ __forceinline__ void output_tile(const LinearParams& p, int tile,
     Product product;
     product.run(shared, p.segments, p.count, p.m, p.n, m0, n0, before);
     if (p.s_tiles > 0 && threadIdx.x == 0) s_seen(p);
+    if (p.out.vectors) {
+        product.reduce_halves_k(shared);
+        product.for_each_rounded_chunk([&](int row, int col, const uint4& chunk) {
+            store_rounded<E>(p.out, m0 + row, n0 + col, p.m, p.n, chunk);
+        });
+        return;
+    }
     if constexpr (kWarpsK > 1) product.reduce_warps_k(shared);
     if (Product::warp_k() > 0) return;
     product.for_each_chunk(shared, [&](int row, int col, const float(&v)[8]) {

@@ -39,13 +39,13 @@ __device__ __forceinline__ void store_shared(uint32_t to, uint4 v) {
                  : "memory");
 }
 
-// 16 bytes, in their place among the instructions.
-__device__ __forceinline__ uint4 load_piece(const uint4* from) {
-    uint4 v;
-    asm volatile("ld.global.nc.L2::128B.v4.b32 {%0, %1, %2, %3}, [%4];\n"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "l"(from));
-    return v;
+// 16 bytes, if they exist, in their place among the instructions.
+__device__ __forceinline__ void load_piece(uint4& v, const uint4* from, bool exists) {
+    asm volatile(
+        "{\n.reg .pred exists;\nsetp.ne.s32 exists, %5, 0;\n"
+        "@exists ld.global.nc.L2::128B.v4.b32 {%0, %1, %2, %3}, [%4];\n}\n"
+        : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w)
+        : "l"(from), "r"((int)exists));
 }
 
 // The 16 bytes from `shift` on, an even number, of two pieces.
@@ -112,6 +112,24 @@ __device__ __forceinline__ void store_chunk(const Operand& op, int row, int col,
 #pragma unroll
         for (int i = 0; i < 8; i++)
             if (col + i < cols) to[i] = chunk[i];
+    }
+}
+
+// Stores eight that are rounded, where rows are aligned.
+template <typename E>
+__device__ __forceinline__ void store_rounded(const Operand& op, int row, int col, int rows,
+                                              int cols, const uint4& chunk) {
+    if (row >= rows) return;
+    E* to = element<E>(op, row, col);
+    if (col + 8 <= cols) {
+        *reinterpret_cast<uint4*>(to) = chunk;
+        return;
+    }
+    const uint32_t pairs[] = {chunk.x, chunk.y, chunk.z, chunk.w};
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        const auto bits = (unsigned short)(pairs[i / 2] >> i % 2 * 16);
+        if (col + i < cols) to[i] = reinterpret_cast<const E&>(bits);
     }
 }
 
@@ -199,14 +217,15 @@ struct OperandTile {
     };
 
     // The same for rows that start at any element. The two pieces of 16 bytes that hold a chunk go
-    // to registers a step ahead; shifted, they go to shared memory.
-    template <int kThreads>
+    // to registers kDepth steps ahead, each step to a slot; shifted, they go to shared memory.
+    template <int kThreads, int kDepth>
     struct Shifted {
         using P = Passes<kThreads>;
-        const unsigned char* from;
+        static constexpr int kPasses = P::kPasses;
+        const unsigned char* from;  // of the step to fetch next
         uint32_t row_bytes;
-        uint32_t offsets[P::kPasses];
-        uint4 pieces[P::kPasses][2];
+        uint32_t offsets[kPasses];
+        uint4 pieces[kDepth][kPasses][2];
 
         // A chunk's second piece may begin behind the end of its row, but never behind the last
         // row.
@@ -222,7 +241,7 @@ struct OperandTile {
             from = reinterpret_cast<const unsigned char*>(
                 kMajor == Major::K ? element<E>(op, mn0, 0) : element<E>(op, 0, mn0));
 #pragma unroll
-            for (int i = 0; i < P::kPasses; i++) {
+            for (int i = 0; i < kPasses; i++) {
                 const int row = P::row() + i * P::kPassRows, col = P::chunk() * 8;
                 offsets[i] = kMajor == Major::K
                                  ? min(row, mn - 1 - mn0) * row_bytes + col * 2
@@ -230,24 +249,35 @@ struct OperandTile {
             }
         }
 
-        // What the next store() stores.
-        __device__ __forceinline__ void fetch() {
-#pragma unroll
-            for (int i = 0; i < P::kPasses; i++) {
-                const auto at = reinterpret_cast<uintptr_t>(from + offsets[i]);
-                const auto* piece = reinterpret_cast<const uint4*>(at & ~(uintptr_t)15);
-                pieces[i][0] = load_piece(piece);
-                pieces[i][1] = load_piece(piece + 1);
-            }
+        // A pass of the next step, if there is one.
+        __device__ __forceinline__ void fetch(int slot, int pass, bool exists) {
+            const auto at = reinterpret_cast<uintptr_t>(from + offsets[pass]);
+            const auto* piece = reinterpret_cast<const uint4*>(at & ~(uintptr_t)15);
+            load_piece(pieces[slot][pass][0], piece, exists);
+            load_piece(pieces[slot][pass][1], piece + 1, exists);
         }
-        __device__ __forceinline__ void store(uint32_t tile) {
-#pragma unroll
-            for (int i = 0; i < P::kPasses; i++) {
-                const auto shift = (uint32_t)reinterpret_cast<uintptr_t>(from + offsets[i]) % 16;
-                store_shared(tile + P::to() + i * P::kPassBytes,
-                             shifted(pieces[i][0], pieces[i][1], shift));
-            }
+        __device__ __forceinline__ void advance() {
             from += kMajor == Major::K ? kK * 2 : kK * row_bytes;
+        }
+        // The rows of all steps start alike: 8 divides kK.
+        __device__ __forceinline__ void store(uint32_t tile, int slot, int pass) const {
+            static_assert(kK % 8 == 0);
+            const auto shift = (uint32_t)reinterpret_cast<uintptr_t>(from + offsets[pass]) % 16;
+            store_shared(tile + P::to() + pass * P::kPassBytes,
+                         shifted(pieces[slot][pass][0], pieces[slot][pass][1], shift));
+        }
+        // What is in slot 1 comes to slot 0, and that to the last.
+        __device__ __forceinline__ void rotate() {
+#pragma unroll
+            for (int slot = 0; slot + 1 < kDepth; slot++)
+#pragma unroll
+                for (int pass = 0; pass < kPasses; pass++)
+#pragma unroll
+                    for (int i = 0; i < 2; i++) {
+                        const uint4 piece = pieces[slot][pass][i];
+                        pieces[slot][pass][i] = pieces[slot + 1][pass][i];
+                        pieces[slot + 1][pass][i] = piece;
+                    }
         }
     };
 

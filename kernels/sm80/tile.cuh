@@ -22,6 +22,9 @@
 // fragments of this stage in registers, so that behind it this stage is free. Every step commits
 // one group of copies, an empty one where nothing is left to load: the wait counts steps.
 //
+// With kAligned = false copies go through registers (OperandTile::Shifted), all along a step and
+// between the mma, into the stage that the step before has freed: kStages - 1 steps ahead.
+//
 // Sums along k are in the order of k, k16 by k16, whatever the tile; warps along k sum their slices
 // of all steps apart.
 #pragma once
@@ -46,13 +49,18 @@ struct TileProduct {
     using Rhs = OperandTile<E, kRhs, kN, kK>;
     using LhsStream = typename Lhs::template Stream<kThreads>;
     using RhsStream = typename Rhs::template Stream<kThreads>;
-    using LhsShifted = typename Lhs::template Shifted<kThreads>;
-    using RhsShifted = typename Rhs::template Shifted<kThreads>;
+    // Steps in registers on their way to shared memory: no more than 96 registers.
+    static constexpr int kPasses = LhsStream::P::kPasses + RhsStream::P::kPasses;
+    static constexpr int kDepth = kPasses <= 4 ? 12 / kPasses : 1;
+    using LhsShifted = typename Lhs::template Shifted<kThreads, kDepth>;
+    using RhsShifted = typename Rhs::template Shifted<kThreads, kDepth>;
     static constexpr int kStageBytes = Lhs::kBytes + Rhs::kBytes;
     static constexpr int kSharedBytes = kStages * kStageBytes;
     // A warp's staging area in `for_each_chunk`; the padding keeps its rows off each other's banks.
     static constexpr int kStagingPitch = kWarpN + 8;
     static constexpr int kStagingBytes = 16 * kStagingPitch * 4;
+    // Blocks of 16 rows that a warp has after reduce_halves_k.
+    static constexpr int kStoredM16 = kM16 / (kWarpsK == 2 ? 2 : 1);
     static constexpr int kPartialFloats = kM16 * kN16 * 8 * 32;
     static_assert(kM16 * 16 == kWarpM && kN16 * 16 == kWarpN && kK16 * 16 * kWarpsK == kK);
     static_assert(kWarpsM * kWarpsN * kStagingBytes <= kSharedBytes);
@@ -97,25 +105,44 @@ struct TileProduct {
         // write and which does not go through the L1.
         [[maybe_unused]] LhsShifted lhs;
         [[maybe_unused]] RhsShifted rhs;
-        [[maybe_unused]] int whole_left = 0;
-        auto fetch = [&] { lhs.fetch(), rhs.fetch(); };
-        auto shift_or_load = [&](uint32_t stage) {
-            if constexpr (!kAligned) {
-                if (at < count && k0 == 0 && (at == 0 || at < count - 1)) {
-                    const Segment& s = segment();
-                    const bool serves = LhsShifted::serves(s.lhs) && RhsShifted::serves(s.rhs);
-                    whole_left = serves ? LhsShifted::steps(s.k) : 0;
+        [[maybe_unused]] int to_store = 0, to_fetch = 0;
+        // Pass i of the next step of them.
+        auto fetch = [&](int slot, int i) {
+            if (i < LhsShifted::kPasses) {
+                lhs.fetch(slot, i, to_fetch > 0);
+            } else {
+                rhs.fetch(slot, i - LhsShifted::kPasses, to_fetch > 0);
+            }
+            if (i == kPasses - 1) to_fetch--, lhs.advance(), rhs.advance();
+        };
+        auto store_and_fetch = [&](uint32_t stage, int slot, int i) {
+            if (i < LhsShifted::kPasses) {
+                lhs.store(stage, slot, i);
+            } else {
+                rhs.store(stage + Lhs::kBytes, slot, i - LhsShifted::kPasses);
+            }
+            fetch(slot, i);
+            if (i < kPasses - 1) return;
+            to_store--, k0 += kK;
+            end_segment();
+        };
+        // Whether the next step is one of them.
+        auto is_shifted = [&] {
+            if (kAligned || at == count) return false;
+            if (k0 == 0 && (at == 0 || at < count - 1)) {
+                const Segment& s = segment();
+                const bool serves = LhsShifted::serves(s.lhs) && RhsShifted::serves(s.rhs);
+                to_store = to_fetch = serves ? LhsShifted::steps(s.k) : 0;
+                if (to_store > 0) {
+                    before(at);
                     lhs = LhsShifted(s.lhs, m, m0), rhs = RhsShifted(s.rhs, n, n0);
-                    if (whole_left > 0) fetch();
-                }
-                if (whole_left > 0) {
-                    lhs.store(stage), rhs.store(stage + Lhs::kBytes);
-                    k0 += kK;
-                    if (--whole_left > 0) fetch();
-                    return;
+#pragma unroll
+                    for (int slot = 0; slot < kDepth; slot++)
+#pragma unroll
+                        for (int i = 0; i < kPasses; i++) fetch(slot, i);
                 }
             }
-            load(stage);
+            return to_store > 0;
         };
 
         const int warp_k0 = warp_k() * kK16 * 16;
@@ -135,17 +162,19 @@ struct TileProduct {
                 Lhs::fragment(a[k16 % 2][index - kN16], stage, lhs_lane, index - kN16, k16);
         };
 
-        // Multiplies the stage `read`, which copies() then fills again, and loads the first
-        // fragments of the stage `next`.
+        // Multiplies the stage `read`, and loads the first fragments of the stage `next`. Calls
+        // copies(slot) before each mma and behind the last of a k16: in kFreeSlot the stage `read`
+        // is free.
         //
         // NOTES: the mma are volatile, so that ldmatrix and copies stay between them, where they
         // are written: two mma to an ldmatrix, and the copies late, behind all of them. ptxas
         // otherwise moves the ldmatrix of a k16 to its start, and tensor cores wait: 808 µs, not
         // 683, for 8192×4096² in tiles of 128×256 on an H200. Rows of mma alternate their
         // direction, so that an mma has a fragment in common with the one before.
+        constexpr int kMmas = kM16 * kN16 * 2, kSlots = kK16 * (kMmas + 1);
+        constexpr int kFreeSlot = kSlots - (kMmas + 1) + (kMmas < 24 ? kMmas : 24);
         auto step = [&](uint32_t read, uint32_t next, auto&& copies) {
-            constexpr int kMmas = kM16 * kN16 * 2, kFragments = kM16 + kN16;
-            constexpr int kCopiesAt = kMmas < 24 ? kMmas : 24;
+            constexpr int kFragments = kM16 + kN16;
             static_assert(kK16 % 2 == 0, "fragments alternate: a step must end where it began");
 #pragma unroll
             for (int k16 = 0; k16 < kK16; k16++) {
@@ -159,14 +188,14 @@ struct TileProduct {
                     // The last step reads a stage that was not filled; its fragments are not used.
                     if (q % 2 == 0 && q / 2 < kFragments)
                         fragment(is_last ? next : read, is_last ? 0 : k16 + 1, q / 2);
-                    if (is_last && q == kCopiesAt) copies();
+                    copies(k16 * (kMmas + 1) + q);
                     if (q == kMmas) break;
                     const int i = q / (kN16 * 2), in_row = q % (kN16 * 2);
                     const int j = i % 2 ? kN16 * 2 - 1 - in_row : in_row;
                     mma_in_place<E>(acc[i][j], a[k16 % 2][i], b[k16 % 2][j / 2][j % 2 * 2],
                                     b[k16 % 2][j / 2][j % 2 * 2 + 1]);
                 }
-                if (is_last) cp_async_commit();
+                if (kAligned && is_last) cp_async_commit();
             }
         };
 
@@ -176,11 +205,19 @@ struct TileProduct {
             for (int j = 0; j < kN16 * 2; j++)
 #pragma unroll
                 for (int c = 0; c < 4; c++) acc[i][j][c] = 0.f;
-        for (int ahead = 0; ahead < kStages; ahead++) {
-            shift_or_load(stages + ahead * kStageBytes);
+        constexpr int kAhead = kAligned ? kStages : kStages - 1;
+        for (int ahead = 0; ahead < kAhead; ahead++) {
+            const uint32_t stage = stages + ahead * kStageBytes;
+            if (is_shifted()) {
+#pragma unroll
+                for (int i = 0; i < kPasses; i++) store_and_fetch(stage, 0, i);
+                lhs.rotate(), rhs.rotate();
+            } else {
+                load(stage);
+            }
             cp_async_commit();
         }
-        cp_async_wait<kStages - 1>();
+        cp_async_wait<kAhead - 1>();
         __syncthreads();
 #pragma unroll
         for (int i = 0; i < kM16 + kN16; i++) fragment(stages, 0, i);
@@ -191,7 +228,7 @@ struct TileProduct {
         uint32_t read = stages;
         auto single_step = [&](auto&& copies) {
             const uint32_t next = read + kStageBytes == end ? stages : read + kStageBytes;
-            step(read, next, [&] { copies(read); });
+            step(read, next, copies);
             read = next;
         };
         // What is left to load is fewer steps than are left to multiply, so that after the steps
@@ -203,7 +240,8 @@ struct TileProduct {
                 const Segment& s = segment();
                 LhsStream lhs(s.lhs, m, m0, k0);
                 RhsStream rhs(s.rhs, n, n0, k0);
-                auto copies = [&](uint32_t stage) {
+                auto copies = [&](uint32_t stage, int slot) {
+                    if (slot != kFreeSlot) return;
                     lhs.load(stage);
                     rhs.load(stage + Lhs::kBytes);
                 };
@@ -218,14 +256,36 @@ struct TileProduct {
                             for (int i = 0; i < kStages; i++) {
                                 const uint32_t stage = stages + i * kStageBytes;
                                 step(stage, i + 1 < kStages ? stage + kStageBytes : stages,
-                                     [&] { copies(stage); });
+                                     [&](int slot) { copies(stage, slot); });
                             }
                     if (whole == 0) break;
-                    single_step(copies);
+                    single_step([&](int slot) { copies(read, slot); });
                 }
                 end_segment();
             }
-            single_step(shift_or_load);
+            [[maybe_unused]] auto free = [&] { return (read == stages ? end : read) - kStageBytes; };
+            if constexpr (kAligned) {
+                single_step([&](int slot) {
+                    if (slot == kFreeSlot) load(read);
+                });
+            } else if (is_shifted()) {
+#pragma unroll
+                for (int from = 0; from < kDepth && to_store > 0; from++) {
+                    if (from > 0) steps--;
+                    single_step([&, stage = free()](int slot) {
+                        if (slot == 0) cp_async_commit();
+#pragma unroll
+                        for (int i = 0; i < kPasses; i++)
+                            if (slot == i * kSlots / kPasses) store_and_fetch(stage, from, i);
+                    });
+                }
+            } else {
+                single_step([&, stage = free()](int slot) {
+                    if (slot > 0) return;
+                    load(stage);
+                    cp_async_commit();
+                });
+            }
         }
         cp_async_wait<0>();
         __syncthreads();
@@ -251,6 +311,73 @@ struct TileProduct {
         if (warp_k() == 0)
             for (int w = 1; w < kWarpsK; w++) each(w, [](float& p, float& acc) { acc += p; });
         __syncthreads();
+    }
+
+    // The same for two warps along k, each of which keeps half: the first kStoredM16 of `acc` are the
+    // sums of the first half of its rows, or of the second. Shared memory is not free afterwards.
+    __device__ __forceinline__ void reduce_halves_k(unsigned char* shared) {
+        if constexpr (kWarpsK == 1) return;
+        static_assert(kWarpsK <= 2 && kM16 % kWarpsK == 0);
+        const int pairs = kWarpsM * kWarpsN, pair = warp() % pairs, lane = threadIdx.x % 32;
+        auto slot = [&](int warp_k, int i, int j) {
+            const int block = (warp_k * pairs + pair) * kStoredM16 + i;
+            return reinterpret_cast<float4*>(shared) + (block * kN16 * 2 + j) * 32 + lane;
+        };
+        const bool is_first = warp_k() == 0;
+#pragma unroll
+        for (int i = 0; i < kStoredM16; i++)
+#pragma unroll
+            for (int j = 0; j < kN16 * 2; j++) {
+                float give[4];
+#pragma unroll
+                for (int c = 0; c < 4; c++) {
+                    float &first = acc[i][j][c], second = acc[i + kM16 - kStoredM16][j][c];
+                    give[c] = is_first ? second : first;
+                    first = is_first ? first : second;
+                }
+                *slot(1 - warp_k(), i, j) = make_float4(give[0], give[1], give[2], give[3]);
+            }
+        __syncthreads();
+#pragma unroll
+        for (int i = 0; i < kStoredM16; i++)
+#pragma unroll
+            for (int j = 0; j < kN16 * 2; j++) {
+                const float4 v = *slot(warp_k(), i, j);
+                acc[i][j][0] += v.x, acc[i][j][1] += v.y;
+                acc[i][j][2] += v.z, acc[i][j][3] += v.w;
+            }
+    }
+
+    // Calls f(row, col, chunk) for every eight neighbouring columns of what this warp has after
+    // reduce_halves_k, rounded. Four lanes transpose what they hold of four 8×8 blocks:
+    //
+    //   lane q has columns 2q, 2q + 1 of blocks 0 to 3  ->  columns 0 to 7 of block q
+    template <typename F>
+    __device__ __forceinline__ void for_each_rounded_chunk(F&& f) const {
+        constexpr int kN8 = kN16 * 2, kBlocks = kStoredM16 * 2 * kN8;
+        static_assert(kBlocks % 4 == 0);
+        const int g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
+        const int row0 = warp_m() * kWarpM + warp_k() * kStoredM16 * 16;
+        auto exchange = [&](uint32_t& low, uint32_t& high, int lanes) {
+            const bool is_high = q & lanes;
+            const uint32_t theirs = __shfl_xor_sync(~0u, is_high ? low : high, lanes);
+            low = is_high ? theirs : low, high = is_high ? high : theirs;
+        };
+#pragma unroll
+        for (int block0 = 0; block0 < kBlocks; block0 += 4) {
+            uint32_t v[4];
+#pragma unroll
+            for (int b = 0; b < 4; b++) {
+                const int block = block0 + b;
+                const float* of = acc[block / kN8 / 2][block % kN8] + block / kN8 % 2 * 2;
+                v[b] = pack<E>(of[0], of[1]);
+            }
+            exchange(v[0], v[1], 1), exchange(v[2], v[3], 1);
+            exchange(v[0], v[2], 2), exchange(v[1], v[3], 2);
+            const int block = block0 + q;
+            f(row0 + block / kN8 * 8 + g, warp_n() * kWarpN + block % kN8 * 8,
+              make_uint4(v[0], v[1], v[2], v[3]));
+        }
     }
 
     // Calls f(row, col, values) for every eight neighbouring columns of the warp's part of the

@@ -177,7 +177,7 @@ impl Backward {
         let aligned = layers.is_aligned() && gradients.is_aligned();
         let handover = Handover { flags, partials };
         match &self.best {
-            Best::MmaDecode(decode) => {
+            Best::MmaDecode(decode) if layers.is_aligned() => {
                 decode.run_input_grad(&run, &layers, wants_dx, Some(&gradients), handover)?;
             }
             Best::Large(large) if aligned => {

@@ -130,7 +130,7 @@ impl Forward {
                     launch.run(&run, &layers, layer, a_and_s, flags)
                 })
             }
-            Best::MmaDecode(launches) => {
+            Best::MmaDecode(launches) if layers.forward_is_aligned() => {
                 let mut each = layers.with_operands().zip(launches.iter().flatten());
                 each.try_for_each(|((layer, a_and_s), launch)| {
                     launch.run_forward(&run, &layers, layer, a_and_s, handover)

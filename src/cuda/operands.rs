@@ -88,6 +88,12 @@ impl Layers {
         of_all.chain(of_each).all(|operand| operand.is_aligned())
     }
 
+    /// The same of what the forward reads, S too: rows of H may start anywhere.
+    pub(super) fn forward_is_aligned(&self) -> bool {
+        let of_each = self.of().iter().flat_map(|layer| [layer.w0, layer.b]);
+        [self.x, self.a, self.s].into_iter().chain(of_each).all(|operand| operand.is_aligned())
+    }
+
     /// Overwrites an entry for every layer; the others stay.
     pub(super) fn fill<T>(
         &self,

@@ -100,7 +100,7 @@ fn backward_by(problem: &Problem, strategy: Strategy) -> Plan {
     };
     // Where operands are not aligned, other kernels than the strategy's serve a call.
     let Needs { partials, flags } = match &strategy {
-        Strategy::MmaDecode(_) | Strategy::Reference => needs,
+        Strategy::Reference => needs,
         Strategy::Mma(schedule) => sm80::backward_needs(problem, schedule.short),
         _ => needs.or(sm80::backward_needs(problem, false)),
     };

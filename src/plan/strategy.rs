@@ -17,7 +17,7 @@ pub(crate) enum Strategy {
     /// By kernels/sm80/linear.cu, H of every layer or dX in tiles of these sizes. No tiles: T = 0.
     Mma(LinearSchedule),
     /// By kernels/sm80/decode.cu, one launch for each layer. Unused entries are `None`.
-    MmaDecode([Option<decode::Schedule>; MAX_PROJECTIONS]),
+    MmaDecode([Option<decode::Launch>; MAX_PROJECTIONS]),
     /// By kernels/sm90a/linear.cuh, one launch for all layers, and kernels/sm90a/grads.cu.
     Large(Schedule),
     /// By one launch for each layer. Unused entries are `None`.

@@ -150,12 +150,9 @@ fn rows_may_lie_apart() {
             // Rows at multiples of 16 bytes, and not; dense last, to compare with.
             let [aligned, odd, dense] = [8, 3, 0].map(|gap| strided(&device, sizes, gap));
             assert_eq!(aligned.0, dense.0, "{sizes} on {}", dense.1);
-            // Unaligned rows take the path for every GPU, with sums in another order. Its passes
-            // have the same bits with any rows. The frozen layer of few tokens alone, and S of a
-            // plan for aligned rows on Hopper, have the launches of long batches then.
+            // Unaligned rows take the path for every GPU, with sums in another order, which is that
+            // of its aligned ones but for few tokens.
             let generic = [0, 3].map(|gap| strided(&device.generic(), sizes, gap));
-            let passes = |bits: &[Vec<u16>]| [0, 1, 4, 5, 6].map(|i| bits[i].clone());
-            assert_eq!(passes(&generic[1].0), passes(&generic[0].0), "{sizes} unaligned");
             if generic[0].1 != Path::MmaDecode.to_string() {
                 assert_eq!(generic[1].0, generic[0].0, "{sizes} unaligned");
             }

@@ -6,50 +6,30 @@ use crate::driver::sm80::{DecodeForward, DecodeInputGrad};
 use crate::driver::{Gpu, Kernel, LaunchMode, Run};
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::plan::sm80::decode::{Instance, Launch, Schedule};
+use crate::plan::sm80::decode::{Instance, Launch};
 
-/// The launches that serve a layer, where rows are aligned and elsewhere.
+/// The launch that serves a layer.
+#[derive(Clone, Copy)]
 pub(crate) struct Decode {
-    aligned: (Kernel<DecodeParams>, Launch),
-    unaligned: Option<(Kernel<DecodeParams>, Launch)>,
+    kernel: Kernel<DecodeParams>,
+    launch: Launch,
 }
 
 impl Decode {
-    fn new(schedule: Schedule, kernel: impl Fn(Instance) -> Option<Kernel<DecodeParams>>) -> Self {
-        let with_kernel = |launch: Launch| {
-            let kernel = kernel(launch.instance).expect("there is a kernel for every plan");
-            (kernel, launch)
-        };
-        let Schedule { aligned, unaligned } = schedule;
-        Decode { aligned: with_kernel(aligned), unaligned: unaligned.map(with_kernel) }
-    }
-
     /// For H and S of a layer, or H alone.
-    pub(crate) fn forward(gpu: &Gpu, dtype: DType, schedule: Schedule) -> Self {
+    pub(crate) fn forward(gpu: &Gpu, dtype: DType, launch: Launch) -> Self {
         let kernels = &gpu.kernels.of(dtype).sm80.decode_forward;
-        Decode::new(schedule, |Instance { t, rows, splits, loads }| {
-            kernels.get(DecodeForward { t, rows, splits, loads })
-        })
+        let Instance { t, rows, splits, loads } = launch.instance;
+        let kernel = kernels.get(DecodeForward { t, rows, splits, loads });
+        Decode { kernel: kernel.expect("there is a kernel for every plan"), launch }
     }
 
     /// For dX, dS, dA and dB of a layer, or dX alone.
-    pub(crate) fn input_grad(gpu: &Gpu, dtype: DType, schedule: Schedule) -> Self {
+    pub(crate) fn input_grad(gpu: &Gpu, dtype: DType, launch: Launch) -> Self {
         let kernels = &gpu.kernels.of(dtype).sm80.decode_input_grad;
-        Decode::new(schedule, |Instance { t, rows, splits, loads }| {
-            kernels.get(DecodeInputGrad { t, rows, splits, loads })
-        })
-    }
-
-    /// Whether this serves the operands of a frozen layer.
-    pub(crate) fn serves(&self, lhs: Operand, layer: &Layer) -> bool {
-        self.unaligned.is_some() || lhs.is_aligned() && layer.w0.is_aligned()
-    }
-
-    fn launch(&self, operands: [Operand; 5]) -> &(Kernel<DecodeParams>, Launch) {
-        match &self.unaligned {
-            Some(unaligned) if !operands.iter().all(Operand::is_aligned) => unaligned,
-            _ => &self.aligned,
-        }
+        let Instance { t, rows, splits, loads } = launch.instance;
+        let kernel = kernels.get(DecodeInputGrad { t, rows, splits, loads });
+        Decode { kernel: kernel.expect("there is a kernel for every plan"), launch }
     }
 
     /// H and S of a layer, given its A and its columns of S, or H alone where r = 0.
@@ -63,10 +43,9 @@ impl Decode {
     ) -> Result<()> {
         let &Layers { t, k, x, .. } = layers;
         let &Layer { d, r, w0, b, h, scale } = layer;
-        let (kernel, launch) = self.launch([x, w0, a, b, s]);
-        let params = params(launch, [t, k, d, r], scale, handover);
+        let params = params(&self.launch, [t, k, d, r], scale, handover);
         let params = DecodeParams { x, w0, a, b, s, h, ..params };
-        run.launch(kernel, [launch.grid(), 1], LaunchMode::default(), &params)
+        run.launch(&self.kernel, [self.launch.grid(), 1], LaunchMode::default(), &params)
     }
 
     /// dX of a single layer if `wants_dx`; with gradients dS, dA and dB too.
@@ -81,15 +60,14 @@ impl Decode {
         // By their names in the forward, whose kernel this is.
         let &Layers { t, k: d, x: h, a: b, s, .. } = layers;
         let &Layer { d: k, r, w0, b: a, h: x, scale } = &layers.of()[0];
-        let (kernel, launch) = self.launch([x, w0, a, b, s]);
-        let launch = if wants_dx { *launch } else { launch.without_out() };
+        let launch = if wants_dx { self.launch } else { self.launch.without_out() };
         let mut params = params(&launch, [t, k, d, r], scale, handover);
         if let Some(&Gradients { x: y, s: saved_s, da, db: [db, ..], accumulate }) = gradients {
             let accumulate = accumulate.into();
             params = DecodeParams { y, saved_s, da, db, accumulate, ..params };
         }
         let params = DecodeParams { x, w0, a, b, s, h, ..params };
-        run.launch(kernel, [launch.grid(), 1], LaunchMode::default(), &params)
+        run.launch(&self.kernel, [launch.grid(), 1], LaunchMode::default(), &params)
     }
 }
 

@@ -1,9 +1,7 @@
 //! How `kernels/sm80/decode.cu` is launched.
 
 use super::split::ProjSplit;
-use crate::manifest::sm80::decode::{
-    BY_LANES, BY_STAGES, LANES_SHARED_BYTES, SHARED_BYTES, UNALIGNED,
-};
+use crate::manifest::sm80::decode::{BY_LANES, BY_STAGES, LANES_SHARED_BYTES, SHARED_BYTES};
 use crate::plan::profile::DeviceProfile;
 use std::fmt;
 
@@ -31,12 +29,11 @@ impl Instance {
 
     /// CTAs that fit on an SM.
     fn ctas_per_sm(&self, profile: &DeviceProfile) -> usize {
-        let (shared_bytes, by_registers) = match self.loads {
-            BY_LANES => (LANES_SHARED_BYTES, 2),
-            UNALIGNED => (SHARED_BYTES, 1),
-            _ => (SHARED_BYTES, 2),
+        let shared_bytes = match self.loads {
+            BY_LANES => LANES_SHARED_BYTES,
+            _ => SHARED_BYTES,
         };
-        profile.ctas_per_sm(shared_bytes).min(by_registers)
+        profile.ctas_per_sm(shared_bytes).min(2) // by registers
     }
 
     /// Groups of warps that each have their classes.
@@ -83,6 +80,43 @@ impl Launch {
         }
     }
 
+    /// For H (T×d) over k, with S (T×r) unless r is 0. `None` for large T, and for sizes of which
+    /// rows of X, W0, A, B or S do not start at multiples of 16 bytes.
+    ///
+    /// Measured on an H200. Where tiles of 32 rows are no more than SMs, small tiles or splits keep
+    /// all SMs busy; elsewhere large tiles read X less often.
+    pub(crate) fn forward([t, d, k, r]: [usize; 4], profile: &DeviceProfile) -> Option<Self> {
+        let narrow = d.div_ceil(32) <= profile.sms();
+        let instance = match tile_t(t)? {
+            8 if narrow => Instance::new([8, 16, 1], BY_LANES),
+            8 => Instance::new([8, 32, 1], BY_LANES),
+            16 if narrow => Instance::new([16, 32, 1], BY_STAGES),
+            16 => Instance::new([16, 32, 1], BY_LANES),
+            _ if narrow && r > 0 && k >= 2 * d => Instance::new([32, 64, 2], BY_STAGES),
+            _ if narrow => Instance::new([32, 32, 1], BY_STAGES),
+            _ => Instance::new([32, 64, 1], BY_STAGES),
+        };
+        let is_served = d.max(k) <= MAX_SIZE && are_aligned([k, r]);
+        is_served.then(|| Launch::new(instance, [t, d, k, r], profile))
+    }
+
+    /// For dX (T×k) over d, with dS (T×r), dA and dB unless r is 0; `None` as for the forward, of
+    /// dH, W0, A, B and dS.
+    ///
+    /// Measured on an H200, where two CTAs fit on an SM. Splits keep SMs busy if two CTAs for each
+    /// tile are one wave.
+    pub(crate) fn input_grad([t, k, d, r]: [usize; 4], profile: &DeviceProfile) -> Option<Self> {
+        let (tile_t, tiles) = (tile_t(t)?.max(16), k.div_ceil(64));
+        let wave = profile.sms() * profile.ctas_per_sm(SHARED_BYTES).min(2);
+        let splits = if r > 0 && 2 * tiles <= wave { 2 } else { 1 };
+        let instance = Instance::new([tile_t, 64, splits], BY_STAGES);
+        let is_served = d.max(k) <= MAX_SIZE && are_aligned([d, k]) && are_aligned([r]);
+        is_served.then(|| {
+            let launch = Launch::new(instance, [t, k, d, r], profile);
+            if r > 0 { launch.with_gradients([k, d]) } else { launch }
+        })
+    }
+
     /// The same with dA (r×m) and dB (k×r).
     fn with_gradients(self, [m, k]: [usize; 2]) -> Self {
         let [da_tiles, db_tiles] = [m, k].map(|cols| cols.div_ceil(GRAD_COLS));
@@ -126,78 +160,9 @@ impl Launch {
     }
 }
 
-/// The launches that serve a layer: where all rows start at multiples of 16 bytes, and elsewhere.
-/// Both compute the same bits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Schedule {
-    pub(crate) aligned: Launch,
-    /// `None` without an adapter where the launch would need partial tiles, for which there is no
-    /// workspace: the kernels for many tokens serve the call.
-    pub(crate) unaligned: Option<Launch>,
-}
-
-impl Schedule {
-    /// For H (T×d) over k, with S (T×r) unless r is 0; `None` for large T.
-    ///
-    /// Measured on an H200. Where tiles of 32 rows are no more than SMs, small tiles or splits keep
-    /// all SMs busy; elsewhere large tiles read X less often.
-    pub(crate) fn forward([t, d, k, r]: [usize; 4], profile: &DeviceProfile) -> Option<Self> {
-        let narrow = d.div_ceil(32) <= profile.sms();
-        // Lanes load whole pieces of 16 bytes.
-        let whole = k.is_multiple_of(8) && r.is_multiple_of(8);
-        let [of_16, of_32] = [[16, 64, 1], [32, 64, 2]].map(|of| Instance::new(of, UNALIGNED));
-        let (aligned, unaligned) = match tile_t(t)? {
-            8 if whole && narrow => (Instance::new([8, 16, 1], BY_LANES), of_16),
-            8 if whole => (Instance::new([8, 32, 1], BY_LANES), of_16),
-            16 if whole && !narrow => (Instance::new([16, 32, 1], BY_LANES), of_16),
-            8 | 16 => (Instance::new([16, 32, 1], BY_STAGES), of_16),
-            _ if narrow && r > 0 && k >= 2 * d => (Instance::new([32, 64, 2], BY_STAGES), of_32),
-            _ if narrow => (Instance::new([32, 32, 1], BY_STAGES), of_32),
-            _ => (Instance::new([32, 64, 1], BY_STAGES), of_32),
-        };
-        Schedule::new([t, d, k, r], [aligned, unaligned], profile, |launch| launch)
-    }
-
-    /// For dX (T×k) over d, with dS (T×r), dA and dB unless r is 0; `None` for large T.
-    ///
-    /// Measured on an H200, where two CTAs fit on an SM. Splits keep SMs busy if two CTAs for each
-    /// tile are one wave.
-    pub(crate) fn input_grad([t, k, d, r]: [usize; 4], profile: &DeviceProfile) -> Option<Self> {
-        let (tile_t, tiles) = (tile_t(t)?.max(16), k.div_ceil(64));
-        let wave = profile.sms() * profile.ctas_per_sm(SHARED_BYTES).min(2);
-        let splits = if r > 0 && 2 * tiles <= wave { 2 } else { 1 };
-        let aligned = Instance::new([tile_t, 64, splits], BY_STAGES);
-        let unaligned = Instance::new([tile_t, 64, 2], UNALIGNED);
-        Schedule::new([t, k, d, r], [aligned, unaligned], profile, |launch| match r {
-            0 => launch,
-            _ => launch.with_gradients([k, d]),
-        })
-    }
-
-    fn new(
-        [t, m, k, r]: [usize; 4],
-        [aligned, unaligned]: [Instance; 2],
-        profile: &DeviceProfile,
-        with: impl Fn(Launch) -> Launch,
-    ) -> Option<Self> {
-        let [aligned, unaligned] =
-            [aligned, unaligned].map(|instance| with(Launch::new(instance, [t, m, k, r], profile)));
-        let unaligned = (r > 0 || unaligned.partials() == 0).then_some(unaligned);
-        (m.max(k) <= MAX_SIZE).then_some(Schedule { aligned, unaligned })
-    }
-
-    /// f32 elements of partial tiles.
-    pub(crate) fn partials(&self) -> usize {
-        self.most(Launch::partials)
-    }
-
-    pub(crate) fn flags(&self) -> usize {
-        self.most(Launch::flags)
-    }
-
-    fn most(&self, of: impl Fn(&Launch) -> usize) -> usize {
-        of(&self.aligned).max(self.unaligned.as_ref().map_or(0, of))
-    }
+/// Whether rows of so many elements of 16 bits start at multiples of 16 bytes.
+fn are_aligned<const N: usize>(sizes: [usize; N]) -> bool {
+    sizes.iter().all(|size| size.is_multiple_of(8))
 }
 
 /// The fewest tokens of an instance that are no fewer than T; `None` for large T.
@@ -206,10 +171,10 @@ fn tile_t(t: usize) -> Option<usize> {
 }
 
 /// As a user reads it.
-impl fmt::Display for Schedule {
+impl fmt::Display for Launch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Launch { instance, proj, row_tiles, .. } = self.aligned;
-        let Instance { t, rows, splits, .. } = instance;
+        let Launch { instance, proj, row_tiles, .. } = self;
+        let &Instance { t, rows, splits, .. } = instance;
         write!(f, "{t}×{rows} tiles, {} CTAs", row_tiles * splits)?;
         match proj.ctas() {
             0 => Ok(()),
@@ -234,7 +199,7 @@ mod tests {
         is_forward: bool,
         /// T, m, k and r.
         sizes: [usize; 4],
-        schedule: Schedule,
+        launch: Launch,
     }
 
     /// An RTX 3090 and an A100, and an H200 with two SMs and all.
@@ -247,39 +212,34 @@ mod tests {
     fn cases() -> impl Iterator<Item = Case> {
         shapes().flat_map(|[t, m, k, r]| {
             let t = 1 + t % MAX_TOKENS;
+            let [m, k, r] = [m, k, r].map(|size| size.next_multiple_of(8));
             cards().into_iter().flat_map(move |card| {
                 [(true, r), (true, 0), (false, r), (false, 0)].map(|(is_forward, r)| {
                     let sizes = [t, m, k, r];
-                    let of = if is_forward { Schedule::forward } else { Schedule::input_grad };
-                    let schedule = of(sizes, &card).expect("few tokens");
-                    Case { is_forward, sizes, schedule }
+                    let of = if is_forward { Launch::forward } else { Launch::input_grad };
+                    let launch = of(sizes, &card).expect("few tokens");
+                    Case { is_forward, sizes, launch }
                 })
             })
         })
     }
 
-    fn launches(schedule: &Schedule) -> impl Iterator<Item = Launch> {
-        [Some(schedule.aligned), schedule.unaligned].into_iter().flatten()
-    }
-
     #[test]
     fn tiles_cover_the_output_and_s_once() {
-        for Case { sizes: [t, m, k, r], schedule, .. } in cases() {
-            for launch in launches(&schedule) {
-                let Launch { instance, proj, row_tiles, .. } = launch;
-                let context = format!("T={t} m={m} k={k} r={r}: {launch:?}");
-                assert_eq!(row_tiles, m.div_ceil(instance.rows), "{context}");
-                assert_eq!(proj, ProjSplit::new([t, k, r]), "{context}");
-                assert_eq!(proj.tiles, proj.rank_tiles, "S has one row of tiles: {context}");
-                assert!(t <= instance.t, "{context}");
-                assert!(i32::try_from(launch.grid()).is_ok(), "{context}");
-                assert!(launch.grid() >= launch.blocks(), "{context}");
-                assert!(r > 0 || launch.grid() == launch.blocks(), "{context}");
-                assert!(i32::try_from(launch.waiters).is_ok(), "{context}");
-                assert!(i32::try_from(proj.needs().partials).is_ok(), "{context}");
-                let classes = instance.groups() * instance.splits;
-                assert!(classes <= CLASSES && CLASSES.is_multiple_of(classes), "{context}");
-            }
+        for Case { sizes: [t, m, k, r], launch, .. } in cases() {
+            let Launch { instance, proj, row_tiles, .. } = launch;
+            let context = format!("T={t} m={m} k={k} r={r}: {launch:?}");
+            assert_eq!(row_tiles, m.div_ceil(instance.rows), "{context}");
+            assert_eq!(proj, ProjSplit::new([t, k, r]), "{context}");
+            assert_eq!(proj.tiles, proj.rank_tiles, "S has one row of tiles: {context}");
+            assert!(t <= instance.t, "{context}");
+            assert!(i32::try_from(launch.grid()).is_ok(), "{context}");
+            assert!(launch.grid() >= launch.blocks(), "{context}");
+            assert!(r > 0 || launch.grid() == launch.blocks(), "{context}");
+            assert!(i32::try_from(launch.waiters).is_ok(), "{context}");
+            assert!(i32::try_from(proj.needs().partials).is_ok(), "{context}");
+            let classes = instance.groups() * instance.splits;
+            assert!(classes <= CLASSES && CLASSES.is_multiple_of(classes), "{context}");
         }
     }
 
@@ -288,15 +248,8 @@ mod tests {
     fn the_kernel_is_there_and_fits() {
         const { assert!(SHARED_BYTES <= LEAST_SHARED - (1 << 10)) };
         let mut used = HashSet::new();
-        for Case { is_forward, sizes: [.., k, r], schedule } in cases() {
-            for launch in launches(&schedule) {
-                used.insert((is_forward, launch.instance));
-                let Instance { loads, .. } = launch.instance;
-                let whole = k.is_multiple_of(8) && r.is_multiple_of(8);
-                assert!(loads != BY_LANES || whole, "k={k} r={r}: {launch:?}");
-            }
-            assert_ne!(schedule.aligned.instance.loads, UNALIGNED);
-            assert!(schedule.unaligned.is_none_or(|launch| launch.instance.loads == UNALIGNED));
+        for Case { is_forward, launch, .. } in cases() {
+            used.insert((is_forward, launch.instance));
         }
         let there = |is_forward, instances: &[[usize; 4]]| {
             let instances = instances.iter();
@@ -311,26 +264,24 @@ mod tests {
 
     #[test]
     fn what_waits_is_counted() {
-        for Case { sizes: [t, m, k, r], schedule, .. } in cases() {
-            for launch in launches(&schedule) {
-                let Launch { instance, row_tiles, da_tiles, waiters, .. } = launch;
-                // Classes in the kernel's order, and the step behind each.
-                let rank_step = |class: usize| {
-                    let v = CLASSES - 1 - class;
-                    (v & 1) << 2 | (v & 2) | v >> 2
-                };
-                let groups = instance.groups() * instance.splits;
-                let each = CLASSES / groups;
-                let waits = |group: &usize| {
-                    (group * each..(group + 1) * each).any(|class| rank_step(class) * STEP < r)
-                };
-                let waiting = (0..groups).filter(waits).count();
-                let context = format!("T={t} m={m} k={k} r={r}: {launch:?}");
-                assert_eq!(waiters, row_tiles * waiting + da_tiles, "{context}");
-                // The last waiter resets the flags.
-                assert_eq!(waiters > 0, r > 0, "{context}");
-                assert_eq!(launch.without_out().waiters, da_tiles, "{context}");
-            }
+        for Case { sizes: [t, m, k, r], launch, .. } in cases() {
+            let Launch { instance, row_tiles, da_tiles, waiters, .. } = launch;
+            // Classes in the kernel's order, and the step behind each.
+            let rank_step = |class: usize| {
+                let v = CLASSES - 1 - class;
+                (v & 1) << 2 | (v & 2) | v >> 2
+            };
+            let groups = instance.groups() * instance.splits;
+            let each = CLASSES / groups;
+            let waits = |group: &usize| {
+                (group * each..(group + 1) * each).any(|class| rank_step(class) * STEP < r)
+            };
+            let waiting = (0..groups).filter(waits).count();
+            let context = format!("T={t} m={m} k={k} r={r}: {launch:?}");
+            assert_eq!(waiters, row_tiles * waiting + da_tiles, "{context}");
+            // The last waiter resets the flags.
+            assert_eq!(waiters > 0, r > 0, "{context}");
+            assert_eq!(launch.without_out().waiters, da_tiles, "{context}");
         }
     }
 
@@ -338,17 +289,25 @@ mod tests {
     #[test]
     fn a_frozen_layer_needs_no_workspace() {
         for case in cases().filter(|case| case.sizes[3] == 0) {
-            let Case { sizes: [t, m, k, _], schedule, .. } = case;
-            let needs = [schedule.partials(), schedule.flags()];
-            assert_eq!(needs, [0, 0], "T={t} m={m} k={k}: {schedule:?}");
+            let Case { sizes: [t, m, k, _], launch, .. } = case;
+            let needs = [launch.partials(), launch.flags()];
+            assert_eq!(needs, [0, 0], "T={t} m={m} k={k}: {launch:?}");
         }
     }
 
     #[test]
-    fn many_tokens_and_huge_layers_have_no_schedule() {
-        for sizes in [[MAX_TOKENS + 1, 64, 64, 16], [1, 1, MAX_SIZE + 1, 8]] {
-            assert_eq!(Schedule::forward(sizes, &DeviceProfile::h200()), None);
-            assert_eq!(Schedule::input_grad(sizes, &DeviceProfile::h200()), None);
+    fn many_tokens_huge_layers_and_unaligned_rows_have_no_launch() {
+        let card = DeviceProfile::h200();
+        for sizes in [[MAX_TOKENS + 1, 64, 64, 16], [1, 8, MAX_SIZE + 8, 8]] {
+            assert_eq!(Launch::forward(sizes, &card), None);
+            assert_eq!(Launch::input_grad(sizes, &card), None);
         }
+        for [d, k, r] in [[64, 63, 8], [64, 64, 4]] {
+            assert_eq!(Launch::forward([1, d, k, r], &card), None);
+            assert_eq!(Launch::input_grad([1, k, d, r], &card), None);
+        }
+        // H may lie anywhere, dH not.
+        assert!(Launch::forward([1, 63, 64, 8], &card).is_some());
+        assert_eq!(Launch::input_grad([1, 64, 63, 8], &card), None);
     }
 }

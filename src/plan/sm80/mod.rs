@@ -12,14 +12,14 @@ pub(crate) use split::{GradSplit, Needs, ProjSplit, backward_needs, forward_need
 use super::profile::DeviceProfile;
 use super::strategy::Strategy;
 use crate::problem::{MAX_PROJECTIONS, Problem};
-use decode::Schedule;
+use decode::Launch;
 
 /// How a forward pass is served: few tokens by a launch for each layer.
 pub(crate) fn forward(problem: &Problem, profile: &DeviceProfile) -> Strategy {
     let (t, k, layers) = (problem.t(), problem.k(), problem.projections());
     let mut launches = [None; MAX_PROJECTIONS];
     for (launch, &(d, r)) in launches.iter_mut().zip(layers) {
-        *launch = Schedule::forward([t, d, k, r], profile);
+        *launch = Launch::forward([t, d, k, r], profile);
         if launch.is_none() {
             return Strategy::Mma(LinearSchedule::forward([t, k], layers, profile));
         }
@@ -31,7 +31,7 @@ pub(crate) fn forward(problem: &Problem, profile: &DeviceProfile) -> Strategy {
 pub(crate) fn backward(problem: &Problem, profile: &DeviceProfile) -> Strategy {
     let (t, k, layers) = (problem.t(), problem.k(), problem.projections());
     let launch = match *layers {
-        [(d, r)] => Schedule::input_grad([t, k, d, r], profile),
+        [(d, r)] => Launch::input_grad([t, k, d, r], profile),
         _ => None,
     };
     one(launch, || LinearSchedule::input_grad([t, k], layers, profile))
@@ -39,18 +39,18 @@ pub(crate) fn backward(problem: &Problem, profile: &DeviceProfile) -> Strategy {
 
 /// How H = X W0ᵀ is served, given T, k and d.
 pub(crate) fn base_forward([t, k, d]: [usize; 3], profile: &DeviceProfile) -> Strategy {
-    let launch = Schedule::forward([t, d, k, 0], profile);
+    let launch = Launch::forward([t, d, k, 0], profile);
     one(launch, || LinearSchedule::forward([t, k], &[(d, 0)], profile))
 }
 
 /// How dX = dH W0 is served, given T, k and d.
 pub(crate) fn base_input_grad([t, k, d]: [usize; 3], profile: &DeviceProfile) -> Strategy {
-    let launch = Schedule::input_grad([t, k, d, 0], profile);
+    let launch = Launch::input_grad([t, k, d, 0], profile);
     one(launch, || LinearSchedule::input_grad([t, k], &[(d, 0)], profile))
 }
 
 /// By this launch, or by these tiles.
-fn one(launch: Option<Schedule>, tiles: impl Fn() -> LinearSchedule) -> Strategy {
+fn one(launch: Option<Launch>, tiles: impl Fn() -> LinearSchedule) -> Strategy {
     match launch {
         None => Strategy::Mma(tiles()),
         some => Strategy::MmaDecode([some, None, None, None]),
@@ -58,8 +58,8 @@ fn one(launch: Option<Schedule>, tiles: impl Fn() -> LinearSchedule) -> Strategy
 }
 
 /// What launches for few tokens need, one after the other.
-pub(crate) fn decode_needs(launches: &[Option<Schedule>]) -> Needs {
+pub(crate) fn decode_needs(launches: &[Option<Launch>]) -> Needs {
     let each = launches.iter().flatten();
-    let needs = |of: &Schedule| Needs { partials: of.partials(), flags: of.flags() };
+    let needs = |of: &Launch| Needs { partials: of.partials(), flags: of.flags() };
     each.map(needs).fold(Needs::default(), Needs::or)
 }

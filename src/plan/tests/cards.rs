@@ -3,7 +3,7 @@
 use super::card_shapes::CARDS;
 use crate::dtype::DType;
 use crate::manifest::sm80::linear::TILES;
-use crate::plan::sm80::decode::{Instance, Schedule};
+use crate::plan::sm80::decode::{Instance, Launch};
 use crate::plan::sm80::{GradSplit, LinearSchedule, LinearTile, Needs, ProjSplit};
 use crate::plan::sm80::{
     backward_needs, forward_needs, merge_blocks, project_blocks, rank_tile, round_blocks,
@@ -44,15 +44,13 @@ impl Launches {
         self.grids.push(((name, axes.to_vec()), grid));
     }
 
-    /// Where rows are aligned and elsewhere, with its output and without.
-    fn decode(&mut self, name: &'static str, schedule: &Schedule) {
-        for launch in [Some(schedule.aligned), schedule.unaligned].into_iter().flatten() {
-            let Instance { t, rows, splits, loads } = launch.instance;
-            self.workspaces.push([launch.partials(), launch.flags()]);
-            let without_out = (launch.da_tiles > 0).then(|| launch.without_out());
-            for launch in [Some(launch), without_out].into_iter().flatten() {
-                self.add(name, &[t, rows, splits, loads], [launch.grid(), 1]);
-            }
+    /// With its output and without.
+    fn decode(&mut self, name: &'static str, launch: &Launch) {
+        let Instance { t, rows, splits, loads } = launch.instance;
+        self.workspaces.push([launch.partials(), launch.flags()]);
+        let without_out = (launch.da_tiles > 0).then(|| launch.without_out());
+        for launch in [Some(*launch), without_out].into_iter().flatten() {
+            self.add(name, &[t, rows, splits, loads], [launch.grid(), 1]);
         }
     }
 
@@ -78,8 +76,8 @@ impl Launches {
     fn of_forward(&mut self, problem: &Problem, plan: &Plan, of: LinearSchedule, wants_s: bool) {
         let (t, k, layers) = (problem.t(), problem.k(), problem.projections());
         match &plan.strategy {
-            Strategy::MmaDecode(schedules) => {
-                schedules.iter().flatten().for_each(|of| self.decode("decode_forward", of));
+            Strategy::MmaDecode(launches) => {
+                launches.iter().flatten().for_each(|of| self.decode("decode_forward", of));
             }
             strategy => assert_eq!(*strategy, Strategy::Mma(of)),
         }
@@ -264,7 +262,7 @@ fn serving([t, k, d, r]: [usize; 4], card: &DeviceProfile) -> BTreeSet<(&'static
     let instances = all.flat_map(|(_, plan, launches)| {
         let few = matches!(plan.strategy, Strategy::MmaDecode(_));
         let grids = launches.grids.into_iter().map(|(instance, _)| instance);
-        // For few tokens, decode.cu serves everything but some unaligned rows.
+        // Where decode.cu serves a pass, linear.cu serves operands of rows that are not aligned.
         grids.filter(move |(name, _)| name.starts_with("decode") == few)
     });
     instances.collect()
@@ -328,20 +326,19 @@ fn filling_shared_memory_bounds_no_tile() {
 fn splits_of_an_input_grad_fit_one_wave() {
     let there = instances();
     for card in DeviceProfile::presets() {
-        let problems = single_problems();
-        let few = problems.filter(|problem| problem.t() <= 32);
         let mut several = 0;
-        for problem in few {
-            let Strategy::MmaDecode([Some(Schedule { aligned, .. }), ..]) =
-                backward(&problem, Some(&card)).strategy
+        for [t, k, d, r] in shapes() {
+            let [k, d, r] = [k, d, r].map(|size| size.next_multiple_of(8));
+            let problem = Problem::single(1 + t % 32, k, d, r, DType::Bf16).unwrap();
+            let Strategy::MmaDecode([Some(launch), ..]) = backward(&problem, Some(&card)).strategy
             else {
                 panic!("{problem} is of many tokens");
             };
-            let Instance { t, rows, splits, loads } = aligned.instance;
+            let Instance { t, rows, splits, loads } = launch.instance;
             let cta = &there[&("decode_input_grad", vec![t, rows, splits, loads])];
             let fit = (card.shared_bytes() + 1024) / (cta.shared_bytes + 1024);
             let fit = fit.min(cta.per_sm.unwrap_or(1)) * card.sms();
-            assert!(splits == 1 || aligned.row_tiles * splits <= fit, "{problem}: {aligned:?}");
+            assert!(splits == 1 || launch.row_tiles * splits <= fit, "{problem}: {launch:?}");
             several += usize::from(splits > 1);
         }
         assert!(several > 0, "{}", card.name());

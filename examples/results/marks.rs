@@ -1,19 +1,13 @@
-//! What the charts share: the head of the page, the scale of ratios, marks and text.
+//! What the charts of ratios share: the head of the page, the scale, and the marks.
 
-use crate::results::Results;
+use crate::overhead::Overhead;
+use crate::svg::Svg;
 use std::fmt::Write;
 
 pub const WIDTH: f64 = 960.0;
 
-pub const INK: &str = "#1f2328";
-pub const GREY: &str = "#59636e";
-pub const GRID: &str = "#e3e6ea";
-pub const DARK_GRID: &str = "#c9d1d9";
-const GREEN: &str = "#0a7d33";
-const MID_GREEN: &str = "#45b068";
-const PALE_GREEN: &str = "#93cfa4";
-const BROWN: &str = "#8a6d3b";
-const ORANGE: &str = "#d98e04";
+/// What letters take, about.
+pub const LETTER: f64 = 6.6;
 
 /// Marks differ in shape as well as in colour.
 #[derive(Clone, Copy, PartialEq)]
@@ -24,59 +18,93 @@ pub enum Mark {
     OursThird,
     /// Ours without the adapter.
     Bare,
+    /// Ours, one projection after the other.
+    Apart,
     Addmm,
     Augmented,
 }
+
+/// Class, colour on a light and on a dark page, and how a line is stroked.
+const LOOKS: [(Mark, &str, [&str; 2], &str); 7] = [
+    (Mark::Ours, "ours", ["#0a7d33", "#3fb950"], "stroke-width: 2"),
+    (Mark::OursSecond, "second", ["#45b068", "#2f9e52"], "stroke-width: 2; stroke-dasharray: 7 3"),
+    (Mark::OursThird, "third", ["#93cfa4", "#7ad194"], "stroke-width: 2; stroke-dasharray: 2 2"),
+    (Mark::Bare, "bare", ["#0a7d33", "#3fb950"], "stroke-dasharray: 1.5 2.5"),
+    (Mark::Apart, "apart", ["#45b068", "#2f9e52"], ""),
+    (Mark::Addmm, "addmm", ["#8a6d3b", "#c69c5d"], "stroke-width: 1.5"),
+    (Mark::Augmented, "augmented", ["#d98e04", "#e3b341"], "stroke-width: 1.5"),
+];
 
 impl Mark {
     pub fn name(self) -> &'static str {
         match self {
             Mark::Ours | Mark::OursSecond | Mark::OursThird => "this crate",
             Mark::Bare => "its kernel with no adapter",
+            Mark::Apart => "one projection after the other",
             Mark::Addmm => "cuBLASLt, adapter added in place",
             Mark::Augmented => "cuBLASLt, [x | xAᵀ][W | sB]ᵀ",
         }
     }
 
-    /// How a line through such marks looks.
-    fn stroke(self) -> String {
-        let (colour, width, dash) = match self {
-            Mark::Ours => (GREEN, 2.0, ""),
-            Mark::OursSecond => (MID_GREEN, 2.0, "7 3"),
-            Mark::OursThird => (PALE_GREEN, 2.0, "2 2"),
-            Mark::Bare => (GREEN, 1.0, "1.5 2.5"),
-            Mark::Addmm => (BROWN, 1.5, ""),
-            Mark::Augmented => (ORANGE, 1.5, ""),
+    fn class(self) -> &'static str {
+        let look = LOOKS.iter().find(|look| look.0 == self);
+        look.expect("every mark has a look").1
+    }
+
+    pub fn draw(self, svg: &mut Svg, [x, y]: [f64; 2]) {
+        let class = self.class();
+        let mut circle = |class: &str, r: f64| {
+            svg.element("circle", class, &format!("cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"{r}\""))
         };
-        let dash =
-            if dash.is_empty() { "".into() } else { format!(" stroke-dasharray=\"{dash}\"") };
-        format!("stroke=\"{colour}\" stroke-width=\"{width}\"{dash}")
+        let (above, path) = match self {
+            Mark::Ours => return circle(class, 4.5),
+            Mark::Bare => return circle("back bare-ring", 3.5),
+            Mark::OursSecond | Mark::Apart => (5.5, "l5 8.5h-10z"),
+            Mark::OursThird => (-5.5, "l5 -8.5h-10z"),
+            Mark::Addmm => (3.5, "h3.5v7h-7v-7z"),
+            Mark::Augmented => (4.5, "l4.5 4.5l-4.5 4.5l-4.5 -4.5z"),
+        };
+        svg.element("path", class, &format!("d=\"M{x:.1} {:.1}{path}\"", y - above));
+    }
+
+    /// A line that joins such marks.
+    pub fn line(self, svg: &mut Svg, points: impl IntoIterator<Item = [f64; 2]>) {
+        svg.polyline(points, &format!("{}-line", self.class()));
     }
 }
 
+fn style() -> String {
+    let colours = |page: usize| -> String {
+        let rules = LOOKS.iter().map(|(_, class, colours, _)| {
+            let colour = colours[page];
+            format!(".{class} {{ fill: {colour} }}\n.{class}-line {{ stroke: {colour} }}\n")
+        });
+        let ring = LOOKS[3].2[page];
+        rules.chain([format!(".bare-ring {{ stroke: {ring}; stroke-width: 1.5 }}\n")]).collect()
+    };
+    let mut style = String::from("polyline { fill: none }\n");
+    for (_, class, _, stroke) in LOOKS.iter().filter(|look| !look.3.is_empty()) {
+        writeln!(style, ".{class}-line {{ {stroke} }}").expect("a string takes all");
+    }
+    style + &colours(0) + "@media (prefers-color-scheme: dark) {\n" + &colours(1) + "}\n"
+}
+
 /// The start of a chart: what it shows, and the conditions.
-pub fn head(height: f64, title: &str, results: &Results) -> String {
-    let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" \
-         width=\"{WIDTH}\" height=\"{height}\" font-family=\"system-ui, 'Segoe UI', Roboto, \
-         'DejaVu Sans', sans-serif\" font-size=\"12\" fill=\"{INK}\">\n\
-         <rect width=\"100%\" height=\"100%\" rx=\"6\" fill=\"#ffffff\"/>\n"
-    );
-    text(&mut svg, [20.0, 32.0], "font-size=\"17\" font-weight=\"600\"", title);
-    let of = |field| &results.header[field];
+pub fn head(height: f64, title: &str, results: &Overhead) -> Svg {
+    let mut svg = Svg::new([WIDTH, height], &style());
+    svg.text([20.0, 32.0], "title", title);
+    let header = &results.header;
     let subtitle = format!(
         "{}, {}, {}, commit {}. Medians of ratios within a round; 1.00 would be an adapter that \
          costs nothing.",
-        of("card"),
+        header.card,
         results.dtypes(),
-        of("date"),
-        of("commit")
+        header.date,
+        header.commit
     );
-    text(&mut svg, [20.0, 53.0], &format!("fill=\"{GREY}\""), &subtitle);
+    svg.text([20.0, 53.0], "grey", &subtitle);
     svg
 }
-
-pub const PANEL_TITLE: &str = "font-size=\"13\" font-weight=\"600\"";
 
 /// The least and the greatest ratio of an axis that holds 1 and all of `ratios`.
 pub fn ratio_range(ratios: impl Iterator<Item = f64>) -> (f64, f64) {
@@ -93,53 +121,7 @@ pub fn ratio_ticks((low, high): (f64, f64), most: f64) -> Vec<f64> {
     ticks.map(|tick| tick as f64 * step).collect()
 }
 
-/// The line at 1 is the frozen layer.
-pub fn is_frozen_layer(tick: f64) -> bool {
-    (tick - 1.0).abs() < 1e-9
-}
-
-pub fn mark(svg: &mut String, [x, y]: [f64; 2], mark: Mark) {
-    let _ = match mark {
-        Mark::Ours => {
-            writeln!(svg, "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"4.5\" fill=\"{GREEN}\"/>")
-        }
-        Mark::OursSecond => {
-            writeln!(svg, "<path d=\"M{x:.1} {:.1}l5 8.5h-10z\" fill=\"{MID_GREEN}\"/>", y - 5.5)
-        }
-        Mark::OursThird => {
-            writeln!(svg, "<path d=\"M{x:.1} {:.1}l5 -8.5h-10z\" fill=\"{PALE_GREEN}\"/>", y + 5.5)
-        }
-        Mark::Bare => writeln!(
-            svg,
-            "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3.5\" fill=\"#ffffff\" stroke=\"{GREEN}\" \
-             stroke-width=\"1.5\"/>"
-        ),
-        Mark::Addmm => writeln!(
-            svg,
-            "<rect x=\"{:.1}\" y=\"{:.1}\" width=\"7\" height=\"7\" fill=\"{BROWN}\"/>",
-            x - 3.5,
-            y - 3.5
-        ),
-        Mark::Augmented => writeln!(
-            svg,
-            "<path d=\"M{x:.1} {:.1}l4.5 4.5l-4.5 4.5l-4.5 -4.5z\" fill=\"{ORANGE}\"/>",
-            y - 4.5
-        ),
-    };
-}
-
-/// A line as it joins marks of this shape.
-pub fn line(svg: &mut String, points: &[[f64; 2]], shape: Mark) {
-    let joined: Vec<String> = points.iter().map(|[x, y]| format!("{x:.1},{y:.1}")).collect();
-    let _ = writeln!(
-        svg,
-        "<polyline points=\"{}\" fill=\"none\" {}/>",
-        joined.join(" "),
-        shape.stroke()
-    );
-}
-
-pub fn text(svg: &mut String, [x, y]: [f64; 2], style: &str, words: &str) {
-    let words = words.replace('&', "&amp;").replace('<', "&lt;");
-    let _ = writeln!(svg, "<text x=\"{x:.1}\" y=\"{y:.1}\" {style}>{words}</text>");
+/// The line of a tick; that at 1 is the frozen layer.
+pub fn tick_class(tick: f64) -> &'static str {
+    if approx::abs_diff_eq!(tick, 1.0, epsilon = 1e-9) { "one" } else { "grid" }
 }

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Collects what there is to run on a GPU in gpu-bundle/: test, benchmark and example
 # executables and a run.sh. The folder can be copied to a machine that has an NVIDIA driver but
-# neither Rust nor a CUDA toolkit (benchmarks against cuBLASLt need that library there). So can
+# neither Rust nor a CUDA toolkit (the overhead benchmark needs cuBLASLt and nvrtc there). So can
 # gpu-bundle.tar.xz, which unpacks to it, and has the machine code of all executables once.
 #
 # usage: scripts/gpu-bundle.sh [NAME...]
@@ -80,7 +80,7 @@ export LORA_KERNELS_FIXTURES=$here/fixtures
 : "${LORA_KERNELS_COMMIT=$(cat "$here/commit")}"
 export LORA_KERNELS_COMMIT
 
-# cuBLASLt, from a toolkit or from Python packages.
+# cuBLASLt and nvrtc, from a toolkit or from Python packages.
 shopt -s nullglob
 packages=$(python3 -c 'import nvidia; print(*nvidia.__path__, sep="\n")' 2>/dev/null)
 for lib in /usr/local/cuda/lib64 /usr/local/cuda-*/lib64 /opt/cuda/lib64 \
@@ -88,7 +88,7 @@ for lib in /usr/local/cuda/lib64 /usr/local/cuda-*/lib64 /opt/cuda/lib64 \
     /usr/lib*/python3*/{site,dist}-packages/nvidia/*/lib \
     /usr/local/lib/python3*/{site,dist}-packages/nvidia/*/lib \
     /opt/*/lib/python3*/site-packages/nvidia/*/lib; do
-    found=("$lib"/libcublasLt.so*)
+    found=("$lib"/lib{cublasLt,nvrtc}.so*)
     ((${#found[@]})) && LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$lib
 done
 export LD_LIBRARY_PATH=${LD_LIBRARY_PATH-}

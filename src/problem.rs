@@ -138,6 +138,22 @@ impl fmt::Display for Problem {
     }
 }
 
+/// A problem as `8192×4096→4096 r16`: T, k, d and r, of several projections each d and, where they
+/// differ, each r.
+pub(crate) struct Brief<'p>(pub(crate) &'p Problem);
+
+impl fmt::Display for Brief<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let join =
+            |sizes: Vec<usize>| sizes.iter().map(usize::to_string).collect::<Vec<_>>().join("+");
+        let (d, mut r): (Vec<_>, Vec<_>) = self.0.projections().iter().copied().unzip();
+        if r.iter().all(|&one| one == r[0]) {
+            r.truncate(1);
+        }
+        write!(f, "{}×{}→{} r{}", self.0.t, self.0.k, join(d), join(r))
+    }
+}
+
 /// Refuses a number of projections that no call serves.
 pub(crate) fn check_count(got: usize) -> Result<()> {
     if (1..=MAX_PROJECTIONS).contains(&got) {
@@ -222,6 +238,17 @@ mod tests {
         assert_eq!(name(single(1, 1, 0, 1)), "w0");
         let several = Problem::new(1, 1, &[(1, 1), (0, 1)], DType::F16);
         assert_eq!(name(several), "projections[1].w0");
+    }
+
+    #[test]
+    fn brief_names() {
+        let of = |projections: &[_]| {
+            let problem = Problem::new(8192, 4096, projections, DType::Bf16).unwrap();
+            Brief(&problem).to_string()
+        };
+        assert_eq!(of(&[(1024, 16)]), "8192×4096→1024 r16");
+        assert_eq!(of(&[(4096, 8), (1024, 8)]), "8192×4096→4096+1024 r8");
+        assert_eq!(of(&[(4096, 8), (1024, 16)]), "8192×4096→4096+1024 r8+16");
     }
 
     #[test]

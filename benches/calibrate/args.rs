@@ -1,7 +1,8 @@
 //! The command line.
 
-use crate::common::args::{self, Value};
+use crate::common::args;
 use crate::common::shapes::{self, Dims};
+use lexopt::{Error, Parser, ValueExt};
 use std::path::PathBuf;
 
 #[derive(Debug)]
@@ -39,18 +40,18 @@ impl args::Options for Options {
         Options { shapes, rounds: 1, ..Options::defaults() }
     }
 
-    fn set(&mut self, option: &str, value: Value<'_>) -> Result<(), String> {
+    fn set(&mut self, option: &str, parser: &mut Parser) -> Result<(), Error> {
         match option {
-            "--shapes" => self.shapes = shapes::parse(&value.text()?)?,
-            "--within" => {
-                let text = value.text()?;
+            "shapes" => self.shapes = shapes::parse(&parser.value()?.string()?)?,
+            "within" => {
+                let text = parser.value()?.string()?;
                 let within = text.parse().ok().filter(|&within: &f64| within >= 1.0);
                 self.within = within.ok_or(format!("`{text}` is not a factor of 1 or more"))?;
             }
-            "--rounds" => self.rounds = value.count("rounds")?,
-            "--json" => self.json = Some(value.text()?.into()),
-            "--fit" => self.fit = Some(value.text()?.into()),
-            _ => return Err(format!("unknown option `{option}`")),
+            "rounds" => self.rounds = args::count(parser, "rounds")?,
+            "json" => self.json = Some(parser.value()?.into()),
+            "fit" => self.fit = Some(parser.value()?.into()),
+            _ => return Err(args::unknown(option)),
         }
         Ok(())
     }

@@ -48,7 +48,7 @@ fn run(options: &Options) -> Result<()> {
     let Some(gpu) = Gpu::open("calibrate")? else { return Ok(()) };
     let profile = gpu.device.profile().expect("a CUDA device has a profile");
     let cost = profile.cost();
-    let environment = Environment::new(&gpu, None)?;
+    let environment = Environment::new(&gpu, "calibrate", None)?;
     println!("{}\n{profile:?}", environment.describe());
     let mut rows = Vec::new();
     for dims in &options.shapes {

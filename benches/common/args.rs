@@ -1,6 +1,9 @@
 //! Command lines.
 
 use super::Result as Outcome;
+use lexopt::prelude::*;
+use lexopt::{Error, Parser};
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 /// What the command line of a benchmark sets.
@@ -15,36 +18,28 @@ pub trait Options: Sized {
     /// One round of small layers, to see that the benchmark works.
     fn only_test() -> Self;
 
-    /// Sets an option, or takes a word that is none. `value` is what follows the option.
-    fn set(&mut self, option: &str, value: Value<'_>) -> Result<(), String>;
-}
+    /// Sets the option `--option`, whose value the parser has.
+    fn set(&mut self, option: &str, parser: &mut Parser) -> Result<(), Error>;
 
-/// The value of an option, from `--option value` or `--option=value`.
-pub struct Value<'a> {
-    option: &'a str,
-    attached: Option<String>,
-    rest: &'a mut dyn Iterator<Item = String>,
-}
-
-impl Value<'_> {
-    pub fn text(self) -> Result<String, String> {
-        self.attached.or_else(|| self.rest.next()).ok_or(format!("{} needs a value", self.option))
+    /// Takes a word that is no option.
+    fn take(&mut self, word: OsString) -> Result<(), Error> {
+        Err(Error::UnexpectedArgument(word))
     }
+}
 
-    /// A whole number from 1 up, which errors call `what`.
-    pub fn count(self, what: &str) -> Result<usize, String> {
-        let text = self.text()?;
-        match text.parse() {
-            Ok(count) if count > 0 => Ok(count),
-            _ => Err(format!("`{text}` is not a number of {what}")),
-        }
+/// The value of an option: a whole number from 1 up, which errors call `what`.
+pub fn count(parser: &mut Parser, what: &str) -> Result<usize, Error> {
+    let text = parser.value()?.string()?;
+    match text.parse() {
+        Ok(count) if count > 0 => Ok(count),
+        _ => Err(format!("`{text}` is not a number of {what}").into()),
     }
 }
 
 /// Runs a benchmark as its command line says.
 pub fn main<O: Options>(run: impl FnOnce(&O) -> Outcome<()>) -> ExitCode {
     let name = O::BENCHMARK;
-    let options = match parse::<O>(std::env::args().skip(1).collect()) {
+    let options = match parse::<O>(std::env::args_os().skip(1).collect()) {
         Ok(Some(options)) => options,
         Ok(None) => {
             println!("{}", O::usage());
@@ -68,7 +63,7 @@ pub fn main<O: Options>(run: impl FnOnce(&O) -> Outcome<()>) -> ExitCode {
 ///
 /// `cargo bench` adds `--bench`. Without it this is `cargo test`, whose arguments are for test
 /// harnesses: they are ignored, and the benchmark only tests itself.
-fn parse<O: Options>(args: Vec<String>) -> Result<Option<O>, String> {
+fn parse<O: Options>(args: Vec<OsString>) -> Result<Option<O>, Error> {
     if args.iter().any(|arg| arg == "--help" || arg == "-h") {
         return Ok(None);
     }
@@ -77,13 +72,21 @@ fn parse<O: Options>(args: Vec<String>) -> Result<Option<O>, String> {
         return Ok(Some(O::only_test()));
     }
     let mut options = O::defaults();
-    let mut args = args.into_iter().filter(|arg| arg != "--bench");
-    while let Some(arg) = args.next() {
-        let (option, attached) = match arg.split_once('=') {
-            Some((option, value)) if option.starts_with("--") => (option, Some(value.to_string())),
-            _ => (arg.as_str(), None),
-        };
-        options.set(option, Value { option, attached, rest: &mut args })?;
+    let mut parser = Parser::from_args(args.into_iter().filter(|arg| arg != "--bench"));
+    while let Some(arg) = parser.next()? {
+        match arg {
+            Long(name) => {
+                let name = name.to_string();
+                options.set(&name, &mut parser)?;
+            }
+            Value(word) => options.take(word)?,
+            Short(_) => return Err(arg.unexpected()),
+        }
     }
     Ok(Some(options))
+}
+
+/// What a benchmark says of an option that it has not.
+pub fn unknown(option: &str) -> Error {
+    Error::UnexpectedOption(format!("--{option}"))
 }

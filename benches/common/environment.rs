@@ -19,12 +19,14 @@ pub struct Environment {
     /// The day in UTC, as YYYY-MM-DD.
     pub date: String,
     pub commit: String,
+    /// As cargo is called for it.
+    command: String,
     /// The card as nvidia-smi knows it, whatever CUDA_VISIBLE_DEVICES says.
     uuid: String,
 }
 
 impl Environment {
-    pub fn new(gpu: &Gpu, cublaslt: Option<usize>) -> Result<Self> {
+    pub fn new(gpu: &Gpu, benchmark: &str, cublaslt: Option<usize>) -> Result<Self> {
         let bytes = gpu.context().uuid()?.bytes;
         let hex: String = bytes.iter().map(|&byte| format!("{:02x}", byte as u8)).collect();
         let groups = [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]];
@@ -46,6 +48,7 @@ impl Environment {
             clocks: None,
             date: date(seconds / 86_400),
             commit: commit(),
+            command: command(benchmark),
             uuid,
         })
     }
@@ -58,12 +61,13 @@ impl Environment {
 
     /// The fields of a result file.
     pub fn json(&self) -> Vec<(&'static str, String)> {
-        let Environment { card, driver, cublaslt, clocks, date, commit, .. } = self;
+        let Environment { card, driver, cublaslt, clocks, date, commit, command, .. } = self;
         let clocks = clocks.as_deref().unwrap_or("unknown");
         let text = |text: &str| json!(text).to_string();
         let mut fields = vec![("card", text(card)), ("driver", text(driver))];
         fields.extend(cublaslt.map(|version| ("cublaslt", version.to_string())));
         fields.extend([("clocks", text(clocks)), ("date", text(date)), ("commit", text(commit))]);
+        fields.push(("command", text(command)));
         fields
     }
 
@@ -117,6 +121,12 @@ fn commit() -> String {
         },
         None => "unknown".to_string(),
     }
+}
+
+fn command(benchmark: &str) -> String {
+    let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
+    let separator = if args.is_empty() { "" } else { " -- " };
+    format!("cargo bench --bench {benchmark}{separator}{}", args.join(" "))
 }
 
 /// The date of a day counted from 1970-01-01 (Howard Hinnant's `civil_from_days`).

@@ -6,6 +6,8 @@ use lora_kernels::cudarc::driver::sys::{self, CUdeviceptr, CUmemorytype};
 use lora_kernels::cudarc::driver::{CudaSlice, CudaStream, DevicePtr, result};
 use lora_kernels::half::{bf16, f16};
 use lora_kernels::{DType, Device, Element, TensorView, TensorViewMut};
+use rand::{Rng, SeedableRng};
+use rand_pcg::Pcg64;
 use std::ptr;
 use std::sync::Arc;
 
@@ -178,19 +180,15 @@ impl Rotating {
     }
 }
 
-/// Nearly normal numbers: each the sum of four uniform ones, the quarters of a SplitMix64 output.
+/// Nearly normal numbers: each the sum of four uniform ones, the quarters of 64 random bits.
 /// Hundreds of matrices are filled this way, and a true normal distribution takes far longer.
 pub fn gaussian(n: usize, std: f64, seed: u64) -> Vec<f64> {
     // Four numbers uniform in 0..2^16 have the mean 2 · (2^16 − 1) and the variance 2^32 / 3.
     let (mean, unit) = (131_070.0, std * 3f64.sqrt() / 65_536.0);
-    let mut state = seed;
+    let mut rng = Pcg64::seed_from_u64(seed);
     let number = || {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^= z >> 31;
-        let sum: u64 = [0, 16, 32, 48].into_iter().map(|shift| (z >> shift) & 0xffff).sum();
+        let bits = rng.next_u64();
+        let sum: u64 = [0, 16, 32, 48].into_iter().map(|shift| (bits >> shift) & 0xffff).sum();
         (sum as f64 - mean) * unit
     };
     std::iter::repeat_with(number).take(n).collect()

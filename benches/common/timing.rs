@@ -6,6 +6,9 @@
 use super::Result;
 use super::gpu::Gpu;
 use lora_kernels::cudarc::driver::CudaGraph;
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_pcg::Pcg64;
 
 /// A replay repeats the pass over the buffers no more often than this.
 const MAX_LOOPS: usize = 64;
@@ -57,15 +60,10 @@ pub fn in_turns(
     Ok(us)
 }
 
-/// The numbers below `n` in an order that is random, and the same on every run (Fisher and Yates,
-/// with the numbers of Knuth's MMIX generator).
+/// The numbers below `n` in an order that is random, and the same on every run.
 fn order(n: usize, seed: u64) -> Vec<usize> {
     let mut order: Vec<usize> = (0..n).collect();
-    let mut state = seed;
-    for last in (1..n).rev() {
-        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        order.swap(last, (state >> 33) as usize % (last + 1));
-    }
+    order.shuffle(&mut Pcg64::seed_from_u64(seed));
     order
 }
 

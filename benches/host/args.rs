@@ -1,6 +1,8 @@
 //! The command line.
 
-use crate::common::args::{self, Value};
+use crate::common::args;
+use lexopt::{Error, Parser, ValueExt};
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 pub struct Options {
@@ -47,13 +49,17 @@ impl args::Options for Options {
         Options { rounds: 1, only_test: true, ..Options::defaults() }
     }
 
-    fn set(&mut self, option: &str, value: Value<'_>) -> Result<(), String> {
+    fn set(&mut self, option: &str, parser: &mut Parser) -> Result<(), Error> {
         match option {
-            "--rounds" => self.rounds = value.count("rounds")?,
-            "--json" => self.json = Some(value.text()?.into()),
-            name if !name.starts_with('-') => self.name = name.to_string(),
-            _ => return Err(format!("unknown option `{option}`")),
+            "rounds" => self.rounds = args::count(parser, "rounds")?,
+            "json" => self.json = Some(parser.value()?.into()),
+            _ => return Err(args::unknown(option)),
         }
+        Ok(())
+    }
+
+    fn take(&mut self, word: OsString) -> Result<(), Error> {
+        self.name = word.string()?;
         Ok(())
     }
 }

@@ -78,7 +78,7 @@ fn main() -> ExitCode {
 
 fn run(options: &Options) -> Result<()> {
     let Some(gpu) = Gpu::open("host")? else { return Ok(()) };
-    let environment = Environment::new(&gpu, None)?;
+    let environment = Environment::new(&gpu, "host", None)?;
     let mut report = Report::new(options.json.clone(), environment);
     report.begin()?;
     let problems = match options.only_test {

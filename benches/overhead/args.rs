@@ -1,7 +1,8 @@
 //! The command line.
 
-use crate::common::args::{self, Value};
+use crate::common::args;
 use crate::common::shapes::{self, Dims};
+use lexopt::{Error, Parser, ValueExt};
 use lora_kernels::DType;
 use std::path::PathBuf;
 
@@ -40,24 +41,24 @@ impl args::Options for Options {
         Options { shapes, rounds: 1, ..Options::defaults() }
     }
 
-    fn set(&mut self, option: &str, value: Value<'_>) -> Result<(), String> {
+    fn set(&mut self, option: &str, parser: &mut Parser) -> Result<(), Error> {
         match option {
-            "--shapes" => self.shapes = shapes::parse(&value.text()?)?,
-            "--dtype" => {
-                let text = value.text()?;
+            "shapes" => self.shapes = shapes::parse(&parser.value()?.string()?)?,
+            "dtype" => {
+                let text = parser.value()?.string()?;
                 let dtype = text.parse().ok().filter(|&dtype| dtype != DType::F32);
                 self.dtype = dtype.ok_or(format!("`{text}` is neither bf16 nor f16"))?;
             }
-            "--rounds" => self.rounds = value.count("rounds")?,
-            "--json" => self.json = Some(value.text()?.into()),
-            "--kernels" => {
-                self.generic = match value.text()?.as_str() {
+            "rounds" => self.rounds = args::count(parser, "rounds")?,
+            "json" => self.json = Some(parser.value()?.into()),
+            "kernels" => {
+                self.generic = match parser.value()?.string()?.as_str() {
                     "all" => false,
                     "generic" => true,
-                    text => return Err(format!("`{text}` is neither all nor generic")),
+                    text => return Err(format!("`{text}` is neither all nor generic").into()),
                 }
             }
-            _ => return Err(format!("unknown option `{option}`")),
+            _ => return Err(args::unknown(option)),
         }
         Ok(())
     }

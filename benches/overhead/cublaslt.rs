@@ -27,14 +27,11 @@ pub struct Lt<'g> {
 }
 
 impl<'g> Lt<'g> {
-    /// `None` where there is no cuBLASLt to load: cudarc would panic.
-    pub fn open(gpu: &'g Gpu) -> Result<Option<Self>> {
-        if !library_present() {
-            return Ok(None);
-        }
+    /// The library must be present: cudarc would panic.
+    pub fn open(gpu: &'g Gpu) -> Result<Self> {
         gpu.context().bind_to_thread()?;
         let handle = result::create_handle().map_err(|error| format!("cublasLtCreate: {error}"))?;
-        Ok(Some(Lt { gpu, handle, workspace: gpu.allocate(WORKSPACE_BYTES)? }))
+        Ok(Lt { gpu, handle, workspace: gpu.allocate(WORKSPACE_BYTES)? })
     }
 
     /// The library's version, such as 130100.
@@ -49,19 +46,6 @@ impl Drop for Lt<'_> {
         // SAFETY: made by `create_handle`, and no product outlives the borrow of `self`.
         let _ = unsafe { result::destroy_handle(self.handle) };
     }
-}
-
-/// Looks for the library under those of cudarc's names (`cudarc::get_lib_name_candidates`, which
-/// not every way of linking cudarc has) that NVIDIA's packages use.
-fn library_present() -> bool {
-    const UNIX: [&str; 3] = ["libcublasLt.so", "libcublasLt.so.13", "libcublasLt.so.12"];
-    const WINDOWS: [&str; 2] = ["cublasLt64_13.dll", "cublasLt64_12.dll"];
-    UNIX.into_iter().chain(WINDOWS).any(|name| {
-        // SAFETY: loading cuBLASLt runs its initialisers, as cudarc is about to do anyway.
-        let library = unsafe { libloading::Library::new(name) };
-        // Left loaded, for cudarc to find.
-        library.map(std::mem::forget).is_ok()
-    })
 }
 
 /// A row-major matrix as it enters a product: some of its rows and columns, and transposed or not.

@@ -25,13 +25,14 @@
 //!
 //! Each product by cuBLASLt runs the fastest of its first eight heuristic answers. Before a layer
 //! is timed, ours and the peers are compared; if they disagree, the benchmark fails. It ends with
-//! success, and one line that says why, where there is no GPU, no kernels or no cuBLASLt.
+//! success, and one line that says why, where there is no GPU, no kernels, no cuBLASLt or no nvrtc.
 
 mod args;
 mod check;
 #[path = "../common/mod.rs"]
 mod common;
 mod cublaslt;
+mod library;
 mod peers;
 mod report;
 mod stream;
@@ -60,11 +61,13 @@ fn run(options: &Options) -> Result<()> {
     if options.generic {
         gpu.device = gpu.device.generic();
     }
-    let Some(lt) = Lt::open(&gpu)? else {
-        eprintln!("overhead: nothing was timed: libcublasLt was not found; see LD_LIBRARY_PATH");
+    let libraries = ["cublasLt", "nvrtc"];
+    if let Some(missing) = libraries.into_iter().find(|name| !library::is_present(name)) {
+        eprintln!("overhead: nothing was timed: lib{missing} was not found; see LD_LIBRARY_PATH");
         return Ok(());
-    };
-    let environment = Environment::new(&gpu, Some(lt.version()))?;
+    }
+    let lt = Lt::open(&gpu)?;
+    let environment = Environment::new(&gpu, "overhead", Some(lt.version()))?;
     let stream_tb_s = stream::read_rate(&gpu)?;
     println!("{}, reads {stream_tb_s:.2} TB/s", environment.describe());
     let mut report = Report::new(options.json.clone(), environment, stream_tb_s);

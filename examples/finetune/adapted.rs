@@ -2,7 +2,7 @@
 
 use crate::Result;
 use crate::base::{Base, HIDDEN};
-use crate::digits::{CLASSES, Digits, PIXELS, Rng};
+use crate::digits::{CLASSES, Digits, PIXELS};
 use crate::training::{
     Adam, BATCH, cross_entropy, learning_rate, predictions, relu, relu_backward,
 };
@@ -10,6 +10,8 @@ use indicatif::ProgressBar;
 use lora_kernels::{
     Accumulation, Adapter, AdapterConfig, DType, Device, LayerGradients, LoraLinear, Tensor,
 };
+use rand::Rng;
+use rand_pcg::Pcg64;
 
 const PEAK_LEARNING_RATE: f32 = 5e-3;
 
@@ -48,7 +50,7 @@ pub fn adapters(
     dtype: DType,
     rank: usize,
     alpha: f32,
-    rng: &mut Rng,
+    rng: &mut Pcg64,
 ) -> Result<[Adapter; 2]> {
     let mut adapter = |d, k| {
         let config = AdapterConfig::new(rank).with_alpha(alpha).with_seed(rng.next_u64());
@@ -79,7 +81,7 @@ impl Adapted {
         &mut self,
         images: &Digits,
         epochs: usize,
-        rng: &mut Rng,
+        rng: &mut Pcg64,
         progress: &ProgressBar,
     ) -> Result<Vec<f32>> {
         let steps = epochs * images.len().div_ceil(BATCH);

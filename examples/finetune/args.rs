@@ -1,5 +1,7 @@
 //! The command line.
 
+use lexopt::Parser;
+use lexopt::prelude::*;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -40,33 +42,23 @@ impl Default for Options {
 
 impl Options {
     /// Reads the arguments after the program's name; `None` if they ask for help.
-    pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Option<Self>, String> {
+    pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Option<Self>, lexopt::Error> {
         let mut options = Options::default();
-        let mut args = args
-            .into_iter()
-            .map(|arg| arg.into_string().map_err(|arg| format!("{} is not UTF-8", arg.display())));
-        while let Some(arg) = args.next().transpose()? {
-            let (name, mut value) = match arg.split_once('=') {
-                Some((name, value)) => (name, Some(value.to_string())),
-                None => (arg.as_str(), None),
-            };
-            let mut value = || match value.take() {
-                Some(value) => Ok(value),
-                None => args.next().unwrap_or_else(|| Err(format!("{name} needs a value"))),
-            };
-            match name {
-                "--help" | "-h" => return Ok(None),
-                "--device" => options.device = Some(value()?),
-                "--rank" => options.rank = number(name, &value()?, COUNT)?,
-                "--alpha" => options.alpha = number(name, &value()?, "a number")?,
-                "--epochs" => options.epochs = number(name, &value()?, COUNT)?,
-                "--seed" => options.seed = number(name, &value()?, COUNT)?,
-                "--out" => options.out = value()?.into(),
-                _ => return Err(format!("there is no option {arg}")),
+        let mut parser = Parser::from_args(args);
+        while let Some(arg) = parser.next()? {
+            match arg {
+                Long("help") | Short('h') => return Ok(None),
+                Long("device") => options.device = Some(parser.value()?.string()?),
+                Long("rank") => options.rank = number("--rank", &mut parser, COUNT)?,
+                Long("alpha") => options.alpha = number("--alpha", &mut parser, "a number")?,
+                Long("epochs") => options.epochs = number("--epochs", &mut parser, COUNT)?,
+                Long("seed") => options.seed = number("--seed", &mut parser, COUNT)?,
+                Long("out") => options.out = parser.value()?.into(),
+                _ => return Err(arg.unexpected()),
             }
         }
         if !(1..=10_000).contains(&options.epochs) {
-            return Err(format!("--epochs must be from 1 to 10000, not {}", options.epochs));
+            return Err(format!("--epochs must be from 1 to 10000, not {}", options.epochs).into());
         }
         Ok(Some(options))
     }
@@ -78,8 +70,9 @@ impl Options {
     }
 }
 
-fn number<T: FromStr>(name: &str, text: &str, kind: &str) -> Result<T, String> {
-    text.parse().map_err(|_| format!("{name} must be {kind}, not {text:?}"))
+fn number<T: FromStr>(name: &str, parser: &mut Parser, kind: &str) -> Result<T, lexopt::Error> {
+    let text = parser.value()?.string()?;
+    text.parse().map_err(|_| format!("{name} must be {kind}, not {text:?}").into())
 }
 
 #[cfg(test)]
@@ -87,7 +80,8 @@ mod tests {
     use super::*;
 
     fn parse(line: &str) -> Result<Option<Options>, String> {
-        Options::parse(line.split_whitespace().map(OsString::from))
+        let args = line.split_whitespace().map(OsString::from);
+        Options::parse(args).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -111,10 +105,10 @@ mod tests {
         for (line, expected) in [
             ("--rank eight", "--rank must be a whole number from 0 up, not \"eight\""),
             ("--rank=", "--rank must be a whole number from 0 up, not \"\""),
-            ("--alpha", "--alpha needs a value"),
+            ("--alpha", "missing argument for option '--alpha'"),
             ("--epochs 0", "--epochs must be from 1 to 10000, not 0"),
-            ("--lr=1", "there is no option --lr=1"),
-            ("8", "there is no option 8"),
+            ("--lr=1", "invalid option '--lr'"),
+            ("8", "unexpected argument \"8\""),
         ] {
             assert_eq!(parse(line), Err(expected.to_string()), "{line}");
         }

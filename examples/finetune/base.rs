@@ -1,10 +1,12 @@
 //! The base model, trained in full in plain f32: what a pretrained network is in real life.
 
-use crate::digits::{CLASSES, Digits, PIXELS, Rng};
+use crate::digits::{CLASSES, Digits, PIXELS};
 use crate::training::{
     Adam, BATCH, cross_entropy, learning_rate, predictions, relu, relu_backward,
 };
 use indicatif::ProgressBar;
+use rand::RngExt;
+use rand_pcg::Pcg64;
 
 /// Width of the hidden layer.
 pub const HIDDEN: usize = 256;
@@ -21,7 +23,7 @@ pub struct Base {
 impl Base {
     pub const PARAMETERS: usize = HIDDEN * PIXELS + CLASSES * HIDDEN;
 
-    pub fn train(images: &Digits, rng: &mut Rng, progress: &ProgressBar) -> Self {
+    pub fn train(images: &Digits, rng: &mut Pcg64, progress: &ProgressBar) -> Self {
         let mut w1 = Adam::new(initial(HIDDEN, PIXELS, rng));
         let mut w2 = Adam::new(initial(CLASSES, HIDDEN, rng));
         let steps = EPOCHS * images.len().div_ceil(BATCH);
@@ -51,9 +53,9 @@ impl Base {
 
 /// Uniform weights of variance 2/inputs, which keep the size of what passes a ReLU (He et al.,
 /// 2015).
-fn initial(outputs: usize, inputs: usize, rng: &mut Rng) -> Vec<f32> {
+fn initial(outputs: usize, inputs: usize, rng: &mut Pcg64) -> Vec<f32> {
     let bound = (6.0 / inputs as f32).sqrt();
-    (0..outputs * inputs).map(|_| bound * rng.next_signed_unit()).collect()
+    (0..outputs * inputs).map(|_| rng.random_range(-bound..bound)).collect()
 }
 
 /// The product of row-major matrices, `lhs` [.., inner] and `rhs` [inner, ..].

@@ -1,13 +1,23 @@
 //! The loss curve as an SVG.
 
-use std::fmt::Write;
+use crate::svg::Svg;
 
-const WIDTH: f32 = 760.0;
-const HEIGHT: f32 = 440.0;
-const LEFT: f32 = 64.0;
-const RIGHT: f32 = WIDTH - 24.0;
-const TOP: f32 = 84.0;
-const BOTTOM: f32 = HEIGHT - 56.0;
+const WIDTH: f64 = 760.0;
+const HEIGHT: f64 = 440.0;
+const LEFT: f64 = 64.0;
+const RIGHT: f64 = WIDTH - 24.0;
+const TOP: f64 = 84.0;
+const BOTTOM: f64 = HEIGHT - 56.0;
+
+const STYLE: &str = "\
+polyline { fill: none; stroke-linejoin: round }
+.steps { stroke: #9fc5e8; stroke-width: 1 }
+.epochs { stroke: #0b5394; stroke-width: 2.5 }
+@media (prefers-color-scheme: dark) {
+.steps { stroke: #1f4f7d }
+.epochs { stroke: #6cb6ff }
+}
+";
 
 /// More points than this are not to be told apart; each then stands for several steps.
 const MAX_POINTS: usize = 1000;
@@ -27,50 +37,48 @@ impl Chart<'_> {
     }
 
     pub fn svg(&self) -> String {
-        let epochs = self.losses.len() as f32 / self.steps_per_epoch as f32;
+        let epochs = self.losses.len() as f64 / self.steps_per_epoch as f64;
         let epoch_means = self.epoch_means();
         let steps = means(self.losses, self.losses.len().div_ceil(MAX_POINTS));
         let decades = decades(&steps);
-        let x = |epoch: f32| LEFT + epoch / epochs * (RIGHT - LEFT);
+        let x = |epoch: f64| LEFT + epoch / epochs * (RIGHT - LEFT);
         let y = |loss: f32| {
-            let (low, high) = (decades[0] as f32, decades[decades.len() - 1] as f32);
-            let share = (loss.max(f32::MIN_POSITIVE).log10() - low) / (high - low);
+            let (low, high) = (f64::from(decades[0]), f64::from(decades[decades.len() - 1]));
+            let share = (f64::from(loss.max(f32::MIN_POSITIVE)).log10() - low) / (high - low);
             BOTTOM - share.clamp(0.0, 1.0) * (BOTTOM - TOP)
         };
 
-        let mut svg = header(self.title, self.subtitle);
+        let mut svg = Svg::new([WIDTH, HEIGHT], STYLE);
+        svg.text([LEFT, 34.0], "title", self.title);
+        svg.text([LEFT, 57.0], "grey", self.subtitle);
         for &decade in &decades {
             let at = y(10f32.powi(decade));
-            line(&mut svg, [LEFT, at, RIGHT, at], "grid");
-            text(&mut svg, LEFT - 8.0, at + 4.0, "end", "", &power_of_ten(decade));
+            svg.line([LEFT, at], [RIGHT, at], "grid");
+            svg.text([LEFT - 8.0, at + 4.0], "end", &power_of_ten(decade));
         }
-        line(&mut svg, [LEFT, BOTTOM, RIGHT, BOTTOM], "axis");
-        let step = tick_step(epochs as usize);
-        for tick in (0..=epochs as usize).step_by(step) {
-            let at = x(tick as f32);
-            line(&mut svg, [at, BOTTOM, at, BOTTOM + 5.0], "axis");
-            text(&mut svg, at, BOTTOM + 20.0, "middle", "", &tick.to_string());
+        svg.line([LEFT, BOTTOM], [RIGHT, BOTTOM], "axis");
+        for tick in (0..=epochs as usize).step_by(tick_step(epochs as usize)) {
+            let at = x(tick as f64);
+            svg.line([at, BOTTOM], [at, BOTTOM + 5.0], "axis");
+            svg.text([at, BOTTOM + 20.0], "middle", &tick.to_string());
         }
-        text(&mut svg, (LEFT + RIGHT) / 2.0, HEIGHT - 14.0, "middle", "", "epoch");
-        let middle = (TOP + BOTTOM) / 2.0;
-        let turn = format!("transform=\"rotate(-90 18 {middle})\"");
-        text(&mut svg, 18.0, middle, "middle", &turn, "training loss (cross-entropy)");
+        svg.text([(LEFT + RIGHT) / 2.0, HEIGHT - 14.0], "middle", "epoch");
+        let label = "training loss (cross-entropy)";
+        svg.turned_text([18.0, (TOP + BOTTOM) / 2.0], -90, "middle", label);
 
         for (class, values) in [("steps", &steps), ("epochs", &epoch_means)] {
             // A mean over some time belongs to the middle of that time.
-            let each = epochs / values.len() as f32;
-            let point = |(i, &loss)| format!("{:.1},{:.1}", x((i as f32 + 0.5) * each), y(loss));
-            let points: Vec<String> = values.iter().enumerate().map(point).collect();
-            writeln!(svg, "<polyline class=\"{class}\" points=\"{}\"/>", points.join(" ")).unwrap();
+            let each = epochs / values.len() as f64;
+            let values = values.iter().enumerate();
+            svg.polyline(values.map(|(i, &loss)| [x((i as f64 + 0.5) * each), y(loss)]), class);
         }
         for (at, class, label) in
             [(TOP + 16.0, "steps", "each step"), (TOP + 36.0, "epochs", "mean of an epoch")]
         {
-            line(&mut svg, [RIGHT - 152.0, at, RIGHT - 128.0, at], class);
-            text(&mut svg, RIGHT - 120.0, at + 4.0, "start", "", label);
+            svg.line([RIGHT - 152.0, at], [RIGHT - 128.0, at], class);
+            svg.text([RIGHT - 120.0, at + 4.0], "", label);
         }
-        svg.push_str("</svg>\n");
-        svg
+        svg.finish()
     }
 }
 
@@ -102,37 +110,6 @@ fn tick_step(max: usize) -> usize {
     let powers = std::iter::successors(Some(1), |power| Some(power * 10));
     let mut steps = powers.flat_map(|power| [power, 2 * power, 5 * power]);
     steps.find(|step| max / step <= 10).unwrap_or(max)
-}
-
-fn header(title: &str, subtitle: &str) -> String {
-    let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" \
-         width=\"{WIDTH}\" height=\"{HEIGHT}\" role=\"img\">\n\
-         <style>\n\
-         text {{ font: 13px system-ui, 'DejaVu Sans', sans-serif; fill: #444 }}\n\
-         .title {{ font-size: 18px; font-weight: 600; fill: #111 }}\n\
-         line, polyline {{ fill: none; stroke-linejoin: round }}\n\
-         .grid {{ stroke: #e4e4e4 }}\n\
-         .axis {{ stroke: #888 }}\n\
-         .steps {{ stroke: #9fc5e8; stroke-width: 1 }}\n\
-         .epochs {{ stroke: #0b5394; stroke-width: 2.5 }}\n\
-         </style>\n\
-         <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
-    );
-    text(&mut svg, LEFT, 34.0, "start", "class=\"title\"", title);
-    text(&mut svg, LEFT, 57.0, "start", "", subtitle);
-    svg
-}
-
-fn line(svg: &mut String, [x1, y1, x2, y2]: [f32; 4], class: &str) {
-    let ends = format!("x1=\"{x1:.1}\" y1=\"{y1:.1}\" x2=\"{x2:.1}\" y2=\"{y2:.1}\"");
-    writeln!(svg, "<line class=\"{class}\" {ends}/>").unwrap();
-}
-
-fn text(svg: &mut String, x: f32, y: f32, anchor: &str, attributes: &str, content: &str) {
-    let content = content.replace('&', "&amp;").replace('<', "&lt;");
-    let start = format!("<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\" {attributes}");
-    writeln!(svg, "{}>{content}</text>", start.trim_end()).unwrap();
 }
 
 #[cfg(test)]

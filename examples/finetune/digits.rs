@@ -1,6 +1,9 @@
 //! The images: read, split, rotated and put in a random order.
 
 use crate::Result;
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_pcg::Pcg64;
 
 pub const SIDE: usize = 8;
 pub const PIXELS: usize = SIDE * SIDE;
@@ -39,7 +42,7 @@ impl Digits {
     /// The training and the test images. The split is one for all seeds, so that the accuracies
     /// of different seeds compare.
     pub fn split(&self) -> (Self, Self) {
-        let order = Rng::new(1998).permutation(self.len());
+        let order = permutation(self.len(), &mut Pcg64::seed_from_u64(1998));
         let (test, train) = order.split_at(TEST_IMAGES);
         (self.select(train), self.select(test))
     }
@@ -54,8 +57,8 @@ impl Digits {
     }
 
     /// Minibatches of a new random order; the last one may be smaller.
-    pub fn batches(&self, size: usize, rng: &mut Rng) -> Vec<Self> {
-        rng.permutation(self.len()).chunks(size).map(|indices| self.select(indices)).collect()
+    pub fn batches(&self, size: usize, rng: &mut Pcg64) -> Vec<Self> {
+        permutation(self.len(), rng).chunks(size).map(|indices| self.select(indices)).collect()
     }
 
     /// Every image turned clockwise by 90 degrees.
@@ -74,36 +77,11 @@ impl Digits {
     }
 }
 
-/// SplitMix64 (Steele, Lea and Flood, 2014): its numbers depend on no library's version, which
-/// "the same seed, the same bits" needs.
-pub struct Rng(u64);
-
-impl Rng {
-    pub fn new(seed: u64) -> Self {
-        Rng(seed)
-    }
-
-    pub fn next_u64(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// Uniform in [-1, 1).
-    pub fn next_signed_unit(&mut self) -> f32 {
-        (self.next_u64() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    }
-
-    /// The numbers below `n` in random order (Fisher and Yates). The remainder's bias towards
-    /// small numbers, n in 2⁶⁴, is nothing to a shuffle of digits.
-    fn permutation(&mut self, n: usize) -> Vec<usize> {
-        let mut order: Vec<usize> = (0..n).collect();
-        for last in (1..n).rev() {
-            order.swap(last, (self.next_u64() % (last as u64 + 1)) as usize);
-        }
-        order
-    }
+/// The numbers below `n` in random order.
+fn permutation(n: usize, rng: &mut Pcg64) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..n).collect();
+    order.shuffle(rng);
+    order
 }
 
 #[cfg(test)]
@@ -132,7 +110,7 @@ mod tests {
     #[test]
     fn batches_hold_every_image_once() {
         let digits = Digits::load().unwrap();
-        let batches = digits.batches(64, &mut Rng::new(0));
+        let batches = digits.batches(64, &mut Pcg64::seed_from_u64(0));
         assert_eq!(batches.last().map(Digits::len), Some(1797 % 64));
         let mut counts = [0; CLASSES];
         batches.iter().flat_map(|batch| &batch.labels).for_each(|&label| counts[label] += 1);

@@ -11,16 +11,20 @@ mod args;
 mod base;
 mod chart;
 mod digits;
+#[path = "../common/svg.rs"]
+mod svg;
 mod training;
 
 use crate::adapted::{Adapted, Weights, adapters};
 use crate::args::{Options, USAGE};
 use crate::base::{Base, HIDDEN};
 use crate::chart::Chart;
-use crate::digits::{CLASSES, Digits, PIXELS, Rng};
+use crate::digits::{CLASSES, Digits, PIXELS};
 use crate::training::{Adam, BATCH};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use lora_kernels::{DType, Device};
+use rand::SeedableRng;
+use rand_pcg::Pcg64;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
@@ -50,7 +54,7 @@ fn run() -> Result<()> {
     let dtype = if device.is_cuda() { DType::Bf16 } else { DType::F32 };
     writeln!(out, "device  {device}, in {dtype}: {reason}")?;
     // Before the base is trained, so that a bad rank or alpha is refused at once.
-    let mut rng = Rng::new(options.seed);
+    let mut rng = Pcg64::seed_from_u64(options.seed);
     let adapters = adapters(&device, dtype, options.rank, options.alpha, &mut rng)?;
 
     let (train, test) = Digits::load()?.split();
@@ -138,7 +142,8 @@ fn report_sizes(out: &mut impl Write, model: &Adapted) -> Result<()> {
         ("bytes of gradients", model.gradient_bytes(), full * size_of::<f32>()),
         ("bytes of optimiser state", optimiser(lora), optimiser(full)),
     ] {
-        writeln!(out, "  {name:<32}{:>14}{:>16}", grouped(lora), grouped(full))?;
+        let [lora, full] = [lora, full].map(|count| HumanCount(count as u64).to_string());
+        writeln!(out, "  {name:<32}{lora:>14}{full:>16}")?;
     }
     writeln!(out, "  (optimiser state: the two moments of Adam and an f32 copy of the weights)")?;
     Ok(())
@@ -159,30 +164,4 @@ fn save(path: &Path, content: &str) -> Result<()> {
 
 fn percent(share: f64) -> String {
     format!("{:.1} %", 100.0 * share)
-}
-
-/// A number with commas between its thousands.
-fn grouped(number: usize) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn thousands_are_grouped() {
-        for (number, expected) in [(0, "0"), (999, "999"), (1000, "1,000"), (1234567, "1,234,567")]
-        {
-            assert_eq!(grouped(number), expected);
-        }
-    }
 }

@@ -88,6 +88,7 @@ impl Adam {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use approx::assert_abs_diff_eq;
 
     #[test]
     fn cross_entropy_gradient_is_the_slope() {
@@ -101,7 +102,7 @@ mod tests {
                 cross_entropy(&logits, &labels).0
             };
             let slope = (loss_at(0.01) - loss_at(-0.01)) / 0.02;
-            assert!((slope - gradient[i]).abs() < 1e-3, "{slope} and {}", gradient[i]);
+            assert_abs_diff_eq!(slope, gradient[i], epsilon = 1e-3);
         }
     }
 
@@ -112,6 +113,6 @@ mod tests {
             let gradient: Vec<f32> = adam.parameters().iter().map(|w| 2.0 * (w - 1.0)).collect();
             adam.step(&gradient, learning_rate(0.1, step, 500));
         }
-        assert!(adam.parameters().iter().all(|w| (w - 1.0).abs() < 1e-2));
+        assert_abs_diff_eq!(*adam.parameters(), [1.0; 2][..], epsilon = 1e-2);
     }
 }

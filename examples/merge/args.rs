@@ -1,6 +1,8 @@
 //! The command line.
 
 use crate::names::Rename;
+use lexopt::Parser;
+use lexopt::prelude::*;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -59,34 +61,26 @@ pub enum Transposed {
 
 impl Options {
     /// Reads the arguments after the program's name; `None` if they ask for help.
-    pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Option<Self>, String> {
+    pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Option<Self>, lexopt::Error> {
         let (mut base, mut adapter, mut out) = (None, None, None);
         let (mut scale, mut device, mut dry_run) = (1.0, None, false);
         let (mut transposed, mut allow_non_finite) = (Transposed::Auto, false);
         let mut renames = Vec::new();
-        let mut args = args.into_iter();
-        while let Some(arg) = args.next() {
-            let arg = arg.into_string().map_err(|arg| format!("there is no option {arg:?}"))?;
-            // Paths may be anything, so that they are taken as they come.
-            let (name, mut value) = match arg.split_once('=') {
-                Some((name, value)) => (name, Some(OsString::from(value))),
-                None => (arg.as_str(), None),
-            };
-            let mut value = || {
-                value.take().or_else(|| args.next()).ok_or_else(|| format!("{name} needs a value"))
-            };
-            match name {
-                "--help" | "-h" => return Ok(None),
-                "--base" => base = Some(value()?.into()),
-                "--adapter" => adapter = Some(value()?.into()),
-                "--out" => out = Some(value()?.into()),
-                "--scale" => scale = number(&value()?.to_string_lossy())?,
-                "--device" => device = Some(value()?.to_string_lossy().into_owned()),
-                "--transposed" => transposed = layout(&value()?.to_string_lossy())?,
-                "--rename" => renames.push(Rename::parse(&value()?.to_string_lossy())?),
-                "--allow-non-finite" => allow_non_finite = true,
-                "--dry-run" => dry_run = true,
-                _ => return Err(format!("there is no option {arg}")),
+        let mut parser = Parser::from_args(args);
+        // Paths may be anything, so that they are taken as they come.
+        while let Some(arg) = parser.next()? {
+            match arg {
+                Long("help") | Short('h') => return Ok(None),
+                Long("base") => base = Some(parser.value()?.into()),
+                Long("adapter") => adapter = Some(parser.value()?.into()),
+                Long("out") => out = Some(parser.value()?.into()),
+                Long("scale") => scale = number(&parser.value()?.string()?)?,
+                Long("device") => device = Some(parser.value()?.string()?),
+                Long("transposed") => transposed = layout(&parser.value()?.string()?)?,
+                Long("rename") => renames.push(Rename::parse(&parser.value()?.string()?)?),
+                Long("allow-non-finite") => allow_non_finite = true,
+                Long("dry-run") => dry_run = true,
+                _ => return Err(arg.unexpected()),
             }
         }
         let base = base.ok_or("--base is missing")?;
@@ -127,7 +121,8 @@ mod tests {
     use super::*;
 
     fn parse(line: &str) -> Result<Option<Options>, String> {
-        Options::parse(line.split_whitespace().map(OsString::from))
+        let args = line.split_whitespace().map(OsString::from);
+        Options::parse(args).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -168,13 +163,13 @@ mod tests {
             ("", "--base is missing"),
             ("--base b", "--adapter is missing"),
             ("--base b --adapter a", "--out is missing"),
-            ("--base", "--base needs a value"),
+            ("--base", "missing argument for option '--base'"),
             ("--scale x", "--scale must be a finite number, not \"x\""),
             ("--scale inf", "--scale must be a finite number, not \"inf\""),
             ("--transposed maybe", "--transposed must be auto, yes or no, not \"maybe\""),
             ("--rename a", "--rename must be FROM=TO, not \"a\""),
             ("--rename a=a", "--rename must be FROM=TO, not \"a=a\""),
-            ("--force", "there is no option --force"),
+            ("--force", "invalid option '--force'"),
         ] {
             assert_eq!(parse(line), Err(expected.to_string()), "{line}");
         }

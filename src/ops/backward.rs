@@ -2,10 +2,11 @@
 
 use crate::call::{Accumulation, BackwardCall, GradientsMut, Weights, check_dtype, names};
 use crate::device::{Backend, Device};
+use crate::driver::RangeName;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::plan::{self, Path, Plan};
-use crate::problem::Problem;
+use crate::problem::{Brief, Problem};
 use crate::tensor::{TensorView, TensorViewMut};
 use crate::workspace::{Workspace, WorkspaceSize};
 use crate::{cpu, cuda};
@@ -26,6 +27,7 @@ struct Planned {
     problem: Problem,
     plan: Plan,
     launches: Option<cuda::Backward>,
+    range: RangeName,
 }
 
 impl Backward {
@@ -44,7 +46,8 @@ impl Backward {
             Backend::Cpu => None,
             Backend::Cuda(gpu) => Some(cuda::Backward::new(gpu, problem, &plan)),
         };
-        let plan = Arc::new(Planned { problem: *problem, plan, launches });
+        let range = RangeName::new(format_args!("lora backward {}", Brief(problem)));
+        let plan = Arc::new(Planned { problem: *problem, plan, launches, range });
         Ok(Backward { device: device.clone(), gradients: DType::F32, plan })
     }
 
@@ -92,7 +95,7 @@ impl Backward {
 
     /// What the workspace of a call must have.
     pub fn workspace(&self) -> WorkspaceSize {
-        let Planned { problem, plan, launches } = &*self.plan;
+        let Planned { problem, plan, launches, .. } = &*self.plan;
         let scratch = match launches {
             Some(launches) if problem.t() > 0 => launches.scratch(problem, self.gradients),
             _ => 0,
@@ -159,6 +162,7 @@ impl Backward {
         let call = BackwardCall { problem, weights, names, dh, x, s, dx, out };
         call.check(&self.device, self.gradients)?;
         workspace.check(&self.device, self.workspace())?;
+        let _range = self.plan.range.enter();
         match (&self.device.backend, &self.plan.launches) {
             // Sums of nothing.
             (Backend::Cuda(gpu), _) if problem.t() == 0 => match call.out.accumulation {

@@ -2,6 +2,7 @@
 
 use crate::call::{BaseCall, check_dtype};
 use crate::device::{Backend, Device};
+use crate::driver::RangeName;
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::plan::{self, Path, Plan};
@@ -20,7 +21,7 @@ macro_rules! base_operation {
         #[derive(Clone)]
         pub struct $name {
             device: Device,
-            plan: Arc<(Problem, Plan, Option<cuda::$name>)>,
+            plan: Arc<(Problem, Plan, Option<cuda::$name>, RangeName)>,
         }
 
         impl $name {
@@ -43,7 +44,9 @@ macro_rules! base_operation {
                     Backend::Cpu => None,
                     Backend::Cuda(gpu) => Some(cuda::$name::new(gpu, &problem, &plan)),
                 };
-                let plan = Arc::new((problem, plan, launches));
+                let range =
+                    RangeName::new(format_args!(concat!("lora ", $what, " {}×{}→{}"), t, k, d));
+                let plan = Arc::new((problem, plan, launches, range));
                 Ok($name { device: device.clone(), plan })
             }
 
@@ -75,12 +78,13 @@ macro_rules! base_operation {
                 $input: TensorView<'_>,
                 mut $output: TensorViewMut<'_>,
             ) -> Result<()> {
-                let (problem, _, launches) = &*self.plan;
+                let (problem, _, launches, range) = &*self.plan;
                 let (input, output) = ($input, $output.reborrow());
                 let names = [stringify!($input), stringify!($output)];
                 let call = BaseCall { problem, w0, input, output, names };
                 let (k, (d, _)) = (problem.k(), problem.projections()[0]);
                 call.check(&self.device, $sizes(d, k))?;
+                let _range = range.enter();
                 match (&self.device.backend, launches) {
                     _ if problem.t() == 0 => Ok(()),
                     (Backend::Cuda(gpu), Some(launches)) => launches.run(gpu, call),
@@ -95,7 +99,7 @@ macro_rules! base_operation {
         /// The sizes, and how they are served.
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                let (problem, plan, _) = &*self.plan;
+                let (problem, plan, ..) = &*self.plan;
                 let (t, k, (d, _)) = (problem.t(), problem.k(), problem.projections()[0]);
                 write!(f, concat!($what, " T={} k={} d={} {}: {}"), t, k, d, problem.dtype(), plan)
             }

@@ -2,9 +2,10 @@
 
 use crate::call::{ForwardCall, Weights, check_dtype, names};
 use crate::device::{Backend, Device};
+use crate::driver::RangeName;
 use crate::error::Result;
 use crate::plan::{self, Path, Plan};
-use crate::problem::Problem;
+use crate::problem::{Brief, Problem};
 use crate::tensor::{TensorView, TensorViewMut};
 use crate::workspace::{Workspace, WorkspaceSize};
 use crate::{cpu, cuda};
@@ -24,6 +25,7 @@ struct Planned {
     problem: Problem,
     plan: Plan,
     launches: Option<cuda::Forward>,
+    range: RangeName,
 }
 
 impl Forward {
@@ -42,7 +44,8 @@ impl Forward {
             Backend::Cpu => None,
             Backend::Cuda(gpu) => Some(cuda::Forward::new(gpu, problem, &plan)),
         };
-        let plan = Arc::new(Planned { problem: *problem, plan, launches });
+        let range = RangeName::new(format_args!("lora forward {}", Brief(problem)));
+        let plan = Arc::new(Planned { problem: *problem, plan, launches, range });
         Ok(Forward { device: device.clone(), plan })
     }
 
@@ -113,6 +116,7 @@ impl Forward {
         if problem.t() == 0 {
             return Ok(());
         }
+        let _range = self.plan.range.enter();
         match (&self.device.backend, &self.plan.launches) {
             (Backend::Cuda(gpu), Some(launches)) => launches.run(gpu, call, workspace),
             _ => {

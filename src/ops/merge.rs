@@ -2,6 +2,7 @@
 
 use crate::call::MergeCall;
 use crate::device::{Backend, Device};
+use crate::driver::RangeName;
 use crate::error::Result;
 use crate::tensor::{TensorView, TensorViewMut};
 use crate::{cpu, cuda};
@@ -48,6 +49,10 @@ pub fn merge_in_place(
 
 fn run(device: &Device, call: MergeCall<'_>) -> Result<()> {
     call.check(device)?;
+    // Made for each call: there is no operation to keep it.
+    let [d, k, r] = call.sizes;
+    let name = RangeName::new(format_args!("lora merge {d}×{k} r{r}"));
+    let _range = name.enter();
     match &device.backend {
         Backend::Cuda(gpu) => cuda::merge(gpu, call),
         Backend::Cpu => {

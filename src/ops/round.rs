@@ -2,6 +2,7 @@
 
 use crate::call::RoundCall;
 use crate::device::{Backend, Device};
+use crate::driver::RangeName;
 use crate::error::Result;
 use crate::tensor::{TensorView, TensorViewMut};
 use crate::{cpu, cuda};
@@ -21,6 +22,9 @@ pub fn round(
 ) -> Result<()> {
     let call = RoundCall { sources, outputs };
     call.check(device)?;
+    // Made for each call: there is no operation to keep it.
+    let name = RangeName::new("lora round");
+    let _range = name.enter();
     match &device.backend {
         Backend::Cuda(gpu) => cuda::round(gpu, call),
         Backend::Cpu => {

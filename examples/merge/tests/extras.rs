@@ -5,6 +5,7 @@
 
 use super::{Setting, values};
 use crate::Result;
+use approx::abs_diff_eq;
 use lora_kernels::DType;
 use lora_kernels::peft::TensorFile;
 use serde_json::Value;
@@ -88,7 +89,7 @@ fn merged_as_by_peft() -> Result<()> {
             let exact = !names.contains(&name);
             for (at, (&want, &got)) in want.iter().zip(got).enumerate() {
                 let bound = if exact { 0.0 } else { bound(dtype, want) };
-                let near = (want - got).abs() <= bound;
+                let near = abs_diff_eq!(got, want, epsilon = bound);
                 assert!(near, "{case}: {name}[{at}] is {got}, but {want} in PEFT");
             }
         }
@@ -123,8 +124,8 @@ fn only_updates_are_taken_out() -> Result<()> {
                 setting.run("merged-out", "back", &[])?;
                 let back = tensors(&setting.path("back/model.safetensors"));
                 for (name, (_, _, want)) in tensors(&setting.path("base/model.safetensors")) {
-                    let off = want.iter().zip(&back[&name].2).map(|(a, b)| (a - b).abs());
-                    assert!(off.fold(0.0, f32::max) < 1e-6, "{case}: {name}");
+                    let near = abs_diff_eq!(want[..], back[&name].2[..], epsilon = 1e-6);
+                    assert!(near, "{case}: {name}");
                 }
             }
         }

@@ -2,6 +2,7 @@
 
 use super::{Setting, adapter, values, weight, write};
 use crate::Result;
+use approx::abs_diff_eq;
 use lora_kernels::{Adapter, DType};
 use safetensors::Dtype;
 use std::fs;
@@ -20,7 +21,8 @@ fn assert_updated(setting: &Setting, name: &str, adapter: &Adapter, transposed: 
         let (row, col) = if transposed { (i % d, i / d) } else { (i / k, i % k) };
         let sum: f32 = (0..r).map(|j| b[row * r + j] * a[j * k + col]).sum();
         let want = old + adapter.scale() * sum;
-        assert!((new - want).abs() < 1e-5, "{name}[{i}] is {new}, not {want}");
+        let near = abs_diff_eq!(new, want, epsilon = 1e-5);
+        assert!(near, "{name}[{i}] is {new}, not {want}");
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::{Setting, adapter, assert_merged, sharded, three, values, weight, write};
 use crate::Result;
+use approx::assert_abs_diff_eq;
 use lora_kernels::{Adapter, DType, Device, Scaling, Tensor};
 use safetensors::Dtype;
 use std::fs;
@@ -31,8 +32,8 @@ fn the_scale_is_multiplied() -> Result<()> {
     assert!(fs::read(&base)? == fs::read(none)?, "nothing is added");
     setting.run("model.safetensors", "out", &[])?;
     setting.run("out", "back", &["--scale=-1"])?;
-    let pairs = values(&base, "b.q.weight").into_iter().zip(values(&back, "b.q.weight"));
-    pairs.for_each(|(was, is)| assert!((was - is).abs() < 1e-6, "{is}, not {was}"));
+    let [was, is] = [&base, &back].map(|file| values(file, "b.q.weight"));
+    assert_abs_diff_eq!(is[..], was[..], epsilon = 1e-6);
     assert!(fs::read(&base)? != fs::read(out)? && base != back);
     Ok(())
 }

@@ -17,6 +17,7 @@ mod tied;
 
 use crate::args::Options;
 use crate::{Result, run};
+use approx::abs_diff_eq;
 use lora_kernels::half::{bf16, f16};
 use lora_kernels::peft::{self, Config, TensorFile};
 use lora_kernels::{Adapter, DType, Device, Scaling, Tensor};
@@ -188,10 +189,8 @@ fn assert_merged(base: &Path, out: &Path, adapters: &[(&str, Adapter)], factor: 
             let want = f64::from(w0) + factor * f64::from(adapter.scale()) * sum;
             // Rounded once, but for what f32 loses on the way to 16 bits.
             let bound = want.abs() * eps * 1.001 + if eps > 1e-6 { 1e-6 } else { 0.0 };
-            assert!(
-                (f64::from(w) - want).abs() <= bound,
-                "{name}[{row}, {col}] is {w}, not {want}"
-            );
+            let near = abs_diff_eq!(f64::from(w), want, epsilon = bound);
+            assert!(near, "{name}[{row}, {col}] is {w}, not {want}");
         }
         assert!(d * k == 1 || w0 != w, "{name} has changed");
     }

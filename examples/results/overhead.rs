@@ -1,12 +1,13 @@
-//! A result file, as `benches/overhead/report.rs` writes it.
+//! Result files of the overhead benchmark.
 
-use serde_json::Value;
+use crate::file::{Header, Outputs};
+use serde::Deserialize;
 use std::collections::HashMap;
 use std::error::Error;
 
 /// A result file, its rows gathered by layer in the order of the file.
-pub struct Results {
-    pub header: HashMap<&'static str, String>,
+pub struct Overhead {
+    pub header: Header,
     /// What the card reads from its memory.
     pub stream_tb_s: f64,
     pub layers: Vec<Layer>,
@@ -18,23 +19,16 @@ pub struct Layer {
     pub measured: HashMap<String, Measured>,
 }
 
-#[derive(Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 pub struct Key {
-    pub dtype: String,
     pub t: u64,
     pub k: u64,
-    /// One, or one of each projection that shares the input.
-    pub d: Vec<u64>,
+    pub d: Outputs,
     pub r: u64,
+    pub dtype: String,
 }
 
-impl Key {
-    /// The d of all, in words.
-    pub fn outputs(&self) -> String {
-        self.d.iter().map(u64::to_string).collect::<Vec<_>>().join(" + ")
-    }
-}
-
+#[derive(Deserialize)]
 pub struct Measured {
     pub us: f64,
     pub base_us: f64,
@@ -42,56 +36,55 @@ pub struct Measured {
     pub path: String,
 }
 
+#[derive(Deserialize)]
+struct Row {
+    op: String,
+    #[serde(flatten)]
+    key: Key,
+    #[serde(flatten)]
+    measured: Measured,
+}
+
+#[derive(Deserialize)]
+struct File {
+    #[serde(flatten)]
+    header: Header,
+    stream_tb_s: f64,
+    rows: Vec<Row>,
+}
+
+impl Key {
+    pub fn weight(&self) -> String {
+        format!("{} → {}", self.k, self.d)
+    }
+}
+
 impl Layer {
     pub fn ratio(&self, op: &str) -> Option<f64> {
         self.measured.get(op).map(|m| m.ratio)
     }
+
+    /// The code that serves this pass.
+    pub fn path(&self, op: &str) -> Option<&str> {
+        self.measured.get(op).map(|m| m.path.as_str())
+    }
 }
 
-impl Results {
+impl Overhead {
     pub fn read(json: &str) -> Result<Self, Box<dyn Error>> {
-        let file: Value = serde_json::from_str(json)?;
-        let mut header = HashMap::new();
-        for field in ["card", "driver", "cublaslt", "clocks", "date", "commit", "stream_tb_s"] {
-            let text = match file.get(field).ok_or(format!("there is no `{field}`"))? {
-                Value::String(text) => text.clone(),
-                other => other.to_string(),
-            };
-            header.insert(field, text);
-        }
-        let stream_tb_s = file["stream_tb_s"].as_f64().ok_or("`stream_tb_s` is no number")?;
+        let File { header, stream_tb_s, rows } = serde_json::from_str(json)?;
         let mut layers: Vec<Layer> = Vec::new();
-        for row in file["rows"].as_array().ok_or("there are no `rows`")? {
-            let text = |field| row[field].as_str().ok_or(format!("a row has no `{field}`"));
-            let count = |field| row[field].as_u64().ok_or(format!("a row has no `{field}`"));
-            let number = |field| row[field].as_f64().ok_or(format!("a row has no `{field}`"));
-            let key = Key {
-                dtype: text("dtype")?.to_string(),
-                t: count("t")?,
-                k: count("k")?,
-                d: match &row["d"] {
-                    Value::Array(all) => all.iter().map(Value::as_u64).collect(),
-                    one => one.as_u64().map(|d| vec![d]),
-                }
-                .ok_or("a row has no `d`")?,
-                r: count("r")?,
-            };
-            let measured = Measured {
-                us: number("us")?,
-                base_us: number("base_us")?,
-                ratio: number("ratio")?,
-                path: text("path")?.to_string(),
-            };
+        for Row { op, key, measured } in rows {
             let at = layers.iter().position(|layer| layer.key == key).unwrap_or(layers.len());
             if at == layers.len() {
                 layers.push(Layer { key, measured: HashMap::new() });
             }
-            layers[at].measured.insert(text("op")?.to_string(), measured);
+            layers[at].measured.insert(op, measured);
         }
         if layers.is_empty() {
             return Err("there are no rows in it".into());
         }
-        Ok(Results { header, stream_tb_s, layers })
+        Ok(Overhead { header, stream_tb_s, layers })
     }
 
     /// Whether some layer is there at four or more T, the greatest at least 16 times the least.
@@ -104,9 +97,10 @@ impl Results {
         })
     }
 
-    /// Whether its layers are projections that share their input.
-    pub fn share_inputs(&self) -> bool {
-        self.layers.iter().any(|layer| layer.key.d.len() > 1)
+    /// Whether all of it is by the kernels that serve every GPU.
+    pub fn is_generic(&self) -> bool {
+        let paths = self.layers.iter().filter_map(|layer| layer.path("forward"));
+        paths.clone().next().is_some() && paths.into_iter().all(|path| path.starts_with("mma"))
     }
 
     /// The element types in the file, which is one unless somebody joined files.
@@ -114,21 +108,6 @@ impl Results {
         let mut dtypes: Vec<&str> = self.layers.iter().map(|l| l.key.dtype.as_str()).collect();
         dtypes.dedup();
         dtypes.join(", ")
-    }
-
-    pub fn conditions(&self) -> String {
-        let of = |field| &self.header[field];
-        format!(
-            "{}, {}, driver {}, cuBLASLt {}, {}, reads {} TB/s; {}, commit {}",
-            of("card"),
-            self.dtypes(),
-            of("driver"),
-            of("cublaslt"),
-            of("clocks"),
-            of("stream_tb_s"),
-            of("date"),
-            of("commit"),
-        )
     }
 }
 
@@ -140,16 +119,18 @@ pub fn sorted(values: impl Iterator<Item = u64>) -> Vec<u64> {
     values
 }
 
-/// Results for some layers, for the tests: `op` of each (t, k, d, r) with a time and a base.
+/// Overhead for some layers, for the tests: `op` of each (t, k, d, r) with a time and a base.
 #[cfg(test)]
-pub fn sample(rows: &[(&str, [u64; 4], [f64; 2])]) -> Results {
+pub fn sample(rows: &[(&str, [u64; 4], [f64; 2])]) -> Overhead {
     sample_of(rows.iter().map(|(op, [t, k, d, r], us)| (*op, [*t, *k, *r], (*d).into(), *us)))
 }
 
 /// The same where d may be several.
 #[cfg(test)]
-pub fn sample_of<'a>(rows: impl Iterator<Item = (&'a str, [u64; 3], Value, [f64; 2])>) -> Results {
-    let rows: Vec<Value> = rows
+pub fn sample_of<'a>(
+    rows: impl Iterator<Item = (&'a str, [u64; 3], serde_json::Value, [f64; 2])>,
+) -> Overhead {
+    let rows: Vec<_> = rows
         .map(|(op, [t, k, r], d, [us, base_us])| {
             serde_json::json!({
                 "op": op, "dtype": "bf16", "t": t, "k": k, "d": d, "r": r,
@@ -161,7 +142,7 @@ pub fn sample_of<'a>(rows: impl Iterator<Item = (&'a str, [u64; 3], Value, [f64;
         "card": "a card", "driver": "1", "cublaslt": 1, "clocks": "unknown", "date": "a day",
         "commit": "none", "stream_tb_s": 3.2, "rows": rows,
     });
-    Results::read(&file.to_string()).unwrap()
+    Overhead::read(&file.to_string()).unwrap()
 }
 
 #[cfg(test)]

@@ -1,12 +1,9 @@
 //! A panel for every weight, and in it lines over the number of tokens: each contender's forward
 //! over that of the frozen layer alone.
 
-use crate::results::{Layer, Results, sorted};
-use crate::svg::{
-    DARK_GRID, GREY, GRID, INK, Mark, PANEL_TITLE, WIDTH, head, is_frozen_layer, line, mark,
-    ratio_range, ratio_ticks, text,
-};
-use std::fmt::Write;
+use crate::marks::{Mark, WIDTH, head, ratio_range, ratio_ticks, tick_class};
+use crate::overhead::{Layer, Overhead, sorted};
+use crate::svg::Svg;
 
 /// Marks for this crate, from the lowest rank up.
 const RANK_MARKS: [Mark; 3] = [Mark::Ours, Mark::OursSecond, Mark::OursThird];
@@ -27,10 +24,10 @@ const LEGEND_COLUMN: f64 = (WIDTH - 40.0) / 3.0;
 struct Series {
     op: &'static str,
     r: u64,
-    shape: Mark,
+    mark: Mark,
 }
 
-pub fn chart(results: &Results) -> Result<String, String> {
+pub fn chart(results: &Overhead) -> Result<String, String> {
     let keys = || results.layers.iter().map(|layer| &layer.key);
     let ranks = sorted(keys().map(|key| key.r));
     if ranks.len() > RANK_MARKS.len() {
@@ -45,7 +42,7 @@ pub fn chart(results: &Results) -> Result<String, String> {
     let tokens = sorted(keys().map(|key| key.t));
     let mut weights = Vec::new();
     for key in keys() {
-        let weight = (&key.dtype, key.k, key.outputs());
+        let weight = (&key.dtype, key.weight());
         if !weights.contains(&weight) {
             weights.push(weight);
         }
@@ -55,49 +52,47 @@ pub fn chart(results: &Results) -> Result<String, String> {
     let rows = weights.len().div_ceil(COLUMNS);
     let mut svg = head(TOP + rows as f64 * PITCH - 18.0, title, results);
     legend(&mut svg, &series);
-    for (i, (dtype, k, d)) in weights.iter().enumerate() {
+    for (i, (dtype, weight)) in weights.iter().enumerate() {
         let left = LEFT + (i % COLUMNS) as f64 * (PANEL + GAP);
         let top = TOP + (i / COLUMNS) as f64 * PITCH;
         let panel = Panel { left, top, tokens: &tokens, range };
-        let several = weights.iter().any(|(other, ..)| other != dtype);
+        let several = weights.iter().any(|(other, _)| other != dtype);
         let suffix = if several { format!(", {dtype}") } else { String::new() };
-        panel.axes(&mut svg, &format!("k = {k} → d = {d}{suffix}"));
+        panel.axes(&mut svg, &format!("k → d: {weight}{suffix}"));
         for s in series.iter().rev() {
-            let mut points: Vec<(u64, f64)> = results
-                .layers
-                .iter()
-                .filter(|Layer { key, .. }| {
-                    let layer = (&key.dtype, key.k, &key.outputs(), key.r);
-                    layer == (dtype, *k, d, s.r)
-                })
-                .filter_map(|layer| Some((layer.key.t, layer.ratio(s.op)?)))
-                .collect();
+            let of_panel = |layer: &&Layer| {
+                let key = &layer.key;
+                (&key.dtype, &key.weight(), key.r) == (dtype, weight, s.r)
+            };
+            let layers = results.layers.iter().filter(of_panel);
+            let mut points: Vec<(u64, f64)> =
+                layers.filter_map(|layer| Some((layer.key.t, layer.ratio(s.op)?))).collect();
             points.sort_unstable_by_key(|&(t, _)| t);
-            panel.line(&mut svg, &points, s.shape);
+            panel.line(&mut svg, &points, s.mark);
         }
     }
-    Ok(svg + "</svg>\n")
+    Ok(svg.finish())
 }
 
 /// In the order of the legend, the first drawn last and so on top. All but this crate only at
 /// the lowest rank.
 fn series(ranks: &[u64]) -> Vec<Series> {
-    let ours = ranks.iter().zip(RANK_MARKS).map(|(&r, shape)| Series { op: "forward", r, shape });
+    let ours = ranks.iter().zip(RANK_MARKS).map(|(&r, mark)| Series { op: "forward", r, mark });
     let others = [
         ("frozen", Mark::Bare),
         ("addmm_forward", Mark::Addmm),
         ("augmented_forward", Mark::Augmented),
     ];
-    ours.chain(others.map(|(op, shape)| Series { op, r: ranks[0], shape })).collect()
+    ours.chain(others.map(|(op, mark)| Series { op, r: ranks[0], mark })).collect()
 }
 
-fn legend(svg: &mut String, series: &[Series]) {
-    for (i, Series { r, shape, .. }) in series.iter().enumerate() {
+fn legend(svg: &mut Svg, series: &[Series]) {
+    for (i, Series { r, mark, .. }) in series.iter().enumerate() {
         let (x, y) = (20.0 + (i % 3) as f64 * LEGEND_COLUMN, 77.0 + (i / 3) as f64 * 20.0);
-        line(svg, &[[x, y], [x + 27.0, y]], *shape);
-        mark(svg, [x + 13.5, y], *shape);
-        let rank = if *shape == Mark::Bare { String::new() } else { format!(", r = {r}") };
-        text(svg, [x + 34.0, y + 4.0], "", &format!("{}{rank}", shape.name()));
+        mark.line(svg, [[x, y], [x + 27.0, y]]);
+        mark.draw(svg, [x + 13.5, y]);
+        let rank = if *mark == Mark::Bare { String::new() } else { format!(", r = {r}") };
+        svg.text([x + 34.0, y + 4.0], "", &format!("{}{rank}", mark.name()));
     }
 }
 
@@ -123,51 +118,34 @@ impl Panel<'_> {
         self.top + HEIGHT * (high - ratio) / (high - low)
     }
 
-    fn axes(&self, svg: &mut String, name: &str) {
+    fn axes(&self, svg: &mut Svg, name: &str) {
         let (left, right, bottom) = (self.left, self.left + PANEL, self.top + HEIGHT);
-        text(svg, [left, self.top - 10.0], PANEL_TITLE, name);
+        svg.text([left, self.top - 10.0], "panel", name);
         for tick in ratio_ticks(self.range, 10.0) {
             let y = self.y(tick);
-            let (stroke, width, colour) =
-                if is_frozen_layer(tick) { (INK, 1.5, INK) } else { (GRID, 1.0, GREY) };
-            let _ = writeln!(
-                svg,
-                "<line x1=\"{left:.1}\" x2=\"{right:.1}\" y1=\"{y:.1}\" y2=\"{y:.1}\" \
-                 stroke=\"{stroke}\" stroke-width=\"{width}\"/>"
-            );
-            let style = format!("text-anchor=\"end\" fill=\"{colour}\" font-size=\"11\"");
-            text(svg, [left - 8.0, y + 4.0], &style, &format!("{tick:.2}"));
+            svg.line([left, y], [right, y], tick_class(tick));
+            svg.text([left - 8.0, y + 4.0], "tick end", &format!("{tick:.2}"));
         }
-        let _ = writeln!(
-            svg,
-            "<line x1=\"{left:.1}\" x2=\"{right:.1}\" y1=\"{bottom:.1}\" y2=\"{bottom:.1}\" \
-             stroke=\"{DARK_GRID}\"/>"
-        );
-        let style = format!("text-anchor=\"middle\" fill=\"{GREY}\" font-size=\"11\"");
+        svg.line([left, bottom], [right, bottom], "axis");
         let mut free = left;
         for &t in self.tokens {
             let x = self.x(t);
-            let _ = writeln!(
-                svg,
-                "<line x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{bottom:.1}\" y2=\"{:.1}\" \
-                 stroke=\"{DARK_GRID}\"/>",
-                bottom + 5.0
-            );
+            svg.line([x, bottom], [x, bottom + 5.0], "axis");
             // A label that would touch the one before it is left out.
             let half = 3.5 * t.to_string().len() as f64 + 2.0;
             if x - half >= free {
-                text(svg, [x, bottom + 19.0], &style, &t.to_string());
+                svg.text([x, bottom + 19.0], "tick middle", &t.to_string());
                 free = x + half;
             }
         }
-        text(svg, [(left + right) / 2.0, bottom + 37.0], &style, "T, tokens");
+        svg.text([(left + right) / 2.0, bottom + 37.0], "tick middle", "T, tokens");
     }
 
-    fn line(&self, svg: &mut String, points: &[(u64, f64)], shape: Mark) {
-        let points: Vec<[f64; 2]> = points.iter().map(|&(t, r)| [self.x(t), self.y(r)]).collect();
-        line(svg, &points, shape);
+    fn line(&self, svg: &mut Svg, points: &[(u64, f64)], mark: Mark) {
+        let points = points.iter().map(|&(t, ratio)| [self.x(t), self.y(ratio)]);
+        mark.line(svg, points.clone());
         for point in points {
-            mark(svg, point, shape);
+            mark.draw(svg, point);
         }
     }
 }
@@ -175,7 +153,8 @@ impl Panel<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::results::sample;
+    use crate::overhead::sample;
+    use approx::assert_abs_diff_eq;
 
     const TOKENS: [u64; 6] = [1, 2, 4, 100, 128, 1024];
 
@@ -189,7 +168,7 @@ mod tests {
         let doubling = (PANEL - 2.0 * INSET) / 10.0;
         for (t, doublings) in [(1, 0), (2, 1), (4, 2), (128, 7), (1024, 10)] {
             let x = LEFT + INSET + f64::from(doublings) * doubling;
-            assert!((panel.x(t) - x).abs() < 1e-9, "{t}");
+            assert_abs_diff_eq!(panel.x(t), x, epsilon = 1e-9);
         }
         assert!(panel.x(4) < panel.x(100) && panel.x(100) < panel.x(128));
     }
@@ -224,8 +203,9 @@ mod tests {
 
     #[test]
     fn labels_do_not_touch() {
-        let mut svg = String::new();
+        let mut svg = Svg::new([WIDTH, HEIGHT], "");
         first_panel((0.5, 1.5)).axes(&mut svg, "");
+        let svg = svg.finish();
         // 128 is a third of a doubling from 100.
         let labelled: Vec<u64> =
             TOKENS.into_iter().filter(|t| svg.contains(&format!(">{t}<"))).collect();

@@ -7,7 +7,7 @@ use crate::problem::{MAX_PROJECTIONS, Problem};
 use crate::shape::Shape;
 use crate::tensor::{TensorView, TensorViewMut};
 
-/// The weights of an adapted layer, borrowed: a frozen weight and all of its adapter but A.
+/// The weights of one projection, borrowed: the frozen weight, and its adapter without A.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct Projection<'a> {
@@ -15,7 +15,7 @@ pub struct Projection<'a> {
     pub w0: TensorView<'a>,
     /// The up-projection B, [d, r].
     pub b: TensorView<'a>,
-    /// s = α/r, or whatever finite factor the update carries.
+    /// s: α/r, α/√r or any other finite factor of the update.
     pub scale: f32,
 }
 
@@ -29,25 +29,25 @@ impl<'a> Projection<'a> {
 /// The weights of 1 to [`MAX_PROJECTIONS`] adapted projections of the same x, borrowed: a single
 /// layer, or q, k and v of an attention, or gate and up of a gated MLP.
 ///
-/// Each may have a d, an r and a scale of its own. With R the sum of the ranks, A is [R, k]: the
-/// down-projections one below the other, in the order of `projections`.
+/// Each has a d, an r and a scale of its own. With R the sum of the ranks, A is [R, k]: the
+/// down-projections stacked in the order of `projections`.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct Weights<'a> {
     /// The down-projections of all, [R, k].
     pub a: TensorView<'a>,
-    /// What each has for itself.
+    /// W0, B and s of each.
     pub projections: &'a [Projection<'a>],
 }
 
 impl<'a> Weights<'a> {
-    /// A [R, k] of all projections, and what each has for itself.
+    /// A [R, k] of all projections, and W0, B and s of each.
     pub fn new(a: TensorView<'a>, projections: &'a [Projection<'a>]) -> Self {
         Weights { a, projections }
     }
 }
 
-/// Whether a gradient replaces what its buffer holds.
+/// Whether a gradient replaces the contents of its buffer, or is added to them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Accumulation {
     /// `grad = new`.
@@ -64,7 +64,7 @@ pub struct GradientsMut<'a, 'b> {
     pub da: TensorViewMut<'b>,
     /// dB of every projection, [d, r].
     pub db: &'b mut [TensorViewMut<'a>],
-    /// What they do with what the buffers hold.
+    /// Whether they replace the buffers' contents, or are added to them.
     pub accumulation: Accumulation,
 }
 

@@ -8,36 +8,35 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-/// The CPU reference, or one stream of a CUDA device with the kernels loaded.
+/// Where tensors live and calls run: the CPU, or one stream of a CUDA device.
 ///
 /// A `Device` is cheap to clone; clones share the stream. Work on a CUDA device is asynchronous
-/// and ordered by its stream; reading a tensor back to the host waits for it.
+/// and ordered by its stream. A copy to the host waits for it.
 ///
 /// # Threads and streams
-/// Every call may come from any thread. It leaves the context that is current there as it was.
+/// Any thread may call. A call leaves the thread's current context as it was.
 ///
 /// A [`Tensor`](crate::Tensor) and a [`Workspace`](crate::Workspace) remember the streams that use
-/// them: a call on another stream waits for the last write, and if it writes, for all reads since.
-/// So does the release of the memory, also when the streams' owners have dropped them. The
-/// per-thread default stream is another stream in every thread. What a call waits for is all that
-/// the other stream has by then.
+/// them. A call on another stream waits for the last write, and if it writes, for all reads since.
+/// The release of the memory waits likewise, even if the streams' owners have dropped them. A wait
+/// covers all work that the other stream holds at that moment. The per-thread default stream is a
+/// stream of its own in every thread.
 ///
-/// Memory that is lent to the crate ([`TensorView::from_cuda`](crate::TensorView::from_cuda),
-/// [`from_raw`](crate::TensorView::from_raw)) is the lender's to order: cudarc does so for its own
-/// slices with one event for the last read and one for the last write, while its context tracks
-/// events, and for raw addresses nobody does.
+/// The crate does not order the caller's memory. For a cudarc slice
+/// ([`TensorView::from_cuda`](crate::TensorView::from_cuda)) cudarc does, by one event for the last
+/// read and one for the last write, if its context tracks events. For a raw address
+/// ([`TensorView::from_raw`](crate::TensorView::from_raw)) the caller must.
 ///
 /// # CUDA graphs
 /// The operations in [`ops`](crate::ops) can be captured. The kernels stay loaded for the rest of
-/// the process, and a graph keeps the tensors and the workspace that it uses.
+/// the process, and a graph holds references to the tensors and the workspace that it uses.
 ///
 /// * Make operations, tensors and workspaces before the capture, and call each operation once
-///   before. To allocate, to copy from or to the host and to synchronise are refused with
-///   [`Error::Capture`] while the stream captures, and so is a call that would have to wait for
-///   another stream.
-/// * A tensor that is dropped while a stream that has used it captures is freed later: with the
-///   next tensor that is made or dropped, or the next [`Device::synchronize`].
-/// * The crate does not see a replay. Replay on the stream that captured, or order it yourself
+///   before. While the stream captures, these return [`Error::Capture`]: an allocation, a copy from
+///   or to the host, a synchronisation, and a call that would wait for another stream.
+/// * A tensor may be dropped while a stream that has used it captures. It is freed with the next
+///   tensor that is made or dropped, or at the next [`Device::synchronize`].
+/// * The crate does not see a replay. Replay on the stream that captured, or order the replay
 ///   against other uses of the same tensors. A workspace that a graph uses is refused on any other
 ///   stream.
 #[derive(Clone)]
@@ -52,7 +51,8 @@ pub(crate) enum Backend {
 }
 
 impl Device {
-    /// The CPU reference: every operation in f64, straight from the formulas, rounded once.
+    /// The CPU reference: every operation in f64 by the formulas of the [crate](crate), and each
+    /// result rounded once. It needs no GPU.
     pub fn cpu() -> Self {
         Device { backend: Backend::Cpu }
     }
@@ -61,16 +61,16 @@ impl Device {
     ///
     /// # Errors
     /// [`Error::NoDriver`], [`Error::NoDevice`], [`Error::KernelsNotBuilt`] or
-    /// [`Error::UnsupportedDevice`], each with what is missing. Never panics.
+    /// [`Error::UnsupportedDevice`], each with what is missing; [`Error::Driver`].
     pub fn cuda(ordinal: usize) -> Result<Self> {
         Ok(Device { backend: Backend::Cuda(Gpu::new(ordinal)?) })
     }
 
     /// A caller's stream, in the context that the stream belongs to.
     ///
-    /// The kernels are loaded once per context, by the first device made there, and stay. So does
-    /// the context. After the first, a device costs little: make one wherever a stream comes from.
-    /// No stream is created, now or later.
+    /// The first device of a context loads the kernels, which stay loaded, and so does the context.
+    /// Every further device costs microseconds: make one wherever a stream comes from. The crate
+    /// never creates a stream.
     ///
     /// # Errors
     /// As for [`Device::cuda`].
@@ -78,11 +78,10 @@ impl Device {
         Ok(Device { backend: Backend::Cuda(Gpu::from_stream(stream)?) })
     }
 
-    /// As [`Device::from_stream`], for callers without cudarc's types: PyTorch's
-    /// `torch.cuda.current_stream().cuda_stream`, for one.
+    /// As [`Device::from_stream`], for callers without cudarc's types, such as PyTorch's
+    /// `torch.cuda.current_stream().cuda_stream`.
     ///
-    /// The handles 0, 1 and 2 stand for the default streams of the context that is current on this
-    /// thread.
+    /// The handles 0, 1 and 2 are the default streams of the thread's current context.
     ///
     /// # Errors
     /// As for [`Device::cuda`]; [`Error::Driver`] if there is no such stream.
@@ -104,12 +103,12 @@ impl Device {
         self.with_profile(DeviceProfile::without_hopper)
     }
 
-    /// The same device, with at most `sms` SMs for the persistent kernels of
-    /// [`Path::Hopper`](crate::ops::Path::Hopper): leave the others to somebody else's work. On
-    /// [`Path::Mma`](crate::ops::Path::Mma) it chooses tiles alone.
+    /// The same device, with at most `sms` SMs (2 at least) for the persistent kernels of
+    /// [`Path::Hopper`](crate::ops::Path::Hopper), so that other work has the rest. On
+    /// [`Path::Mma`](crate::ops::Path::Mma) it only affects the choice of tiles.
     ///
-    /// What a call computes may then be divided differently, and S, H or dX have other bits, the
-    /// same on every run.
+    /// Sums may be split differently then: S, H and dX may have other bits than without a limit.
+    /// They are still the same on every run. The CPU ignores the limit.
     pub fn with_sm_limit(&self, sms: usize) -> Self {
         self.with_profile(|profile| profile.with_sm_limit(sms))
     }
@@ -147,7 +146,7 @@ impl Device {
         self.profile().is_some()
     }
 
-    /// What plans know of the device; `None` for the CPU.
+    /// The figures that plans are made from; `None` for the CPU.
     pub fn profile(&self) -> Option<&DeviceProfile> {
         match &self.backend {
             Backend::Cpu => None,

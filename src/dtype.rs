@@ -10,11 +10,12 @@ use std::str::FromStr;
 #[cfg_attr(feature = "serde", serde(rename_all = "lowercase"))]
 #[non_exhaustive]
 pub enum DType {
-    /// bfloat16: 8 bits of exponent, 7 of mantissa.
+    /// bfloat16: 8 bits of exponent, 7 of mantissa. The range of f32.
     Bf16,
-    /// IEEE half precision: 5 bits of exponent, 10 of mantissa.
+    /// IEEE half precision: 5 bits of exponent, 10 of mantissa. The largest value is 65504.
     F16,
-    /// IEEE single precision.
+    /// IEEE single precision. Operations take it on the CPU device; on a GPU, dA, dB and master
+    /// weights may have it.
     F32,
 }
 
@@ -38,7 +39,7 @@ impl fmt::Display for DType {
     }
 }
 
-/// A text that names no element type; it must be `bf16`, `f16` or `f32`.
+/// The error of a text that is none of `bf16`, `f16` and `f32`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnknownDType {
     got: String,
@@ -72,7 +73,7 @@ mod sealed {
 
 /// A Rust type that a [`Tensor`](crate::Tensor) can hold: `bf16`, `f16` or `f32`.
 pub trait Element: sealed::Sealed + bytemuck::Pod + Send + Sync {
-    /// The element type this is.
+    /// The element type of these values.
     const DTYPE: DType;
     /// The value, exactly.
     fn to_f64(self) -> f64;

@@ -11,25 +11,25 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why a call was refused or failed.
 ///
-/// An operation that is refused has enqueued nothing and left its outputs as they were, unless the
-/// variant is [`Error::Driver`]: a refused launch leaves the outputs of the call unspecified, and
-/// the flags of its workspace clean.
+/// An operation that returns an error has enqueued nothing and left its outputs as they were, with
+/// one exception: after [`Error::Driver`] the outputs of the call are unspecified, and the flags of
+/// its workspace are zero.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Error {
     /// The CUDA driver library could not be loaded.
     NoDriver {
-        /// The loader's own words.
+        /// The loader's message.
         reason: String,
     },
-    /// The driver is there, but not a device with this ordinal.
+    /// The driver was found, but no device with this ordinal.
     NoDevice {
         /// The ordinal asked for.
         ordinal: usize,
         /// How many devices the driver sees.
         count: usize,
     },
-    /// This build of the crate holds no kernels.
+    /// This build of the crate has no kernels.
     KernelsNotBuilt {
         /// What the build script found missing.
         reason: &'static str,
@@ -41,7 +41,7 @@ pub enum Error {
         /// Its compute capability, major and minor.
         compute_capability: (u32, u32),
     },
-    /// A tensor does not have the shape the others ask for.
+    /// A tensor does not have the shape that the other arguments require.
     Shape {
         /// The argument, in the paper's letters.
         argument: &'static str,
@@ -50,21 +50,21 @@ pub enum Error {
         /// The shape it has.
         got: Shape,
     },
-    /// The rows of a tensor do not follow one another, and the call needs them to.
+    /// A tensor has a row stride, and the call needs it dense.
     RowStride {
         /// The argument, in the paper's letters.
         argument: &'static str,
         /// Elements from the start of a row to that of the next.
         got: usize,
     },
-    /// A slice does not hold as many elements as its shape asks for.
+    /// A slice does not hold as many elements as its shape requires.
     Length {
         /// The shape asked for.
         shape: Shape,
         /// How many elements were given.
         got: usize,
     },
-    /// A list of arguments does not hold as many as the call asks for.
+    /// A list of arguments does not have the length that the call requires.
     Count {
         /// The list.
         argument: &'static str,
@@ -77,9 +77,9 @@ pub enum Error {
     DType {
         /// The argument, in the paper's letters.
         argument: &'static str,
-        /// What it may be.
+        /// The types it may have.
         expected: &'static str,
-        /// What it is.
+        /// The type it has.
         got: DType,
     },
     /// A tensor lives on another device than the one the call runs on.
@@ -117,12 +117,12 @@ pub enum Error {
         /// Its value.
         value: f32,
     },
-    /// A layer's adapter is merged into its weight, or is not, and the call needs the other.
+    /// A layer's adapter is merged into its weight and must not be, or the other way round.
     Merged {
         /// Whether it is merged.
         merged: bool,
     },
-    /// The workspace is smaller than the operation asks for.
+    /// The workspace is smaller than the operation needs.
     Workspace {
         /// Which part of it, `scratch` or `flags`.
         part: &'static str,
@@ -141,13 +141,13 @@ pub enum Error {
         /// The bytes asked for.
         bytes: usize,
     },
-    /// The call is not possible while a stream captures a CUDA graph, or would break the order that
-    /// a captured graph relies on.
+    /// The call is not possible while a stream captures a CUDA graph, or it would break the order
+    /// that a captured graph relies on.
     Capture {
         /// What is not possible, and what to do instead.
         what: String,
     },
-    /// A text does not name what it should.
+    /// A text could not be parsed.
     Parse {
         /// What it should name.
         expected: &'static str,
@@ -172,10 +172,10 @@ pub enum Error {
         action: &'static str,
         /// The kind of the system's error.
         kind: io::ErrorKind,
-        /// Its words.
+        /// The system's message.
         reason: String,
     },
-    /// A file is broken, or two of its parts disagree; or it would be, were it written.
+    /// A file is broken, or two of its parts disagree. For a file to be written: it would be.
     #[cfg(feature = "peft")]
     Malformed {
         /// The file.
@@ -185,7 +185,7 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
-    /// A file asks for what this crate does not compute.
+    /// A file asks for something that this crate does not support.
     #[cfg(feature = "peft")]
     Unsupported {
         /// The file.

@@ -1,11 +1,10 @@
-//! LoRA (low-rank adaptation) as CUDA kernels: the adapter rides inside the frozen layer's own
-//! matrix product.
+//! LoRA (low-rank adaptation) layers as CUDA kernels: the adapter is part of the frozen layer's
+//! GEMM.
 //!
-//! A frozen weight W0 (d×k) gets a trainable low-rank update (Hu et al., 2021,
-//! <https://arxiv.org/abs/2106.09685>, section 4.1):
+//! A frozen weight W0 (d×k) gets a trainable low-rank update ([Hu et al., 2021], section 4.1):
 //!
 //! ```text
-//! h = W0 x + s · B (A x)        A (r×k) Gaussian, B (d×r) zero at the start, s = α/r
+//! h = W0 x + s · B (A x)        A (r×k) Gaussian, B (d×r) zero at the start, s = α/r or α/√r
 //! ```
 //!
 //! For T tokens, row-major, with X (T×k), H (T×d) and the incoming gradient dH (T×d):
@@ -16,22 +15,41 @@
 //!            dB = dHᵀ S         (d×r)    dA = dSᵀ X            (r×k)
 //! ```
 //!
-//! W0 never gets a gradient. The same calls run on a CUDA device (bf16 and f16, accumulated in
-//! f32) and on the CPU reference (bf16, f16 and f32, computed in f64).
+//! The second block is the derivative of the first. W0 has no gradient. s = α/√r is rank-stabilised
+//! LoRA ([Kalajdzievski, 2023]).
 //!
-//! There are two levels:
+//! [Hu et al., 2021]: https://arxiv.org/abs/2106.09685
+//! [Kalajdzievski, 2023]: https://arxiv.org/abs/2312.03732
+//!
+//! # Two levels
 //!
 //! * [`LoraLinear`] and [`Adapter`] own their tensors and allocate what they return. A layer is one
 //!   projection of x, or a group of up to four: q, k and v of an attention, or gate and up of a
 //!   gated MLP.
-//! * The operations in [`ops`] are made once, from the sizes. They take the caller's buffers,
-//!   outputs and [`Workspace`], enqueue on the caller's stream, and never plan, allocate device
-//!   memory, synchronise or make a stream, so that a CUDA graph can capture them.
+//! * The operations in [`ops`] are made once, from the sizes. They take the caller's buffers and
+//!   [`Workspace`] and enqueue on the caller's stream. A call never plans, allocates device memory,
+//!   synchronises or creates a stream, so a CUDA graph can capture it.
 //!
-//! What may be used on which thread and stream, and in a CUDA graph: [`Device`].
+//! [`Device`] says what holds for threads, streams and CUDA graphs.
 //!
-//! With the feature `peft`, the module `peft` loads and saves adapters as Hugging Face PEFT keeps
-//! them; with `serde`, configurations can be read and written.
+//! # With and without a GPU
+//!
+//! [`Device::cuda`] needs an NVIDIA GPU of compute capability 8.0 or newer, its driver, and a build
+//! in which the build script found nvcc. It computes in bf16 and f16 and accumulates in f32. If
+//! something is missing, it returns an error that says what; the crate always builds and links.
+//! [`Device::cpu`] is the reference: the same calls, computed in f64, for bf16, f16 and f32.
+//!
+//! # Features
+//!
+//! None is on by default, and none needs a GPU.
+//!
+//! * `peft`: the module `peft` loads and saves adapters in the format of Hugging Face PEFT, and
+//!   reads safetensors files.
+//! * `serde`: `Serialize` and `Deserialize` for [`AdapterConfig`], [`Scaling`] and [`DType`].
+//! * `nvtx`: NVTX ranges around operations, for Nsight Systems.
+//!
+//! The element types bf16 and f16 are those of the crate [`half`], which is re-exported, and so is
+//! [`cudarc`], whose streams and slices the API takes.
 //!
 //! # Example
 //!
@@ -61,6 +79,7 @@
 //! # }
 //! ```
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
 // Not in Cargo.toml, whose lints are for tests and benchmarks too: those call the driver.
 #![deny(unsafe_code)]
 

@@ -85,7 +85,7 @@ impl Problem {
         Problem::new(t, k, &[(d, r)], dtype)
     }
 
-    /// The same layers with another number of tokens.
+    /// The same layers with T = `t` tokens.
     ///
     /// # Errors
     /// [`Error::TooLarge`], as [`Problem::new`].

@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-/// Dimensions that no tensor can have: none, more than six, or more elements than fit in memory.
+/// The error of dimensions that no tensor can have: none, more than six, or more elements than fit
+/// in memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InvalidShape {
     dims: Vec<usize>,

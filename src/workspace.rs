@@ -7,7 +7,7 @@ use crate::shape::Shape;
 use crate::tensor::Tensor;
 use std::fmt;
 
-/// What an operation needs of a [`Workspace`].
+/// The size of the [`Workspace`] that an operation needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct WorkspaceSize {
     /// f32 elements.
@@ -17,7 +17,7 @@ pub struct WorkspaceSize {
 }
 
 impl WorkspaceSize {
-    /// Enough for this and for the other, one at a time.
+    /// The size that serves either of two operations, one at a time.
     pub fn max(self, other: WorkspaceSize) -> Self {
         WorkspaceSize {
             scratch: self.scratch.max(other.scratch),
@@ -37,16 +37,17 @@ impl fmt::Display for WorkspaceSize {
     }
 }
 
-/// What operations need besides their arguments: make it once, pass it to every call.
+/// Device memory that operations need besides their arguments: make it once, pass it to every call.
 ///
-/// Its flags are how CTAs of a kernel tell each other what they have done. They are zeros between
-/// calls, which every kernel that uses them sees to, also when a later launch of the same call is
-/// refused. Calls that share a workspace run one after the other: on one stream by its order, on
-/// several because each waits for the one before. So a stream that is to run beside others wants a
-/// workspace of its own.
+/// It holds scratch, and flags by which the CTAs of a launch wait for each other. The flags are
+/// zero between calls: each kernel resets those it used.
 ///
-/// A workspace that was used in a capture belongs to the stream that captured: any other stream is
-/// refused it ([`Error::Capture`]), since it could not be ordered against replays.
+/// Calls that share a workspace run one after the other: on one stream by the stream's order, on
+/// several because each waits for the one before. Streams that should run at the same time need a
+/// workspace each.
+///
+/// A workspace that was used in a capture belongs to the stream that captured. Any other stream
+/// gets [`Error::Capture`], since its calls could not be ordered against replays.
 #[derive(Debug)]
 pub struct Workspace {
     size: WorkspaceSize,
@@ -55,8 +56,9 @@ pub struct Workspace {
 }
 
 impl Workspace {
-    /// A workspace for operations of this size or less; see
-    /// [`Forward::workspace`](crate::ops::Forward::workspace).
+    /// A workspace for operations that need this size or less: see
+    /// [`Forward::workspace`](crate::ops::Forward::workspace). Scratch is not initialised, flags
+    /// are zero.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`]; [`Error::Driver`]; [`Error::Capture`] while the stream captures.
@@ -65,15 +67,15 @@ impl Workspace {
         Ok(Workspace { size, scratch, flags: Tensor::zeros(device, [size.flags], DType::F32)? })
     }
 
-    /// What it has.
+    /// Its size.
     pub fn size(&self) -> WorkspaceSize {
         self.size
     }
 
-    /// Makes it at least as large as this; what it holds is lost.
+    /// Makes it at least as large as `size`. Its contents are lost if it grows.
     ///
     /// # Errors
-    /// As for [`Workspace::new`]. It stays as it was then.
+    /// As for [`Workspace::new`]; the workspace is unchanged then.
     pub fn reserve(&mut self, device: &Device, size: WorkspaceSize) -> Result<()> {
         let size = self.size.max(size);
         if size != self.size {

@@ -107,10 +107,10 @@ impl Model {
             if always || fields.contains_key(key) {
                 fields.insert(key.into(), value.clone());
             }
-            if let Some(text) = fields.get_mut("text_config").and_then(Value::as_object_mut) {
-                if always || text.contains_key(key) {
-                    text.insert(key.into(), value);
-                }
+            if let Some(text) = fields.get_mut("text_config").and_then(Value::as_object_mut)
+                && (always || text.contains_key(key))
+            {
+                text.insert(key.into(), value);
             }
         };
         if untie {

@@ -25,15 +25,15 @@ pub struct Given<'p, 'a> {
 pub fn plan<'a>(given: Given<'_, 'a>, plan: &mut Plan<'a>) -> Result<()> {
     let Given { adapters, options, .. } = given;
     let extras = adapters.config.extras();
-    if options.scale < 0.0 {
-        if let Some(what) = not_taken_out(extras) {
-            return Err(format!(
-                "--scale {}: {what} cannot be taken out of a checkpoint; what was there before is \
-                 not known",
-                options.scale
-            )
-            .into());
-        }
+    if options.scale < 0.0
+        && let Some(what) = not_taken_out(extras)
+    {
+        return Err(format!(
+            "--scale {}: {what} cannot be taken out of a checkpoint; what was there before is \
+             not known",
+            options.scale
+        )
+        .into());
     }
     for (name, tensor) in &extras.whole {
         given.replace(name, tensor, plan)?;

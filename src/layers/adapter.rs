@@ -8,15 +8,16 @@ use crate::problem::Problem;
 use crate::rng::Rng;
 use crate::tensor::Tensor;
 
-/// How the scale of the update follows from α and the rank.
+/// How the scale s of the update follows from α and the rank r.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum Scaling {
-    /// s = α/r (Hu et al., 2021).
+    /// s = α/r ([Hu et al., 2021](https://arxiv.org/abs/2106.09685), section 4.1).
     #[default]
     Standard,
-    /// s = α/√r, which keeps the update's size as the rank grows (rsLoRA, Kalajdzievski, 2023).
+    /// s = α/√r, with which the update keeps its size as the rank grows: rsLoRA
+    /// ([Kalajdzievski, 2023](https://arxiv.org/abs/2312.03732)), PEFT's `use_rslora`.
     RankStabilized,
 }
 
@@ -30,7 +31,7 @@ impl Scaling {
     }
 }
 
-/// What a new adapter is made from. The defaults are r = 8, α = 8, s = α/r.
+/// The settings of a new adapter. The defaults are r = 8, α = 8, s = α/r.
 ///
 /// ```
 /// use lora_kernels::{AdapterConfig, Scaling};
@@ -49,9 +50,10 @@ pub struct AdapterConfig {
     pub alpha: f32,
     /// How s follows from α and r.
     pub scaling: Scaling,
-    /// Standard deviation of A's Gaussian; `None` for 1/√k, with which A x has the size of x.
+    /// Standard deviation of A's Gaussian. `None` is 1/√k, with which each element of A x has the
+    /// variance of x's; PEFT's `init_lora_weights="gaussian"` has 1/r.
     pub init_std: Option<f32>,
-    /// Seed of A's Gaussian: the same seed gives the same A on every device.
+    /// Seed of A's Gaussian. The same seed gives the same A on every device.
     pub seed: u64,
 }
 
@@ -99,8 +101,8 @@ pub struct Adapter {
 }
 
 impl Adapter {
-    /// A new adapter for a weight of shape [d, k]: A Gaussian with mean 0 and the configured
-    /// standard deviation, B zero, so that the layer starts as the frozen one.
+    /// A new adapter for a weight [d, k]: A Gaussian with mean 0 and the configured standard
+    /// deviation, B zero, so that the layer starts as the frozen one (Hu et al., section 4.1).
     ///
     /// # Errors
     /// [`Error::Rank`], [`Error::NotFinite`], [`Error::Shape`], [`Error::OutOfMemory`].
@@ -122,7 +124,7 @@ impl Adapter {
         Adapter::from_tensors(a, b, config.alpha, config.scaling)
     }
 
-    /// An adapter of existing tensors: A [r, k] and B [d, r], of one element type and device.
+    /// An adapter from existing tensors: A [r, k] and B [d, r], of one element type and device.
     ///
     /// # Errors
     /// [`Error::Shape`], [`Error::DType`], [`Error::Device`], [`Error::Rank`] or
@@ -218,7 +220,7 @@ impl Adapter {
         self.scaling.scale(self.alpha, self.rank())
     }
 
-    /// How many numbers are trained: r·(d + k).
+    /// The number of trained parameters: r·(d + k).
     pub fn parameters(&self) -> usize {
         self.a.shape().elements() + self.b.shape().elements()
     }

@@ -14,18 +14,19 @@ use crate::tensor::{Tensor, TensorView, TensorViewMut};
 use crate::workspace::{Workspace, WorkspaceSize};
 use std::sync::{Mutex, PoisonError};
 
-/// Frozen weights W0ᵢ [dᵢ, k] of the same x, each with an adapter: hᵢ = W0ᵢ x + sᵢ · Bᵢ (Aᵢ x).
+/// Frozen weights W0ᵢ [dᵢ, k] of the same x, each with an adapter: hᵢ = W0ᵢ x + sᵢ · Bᵢ (Aᵢ x)
+/// ([Hu et al., 2021](https://arxiv.org/abs/2106.09685), section 4.1; PEFT's `lora.Linear`).
 ///
-/// Most layers are one ([`LoraLinear::new`]). The projections q, k and v of an attention, or gate
-/// and up of a gated MLP, are a group ([`LoraLinear::group`]): 1 to
-/// [`MAX_PROJECTIONS`](crate::MAX_PROJECTIONS) with a d, an r and a scale each. With R the sum of the
-/// ranks, the layer keeps all A in one [R, k], one below the other, so that one call makes one S,
-/// and one dX that is summed over the projections before it is rounded.
+/// [`LoraLinear::new`] makes a layer of one projection. [`LoraLinear::group`] makes one of up to
+/// [`MAX_PROJECTIONS`](crate::MAX_PROJECTIONS), with a d, an r and a scale each: q, k and v of an
+/// attention, or gate and up of a gated MLP. With R the sum of the ranks, the layer keeps all A
+/// stacked in one [R, k]. A call computes one S, and one dX that is summed over the projections
+/// before it is rounded.
 ///
 /// A call runs on the stream of its x, in the CUDA context of the weights, and allocates what it
-/// returns. The layer keeps its operations, and a workspace that grows; calls from several threads
-/// and streams wait for one another there. For buffers of your own, inside CUDA-graph captures say,
-/// there are [`LoraLinear::forward_into`] and the operations in [`ops`].
+/// returns. The layer keeps the operations of the 16 numbers of tokens used last, and one workspace
+/// that grows. Calls from several threads and streams are serialised by that workspace. For your
+/// own buffers, or in a CUDA graph, use [`LoraLinear::forward_into`] and the operations in [`ops`].
 ///
 /// ```
 /// use lora_kernels::{Accumulation, Adapter, AdapterConfig, DType, Device, LoraLinear, Tensor};
@@ -75,8 +76,8 @@ impl LoraLinear {
         LoraLinear::group(vec![(w0, adapter)])
     }
 
-    /// A layer of frozen weights [d, k] with an adapter each, all of one k, one element type and one
-    /// device. Copies the A of every adapter, on that device, if there are several.
+    /// A layer of frozen weights [d, k] with an adapter each, all of one k, one element type and
+    /// one device. If there are several, it copies the A of every adapter into the stacked one.
     ///
     /// # Errors
     /// [`Error::Count`] unless there are 1 to [`MAX_PROJECTIONS`](crate::MAX_PROJECTIONS) of them;
@@ -134,7 +135,7 @@ impl LoraLinear {
         })
     }
 
-    /// The A of all projections, one below the other, [R, k].
+    /// The A of all projections, stacked in their order, [R, k].
     pub fn a(&self) -> &Tensor {
         &self.a
     }
@@ -153,14 +154,14 @@ impl LoraLinear {
     ///
     /// # Errors
     /// [`Error::Merged`] while the adapters are merged: [`LoraLinear::unmerge`] would subtract
-    /// other updates than were added.
+    /// another update than was added.
     pub fn tensors_mut(&mut self) -> Result<(&mut Tensor, Vec<&mut Tensor>)> {
         check_merged(self.merged, false)?;
         Ok((&mut self.a, self.projections.iter_mut().map(|one| &mut one.b).collect()))
     }
 
-    /// Rounds f32 master weights, A [R, k] and the B [d, r] of every projection, into the layer's
-    /// own, in one launch: see [`ops::round`].
+    /// Rounds f32 master weights, A [R, k] and the B [d, r] of every projection, to the layer's A
+    /// and B, in one launch: see [`ops::round`].
     ///
     /// # Errors
     /// [`Error::Merged`] while the adapters are merged; [`Error::DType`] if the layer is f32;
@@ -177,13 +178,13 @@ impl LoraLinear {
         ops::round(&device, &sources, &mut outputs)
     }
 
-    /// How many numbers are trained: the sum of all r·(d + k).
+    /// The number of trained parameters: the sum of all r·(d + k).
     pub fn parameters(&self) -> usize {
         let b = self.projections.iter().map(|projection| projection.b.shape().elements());
         self.a.shape().elements() + b.sum::<usize>()
     }
 
-    /// Copies of the adapters, each with an A of its own: to save them, say.
+    /// Copies of the adapters, each with its own A [r, k]: to save them, say.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`]; [`Error::Driver`]; [`Error::Capture`] while the stream captures.
@@ -202,8 +203,8 @@ impl LoraLinear {
         self.a.device()
     }
 
-    /// What each projection has for itself, as the operations in [`ops`] take it, in a
-    /// [`Weights`] with the view of [`LoraLinear::a`].
+    /// W0, B and s of every projection, for the operations in [`ops`]: together with the view of
+    /// [`LoraLinear::a`] they are the [`Weights`].
     ///
     /// # Errors
     /// [`Error::Merged`] while the adapters are merged: the operations would add them again.
@@ -212,7 +213,7 @@ impl LoraLinear {
         Ok(self.projections.iter().map(LayerProjection::view).collect())
     }
 
-    /// h [..., d] of every projection, and what backward needs, for x [..., k].
+    /// h [..., d] of every projection and what the backward pass needs, for x [..., k].
     ///
     /// # Errors
     /// [`Error::Shape`], [`Error::DType`] or [`Error::Device`] if x does not fit the layer;
@@ -226,7 +227,7 @@ impl LoraLinear {
         Ok(LayerOutput { h, saved: Saved { x: x.view(), s } })
     }
 
-    /// h [..., d] of every projection alone, where no backward pass will follow.
+    /// h [..., d] of every projection for x [..., k], without what a backward pass needs.
     ///
     /// # Errors
     /// As for [`LoraLinear::forward`].
@@ -236,10 +237,10 @@ impl LoraLinear {
         self.allocate_and_run(x, None)
     }
 
-    /// As [`LoraLinear::forward`], on a device and into buffers of the caller's: nothing is
-    /// allocated, unless the layer's workspace has to grow. So a graph can capture it, once it was
-    /// called for as many tokens before. A layer whose workspace a graph uses belongs to the stream
-    /// that captured.
+    /// As [`LoraLinear::forward`], on the caller's device (stream) and buffers: x [..., k], one `h`
+    /// [..., d] for every projection, and s [..., R] or `None`. It allocates only if the layer's
+    /// workspace has to grow, so a graph can capture it after a call for as many tokens. After
+    /// a capture the layer belongs to the stream that captured.
     ///
     /// # Errors
     /// As for [`ops::Forward::run`]; [`Error::Merged`] if the adapters are merged;
@@ -263,8 +264,8 @@ impl LoraLinear {
         })
     }
 
-    /// h [..., d] of every projection from the layer's own weights alone: W0ᵢ x, with the adapters
-    /// switched off, or the whole layer while they are merged.
+    /// h [..., d] of every projection from its weight alone, for x [..., k]: W0ᵢ x with the
+    /// adapters off, or the whole layer while they are merged.
     ///
     /// # Errors
     /// As for [`LoraLinear::forward`].
@@ -285,11 +286,12 @@ impl LoraLinear {
         Ok(all)
     }
 
-    /// dA and every dB into `gradients`, and dX [..., k], from the dh [..., d] of every projection.
+    /// dX [..., k], returned, and dA and every dB, written to `gradients`, from one dh [..., d] for
+    /// every projection. The formulas are those of [`ops::Backward`].
     ///
     /// # Errors
     /// As for [`LoraLinear::forward`], and [`Error::Count`] unless there is one `dh` for every
-    /// projection. Of a list, arguments are named as `dh[1]`.
+    /// projection. With several projections, arguments are named like `dh[1]`.
     pub fn backward(
         &self,
         dh: &[&Tensor],
@@ -303,7 +305,7 @@ impl LoraLinear {
         Ok(dx)
     }
 
-    /// dA and every dB alone: the first adapted layer of a network needs no dX.
+    /// dA and every dB without dX, which the first adapted layer of a network does not need.
     ///
     /// # Errors
     /// As for [`LoraLinear::backward`].
@@ -342,26 +344,27 @@ impl LoraLinear {
         })
     }
 
-    /// Gradients of the adapters' shapes in f32, all zero.
+    /// Gradients for [`LoraLinear::backward`], in f32 and all zero: dA [R, k] and every dB [d, r].
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`].
+    /// As for [`Tensor::zeros`].
     pub fn zero_gradients(&self) -> Result<LayerGradients> {
         self.zero_gradients_in(DType::F32)
     }
 
-    /// The same in f32 or the layer's own element type.
+    /// The same in f32 or the layer's element type. Another type is refused by
+    /// [`LoraLinear::backward`].
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`].
+    /// As for [`Tensor::zeros`].
     pub fn zero_gradients_in(&self, dtype: DType) -> Result<LayerGradients> {
         let zeros = |of: &Tensor| Tensor::zeros(self.device(), of.shape(), dtype);
         let b = self.projections.iter().map(|projection| zeros(&projection.b));
         Ok(LayerGradients { a: zeros(&self.a)?, b: b.collect::<Result<_>>()? })
     }
 
-    /// W0 + s · B A of every projection as a new weight; [`ops::merge`] tells what its rounding
-    /// does.
+    /// W0 + s · B A of every projection as a new weight [d, k]: see [`ops::merge`], also for its
+    /// rounding.
     ///
     /// # Errors
     /// [`Error::Merged`] if the adapters are merged; [`Error::OutOfMemory`]; [`Error::Driver`].
@@ -378,12 +381,11 @@ impl LoraLinear {
         self.projections.iter().map(merged).collect()
     }
 
-    /// Adds s · B A to the layer's own weight of every projection, for
-    /// [`LoraLinear::forward_base`] to use.
+    /// Adds s · B A to the weight of every projection, for [`LoraLinear::forward_base`].
     ///
     /// # Errors
-    /// [`Error::Merged`] if it was added before; [`Error::Driver`], after which some of the weights
-    /// may have it.
+    /// [`Error::Merged`] if they are merged already; [`Error::Driver`], after which some of the
+    /// weights may be merged.
     pub fn merge(&mut self) -> Result<()> {
         check_merged(self.merged, false)?;
         self.add_updates(1.0)?;
@@ -391,8 +393,7 @@ impl LoraLinear {
         Ok(())
     }
 
-    /// Subtracts s · B A from the layer's own weights again; exact only up to the rounding that
-    /// [`ops::merge`] tells of.
+    /// Subtracts s · B A from the weights again, exact only up to the rounding of [`ops::merge`].
     ///
     /// # Errors
     /// [`Error::Merged`] if they are not merged; [`Error::Driver`], as for [`LoraLinear::merge`].

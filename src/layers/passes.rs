@@ -2,19 +2,19 @@
 
 use crate::tensor::{Tensor, TensorView};
 
-/// What a forward pass makes.
+/// The results of [`LoraLinear::forward`](crate::LoraLinear::forward).
 #[derive(Debug)]
 pub struct LayerOutput<'x> {
     /// The output h of every projection, [..., d].
     pub h: Vec<Tensor>,
-    /// What the backward pass needs.
+    /// x and S, for the backward pass.
     pub saved: Saved<'x>,
 }
 
-/// What a backward pass needs of its forward pass: x, borrowed, and the S that was made of it.
+/// What a backward pass needs from its forward pass: x, borrowed, and S, computed from it.
 ///
-/// As long as it lives x cannot change, so S is that of x. Where x has to go elsewhere meanwhile,
-/// take S out, and put both together again: it is then yours to see that they belong together.
+/// The borrow keeps x from changing, so S always belongs to x. If x has to move meanwhile, take S
+/// out and put both together again: the caller must then see to it that they belong together.
 #[derive(Debug)]
 pub struct Saved<'x> {
     /// The input, [..., k].
@@ -26,7 +26,7 @@ pub struct Saved<'x> {
 /// The gradients of a layer's adapters, in f32 or in 16 bits.
 #[derive(Debug)]
 pub struct LayerGradients {
-    /// dA of all projections, one below the other, [R, k].
+    /// dA of all projections, stacked, [R, k].
     pub a: Tensor,
     /// dB of every projection, [d, r].
     pub b: Vec<Tensor>,

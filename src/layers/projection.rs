@@ -5,8 +5,8 @@ use crate::call::Projection;
 use crate::tensor::Tensor;
 use std::ops::Range;
 
-/// One of the projections of a [`LoraLinear`](crate::LoraLinear): what it has beside its rows of
-/// the layer's A.
+/// One of the projections of a [`LoraLinear`](crate::LoraLinear): W0, B and scale. Its A is some
+/// rows of the layer's.
 #[derive(Debug)]
 pub struct LayerProjection {
     pub(super) w0: Tensor,

@@ -13,7 +13,8 @@ use crate::{cpu, cuda};
 use std::fmt;
 use std::sync::Arc;
 
-/// dSᵢ = sᵢ · dHᵢ Bᵢ, dX = Σᵢ dHᵢ W0ᵢ + dS A, dA = dSᵀ X and dBᵢ = dHᵢᵀ Sᵢ.
+/// A backward pass: dSᵢ = sᵢ · dHᵢ Bᵢ, dX = Σᵢ dHᵢ W0ᵢ + dS A, dA = dSᵀ X and dBᵢ = dHᵢᵀ Sᵢ, the
+/// derivatives of [`Forward`](super::Forward).
 ///
 /// W0 has no gradient. Cheap to clone.
 #[derive(Clone)]
@@ -51,12 +52,12 @@ impl Backward {
         Ok(Backward { device: device.clone(), gradients: DType::F32, plan })
     }
 
-    /// The same with dA and dB in this element type: f32, or that of the problem. In 16 bits they
-    /// are summed in f32 and rounded once, by one more launch, and the workspace is larger by R·k
-    /// and d·r f32 elements.
+    /// The same with dA and dB in another element type: f32, or that of the problem. In 16 bits
+    /// they are summed in f32 and rounded once. This takes one more launch, and R·k + Σ d·r more
+    /// f32 elements of workspace.
     ///
     /// # Errors
-    /// [`Error::DType`] for another.
+    /// [`Error::DType`] for any other type.
     pub fn with_gradients(&self, gradients: DType) -> Result<Self> {
         if gradients != DType::F32 && gradients != self.plan.problem.dtype() {
             let expected = "f32, or the element type of x";
@@ -68,17 +69,17 @@ impl Backward {
     /// The same operation on another stream of the same CUDA context.
     ///
     /// # Errors
-    /// [`Error::Device`] if the device is of another context.
+    /// [`Error::Device`] if the device belongs to another context.
     pub fn on(&self, device: &Device) -> Result<Self> {
         Ok(Backward { device: self.device.on(device)?, ..self.clone() })
     }
 
-    /// What it was made for.
+    /// The problem it was made for.
     pub fn problem(&self) -> &Problem {
         &self.plan.problem
     }
 
-    /// Where it runs.
+    /// The device whose stream it runs on.
     pub fn device(&self) -> &Device {
         &self.device
     }
@@ -88,12 +89,12 @@ impl Backward {
         self.gradients
     }
 
-    /// The code that serves it, where the buffers of a call are aligned as that needs.
+    /// The kernels that serve it, if the buffers of a call are aligned for them.
     pub fn path(&self) -> Path {
         self.plan.plan.path()
     }
 
-    /// What the workspace of a call must have.
+    /// The least size of a call's workspace.
     pub fn workspace(&self) -> WorkspaceSize {
         let Planned { problem, plan, launches, .. } = &*self.plan;
         let scratch = match launches {
@@ -103,17 +104,17 @@ impl Backward {
         WorkspaceSize { scratch, flags: plan.flags }
     }
 
-    /// Enqueues a pass with dX, [..., k], which is overwritten. `dh` has a [..., d] for every
-    /// projection; `s` is the S [..., R] that [`Forward`](super::Forward) made of this x, which
-    /// carries the scales.
+    /// Enqueues a pass with dX [..., k], which is overwritten. `dh` has one [..., d] for every
+    /// projection. `s` is the S [..., R] that [`Forward`](super::Forward) computed from this x; it
+    /// carries the scales. `out` has dA [R, k] and one dB [d, r] for every projection.
     ///
-    /// The sums over T run in an order that depends on the shapes alone: the same bits on every
-    /// run, and dA and dB have the same bits with dX and without. dX is summed over all projections
-    /// before it is rounded, once.
+    /// The order of the sums over T depends only on the shapes: the same bits on every run, and dA
+    /// and dB have the same bits with dX and without. dX is summed over all projections and then
+    /// rounded once.
     ///
-    /// On [`Path::Hopper`], where tensor cores truncate, no chain of their additions is longer than
-    /// 2048 tokens, so that the error of a sum over T does not grow with T as theirs would: in norm,
-    /// dB is off by no more than 514 · 2⁻²³ = 6.1e-5 for real numbers without a pattern.
+    /// On [`Path::Hopper`] tensor cores truncate. So no chain of their additions is longer than
+    /// 2048 tokens; chains are added in f32, and the error does not grow with T. The relative error
+    /// of dB in norm is at most 514 · 2⁻²³ = 6.1e-5 for random inputs.
     ///
     /// # Errors
     /// As for [`Forward::run`](super::Forward::run), with one `dh` and one `db` for every
@@ -178,7 +179,7 @@ impl Backward {
     }
 }
 
-/// The problem, and how it is served.
+/// The problem, and the kernels and tiles that serve it.
 impl fmt::Display for Backward {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "backward {}: {}", self.plan.problem, self.plan.plan)?;

@@ -25,7 +25,7 @@ macro_rules! base_operation {
         }
 
         impl $name {
-            /// For T tokens and a W0 of d×k, on this device's stream.
+            /// The operation for T = `t` tokens and a W0 of [d, k], on this device's stream.
             ///
             /// # Errors
             /// [`Error::DType`](crate::Error::DType) for f32 on a CUDA device;
@@ -53,17 +53,17 @@ macro_rules! base_operation {
             /// The same operation on another stream of the same CUDA context.
             ///
             /// # Errors
-            /// [`Error::Device`](crate::Error::Device) if the device is of another context.
+            /// [`Error::Device`](crate::Error::Device) if the device belongs to another context.
             pub fn on(&self, device: &Device) -> Result<Self> {
                 Ok($name { device: self.device.on(device)?, plan: self.plan.clone() })
             }
 
-            /// Where it runs.
+            /// The device whose stream it runs on.
             pub fn device(&self) -> &Device {
                 &self.device
             }
 
-            /// The code that serves it, where the buffers of a call are aligned as that needs.
+            /// The kernels that serve it, if the buffers of a call are aligned for them.
             pub fn path(&self) -> Path {
                 self.plan.1.path()
             }
@@ -96,7 +96,7 @@ macro_rules! base_operation {
             }
         }
 
-        /// The sizes, and how they are served.
+        /// The sizes, and the kernels and tiles that serve them.
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 let (problem, plan, ..) = &*self.plan;
@@ -123,7 +123,8 @@ fn from_d_to_k(d: usize, k: usize) -> [usize; 2] {
 }
 
 base_operation!(
-    /// H = X W0ᵀ: the layer with its adapter switched off, or merged. It needs no workspace.
+    /// The frozen layer's forward, H = X W0ᵀ: a layer whose adapter is off, or merged. It needs no
+    /// workspace.
     BaseForward,
     base_forward,
     "base forward",
@@ -133,8 +134,7 @@ base_operation!(
 );
 
 base_operation!(
-    /// dX = dH W0: the backward of [`BaseForward`], which has no other gradient. It needs no
-    /// workspace.
+    /// The frozen layer's backward, dX = dH W0. It needs no workspace.
     BaseInputGrad,
     base_input_grad,
     "base input grad",

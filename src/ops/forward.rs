@@ -12,7 +12,8 @@ use crate::{cpu, cuda};
 use std::fmt;
 use std::sync::Arc;
 
-/// S = [s₀ · X A₀ᵀ, s₁ · X A₁ᵀ, ...] and, for every projection i, Hᵢ = X W0ᵢᵀ + Sᵢ Bᵢᵀ.
+/// A forward pass: S = [s₀ · X A₀ᵀ, s₁ · X A₁ᵀ, ...] and, for every projection i,
+/// Hᵢ = X W0ᵢᵀ + Sᵢ Bᵢᵀ ([Hu et al., 2021](https://arxiv.org/abs/2106.09685), section 4.1).
 ///
 /// Cheap to clone.
 #[derive(Clone)]
@@ -52,53 +53,53 @@ impl Forward {
     /// The same operation on another stream of the same CUDA context.
     ///
     /// # Errors
-    /// [`Error::Device`](crate::Error::Device) if the device is of another context.
+    /// [`Error::Device`](crate::Error::Device) if the device belongs to another context.
     pub fn on(&self, device: &Device) -> Result<Self> {
         Ok(Forward { device: self.device.on(device)?, plan: self.plan.clone() })
     }
 
-    /// What it was made for.
+    /// The problem it was made for.
     pub fn problem(&self) -> &Problem {
         &self.plan.problem
     }
 
-    /// Where it runs.
+    /// The device whose stream it runs on.
     pub fn device(&self) -> &Device {
         &self.device
     }
 
-    /// The code that serves it, where the buffers of a call are aligned as that needs.
+    /// The kernels that serve it, if the buffers of a call are aligned for them.
     pub fn path(&self) -> Path {
         self.plan.plan.path()
     }
 
-    /// What the workspace of a call must have.
+    /// The least size of a call's workspace.
     pub fn workspace(&self) -> WorkspaceSize {
         let Plan { scratch, flags, .. } = self.plan.plan;
         WorkspaceSize { scratch, flags }
     }
 
-    /// Enqueues a pass: x is [..., k], `h` has a [..., d] for every projection, and s is [..., R], the
-    /// columns of the projections beside each other.
+    /// Enqueues a pass: x is [..., k], `h` has one [..., d] for every projection, and s is
+    /// [..., R], with the columns of the projections side by side. h and s are overwritten.
     ///
-    /// Keep S for [`Backward`](super::Backward), or leave it out (`None`) where there will be none.
-    /// A CUDA device computes H from S as rounded to its element type, the CPU from the exact one.
+    /// Keep S for [`Backward`](super::Backward). Pass `None` if no backward pass follows. A CUDA
+    /// device computes H from S rounded to the element type, the CPU from S in f64.
     ///
-    /// H of a token does not depend on the tokens beside it, and on every path but [`Path::Hopper`]
-    /// not on how many there are either: it has the same bits in any batch that is served by the
-    /// same path. On [`Path::Hopper`] the number of tokens chooses the tiles, and H of a token may be
-    /// summed in another order.
+    /// H of a token does not depend on the other tokens. On every path but [`Path::Hopper`] it does
+    /// not depend on their number either: it has the same bits in any batch that the same path
+    /// serves. On [`Path::Hopper`] the number of tokens decides the tiles, and with them the order
+    /// of sums.
     ///
-    /// On [`Path::Hopper`], a product may meet columns of S that are another projection's, with
-    /// zeros on the other side: where those are not finite, h is NaN.
+    /// On [`Path::Hopper`], S of one projection may be multiplied by zeros in the GEMM of another.
+    /// So an S that is not finite may make h of other projections NaN.
     ///
     /// # Errors
     /// [`Error::Shape`](crate::Error::Shape), [`RowStride`](crate::Error::RowStride),
     /// [`Count`](crate::Error::Count), [`DType`](crate::Error::DType),
     /// [`Device`](crate::Error::Device), [`NotFinite`](crate::Error::NotFinite),
     /// [`Workspace`](crate::Error::Workspace), [`Overlap`](crate::Error::Overlap),
-    /// [`Capture`](crate::Error::Capture) or [`Driver`](crate::Error::Driver). Arguments of one of
-    /// several projections are named as `projections[1].w0` and `h[1]`.
+    /// [`Capture`](crate::Error::Capture) or [`Driver`](crate::Error::Driver). With several
+    /// projections, arguments are named like `projections[1].w0` and `h[1]`.
     pub fn run<'s>(
         &self,
         weights: &Weights<'_>,
@@ -127,7 +128,7 @@ impl Forward {
     }
 }
 
-/// The problem, and how it is served.
+/// The problem, and the kernels and tiles that serve it.
 impl fmt::Display for Forward {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "forward {}: {}", self.plan.problem, self.plan.plan)

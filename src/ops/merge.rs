@@ -7,13 +7,14 @@ use crate::error::Result;
 use crate::tensor::{TensorView, TensorViewMut};
 use crate::{cpu, cuda};
 
-/// out = W0 + s · B A, computed in f32 (CPU: f64) and rounded once to the element type of W0: W0 and
-/// out are [d, k], A [r, k] and B [d, r].
+/// out = W0 + s · B A ([Hu et al., 2021](https://arxiv.org/abs/2106.09685), section 4.1, and PEFT's
+/// `Linear.merge`). W0 and out are [d, k], A [r, k] and B [d, r]. The sum is in f32 (CPU: f64) and
+/// rounded once to the element type of W0.
 ///
-/// In bf16 that rounding keeps 8 significant bits of the sum, so an update smaller than about
-/// 1/256 of a weight's magnitude vanishes from that weight, and h from the merged weight differs
-/// from the adapted layer's by the rounding of W0 + sBA. Unmerging is merging with −s; it gives W0
-/// back only up to that rounding, so keep W0 where the exact weight matters.
+/// In bf16 the rounding keeps 8 significant bits: an update smaller than about 1/256 of a weight
+/// vanishes from it, and h of the merged weight differs from h of the adapted layer by that
+/// rounding. Unmerging is merging with −s, and exact only up to the rounding: keep W0 if you need
+/// it exactly.
 ///
 /// # Errors
 /// As for [`Forward::run`](super::Forward::run).
@@ -31,7 +32,8 @@ pub fn merge(
     run(device, MergeCall { sizes, dtype, w0, a, b, scale, out, out_name: "out" })
 }
 
-/// W += s · B A, in place; with −s it unmerges. [`merge`] tells what the rounding does.
+/// W += s · B A, in place; with −s it unmerges. W is [d, k], A [r, k] and B [d, r], and [`merge`]
+/// describes the rounding.
 ///
 /// # Errors
 /// As for [`Forward::run`](super::Forward::run).

@@ -1,47 +1,57 @@
 //! The operations on the caller's buffers.
 //!
-//! An operation is made once, from a device and a [`Problem`](crate::Problem): it decides how calls
-//! of these sizes are served, and prints it. Running it takes inputs, outputs and a
-//! [`Workspace`](crate::Workspace), checks them, enqueues on the device's stream and returns without
-//! waiting. It plans nothing, looks nothing up, allocates no device memory, synchronises nothing and
-//! makes no stream, so all of them can be captured in a CUDA graph (see
-//! [`Device`](crate::Device#cuda-graphs)).
+//! An operation is made once, from a device and a [`Problem`](crate::Problem). It chooses the
+//! kernels that serve calls of these sizes, and prints the choice. A call takes inputs, outputs and
+//! a [`Workspace`](crate::Workspace), checks them, enqueues on the device's stream and returns
+//! without waiting. A call never plans, allocates device memory, synchronises or creates a stream,
+//! so it can be captured in a CUDA graph (see [`Device`](crate::Device#cuda-graphs)).
 //!
-//! | operation | computes | |
+//! | operation | computes | for |
 //! |---|---|---|
 //! | [`Forward`] | Sᵢ = sᵢ · X Aᵢᵀ, Hᵢ = X W0ᵢᵀ + Sᵢ Bᵢᵀ | 1 to 4 projections of X |
-//! | [`Backward`] | dSᵢ = sᵢ · dHᵢ Bᵢ, dX = Σ dHᵢ W0ᵢ + dS A, dA = dSᵀ X, dBᵢ = dHᵢᵀ Sᵢ | with dX or without |
+//! | [`Backward`] | dSᵢ = sᵢ · dHᵢ Bᵢ, dX = Σ dHᵢ W0ᵢ + dS A, dA = dSᵀ X, dBᵢ = dHᵢᵀ Sᵢ | |
 //! | [`BaseForward`] | H = X W0ᵀ | the frozen layer alone |
 //! | [`BaseInputGrad`] | dX = dH W0 | its backward |
-//! | [`merge()`], [`merge_in_place`] | W0 + s · B A | |
-//! | [`round()`] | f32 to 16 bits | master weights to A and B |
+//! | [`merge()`], [`merge_in_place`] | W0 + s · B A | inference with the adapter in the weight |
+//! | [`round()`] | f32 to 16 bits | A and B from an optimiser's master weights |
+//!
+//! The forward is that of [Hu et al., 2021](https://arxiv.org/abs/2106.09685), section 4.1, for one
+//! projection or several; the backward, with dX or without, is its derivative. PEFT computes the
+//! same in `peft.tuners.lora.layer.Linear.forward` and by autograd.
 //!
 //! # Arguments
-//! They are row-major, in the paper's letters: x [..., k], W0 [d, k], A [R, k], B [d, r], s [..., R],
-//! h and dh [..., d], dx [..., k], with T the product of the leading dimensions and R the sum of the
-//! ranks. All share one element type: bf16 or f16 on a CUDA device, f32 too on the CPU. dA [R, k]
-//! and dB [d, r] are f32, or that type. Any T, d, k and ranks in `1..=256` will do; k, d and r that
-//! are multiples of 8, in buffers at multiples of 16 bytes, are fastest. T = 0 is an empty batch.
+//! Tensors are row-major, in the paper's letters:
 //!
-//! Rows of x, W0, A, B, h, dh and dx may lie apart
-//! ([`TensorView::row_stride`](crate::TensorView::row_stride)), and so may the rows of the S that a
-//! backward pass reads; S as an output, dA and dB are dense.
+//! | argument | shape | may have a row stride |
+//! |---|---|---|
+//! | x, dx | [..., k] | yes |
+//! | h, dh, one for each projection | [..., d] | yes |
+//! | s: S of all projections, side by side | [..., R] | as an input |
+//! | W0, one for each projection | [d, k] | yes |
+//! | A of all projections, stacked; dA | [R, k] | A |
+//! | B, one for each projection; dB | [d, r] | B |
+//!
+//! T is the product of the leading dimensions, R the sum of the ranks. For the stride see
+//! [`TensorView::row_stride`](crate::TensorView::row_stride).
+//!
+//! All share one element type: bf16 or f16 on a CUDA device, f32 too on the CPU. dA and dB are f32,
+//! or that type. T, d and k have any size, ranks are 1 to 256. Fastest are k, d and r that are
+//! multiples of 8, in buffers at multiples of 16 bytes. T = 0 is an empty batch.
 //!
 //! # Numbers
-//! Products are summed in f32 (on the CPU in f64) and rounded once. The same call gives the same
-//! bits on every run. In f16, S and dS beyond ±65504 become ±65504: with B = 0 and finite x, A and
-//! W0, h is W0 x whatever the scale. NaN stays NaN. Everything else overflows to infinity, as f16
-//! does.
+//! Sums are in f32 (on the CPU in f64) and rounded once. The same call gives the same bits on every
+//! run. In f16, S and dS saturate at ±65504: with B = 0 and finite x, A and W0, h is W0 x for any
+//! scale. Other results overflow to infinity. NaN stays NaN.
 //!
 //! # Errors
-//! Arguments are checked before anything is enqueued. [`Error::Driver`](crate::Error::Driver) is a
-//! launch that the driver refuses, for instance because fewer SMs are left to the process than
-//! when the device was made: outputs are unspecified then, and the workspace can be used again.
+//! Arguments are checked before anything is enqueued. [`Error::Driver`](crate::Error::Driver) means
+//! that the driver refused a launch, for instance because the process has fewer SMs than when the
+//! device was made. The outputs are unspecified then. The workspace can be used again.
 //!
 //! # Other kernels on the stream
-//! Kernels of this crate let the next launch of their stream start early (programmatic dependent
-//! launch). An ordinary launch is not affected. One that asks for it by its launch attribute must
-//! execute `griddepcontrol.wait` before it reads what these operations write.
+//! Kernels of this crate trigger the next launch of their stream early (programmatic dependent
+//! launch). This affects only a launch with the attribute for it: its kernel must execute
+//! `griddepcontrol.wait` before it reads an output of these operations.
 //!
 //! ```
 //! use lora_kernels::ops::{Forward, Projection, Weights};

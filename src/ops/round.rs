@@ -7,11 +7,11 @@ use crate::error::Result;
 use crate::tensor::{TensorView, TensorViewMut};
 use crate::{cpu, cuda};
 
-/// Each output is its source, rounded to the nearest of its element type: how an optimiser that
-/// keeps f32 master weights refreshes A and every B, in one launch.
+/// Rounds each source to its output, to the nearest value and ties to even, in one launch: for an
+/// optimiser that keeps f32 master weights of A and every B.
 ///
-/// Sources are f32, outputs bf16 or f16, all of one type; both are dense, of the same rows and
-/// columns, 8 at most. f16 overflows to infinity.
+/// There are at most 8 sources. They are f32; the outputs are all bf16 or all f16. Each output has
+/// the rows and columns of its source, and both are dense. f16 overflows to infinity.
 ///
 /// # Errors
 /// [`Error::Count`](crate::Error::Count), and as for [`Forward::run`](super::Forward::run).

@@ -16,7 +16,8 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-/// The largest configuration that is read. Most have some KB, one that names 50 000 modules has 3 MB.
+/// The largest configuration that is read. Most have some KB, one that names 50 000 modules has 3
+/// MB.
 pub(super) const MAX_CONFIG: u64 = 4 << 20;
 
 /// How many keys a pattern may have, and how many of them may be more than text; real ones have one
@@ -24,11 +25,11 @@ pub(super) const MAX_CONFIG: u64 = 4 << 20;
 pub(super) const MAX_KEYS: usize = 10_000;
 const MAX_REGEXES: usize = 256;
 
-/// What a directory holds besides the adapters that are loaded: what `adapter_config.json` says, and
-/// the [extras](Extras) of the file.
+/// The fields of `adapter_config.json` (PEFT's `LoraConfig`), and the [extras](Extras) of the
+/// weights' file.
 ///
-/// [`load`](super::load) returns one for [`save`](super::save) to write back: fields that this
-/// crate has no use for keep their values. `Config::default()` is one for new adapters.
+/// [`load`](super::load) returns one, and [`save`](super::save) writes it back, also the fields
+/// that this crate does not use. `Config::default()` is for new adapters.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// All fields but the patterns, which are ordered.
@@ -65,18 +66,18 @@ impl Default for Config {
 }
 
 impl Config {
-    /// The name or path of the model that the adapters are for, if the file has it.
+    /// The name or path of the base model (`base_model_name_or_path`), if the file has it.
     pub fn base_model(&self) -> Option<&str> {
         self.fields.get("base_model_name_or_path")?.as_str()
     }
 
-    /// The same with another base model, which PEFT's `AutoPeftModel` loads beneath the adapters.
+    /// The same with another base model: PEFT's `AutoPeftModel` loads it.
     pub fn with_base_model(mut self, name: impl Into<String>) -> Self {
         self.fields.insert("base_model_name_or_path".into(), Value::String(name.into()));
         self
     }
 
-    /// The kind of model in PEFT's words, such as `CAUSAL_LM`, if the file has it.
+    /// The kind of model (`task_type`), such as `CAUSAL_LM`, if the file has it.
     pub fn task_type(&self) -> Option<&str> {
         self.fields.get("task_type")?.as_str()
     }
@@ -87,19 +88,20 @@ impl Config {
         self
     }
 
-    /// The share of an adapter's inputs that PEFT drops in training. This crate drops none.
+    /// The share of an adapter's inputs that PEFT drops in training (`lora_dropout`), 0 to 1. This
+    /// crate drops none.
     pub fn dropout(&self) -> f64 {
         self.fields.get("lora_dropout").and_then(Value::as_f64).unwrap_or(0.0)
     }
 
-    /// Whether PEFT says of the base weights that they are stored as [k, d], as GPT-2's `Conv1D`
-    /// has them. It says so of all of them or none, and is wrong where a model has both kinds. A
-    /// and B are the same either way; a [`LoraLinear`](crate::LoraLinear) takes W0 as [d, k].
+    /// Whether the base weights are stored as [k, d], as GPT-2's `Conv1D` stores them. PEFT has one
+    /// setting for all weights, which is wrong for a model with both kinds. A and B are the same
+    /// either way; a [`LoraLinear`](crate::LoraLinear) takes W0 as [d, k].
     pub fn fan_in_fan_out(&self) -> bool {
         self.fields.get("fan_in_fan_out") == Some(&Value::Bool(true))
     }
 
-    /// What the directory holds besides adapters of [`LoraLinear`](crate::LoraLinear).
+    /// The contents of the directory besides adapters of [`LoraLinear`](crate::LoraLinear).
     pub fn extras(&self) -> &Extras {
         &self.extras
     }
@@ -109,15 +111,15 @@ impl Config {
         &mut self.extras
     }
 
-    /// Whether `modules_to_save` names a parameter's module, or a module that has it within. PEFT
-    /// adds the names of heads to it for some kinds of models.
+    /// Whether `modules_to_save` names the module of a parameter, or a module around it. PEFT adds
+    /// the names of heads for some kinds of models.
     pub fn saves_whole(&self, parameter: &str) -> bool {
         let modules = || parameter.match_indices('.').map(|(dot, _)| &parameter[..dot]);
         let mut named = fields::modules_to_save(&self.fields);
         named.any(|name| modules().any(|path| path.ends_with(name)))
     }
 
-    /// Whether layers that share a weight are to share what replaces it (`ensure_weight_tying`).
+    /// Whether layers that share a weight also share its replacement (`ensure_weight_tying`).
     pub fn ties_weights(&self) -> bool {
         self.fields.get("ensure_weight_tying").is_some_and(fields::is_set)
     }

@@ -9,16 +9,16 @@ use crate::tensor::Tensor;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// The order in which the models of transformers register the parameters of their experts. PEFT puts
-/// the adapter of the first innermost, and the file does not say which it was.
+/// The order in which the models of transformers register the parameters of their experts. PEFT
+/// puts the adapter of the first innermost, and the file does not say which it was.
 const ORDER: [&str; 6] =
     ["gate_up_proj", "gate_up_proj_bias", "gate_proj", "up_proj", "down_proj", "down_proj_bias"];
 
-/// The adapters of a module's parameters, one within the other.
+/// The adapters of a module's parameters, nested: PEFT's `lora.ParamWrapper`.
 ///
-/// The weights of E experts are one parameter [E, d, k], or [E, k, d] where the module has them
-/// transposed. Its adapter has A [E·r, k], expert after expert, and B [d, r·E], in which the columns
-/// of an expert are E apart.
+/// The weights of E experts are one parameter [E, d, k], or [E, k, d] if the module stores them
+/// transposed. Its adapter has A [E·r, k], expert after expert, and B [d, r·E], in which the
+/// columns of one expert are E apart.
 #[derive(Debug, Clone)]
 pub struct ParameterAdapters {
     pub(super) path: PathBuf,
@@ -37,7 +37,7 @@ pub(super) struct Candidate {
     pub alpha: f32,
 }
 
-/// The adapter of one parameter.
+/// The adapter of one parameter: an update s · B A for the weight of each expert.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct ParameterAdapter {
@@ -47,7 +47,7 @@ pub struct ParameterAdapter {
     pub a: Arc<Tensor>,
     /// B, [d, r·E].
     pub b: Arc<Tensor>,
-    /// How many experts the parameter has, E; 1 for a matrix.
+    /// The number of experts E; 1 for a matrix.
     pub experts: usize,
     /// Whether the parameter is stored as [E, k, d].
     pub transposed: bool,
@@ -63,20 +63,19 @@ impl ParameterAdapters {
         self.levels.iter().map(|(a, b)| (&**a, &**b))
     }
 
-    /// The names of parameters that the adapters may be of.
+    /// The names of the parameters that the adapters may belong to.
     pub fn candidates(&self) -> impl Iterator<Item = &str> {
         self.candidates.iter().map(|candidate| candidate.parameter.as_str())
     }
 
-    /// Which adapter is of which parameter, by the shapes of the module's parameters: [E, d, k] or
-    /// [E, k, d], or [d, k]. Of parameters that are not [candidates](Self::candidates), shapes are
-    /// ignored. `transposed` says how square weights are stored where no shape tells; PEFT asks the
-    /// module.
+    /// Finds the parameter of each adapter by the shapes of the module's parameters: [E, d, k],
+    /// [E, k, d] or [d, k]. Parameters that are not [candidates](Self::candidates) are ignored.
+    /// `transposed` says how square weights are stored if no shape shows it; PEFT asks the module.
     ///
     /// # Errors
-    /// [`Error::Malformed`](crate::Error::Malformed) if the shapes do not fit,
-    /// [`Error::Unsupported`](crate::Error::Unsupported) if they fit in several ways and the
-    /// parameters have names whose order is not known, or if `transposed` would have to be given.
+    /// [`Error::Malformed`](crate::Error::Malformed) if the shapes do not fit.
+    /// [`Error::Unsupported`](crate::Error::Unsupported) if they fit in several ways and the order
+    /// of the parameters is not known by their names, or if `transposed` is needed and `None`.
     pub fn fit(
         &self,
         shapes: &[(&str, &[usize])],
@@ -157,7 +156,7 @@ impl ParameterAdapter {
         self.scaling.scale(self.alpha, self.rank())
     }
 
-    /// A [r, k] and B [d, r] of each expert.
+    /// A [r, k] and B [d, r] of each expert, row-major.
     ///
     /// # Errors
     /// As for [`Tensor::to_f32_vec`].
@@ -171,8 +170,8 @@ impl ParameterAdapter {
         Ok(experts.collect())
     }
 
-    /// The adapters of the experts' own weights [d, k], each for a
-    /// [`LoraLinear`](crate::LoraLinear).
+    /// An adapter for each expert's weight [d, k], for a [`LoraLinear`](crate::LoraLinear), with A
+    /// and B rounded to `dtype`.
     ///
     /// # Errors
     /// As for [`Adapter::from_tensors`].

@@ -7,25 +7,25 @@ use crate::tensor::Tensor;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// What a PEFT directory holds besides adapters of [`LoraLinear`](crate::LoraLinear).
+/// The contents of a PEFT directory besides adapters of [`LoraLinear`](crate::LoraLinear).
 ///
-/// [`load`](super::load) leaves it in the configuration ([`Config::extras`](super::Config::extras)),
-/// so that [`save`](super::save) writes it back. All tensors are on the CPU, in the element types of
-/// the file. This crate computes nothing with them; the example `merge` merges them.
+/// [`load`](super::load) keeps them in the configuration
+/// ([`Config::extras`](super::Config::extras)), and [`save`](super::save) writes them back. All
+/// tensors are on the CPU, in the element types of the file. This crate computes nothing with them;
+/// the example `merge` merges them.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct Extras {
-    /// Parameters that replace the base model's, by their names there, such as
-    /// `score.weight`: of modules saved whole (`modules_to_save`, and embeddings that PEFT saves
-    /// along), of the weights beneath adapters, and biases that were trained. A model that lacks
-    /// such a parameter, of a new head, gets it.
+    /// Parameters that replace the base model's, by their names there, such as `score.weight`:
+    /// modules saved whole (`modules_to_save`, and embeddings that PEFT saves along), weights
+    /// beneath adapters, and trained biases. A parameter of a new head is added to the model.
     pub whole: BTreeMap<String, Arc<Tensor>>,
-    /// Adapters that no [`LoraLinear`](crate::LoraLinear) computes, by the path of the module.
+    /// Adapters that [`LoraLinear`](crate::LoraLinear) does not compute, by the path of the module.
     pub updates: BTreeMap<String, Update>,
     /// Adapters of parameters that `target_parameters` names, such as the stacked weights of
-    /// experts, by the path of the module that has them.
+    /// experts, by the path of their module.
     pub parameters: BTreeMap<String, ParameterAdapters>,
-    /// Rows of embeddings (`trainable_token_indices`), by the path of the embedding.
+    /// Trained rows of embeddings (`trainable_token_indices`), by the path of the embedding.
     pub tokens: BTreeMap<String, TokenRows>,
 }
 
@@ -37,19 +37,20 @@ impl Extras {
     }
 }
 
-/// An adapter with something that [`LoraLinear`](crate::LoraLinear) does not compute: of an
-/// embedding or convolution, of a rank above 256, with magnitudes (DoRA), or with a bias of B
-/// (`lora_bias`).
+/// An adapter that [`LoraLinear`](crate::LoraLinear) does not compute: of an embedding or
+/// convolution, of a rank above 256, with magnitudes (DoRA), or with a bias of B (`lora_bias`).
 ///
-/// The merged weight is W = W0 + s·B A, [d, k], and with magnitudes m row i of it times
-/// mᵢ / ‖row i of W‖. The merged bias is that of the layer plus s times the bias of B. Of a
-/// convolution, k stands for the channels and the kernel: [k, ..].
+/// The merged weight is W = W0 + s·B A, [d, k]. With magnitudes m, row i of it is scaled by mᵢ /
+/// ‖row i of W‖ ([Liu et al., 2024](https://arxiv.org/abs/2402.09353), section 4.1). The merged
+/// bias is that of the layer plus s times the bias of B. For a convolution, k stands for the
+/// channels and the kernel: [k, ..].
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Update {
-    /// A, [r, k]. Of an embedding, k is the number of its rows; of a convolution, A is [r, k, ..].
+    /// A, [r, k]. For an embedding, k is the number of its rows; for a convolution, A is [r, k,
+    /// ..].
     pub a: Arc<Tensor>,
-    /// B, [d, r]; of a convolution, [d, r, 1, ..].
+    /// B, [d, r]; for a convolution, [d, r, 1, ..].
     pub b: Arc<Tensor>,
     /// α.
     pub alpha: f32,
@@ -59,7 +60,7 @@ pub struct Update {
     pub embedding: bool,
     /// The bias of B, `[d]`.
     pub bias: Option<Arc<Tensor>>,
-    /// The magnitudes of DoRA, `[d]`; of a convolution, [1, d, 1, ..].
+    /// The magnitudes of DoRA, `[d]`; for a convolution, [1, d, 1, ..].
     pub magnitude: Option<Arc<Tensor>>,
 }
 
@@ -75,11 +76,11 @@ impl Update {
     }
 }
 
-/// Rows that replace an embedding's.
+/// Rows that replace rows of an embedding.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct TokenRows {
-    /// Which rows, in the order of `rows`.
+    /// The indices of the replaced rows, in the order of `rows`.
     pub indices: Vec<usize>,
     /// The rows, [n, d].
     pub rows: Arc<Tensor>,
@@ -89,7 +90,7 @@ impl TokenRows {
     /// Rows [n, d] for n indices.
     ///
     /// # Errors
-    /// [`Error::Count`] if there are other than n indices.
+    /// [`Error::Count`] unless there are n indices.
     pub fn new(indices: Vec<usize>, rows: Tensor) -> Result<Self> {
         let n = rows.shape().rows();
         if indices.len() != n {

@@ -150,11 +150,11 @@ pub(super) fn check(path: &Path, fields: &BTreeMap<String, Value>) -> Result<()>
     if random_biases {
         return field("lora_bias").refuse("with init_lora_weights of false: biases of B at random");
     }
-    if is_newer(fields) {
-        if let Some((key, _)) = fields.iter().find(|(key, value)| is_unknown(key, value)) {
-            let reason = "a setting that PEFT 0.21 does not know, in a file of a newer PEFT";
-            return field(key).refuse(reason);
-        }
+    if is_newer(fields)
+        && let Some((key, _)) = fields.iter().find(|(key, value)| is_unknown(key, value))
+    {
+        let reason = "a setting that PEFT 0.21 does not know, in a file of a newer PEFT";
+        return field(key).refuse(reason);
     }
     Ok(())
 }

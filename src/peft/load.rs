@@ -38,30 +38,30 @@ const TIED: [&str; 8] = [
     "decoder",
 ];
 
-/// What a PEFT directory holds.
+/// The contents of a PEFT directory.
 #[derive(Debug)]
 pub struct Adapters {
     /// The configuration, for [`save`](super::save) to write back.
     pub config: Config,
-    /// The adapters, by the path of the module in the base model: `model.layers.0.self_attn.q_proj`
-    /// for the tensors `base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight` [r, k] and
-    /// `...lora_B.weight` [d, r]. The weight that it adapts is `PATH.weight` [d, k]. Others are in
+    /// The adapters of linear layers, by the path of the module in the base model. For
+    /// `model.layers.0.self_attn.q_proj` the file has
+    /// `base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight` [r, k] and
+    /// `...lora_B.weight` [d, r]; the adapted weight is `PATH.weight` [d, k]. Other adapters are in
     /// the [extras](Config::extras) of the configuration.
     pub adapters: BTreeMap<String, Adapter>,
-    /// The program that the names and scales of the tensors are of. For another than PEFT, the
-    /// paths in `adapters` are as [its variant](Format) says, and [`save`](super::save) writes them
-    /// into PEFT's files.
+    /// The program that wrote the file. Its [variant](Format) describes the paths in `adapters`.
+    /// [`save`](super::save) always writes PEFT's files.
     pub format: Format,
     /// The names of the tensors that `target_modules`, `exclude_modules`, `layers_to_transform` or
     /// `layers_pattern` leave out. PEFT does not load them, and [`save`](super::save) does not
     /// write them.
     pub left_out: Vec<String>,
-    /// Whether `target_modules` names no module of the file. It then belongs to other names, and is
-    /// disregarded, with `exclude_modules` and `layers_to_transform`: the tensors decide. PEFT would
-    /// load nothing. [`save`](super::save) writes the modules that are there.
+    /// Whether `target_modules` names no module of the file. PEFT would load nothing then. This
+    /// crate ignores it, and `exclude_modules` and `layers_to_transform` with it: every adapter in
+    /// the file is loaded, and [`save`](super::save) writes the modules that there are.
     pub targets_disregarded: bool,
     /// The fields of the configuration that are set and that neither PEFT 0.21 nor this crate
-    /// knows. PEFT ignores them with a warning; they are kept for saving.
+    /// knows. PEFT ignores them with a warning. [`save`](super::save) writes them back.
     pub unknown_fields: Vec<String>,
 }
 
@@ -79,8 +79,8 @@ impl From<Other> for Adapters {
 }
 
 impl Adapters {
-    /// What PEFT computes of the directory, in inference or training, and layers of
-    /// [`adapters`](Self::adapters) do not, a line for each kind; none if they compute all of it.
+    /// What PEFT computes with the directory, in inference or training, and layers of
+    /// [`adapters`](Self::adapters) do not: a line for each kind, none if nothing is missing.
     pub fn not_computed(&self) -> Vec<String> {
         let extras = self.config.extras();
         let mut lines = Vec::new();
@@ -107,18 +107,20 @@ impl Adapters {
 /// Loads the adapters of a PEFT directory, or of the directory or file of
 /// [another program](super::Format).
 ///
-/// With a `dtype`, A and B are rounded to it. Without, they keep the element type of the file; if
-/// A and B of a module differ in it, both get the type that holds the values of both (f32).
-/// [`LoraLinear`](crate::LoraLinear) wants that of the base weight, and a CUDA device computes with
-/// bf16 or f16 only.
+/// With a `dtype`, A and B are rounded to it. Without, they keep the element type of the file; if A
+/// and B of a module have different types, both become f32. A [`LoraLinear`](crate::LoraLinear)
+/// needs the type of the base weight, and a CUDA device computes in bf16 and f16 only.
 ///
-/// What is no adapter of a linear layer, or has more than A and B, is in the configuration's
-/// [extras](Config::extras); [`Adapters::not_computed`] says what there is of it.
+/// The scale s is PEFT's (`LoraLayer.update_layer`): α/r, or α/√r with `use_rslora`, with the α and
+/// r that the patterns give the module.
 ///
-/// A module has an adapter if the file has its tensors and the configuration names it, as in PEFT.
-/// Tensors of other modules are not loaded: [`Adapters::left_out`] names them. Where
-/// `target_modules` is missing, or names [nothing in the file](Adapters::targets_disregarded), the
-/// tensors decide.
+/// Everything but plain adapters of linear layers is in the configuration's
+/// [extras](Config::extras), and [`Adapters::not_computed`] summarises it.
+///
+/// As in PEFT, a module has an adapter if the file has its tensors and the configuration names it.
+/// Tensors of other modules are not loaded: [`Adapters::left_out`] names them. If `target_modules`
+/// is missing, or names [nothing in the file](Adapters::targets_disregarded), every adapter in the
+/// file is loaded.
 ///
 /// If [`save`](super::save) replaces the files meanwhile, the adapters are all old or all new. This
 /// does not hold for files that PEFT replaces.
@@ -127,8 +129,8 @@ impl Adapters {
 /// [`Error::Io`](crate::Error::Io); [`Error::Malformed`](crate::Error::Malformed) if a file is
 /// broken, half of a pair is missing, or tensors and configuration disagree or are of two saves;
 /// [`Error::Unsupported`](crate::Error::Unsupported) for what this crate does not read, see [the
-/// list](crate::peft#what-is-refused); [`Error::OutOfMemory`](crate::Error::OutOfMemory), and
-/// [`Error::Driver`](crate::Error::Driver) of the device.
+/// list](crate::peft#what-is-refused); [`Error::OutOfMemory`](crate::Error::OutOfMemory);
+/// [`Error::Driver`](crate::Error::Driver).
 pub fn load(dir: impl AsRef<Path>, device: &Device, dtype: Option<DType>) -> Result<Adapters> {
     let dir = dir.as_ref();
     if let Some(other) = other::load(dir, device, dtype)? {
@@ -188,7 +190,7 @@ fn is_torn(config: &Config, of_config: Option<SystemTime>, weights: &TensorFile)
 }
 
 /// Loads adapters from the contents of the two files of a PEFT directory, or of the files of
-/// [another program](super::Format); `config` is empty where that has none.
+/// [another program](super::Format). `config` is empty for a program that writes none.
 ///
 /// # Errors
 /// As for [`load`].

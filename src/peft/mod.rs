@@ -1,13 +1,15 @@
-//! Adapters as [PEFT](https://huggingface.co/docs/peft) keeps them: a directory of
+//! Adapters as Hugging Face [PEFT](https://huggingface.co/docs/peft) keeps them: a directory of
 //! `adapter_config.json` and `adapter_model.safetensors`.
 //!
-//! [`load`] makes an [`Adapter`](crate::Adapter) of each pair of tensors, under the path of its
-//! module, and [`save`] writes adapters so that PEFT loads them. [`TensorFile`] reads base weights,
-//! or any other safetensors file, a tensor at a time.
+//! - [`load`] and [`load_from_bytes`] return an [`Adapter`](crate::Adapter) for each adapted linear
+//!   layer, by the path of its module.
+//! - [`save`] writes a directory that PEFT loads.
+//! - [`TensorFile`] reads base weights, or any safetensors file, one tensor at a time.
+//! - [`Config`] and its [`Extras`] are what a directory holds besides these adapters.
 //!
 //! # Example
 //!
-//! Load an adapter, run it, train it, save it:
+//! Load an adapter, run it, train it and save it:
 //!
 //! ```
 //! use lora_kernels::peft::{self, TensorFile};
@@ -75,8 +77,8 @@
 //!
 //! # Modules that share their input
 //!
-//! q, k and v of an attention, or gate and up of an MLP, go into one layer
-//! ([`LoraLinear::group`](crate::LoraLinear::group)), and are saved each by itself again:
+//! q, k and v of an attention, or gate and up of an MLP, become one layer
+//! ([`LoraLinear::group`](crate::LoraLinear::group)). Each is saved as an adapter of its own:
 //!
 //! ```
 //! use lora_kernels::peft::{self, TensorFile};
@@ -151,72 +153,7 @@
 //! # }
 //! ```
 //!
-//! # What is supported
-//!
-//! What PEFT 0.21 makes of a directory, as far as this says:
-//!
-//! * Adapters of linear layers of rank 1 to 256, A [r, k] and B [d, r] in f32, f16 or bf16. A and B
-//!   of different element types are loaded as f32, unless [`load`] is told a type.
-//! * `r`, `lora_alpha`, `use_rslora`, `rank_pattern` and `alpha_pattern`. `lora_dropout` is kept,
-//!   but this crate drops nothing in training.
-//! * `target_modules`, `exclude_modules`, `layers_to_transform` and `layers_pattern`: tensors of
-//!   modules that they leave out are not loaded, see [`Adapters::left_out`]. PEFT asks the model
-//!   what `all-linear` leaves out; here it is a module whose last name is `lm_head` or `embed_out`.
-//! * `fan_in_fan_out`, which only says how the base weights are stored: [`Config::fan_in_fan_out`].
-//! * What is no adapter of a linear layer is kept, by name, for [`save`] and for merging:
-//!   [`Config::extras`]. These are modules saved whole (`modules_to_save`, heads, embeddings and
-//!   weights that PEFT saves along), biases (`bias`, `lora_bias`), adapters of embeddings and
-//!   convolutions, of ranks above 256 and with magnitudes (`use_dora`), trained rows of embeddings
-//!   (`trainable_token_indices`), and adapters of the parameters of experts (`target_parameters`),
-//!   which become adapters of each expert's weight: [`ParameterAdapter::adapters`].
-//!   [`Adapters::not_computed`] says what layers of the adapters then leave out.
-//! * `init_lora_weights` of any kind. An adapter of base weights that were changed (`pissa`,
-//!   `olora`, `corda`, `loftq`, `lora_ga`) must have those weights in the file.
-//! * An adapter's name inside the keys, as in `q_proj.lora_A.default.weight`: one for the file.
-//! * The files of [other programs](Format), in PEFT's place or under their own names:
-//!   `adapters.safetensors` with its configuration (mlx-lm), `lora.safetensors`
-//!   (mistral-finetune), `pytorch_lora_weights.safetensors` (diffusers), and any file of diffusers or
-//!   kohya's sd-scripts by its path. The scale is that of the program: α in the file, in its
-//!   metadata, in the configuration beside it, or the program's default, in this order.
-//! * `NaN` and `Infinity` in the JSON, which Python writes, in fields without effect.
-//!
-//! Patterns and texts of modules are regular expressions of Python's `re`. Of a pattern, the first
-//! key that matches counts. Back-references, flags, atomic groups, possessive repetitions and
-//! characters that are not ASCII are refused, and so is an expression that takes too long to match.
-//!
-//! PEFT ignores settings that it does not know, and so does [`load`], which names them in
-//! [`Adapters::unknown_fields`]. `ensure_weight_tying` does not matter where the file has no adapter
-//! of a head or an embedding.
-//!
-//! # What is refused
-//!
-//! With an [`Error::Unsupported`](crate::Error::Unsupported) that names the file and the key:
-//!
-//! * a `peft_type` other than `LORA` (PEFT merges those: `merge_and_unload()`);
-//! * `layer_replication`, `alora_invocation_tokens`, `use_qalora`, `use_bdlora`, `megatron_config`,
-//!   and the configurations of Arrow, KaSA, MonteCLoRA and VeLoRA; `ensure_weight_tying` where a
-//!   module that may be tied has an adapter;
-//! * `init_lora_weights` of changed base weights that are not in the file: PEFT's `save_pretrained`
-//!   makes a plain adapter of it with `path_initial_model_for_weight_conversion`;
-//! * in a file of a newer PEFT (`peft_version`), a field that this version does not know and that
-//!   is `true`, or a list or object with something in it;
-//! * tensors that PEFT drops without an error: without the prefix `base_model.model.` or with two;
-//!   of the parameters of experts that `target_parameters` does not name; magnitudes, biases of B
-//!   and rows of embeddings that the configuration does not switch on; parameters of a module that
-//!   has an adapter, without `base_layer` in their names;
-//! * keys of several adapters, and other element types;
-//! * Git LFS pointers, adapters in several files, and pickles (`adapter_model.bin`): the error says
-//!   what to do;
-//! * in files of other programs, LyCORIS, DoRA, experts, convolutions larger than 1x1, an α of 0, and
-//!   settings of which the versions of a program make different things.
-//!
-//! # While another process saves
-//!
-//! [`save`] writes both files to temporary names, forces them to disk, and renames them one after
-//! the other under a lock (`.saving-lock`). The metadata of the weights have a fingerprint of the
-//! configuration under `lora_kernels.config`, which PEFT ignores. [`load`] reads both files again
-//! while they are of two saves, for about a second. Files without the fingerprint are loaded as
-//! they are, and so is a configuration that was edited after the save.
+#![doc = include_str!("../../docs/peft.md")]
 
 mod config;
 mod experts;

@@ -14,28 +14,27 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::time::SystemTime;
 
-/// Saves adapters, under the paths of their modules, as PEFT does.
+/// Saves adapters by the paths of their modules, as PEFT's `save_pretrained` does.
 ///
-/// `config` is the one that [`load`](super::load) gave, or `Config::default()`. The ranks and
-/// alphas of the adapters are what is written: the file's own `r`, `lora_alpha` and patterns where
-/// those still say the same, others where not. `target_modules` stays as it was if the modules are
-/// those that were loaded, and otherwise names each module by its whole path. (PEFT takes such a
-/// path for the end of one, too: it would put an adapter on `b.a` as well where the model has that
-/// beside `a`.) The [extras](Config::extras) of the configuration are written as well.
+/// `config` is the one that [`load`](super::load) returned, or `Config::default()`. The ranks and
+/// alphas written are those of the adapters. `r`, `lora_alpha` and the patterns of `config` are
+/// kept if they agree with them, and replaced otherwise. `target_modules` is kept if the modules
+/// are those that were loaded, and otherwise names each module by its whole path. (PEFT also takes
+/// such a path for the end of a longer one: the path `a` also puts an adapter on a module `b.a`.)
+/// The [extras](Config::extras) of the configuration are written as well.
 ///
-/// The directory is made if it is not there. Both files are written beside their final places,
-/// forced to disk and renamed, so that neither is ever seen half written. They are renamed one after
-/// the other, the weights first, by one saver at a time; [`load`](super::load) tells a pair of two
-/// saves from one ([how](crate::peft#while-another-process-saves)), PEFT does not. Reads the tensors
-/// from their devices, one at a time.
+/// The directory is created if necessary. Both files are written under temporary names, forced to
+/// disk and renamed, so no reader sees half a file. They are renamed one after the other, the
+/// weights first, by one process at a time. [`load`](super::load) [recognises files of two
+/// saves](crate::peft#while-another-process-saves); PEFT does not. Tensors are copied from their
+/// devices one at a time.
 ///
 /// # Errors
-/// [`Error::Malformed`](crate::Error::Malformed) if there are no adapters, if a module is there twice
-/// or has a name that none can have, or if there are so many that [`load`](super::load) would refuse
-/// the configuration; [`Error::Unsupported`](crate::Error::Unsupported) if the
-/// adapters have not all the same [`scaling`](Adapter::scaling), or only some have magnitudes;
-/// [`Error::Io`](crate::Error::Io);
-/// [`Error::Driver`](crate::Error::Driver) of the device.
+/// [`Error::Malformed`](crate::Error::Malformed) if there are no adapters, if a module occurs twice
+/// or has an impossible name, or if there are so many that [`load`](super::load) would refuse the
+/// configuration; [`Error::Unsupported`](crate::Error::Unsupported) if the adapters differ in their
+/// [`scaling`](Adapter::scaling), or only some have magnitudes; [`Error::Io`](crate::Error::Io);
+/// [`Error::Driver`](crate::Error::Driver).
 pub fn save<'a>(
     dir: impl AsRef<Path>,
     config: &Config,

@@ -29,9 +29,9 @@ const ADAPTER_METADATA: &str = "lora_adapter_metadata";
 
 /// A safetensors file that is open for reading.
 ///
-/// The header is read and checked at once: names are unique, every tensor has the bytes that its
-/// shape and type ask for, and all together fill the file, without a gap. Tensors are read when
-/// they are asked for, one at a time.
+/// The header is read and checked when the file is opened: names are unique, every tensor has the
+/// bytes that its shape and type require, and the tensors fill the file without a gap. Each call of
+/// [`tensor`](TensorFile::tensor) reads one tensor.
 ///
 /// ```
 /// use lora_kernels::peft::TensorFile;
@@ -60,17 +60,17 @@ pub struct TensorFile<R = File> {
     adapter_metadata: Option<String>,
 }
 
-/// What the header of a [`TensorFile`] says of a tensor.
+/// A tensor in the header of a [`TensorFile`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TensorEntry {
-    /// Its element type, if it is one that this crate has.
+    /// Its element type; `None` if this crate does not have it.
     pub dtype: Option<DType>,
-    /// Its element type in the file's own words, such as `BF16`.
+    /// The name of its element type in the file, such as `BF16`.
     pub dtype_name: String,
-    /// Its dimensions, outermost first; none for a single number.
+    /// Its dimensions, outermost first; empty for a scalar.
     pub shape: Vec<usize>,
-    /// Where in the file it is, from the file's first byte.
+    /// Its bytes in the file, from the file's first byte.
     pub bytes: Range<u64>,
 }
 
@@ -78,8 +78,8 @@ impl TensorFile {
     /// Opens a file.
     ///
     /// # Errors
-    /// [`Error::Io`] if it cannot be read or is not a regular file, [`Error::Malformed`] for what
-    /// is wrong with its header.
+    /// [`Error::Io`] if it cannot be read or is not a regular file, [`Error::Malformed`] if its
+    /// header is wrong.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         TensorFile::new(path, open_regular(path)?)
@@ -92,7 +92,7 @@ impl TensorFile {
 }
 
 impl<R: Read + Seek> TensorFile<R> {
-    /// Takes the file from a reader; `path` is what errors call it.
+    /// Reads the file from `reader`; errors call it `path`.
     ///
     /// # Errors
     /// As for [`TensorFile::open`].
@@ -150,7 +150,7 @@ impl<R: Read + Seek> TensorFile<R> {
         self.adapter_metadata.as_deref()
     }
 
-    /// The file's name, as errors call it.
+    /// The file's path, for errors.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -160,11 +160,12 @@ impl<R: Read + Seek> TensorFile<R> {
         &self.entries
     }
 
-    /// Reads a tensor onto a device, rounded to an element type or in its own.
+    /// Reads a tensor onto a device, rounded to `dtype`, or in the file's element type.
     ///
     /// # Errors
-    /// [`Error::Malformed`] if there is none of this name, [`Error::Unsupported`] if it is not of
-    /// bf16, f16 or f32 or has not one to six dimensions; [`Error::Io`]; [`Error::OutOfMemory`].
+    /// [`Error::Malformed`] if the file has no tensor of this name, [`Error::Unsupported`] unless
+    /// it is bf16, f16 or f32 and has one to six dimensions; [`Error::Io`]; [`Error::OutOfMemory`];
+    /// [`Error::Driver`].
     pub fn tensor(&mut self, name: &str, device: &Device, dtype: Option<DType>) -> Result<Tensor> {
         let Some(entry) = self.entries.get(name) else {
             return Err(malformed(&self.path, name, "is not in the file"));

@@ -3,7 +3,7 @@
 use super::cost::CostModel;
 use super::rates::{Rates, mma_rate};
 
-/// What plans know of a CUDA device.
+/// The figures of a CUDA device that plans are made from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceProfile {
     name: String,
@@ -140,7 +140,7 @@ impl DeviceProfile {
         DeviceProfile { shared_bytes: self.shared_bytes.min(bytes), ..self }
     }
 
-    /// The name the driver gives.
+    /// The driver's name for the card.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -150,17 +150,17 @@ impl DeviceProfile {
         self.compute_capability
     }
 
-    /// SMs.
+    /// SMs, or their limit ([`Device::with_sm_limit`](crate::Device::with_sm_limit)).
     pub fn sms(&self) -> usize {
         self.sms
     }
 
-    /// Clusters of 2 CTAs of the Hopper kernels that run at once; 0 without these kernels.
+    /// Clusters of 2 CTAs of the Hopper kernels that run at the same time; 0 without these kernels.
     pub fn clusters(&self) -> usize {
         self.clusters
     }
 
-    /// Bytes of shared memory of a CTA, at most.
+    /// The most shared memory of a CTA, in bytes.
     pub fn shared_bytes(&self) -> usize {
         self.shared_bytes
     }

@@ -11,10 +11,11 @@ use half::{bf16, f16};
 
 /// A dense row-major tensor that owns its memory: a device buffer, or a `Vec` on the CPU device.
 ///
-/// There is no broadcasting and no autograd. A tensor may have no elements: an empty batch.
+/// It has one to six dimensions and no broadcasting or autograd. A tensor with no elements is an
+/// empty batch.
 ///
-/// It may be sent to, used on and dropped on any thread, and used by several streams of its
-/// context: see [`Device`](crate::Device#threads-and-streams).
+/// Any thread may use and drop it, and several streams of its context may use it: see
+/// [`Device`](crate::Device#threads-and-streams).
 #[derive(Debug)]
 pub struct Tensor {
     shape: Shape,
@@ -81,7 +82,8 @@ impl Tensor {
     /// A tensor of zeros.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`] with the bytes asked for; [`Error::TooLarge`] for the shape.
+    /// [`Error::OutOfMemory`] with the bytes asked for; [`Error::TooLarge`] for the shape;
+    /// [`Error::Driver`]; [`Error::Capture`] while the stream captures.
     pub fn zeros(device: &Device, shape: impl IntoShape, dtype: DType) -> Result<Self> {
         let shape = shape.into_shape()?;
         let storage = match device.queue() {
@@ -127,7 +129,7 @@ impl Tensor {
     /// A tensor with the given values, row-major.
     ///
     /// # Errors
-    /// [`Error::Length`] if the shape asks for another number of elements, and as for
+    /// [`Error::Length`] unless there is one value for every element of the shape, and as for
     /// [`Tensor::zeros`].
     pub fn from_slice<E: Element>(
         device: &Device,
@@ -141,7 +143,8 @@ impl Tensor {
         Ok(tensor)
     }
 
-    /// A tensor of element type `dtype` with the given values, each rounded to it.
+    /// A tensor of element type `dtype` with the given values, row-major, each rounded to the
+    /// nearest of that type.
     ///
     /// # Errors
     /// As for [`Tensor::from_slice`].
@@ -171,7 +174,7 @@ impl Tensor {
         }
     }
 
-    /// The device the tensor lives on, and whose stream orders its use.
+    /// The device that the tensor was made on.
     pub fn device(&self) -> &Device {
         &self.device
     }
@@ -184,7 +187,8 @@ impl Tensor {
     /// Overwrites all elements with host values, row-major.
     ///
     /// # Errors
-    /// [`Error::DType`] or [`Error::Length`] if the values do not fit the tensor.
+    /// [`Error::DType`] or [`Error::Length`] if the values do not fit the tensor;
+    /// [`Error::Driver`]; [`Error::Capture`] while the stream captures.
     pub fn copy_from_slice<E: Element>(&mut self, values: &[E]) -> Result<()> {
         self.check_element::<E>()?;
         check_length(self.shape, values.len())?;
@@ -199,11 +203,12 @@ impl Tensor {
         Ok(())
     }
 
-    /// Overwrites all elements with host values, row-major, each rounded to the element type: how
-    /// an optimiser that keeps f32 weights on the host hands them over.
+    /// Overwrites all elements with host values, row-major, each rounded to the element type: for
+    /// an optimiser that keeps f32 weights on the host.
     ///
     /// # Errors
-    /// [`Error::Length`] if there are more or fewer values than elements.
+    /// [`Error::Length`] unless there is one value for every element; [`Error::Driver`];
+    /// [`Error::Capture`] while the stream captures.
     pub fn copy_from_f32(&mut self, values: &[f32]) -> Result<()> {
         fn rounded<E: Element>(values: &[f32]) -> Vec<E> {
             values.iter().map(|&value| E::from_f64(value.into())).collect()
@@ -218,7 +223,7 @@ impl Tensor {
     /// Overwrites all elements with those of a tensor of the same shape, type and device.
     ///
     /// # Errors
-    /// [`Error::Shape`], [`Error::DType`] or [`Error::Device`] if they differ.
+    /// [`Error::Shape`], [`Error::DType`] or [`Error::Device`] if they differ; [`Error::Driver`].
     pub fn copy_from(&mut self, source: &Tensor) -> Result<()> {
         if source.shape != self.shape {
             let expected = self.shape.to_string();
@@ -244,7 +249,8 @@ impl Tensor {
     /// All elements on the host, row-major. Waits for the device.
     ///
     /// # Errors
-    /// [`Error::DType`] if the tensor does not hold `E`.
+    /// [`Error::DType`] if the tensor does not hold `E`; [`Error::Driver`] if the copy or earlier
+    /// work on the stream failed; [`Error::Capture`] while the stream captures.
     pub fn to_vec<E: Element>(&self) -> Result<Vec<E>> {
         self.check_element::<E>()?;
         let mut values = vec![E::zeroed(); self.shape.elements()];
@@ -260,7 +266,8 @@ impl Tensor {
     /// All elements on the host as f32, which every element type converts to exactly.
     ///
     /// # Errors
-    /// [`Error::Driver`] if the copy or earlier work on the stream failed.
+    /// [`Error::Driver`] if the copy or earlier work on the stream failed; [`Error::Capture`] while
+    /// the stream captures.
     pub fn to_f32_vec(&self) -> Result<Vec<f32>> {
         Ok(match self.dtype() {
             DType::Bf16 => self.to_vec::<bf16>()?.into_iter().map(f32::from).collect(),

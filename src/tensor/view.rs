@@ -13,19 +13,19 @@ use std::ops::Range;
 
 /// A borrowed tensor that an operation reads.
 ///
-/// It is made from a [`Tensor`](crate::Tensor), a host slice, a caller's `CudaSlice` or `CudaView`
-/// ([`TensorView::from_cuda`]) or a raw device address ([`TensorView::from_raw`]), never with a
-/// copy. Its rows may lie further apart than they are long: a view of some columns of a wider
-/// matrix is one of them ([`TensorView::columns`]).
+/// It is made, without a copy, from a [`Tensor`](crate::Tensor), a host slice
+/// ([`TensorView::from_host`]), a caller's `CudaSlice` or `CudaView` ([`TensorView::from_cuda`]) or
+/// a raw device address ([`TensorView::from_raw`]). Its row stride may be larger than its rows:
+/// some columns of a wider matrix are such a view ([`TensorView::columns`]).
 #[derive(Debug, Clone, Copy)]
 pub struct TensorView<'a> {
     layout: Layout,
     memory: Memory<'a>,
 }
 
-/// A borrowed tensor that an operation writes. See [`TensorView`] for where it comes from.
+/// A borrowed tensor that an operation writes. It is made like a [`TensorView`].
 ///
-/// It cannot be copied, but lent on for a while: [`TensorViewMut::reborrow`].
+/// It is not `Copy`: [`TensorViewMut::reborrow`] lends it on.
 #[derive(Debug)]
 pub struct TensorViewMut<'a> {
     layout: Layout,
@@ -66,7 +66,7 @@ impl<'a> TensorView<'a> {
     /// A view of host memory, for the CPU device.
     ///
     /// # Errors
-    /// [`Error::Length`] if the shape asks for another number of elements.
+    /// [`Error::Length`] unless there is one value for every element of the shape.
     pub fn from_host<E: Element>(values: &'a [E], shape: impl IntoShape) -> Result<Self> {
         let shape = shape.into_shape()?;
         check_length(shape, values.len())?;
@@ -76,11 +76,10 @@ impl<'a> TensorView<'a> {
 
     /// A view of a caller's device memory: a `CudaSlice`, or a `CudaView` of a part of one.
     ///
-    /// cudarc's events order its uses; what they leave to the caller is told of at
-    /// [`Device`](crate::Device#threads-and-streams).
+    /// cudarc's events order its uses: see [`Device`](crate::Device#threads-and-streams).
     ///
     /// # Errors
-    /// [`Error::Length`] if the shape asks for another number of elements.
+    /// [`Error::Length`] unless the slice has one element for every element of the shape.
     pub fn from_cuda<E: Element>(
         slice: &'a impl CudaMemory<E>,
         shape: impl IntoShape,
@@ -90,8 +89,8 @@ impl<'a> TensorView<'a> {
         Ok(TensorView::new(shape, E::DTYPE, Memory::Cuda(DeviceMemory::Lent(slice))))
     }
 
-    /// The same with rows `row_stride` elements apart, of which the last need not be whole: a
-    /// tensor that was narrowed along its last dimension.
+    /// The same with rows `row_stride` elements apart: a tensor that was narrowed along its last
+    /// dimension. The slice may end with the last element of the last row.
     ///
     /// # Errors
     /// [`Error::Length`] if the slice is too short; [`Error::Shape`] if rows are longer than the
@@ -107,7 +106,7 @@ impl<'a> TensorView<'a> {
     }
 
     /// A view of device memory at `address`, in the context of `device`, with rows `row_stride`
-    /// elements apart (the last dimension of `shape`, where they are dense).
+    /// elements apart. The row stride of dense rows is the last dimension of `shape`.
     ///
     /// # Errors
     /// [`Error::Misaligned`] unless `address` is a multiple of the element's size;
@@ -116,8 +115,8 @@ impl<'a> TensorView<'a> {
     ///
     /// # Safety
     /// `address` must point to memory of the device's context that holds these elements of `dtype`
-    /// and stays allocated until the work that uses the view is done. Whoever writes the memory
-    /// must order that work before the calls that read it, on the device's stream.
+    /// and stays allocated until the work that uses the view is done. The caller must order writes
+    /// of the memory before the calls that read it, on the device's stream.
     #[allow(unsafe_code)]
     pub unsafe fn from_raw(
         device: &Device,
@@ -131,10 +130,10 @@ impl<'a> TensorView<'a> {
         Ok(TensorView { layout, memory })
     }
 
-    /// Some rows, as a matrix: of the stacked A of several projections, the A of one.
+    /// Some rows, as a matrix [n, columns]: one projection's A of the stacked A, say.
     ///
     /// # Errors
-    /// [`Error::Shape`] if the view does not have them all.
+    /// [`Error::Shape`] if the range is not within the view.
     pub fn rows(&self, rows: Range<usize>) -> Result<Self> {
         Ok(TensorView { layout: self.layout.rows(rows)?, memory: self.memory })
     }
@@ -142,7 +141,7 @@ impl<'a> TensorView<'a> {
     /// Some columns of every row.
     ///
     /// # Errors
-    /// [`Error::Shape`] if the view does not have them all.
+    /// [`Error::Shape`] if the range is not within the view.
     pub fn columns(&self, columns: Range<usize>) -> Result<Self> {
         Ok(TensorView { layout: self.layout.columns(columns)?, memory: self.memory })
     }
@@ -162,7 +161,7 @@ impl<'a> TensorView<'a> {
         self.layout.row_stride
     }
 
-    /// The last dimension is as long as the row stride, so that the elements are one slice.
+    /// Whether the row stride is the last dimension, so that the elements are one slice.
     pub fn is_dense(&self) -> bool {
         self.layout.row_stride == self.layout.shape.cols()
     }
@@ -227,7 +226,7 @@ impl<'a> TensorViewMut<'a> {
     /// A view of host memory, for the CPU device.
     ///
     /// # Errors
-    /// [`Error::Length`] if the shape asks for another number of elements.
+    /// [`Error::Length`] unless there is one value for every element of the shape.
     pub fn from_host<E: Element>(values: &'a mut [E], shape: impl IntoShape) -> Result<Self> {
         let shape = shape.into_shape()?;
         check_length(shape, values.len())?;
@@ -249,7 +248,7 @@ impl<'a> TensorViewMut<'a> {
         Ok(TensorViewMut::new(shape, E::DTYPE, memory))
     }
 
-    /// The same with rows `row_stride` elements apart; what lies between them is left alone.
+    /// The same with rows `row_stride` elements apart. Elements between the rows are not written.
     ///
     /// # Errors
     /// As for [`TensorView::from_cuda_strided`].
@@ -264,7 +263,7 @@ impl<'a> TensorViewMut<'a> {
     }
 
     /// A view of device memory at `address`, in the context of `device`, with rows `row_stride`
-    /// elements apart; what lies between them is left alone.
+    /// elements apart. Elements between the rows are not written.
     ///
     /// # Errors
     /// As for [`TensorView::from_raw`].
@@ -285,7 +284,7 @@ impl<'a> TensorViewMut<'a> {
         Ok(TensorViewMut { layout, memory })
     }
 
-    /// The same view for a shorter time.
+    /// The same view for a shorter lifetime.
     pub fn reborrow(&mut self) -> TensorViewMut<'_> {
         let memory = match &mut self.memory {
             MemoryMut::Host(bytes) => MemoryMut::Host(bytes),
@@ -302,8 +301,8 @@ impl<'a> TensorViewMut<'a> {
         Ok(TensorViewMut { layout: self.layout.rows(rows)?, memory: self.memory })
     }
 
-    /// Some columns of every row. (Several outputs in one matrix, such as q, k and v side by side,
-    /// are views by [`TensorViewMut::from_raw`]: no two safe ones can be of the same memory.)
+    /// Some columns of every row. Several outputs in one matrix, such as q, k and v side by side,
+    /// need [`TensorViewMut::from_raw`]: two safe views cannot share memory.
     ///
     /// # Errors
     /// As for [`TensorView::columns`].

@@ -3,7 +3,7 @@
 use crate::peft::file::PREFIX;
 use std::fmt;
 
-/// The program whose names and scale a file of adapters has.
+/// The program that wrote a file of adapters, which decides the names of its tensors and its scale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Format {

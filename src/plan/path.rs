@@ -18,9 +18,10 @@ pub enum Path {
     /// each projection, and one for the backward pass of a single projection. The backward of
     /// several is [`Path::MmaShort`].
     ///
-    /// For compute capability 8.0 and newer, any shape and alignment. Rows that do not start at
-    /// multiples of 16 bytes take longer, and [`Path::Mma`] serves some of their base GEMMs. On
-    /// compute capability 9.0 it serves what [`Path::Hopper`] cannot.
+    /// For compute capability 8.0 and newer, and k, d and r that are multiples of 8 (the forward
+    /// takes any d). Other sizes are [`Path::MmaShort`]. If a buffer or a row of it does not start
+    /// at a multiple of 16 bytes, [`Path::Mma`] serves the call. On compute capability 9.0 it
+    /// serves what [`Path::Hopper`] cannot.
     MmaDecode,
     /// Small batches by wgmma and TMA, weight-bandwidth bound: up to 64 tokens in the forward and
     /// 32 in the backward; up to 128 and 64 for layers with more tiles than SMs. Same requirements

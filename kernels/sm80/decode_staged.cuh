@@ -91,12 +91,18 @@ struct Staged {
         const int g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
         const uint32_t ring = shared + group * kStages * kStage;
         const int chunks = (from.k + kChunk - 1) / kChunk;
-        const int rounds = of_class < chunks ? (chunks - of_class + kClasses - 1) / kClasses : 0;
-        const int along_k = rounds * kRound;
-        bool has_rank = false;
+        // Stages along k, and steps along r, of the group whose first class this is.
+        auto stages_along_k = [&](int of_class) {
+            return of_class < chunks ? (chunks - of_class + kClasses - 1) / kClasses * kRound : 0;
+        };
+        auto steps_along_r = [&](int of_class) {
+            int steps = 0;
 #pragma unroll
-        for (int c = 0; c < kPer; c++)
-            has_rank = has_rank || rank_step(of_class + c) * kStep < from.r;
+            for (int c = 0; c < kPer; c++) steps += rank_step(of_class + c) * kStep < from.r;
+            return steps;
+        };
+        const int along_k = stages_along_k(of_class);
+        const bool has_rank = steps_along_r(of_class) > 0;
         auto k_of = [&](int i) {
             return (i / kRound * kClasses + of_class) * kChunk + i % kRound * kStageK;
         };
@@ -202,6 +208,21 @@ struct Staged {
             }
         }
         cp_async_wait<0>();
+        // NOTES: a group passes its barrier as often as the one that needs it most: what groups
+        // exchange later are races to compute-sanitizer if they have not, in spite of the barrier
+        // of all threads between.
+        auto barriers = [&](int of_class) {
+            const int along_r = steps_along_r(of_class);
+            const int behind_k = 1 + (kPer == kStages) + (kPer > kStages ? along_r : 1);
+            return stages_along_k(of_class) + (along_r > 0 ? behind_k : 0);
+        };
+        int most = 0;
+#pragma unroll
+        for (int other = 0; other < kGroups; other++)
+            most = max(most, barriers(of_class + (other - group) * kPer));
+#pragma unroll 1
+        for (int passed = barriers(of_class); passed < most; passed++)
+            sync_group<kGroupThreads, kGroups>(group);
     }
 
   private:

@@ -22,9 +22,9 @@
 // Two warps along k each sum half of every step, and the halves are added at the end: the sums of
 // narrow tiles have one order, that of the widest is another.
 //
-// kAligned = false, for rows that do not start at multiples of 16 bytes, is 128×64 and 64×64 in 3
-// stages: pieces of 16 bytes go through registers (operand_tile.cuh). Other tiles gather such rows
-// element by element.
+// kAligned = false, for rows that do not start at multiples of 16 bytes, is 128×64, 64×64 and 64×32
+// in 3 stages: pieces of 16 bytes go through registers (operand_tile.cuh). Other tiles gather such
+// rows element by element.
 //
 // Grid, 1-D, in this order:
 //

@@ -1,0 +1,129 @@
+//! Layers that share their input.
+
+use crate::bias;
+use crate::graph::{self, Ready, Single};
+use crate::linear::LoraLinear;
+use crate::pass::{Part, Pass};
+use candle_core::{DType, Module, Result, Tensor, Var, bail};
+use lora_kernels::MAX_PROJECTIONS;
+
+/// One to four adapted layers of the same x: q, k and v of an attention, or gate and up of a gated
+/// MLP. They have one S in the forward pass, and one dX in the backward pass.
+///
+/// The gradients are those of the layers one by one, also if the loss does not use every output.
+/// One backward pass of a graph may run at a time.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use lora_kernels_candle::{LoraGroup, LoraLinear, lora_kernels::AdapterConfig};
+///
+/// # fn main() -> candle_core::Result<()> {
+/// let layer = |d| {
+///     let w0 = Tensor::randn(0f32, 0.1, (d, 8), &Device::Cpu)?;
+///     LoraLinear::new(w0, None, &AdapterConfig::new(2))
+/// };
+/// let qkv = LoraGroup::new(vec![layer(8)?, layer(4)?, layer(4)?])?;
+/// let x = Tensor::ones((2, 3, 8), DType::F32, &Device::Cpu)?;
+/// let h = qkv.forward(&x)?;
+/// assert_eq!(h[1].dims(), [2, 3, 4]);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct LoraGroup {
+    layers: Vec<LoraLinear>,
+}
+
+impl LoraGroup {
+    /// The group of these layers, each [dᵢ, k] of one k, element type and device.
+    ///
+    /// # Errors
+    /// If they do not fit each other, or are none or more than four.
+    pub fn new(layers: Vec<LoraLinear>) -> Result<Self> {
+        let Some(first) = layers.first() else { bail!("a group has at least one layer") };
+        if layers.len() > MAX_PROJECTIONS {
+            bail!("a group has at most {MAX_PROJECTIONS} layers, not {}", layers.len())
+        }
+        let w0 = first.w0();
+        for layer in &layers {
+            let other = layer.w0();
+            if other.dim(1)? != w0.dim(1)? || other.dtype() != w0.dtype() {
+                bail!("weights of a group have one k and one type: {w0:?}, {other:?}")
+            }
+            if !other.device().same_device(w0.device()) {
+                bail!("layers of a group are on one device")
+            }
+        }
+        Ok(LoraGroup { layers })
+    }
+
+    /// The layers.
+    pub fn layers(&self) -> &[LoraLinear] {
+        &self.layers
+    }
+
+    /// The layers, to change their adapters or to merge them. A group of which a layer is merged
+    /// computes the layers one by one.
+    pub fn layers_mut(&mut self) -> &mut [LoraLinear] {
+        &mut self.layers
+    }
+
+    /// A and B of every active adapter, for an optimiser.
+    pub fn vars(&self) -> Vec<Var> {
+        self.layers.iter().flat_map(LoraLinear::vars).collect()
+    }
+
+    /// [`LoraLinear::refresh`] of every layer.
+    ///
+    /// # Errors
+    /// candle's.
+    pub fn refresh(&self) -> Result<()> {
+        self.layers.iter().try_for_each(LoraLinear::refresh)
+    }
+
+    /// h [..., dᵢ] of every layer, of x [..., k].
+    ///
+    /// # Errors
+    /// If x does not fit the weights; those of candle and of lora-kernels.
+    pub fn forward(&self, x: &Tensor) -> Result<Vec<Tensor>> {
+        if self.layers.len() == 1 || self.layers.iter().any(LoraLinear::is_merged) {
+            return self.layers.iter().map(|layer| layer.forward(x)).collect();
+        }
+        let x = x.contiguous()?;
+        let adapters = self.layers.iter().map(LoraLinear::adapter);
+        // candle's graph splits the gradients of these again.
+        let a: Vec<_> = adapters.clone().map(|adapter| adapter.a().as_tensor()).collect();
+        let a = Tensor::cat(&a, 0)?;
+        let b = adapters.map(|adapter| adapter.b().flatten_all()).collect::<Result<Vec<_>>>()?;
+        let b = Tensor::cat(&b, 0)?;
+        let (a16, parts) = operands(&self.layers)?;
+        let a_own = match (x.dtype(), a16) {
+            (DType::F32, _) => a.detach(),
+            (_, a16) => Tensor::cat(&a16, 0)?,
+        };
+        let kernels = self.layers[0].base().kernels().clone();
+        let (pass, h) = Pass::forward(kernels, &x, a_own, parts)?;
+        let h = graph::group(&x, &a, &b, pass, h)?;
+        h.iter().zip(&self.layers).map(|(h, layer)| bias::add(h, layer.bias())).collect()
+    }
+}
+
+/// A of every layer, and the rest, in the type of the weights.
+fn operands(layers: &[LoraLinear]) -> Result<(Vec<Tensor>, Vec<Part>)> {
+    let operands = layers.iter().map(|layer| {
+        let (w0, adapter) = (layer.w0().clone(), layer.adapter());
+        let (a, b) = adapter.operands(w0.dtype())?;
+        Ok((a, Part { w0, b, scale: adapter.scale() }))
+    });
+    operands.collect()
+}
+
+/// h [..., d] of one layer that is not merged, without its bias.
+pub(crate) fn single(x: &Tensor, layer: &LoraLinear) -> Result<Tensor> {
+    let x = x.contiguous()?;
+    let (mut a, parts) = operands(std::slice::from_ref(layer))?;
+    let kernels = layer.base().kernels().clone();
+    let (pass, mut h) = Pass::forward(kernels, &x, a.remove(0), parts)?;
+    let op = Single { pass, h: Ready::new(h.remove(0)) };
+    x.apply_op3(layer.adapter().a(), layer.adapter().b(), op)
+}

@@ -1,0 +1,22 @@
+#![doc = include_str!("../README.md")]
+#![deny(missing_docs, unsafe_code)]
+
+mod adapter;
+mod bias;
+mod frozen;
+mod gradients;
+mod graph;
+mod group;
+mod kernels;
+mod linear;
+mod memory;
+mod pass;
+mod peft;
+
+pub use adapter::LoraAdapter;
+pub use frozen::FrozenLinear;
+pub use gradients::check_gradients;
+pub use group::LoraGroup;
+pub use linear::{DEFAULT_ADAPTER, LoraLinear};
+pub use lora_kernels;
+pub use peft::{PeftAdapters, load_peft, save_peft};

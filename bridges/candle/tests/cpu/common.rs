@@ -1,0 +1,78 @@
+//! The same layer by candle's own operations, and comparisons.
+
+use candle_core::backprop::GradStore;
+use candle_core::{DType, Device, Result, Tensor, Var};
+use lora_kernels_candle::lora_kernels::AdapterConfig;
+use lora_kernels_candle::{LoraAdapter, LoraLinear};
+
+pub fn random(shape: &[usize]) -> Tensor {
+    Tensor::randn(0f32, 0.5, shape, &Device::Cpu).unwrap()
+}
+
+pub fn var(shape: &[usize]) -> Var {
+    Var::from_tensor(&random(shape)).unwrap()
+}
+
+/// An adapter with a B that is not zero.
+pub fn adapter([d, k]: [usize; 2], rank: usize) -> LoraAdapter {
+    let config = AdapterConfig::new(rank).with_alpha(1.5 * rank as f32);
+    let adapter = LoraAdapter::new([d, k], &config, &Device::Cpu).unwrap();
+    adapter.b().set(&random(&[d, rank])).unwrap();
+    adapter
+}
+
+/// A layer in `dtype`, without a bias.
+pub fn layer([d, k]: [usize; 2], rank: usize, dtype: DType) -> LoraLinear {
+    let w0 = random(&[d, k]).to_dtype(dtype).unwrap();
+    LoraLinear::with_adapter(w0, None, "default", adapter([d, k], rank)).unwrap()
+}
+
+/// H = X W0ᵀ + s · (X Aᵀ) Bᵀ + bias, in f32 by candle's matmul.
+pub fn plain(layer: &LoraLinear, x: &Tensor) -> Result<Tensor> {
+    let (adapter, x) = (layer.adapter(), x.to_dtype(DType::F32)?);
+    let times = |x: &Tensor, w: &Tensor| x.broadcast_matmul(&w.t()?);
+    let s = (times(&x, adapter.a())? * f64::from(adapter.scale()))?;
+    let h = (times(&x, &layer.w0().to_dtype(DType::F32)?)? + times(&s, adapter.b())?)?;
+    match layer.bias() {
+        Some(bias) => h.broadcast_add(bias),
+        None => Ok(h),
+    }
+}
+
+/// A loss whose gradient differs from element to element.
+pub fn loss(h: &Tensor) -> Result<Tensor> {
+    let h = h.to_dtype(DType::F32)?;
+    h.sqr()?.mean_all()? + h.sin()?.sum_all()?
+}
+
+/// ‖a − b‖ / ‖b‖.
+pub fn difference(a: &Tensor, b: &Tensor) -> f32 {
+    assert_eq!(a.dims(), b.dims());
+    let (a, b) = (a.to_dtype(DType::F32).unwrap(), b.to_dtype(DType::F32).unwrap());
+    let norm = |t: &Tensor| t.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
+    let size = norm(&b);
+    assert!(size > 0.0, "nothing to compare with");
+    norm(&(a - b).unwrap()) / size
+}
+
+#[track_caller]
+pub fn assert_close(what: &str, a: &Tensor, b: &Tensor, tolerance: f32) {
+    let difference = difference(a, b);
+    assert!(difference <= tolerance, "{what}: relative difference {difference:e}");
+}
+
+/// Compares the gradients of these variables.
+#[track_caller]
+pub fn assert_same_gradients(got: &GradStore, expected: &GradStore, vars: &[(&str, &Var)]) {
+    for (name, var) in vars {
+        let (got, expected) = (got.get(var), expected.get(var));
+        let got = got.unwrap_or_else(|| panic!("no gradient of {name}"));
+        assert_eq!(got.dtype(), var.dtype(), "{name}");
+        assert_close(name, got, expected.expect("a gradient"), 1e-5);
+    }
+}
+
+/// A and B of a layer by name.
+pub fn named(layer: &LoraLinear) -> [(&'static str, &Var); 2] {
+    [("A", layer.adapter().a()), ("B", layer.adapter().b())]
+}

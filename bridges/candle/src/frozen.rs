@@ -46,8 +46,8 @@ impl FrozenLinear {
     /// If the shapes, types or devices do not fit each other.
     pub fn new(w0: Tensor, bias: Option<Tensor>) -> Result<Self> {
         let w0 = w0.detach().contiguous()?;
-        w0.dims2()?;
-        element(w0.dtype())?;
+        let (d, k) = w0.dims2()?;
+        Problem::single(1, k, d, 1, element(w0.dtype())?).map_err(err)?;
         let bias = bias.map(|bias| bias.detach());
         if let Some(bias) = &bias {
             bias::check(bias, &w0)?;

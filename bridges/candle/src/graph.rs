@@ -199,6 +199,9 @@ impl CustomOp1 for Output {
         let mut all = lock(&self.shared.dh);
         // The token needs a gradient for candle to visit the hub: one is enough.
         let first = all.iter().all(Option::is_none);
+        if all[self.index].is_some() {
+            bail!("a backward pass of this graph failed, or runs: repeat the forward pass")
+        }
         all[self.index] = Some(dh.clone());
         if first { Ok(Some(token.zeros_like()?)) } else { Ok(None) }
     }

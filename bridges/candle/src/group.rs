@@ -11,7 +11,8 @@ use lora_kernels::MAX_PROJECTIONS;
 /// MLP. They have one S in the forward pass, and one dX in the backward pass.
 ///
 /// The gradients are those of the layers one by one, also if the loss does not use every output.
-/// One backward pass of a graph may run at a time.
+/// One backward pass of a graph may run at a time, and after one that failed the forward pass must
+/// run again.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};

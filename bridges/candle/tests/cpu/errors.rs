@@ -24,6 +24,7 @@ fn weights_and_biases() {
     let zeros = |dims: &[usize], dtype| Tensor::zeros(dims, dtype, &Device::Cpu).unwrap();
     refused(FrozenLinear::new(zeros(&[12, 20, 1], DType::F32), None), "rank");
     refused(FrozenLinear::new(zeros(&[12, 20], DType::F64), None), "F64");
+    refused(FrozenLinear::new(zeros(&[12, 0], DType::F32), None), "at least one column");
     for bias in [zeros(&[11], DType::F32), zeros(&[12], DType::BF16)] {
         refused(FrozenLinear::new(zeros(&[12, 20], DType::F32), Some(bias)), "[12]");
     }

@@ -1,6 +1,7 @@
 //! Groups that share x: their gradients are those of the layers one by one.
 
 use crate::common::{assert_close, assert_same_gradients, layer, loss, named, plain, random, var};
+use candle_core::{CpuStorage, CustomOp1, Layout, Shape};
 use candle_core::{DType, Device, Module, Result, Tensor, Var};
 use lora_kernels_candle::LoraGroup;
 
@@ -82,6 +83,32 @@ fn backward_passes_of_one_graph_are_independent() -> Result<()> {
         assert_same_gradients(&loss(&h[i])?.backward()?, &expected, &[("x", &x), a, b]);
     }
     Ok(())
+}
+
+/// An operation without a backward pass.
+struct Forwards;
+
+impl CustomOp1 for Forwards {
+    fn name(&self) -> &'static str {
+        "forwards"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        Ok((storage.clone(), layout.shape().clone()))
+    }
+}
+
+#[test]
+fn a_backward_pass_after_one_that_failed_is_refused() -> Result<()> {
+    let (group, x) = (qkv(DType::F32)?, var(&[7, 20]));
+    let h = group.forward(&x)?;
+    // candle visits the right operand first: dH of q has arrived when that of k fails.
+    let total = (loss(&h[1].apply_op1(Forwards)?)? + loss(&h[0])?)?;
+    assert!(total.backward().unwrap_err().to_string().contains("forwards"));
+    let message = loss(&h[0])?.backward().unwrap_err().to_string();
+    assert!(message.contains("repeat the forward pass"), "{message}");
+    let again = group.forward(&x)?;
+    loss(&again[0])?.backward().map(drop)
 }
 
 #[test]

@@ -7,7 +7,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Storage, Tensor,
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
 
-/// h [..., d] + bias [d]. The gradient passes through.
+/// h [..., d] + bias `[d]`. The gradient passes through.
 pub(crate) fn add(h: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     match bias {
         Some(bias) => h.apply_op1(AddBias(bias.broadcast_as(h.shape())?)),
@@ -40,7 +40,7 @@ impl CustomOp1 for AddBias {
     }
 }
 
-/// Refuses a bias that is not [d] in the type and on the device of W0 [d, k].
+/// Refuses a bias that is not `[d]` in the type and on the device of W0 [d, k].
 pub(crate) fn check(bias: &Tensor, w0: &Tensor) -> Result<()> {
     let d = w0.dim(0)?;
     if bias.dims() != [d] || bias.dtype() != w0.dtype() {

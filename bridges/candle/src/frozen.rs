@@ -39,7 +39,7 @@ pub struct FrozenLinear {
 }
 
 impl FrozenLinear {
-    /// The layer of W0 [d, k] and bias [d], of one element type: bf16, f16, or, on the CPU, f32.
+    /// The layer of W0 [d, k] and bias `[d]`, of one element type: bf16, f16, or, on the CPU, f32.
     /// Neither gets a gradient. W0 is copied only if it is not contiguous.
     ///
     /// # Errors
@@ -61,7 +61,7 @@ impl FrozenLinear {
         &self.w0
     }
 
-    /// The bias, [d].
+    /// The bias, `[d]`.
     pub fn bias(&self) -> Option<&Tensor> {
         self.bias.as_ref()
     }

@@ -48,7 +48,7 @@ pub struct LoraLinear {
 }
 
 impl LoraLinear {
-    /// The layer of W0 [d, k] and bias [d], both frozen, with a new adapter named
+    /// The layer of W0 [d, k] and bias `[d]`, both frozen, with a new adapter named
     /// [`DEFAULT_ADAPTER`].
     ///
     /// # Errors
@@ -141,7 +141,7 @@ impl LoraLinear {
         self.merged.as_ref().unwrap_or(&self.base).w0()
     }
 
-    /// The frozen bias, [d].
+    /// The frozen bias, `[d]`.
     pub fn bias(&self) -> Option<&Tensor> {
         self.base.bias()
     }

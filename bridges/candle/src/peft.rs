@@ -55,7 +55,7 @@ pub fn save_peft<'a>(
 }
 
 impl LoraLinear {
-    /// The layer of W0 [d, k] and bias [d] with the adapter of `module` in a PEFT directory, named
+    /// The layer of W0 [d, k] and bias `[d]` with the adapter of `module` in a PEFT directory, named
     /// [`DEFAULT_ADAPTER`]. It reads the whole directory: for several layers see [`load_peft`].
     ///
     /// # Errors

@@ -101,6 +101,20 @@ fn sixteen_bits_keep_f32_variables() -> Result<()> {
 }
 
 #[test]
+fn a_batch_may_be_empty() -> Result<()> {
+    let (layer, x) = (layer([12, 20], 3, DType::F32), var(&[0, 20]));
+    let h = layer.forward(&x)?;
+    assert_eq!(h.dims(), [0, 12]);
+    let gradients = h.sum_all()?.backward()?;
+    for (name, var) in named(&layer) {
+        let largest = gradients.get(var).unwrap().abs()?.max_all()?.to_scalar::<f32>()?;
+        assert_eq!(largest, 0.0, "{name}");
+    }
+    assert_eq!(FrozenLinear::new(layer.w0().clone(), None)?.forward(&x)?.dims(), [0, 12]);
+    Ok(())
+}
+
+#[test]
 fn a_frozen_layer_has_dx_alone() -> Result<()> {
     let (w0, bias, x) = (var(&[12, 20]), random(&[12]), var(&[2, 5, 20]));
     let layer = FrozenLinear::new(w0.as_tensor().clone(), Some(bias.clone()))?;

@@ -1,7 +1,7 @@
 //! The table of the README: what an adapter costs, by regime and card.
 
 use crate::overhead::{Key, Layer, Overhead};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Layers that belong together.
 struct Regime {
@@ -47,27 +47,33 @@ Times over that of the frozen layer alone by the best cuBLASLt algorithm: geomet
 over layers, r = 16 and 64, k and d multiples of 8. *By cuBLASLt* is the fastest sequence of its \
 calls.";
 
-/// What a card measured of a layer: the newest, by whether the kernels are those for every GPU.
-type Card<'a> = BTreeMap<(bool, &'a Key), &'a Layer>;
+/// A result file and its name.
+type File = (String, Overhead);
+
+/// The newest measurement of each layer on a card, by whether the kernels for every GPU ran alone.
+type Card<'a> = BTreeMap<(bool, &'a Key), (&'a Layer, &'a File)>;
 
 /// Markdown, with links to the sections of the page in the folder `page`.
-pub fn costs(files: &[(String, Overhead)], page: &str) -> String {
+pub fn costs(files: &[File], page: &str) -> String {
     let mut by_date: Vec<_> = files.iter().collect();
     by_date.sort_by_key(|(_, results)| &results.header.date);
     let mut cards: BTreeMap<&str, Card<'_>> = BTreeMap::new();
-    let mut sources: BTreeMap<(&str, &str, &str), Vec<&str>> = BTreeMap::new();
-    for (name, results) in by_date {
+    for file in by_date {
+        let (_, results) = file;
         let generic = results.is_generic();
         let in_table = |layer: &&Layer| regime(&layer.key, generic).is_some();
         let layers: Vec<&Layer> = results.layers.iter().filter(in_table).collect();
         if layers.is_empty() {
             continue;
         }
-        let header = &results.header;
-        let card = cards.entry(header.short_card()).or_default();
-        card.extend(layers.into_iter().map(|layer| ((generic, &layer.key), layer)));
+        let card = cards.entry(results.header.short_card()).or_default();
+        card.extend(layers.into_iter().map(|layer| ((generic, &layer.key), (layer, file))));
+    }
+    // Files of which a row is in the table.
+    let mut sources: BTreeMap<(&str, &str, &str), BTreeSet<&str>> = BTreeMap::new();
+    for (_, (name, Overhead { header, .. })) in cards.values().flat_map(BTreeMap::values) {
         let source = (&*header.card, &*header.date, &*header.commit);
-        sources.entry(source).or_default().push(name);
+        sources.entry(source).or_default().insert(name);
     }
 
     let mut text = String::from("| |");
@@ -83,8 +89,7 @@ pub fn costs(files: &[(String, Overhead)], page: &str) -> String {
         }
     }
     text += &format!("\n\n{NOTE}\n\n");
-    for ((card, date, commit), mut names) in sources {
-        names.sort_unstable();
+    for ((card, date, commit), names) in sources {
         let links = names.iter().map(|name| format!("[{name}]({page}/README.md#{name})"));
         let links: Vec<String> = links.collect();
         text += &format!("- {card}, {date}, commit {commit}: {}\n", links.join(", "));
@@ -104,7 +109,7 @@ fn cells(regime: &Regime, card: &Card<'_>) -> [String; 4] {
     let layers = || {
         let of_regime =
             |(generic, key): &(bool, &Key)| *generic == regime.generic && (regime.holds)(key);
-        card.iter().filter(move |(place, _)| of_regime(place)).map(|(_, layer)| *layer)
+        card.iter().filter(move |(place, _)| of_regime(place)).map(|(_, (layer, _))| *layer)
     };
     let of = |ops: &[&str]| {
         let best = |layer: &Layer| {
@@ -213,7 +218,9 @@ mod tests {
     fn the_newest_measurement_counts() {
         let of = |date, ratio| file("A", date, "hopper", &[("forward", [1, 64, 64, 16], ratio)]);
         let files = [("new".into(), of("2026-02-01", 1.5)), ("old".into(), of("2026-01-31", 9.0))];
-        assert_eq!(row(&costs(&files, ""), "T ≤ 64")[0], "**1.50**<br>1.50–1.50");
+        let text = costs(&files, "");
+        assert_eq!(row(&text, "T ≤ 64")[0], "**1.50**<br>1.50–1.50");
+        assert!(text.contains("[new]") && !text.contains("[old]"), "{text}");
     }
 
     #[test]

@@ -208,9 +208,9 @@ struct Staged {
             }
         }
         cp_async_wait<0>();
-        // NOTES: a group passes its barrier as often as the one that needs it most: what groups
-        // exchange later are races to compute-sanitizer if they have not, in spite of the barrier
-        // of all threads between.
+        // NOTES: all groups pass their barriers equally often. Otherwise compute-sanitizer's
+        // racecheck reports the groups' later exchange through shared memory as races, although a
+        // barrier of all threads stands between.
         auto barriers = [&](int of_class) {
             const int along_r = steps_along_r(of_class);
             const int behind_k = 1 + (kPer == kStages) + (kPer > kStages ? along_r : 1);

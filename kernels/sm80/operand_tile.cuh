@@ -115,7 +115,7 @@ __device__ __forceinline__ void store_chunk(const Operand& op, int row, int col,
     }
 }
 
-// Stores eight that are rounded, where rows are aligned.
+// Stores eight rounded elements from (row, col) on, those within rows×cols. Needs aligned rows.
 template <typename E>
 __device__ __forceinline__ void store_rounded(const Operand& op, int row, int col, int rows,
                                               int cols, const uint4& chunk) {
@@ -266,7 +266,7 @@ struct OperandTile {
             store_shared(tile + P::to() + pass * P::kPassBytes,
                          shifted(pieces[slot][pass][0], pieces[slot][pass][1], shift));
         }
-        // What is in slot 1 comes to slot 0, and that to the last.
+        // Moves every slot one down, slot 0 to the last.
         __device__ __forceinline__ void rotate() {
 #pragma unroll
             for (int slot = 0; slot + 1 < kDepth; slot++)
@@ -281,10 +281,8 @@ struct OperandTile {
         }
     };
 
-    // Fills the tile from (mn0, k0) on, anywhere in any matrix; what lies beyond mn×k becomes
-    // zeros.
-    // Where rows are not aligned, elements are gathered one by one; they are visible after the
-    // step's barrier all the same.
+    // Fills the tile from (mn0, k0) on, anywhere in any matrix, with zeros beyond mn×k. Unaligned
+    // rows are gathered element by element, visible after the step's barrier like the others.
     template <int kThreads>
     static __device__ __forceinline__ void load(uint32_t tile, const Operand& op, int mn, int k,
                                                 int mn0, int k0) {

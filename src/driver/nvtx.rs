@@ -69,7 +69,7 @@ mod library {
     }
 
     fn open(name: &str) -> Option<Nvtx> {
-        // SAFETY: its initialisers set the library up, no more. The types are those of NVTX's C API.
+        // SAFETY: its initialisers set the library up, no more. The types are NVTX's C API.
         unsafe {
             let library = Library::new(name).ok()?;
             let push = *library.get(c"nvtxRangePushA".to_bytes_with_nul()).ok()?;

@@ -287,7 +287,7 @@ impl LoraLinear {
     }
 
     /// dX [..., k], returned, and dA and every dB, written to `gradients`, from one dh [..., d] for
-    /// every projection. The formulas are those of [`ops::Backward`].
+    /// every projection. Formulas: [`ops::Backward`].
     ///
     /// # Errors
     /// As for [`LoraLinear::forward`], and [`Error::Count`] unless there is one `dh` for every

@@ -3,7 +3,7 @@
 use candle_core::backprop::GradStore;
 use candle_core::{Result, Var, bail};
 
-/// Refuses gradients that lack one of these variables, and names those that are missing.
+/// Refuses gradients that lack one of these variables, and names every missing variable.
 ///
 /// Some of candle's operations have no backward pass, among them `candle_nn::ops::rms_norm`,
 /// `rope` and `softmax_last_dim`. The graph ends there, `backward` succeeds, and an optimiser

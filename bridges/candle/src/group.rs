@@ -10,9 +10,9 @@ use lora_kernels::MAX_PROJECTIONS;
 /// One to four adapted layers of the same x: q, k and v of an attention, or gate and up of a gated
 /// MLP. They have one S in the forward pass, and one dX in the backward pass.
 ///
-/// The gradients are those of the layers one by one, also if the loss does not use every output.
-/// One backward pass of a graph may run at a time, and after one that failed the forward pass must
-/// run again.
+/// The gradients equal the gradients of separate layers, also if the loss does not use every
+/// output. One backward pass of a graph may run at a time, and after one that failed the forward
+/// pass must run again.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -85,7 +85,7 @@ impl LoraGroup {
     /// h [..., dᵢ] of every layer, of x [..., k].
     ///
     /// # Errors
-    /// If x does not fit the weights; those of candle and of lora-kernels.
+    /// If x does not fit the weights, or an operation of candle or lora-kernels fails.
     pub fn forward(&self, x: &Tensor) -> Result<Vec<Tensor>> {
         if self.layers.len() == 1 || self.layers.iter().any(LoraLinear::is_merged) {
             return self.layers.iter().map(|layer| layer.forward(x)).collect();

@@ -35,7 +35,7 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Kernels {
-    /// Those of this device: made for its first layer.
+    /// The handles of this device: made for its first layer.
     pub(crate) fn of(device: &Device) -> Result<Arc<Self>> {
         static ALL: Mutex<Vec<Weak<Kernels>>> = Mutex::new(Vec::new());
         let mut all = lock(&ALL);

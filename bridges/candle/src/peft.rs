@@ -24,7 +24,7 @@ pub struct PeftAdapters {
 /// Loads every adapter of a PEFT directory, in f32 variables on `device`.
 ///
 /// # Errors
-/// Those of [`lora_kernels::peft::load`].
+/// As for [`lora_kernels::peft::load`].
 pub fn load_peft(dir: impl AsRef<Path>, device: &Device) -> Result<PeftAdapters> {
     let loaded = peft::load(dir, &lk::Device::cpu(), Some(lk::DType::F32)).map_err(err)?;
     let not_computed = loaded.not_computed();
@@ -37,10 +37,10 @@ pub fn load_peft(dir: impl AsRef<Path>, device: &Device) -> Result<PeftAdapters>
 }
 
 /// Saves adapters by the paths of their modules, in f32, as a directory that PEFT loads. `config`
-/// is that of [`load_peft`], or the default.
+/// comes from [`load_peft`], or is the default.
 ///
 /// # Errors
-/// Those of [`lora_kernels::peft::save`].
+/// As for [`lora_kernels::peft::save`].
 pub fn save_peft<'a>(
     dir: impl AsRef<Path>,
     config: &peft::Config,

@@ -1,4 +1,4 @@
-//! Groups that share x: their gradients are those of the layers one by one.
+//! Groups that share x: their gradients equal the gradients of separate layers.
 
 use crate::common::{assert_close, assert_same_gradients, layer, loss, named, plain, random, var};
 use candle_core::{CpuStorage, CustomOp1, Layout, Shape};

@@ -1,6 +1,7 @@
 //! Calls, checked: what the operations take from their callers and hand to a backend.
 
 use crate::device::Device;
+use crate::dropout::{Dropout, Source};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::problem::{MAX_PROJECTIONS, Problem};
@@ -38,12 +39,21 @@ pub struct Weights<'a> {
     pub a: TensorView<'a>,
     /// W0, B and s of each.
     pub projections: &'a [Projection<'a>],
+    /// Dropout of the adapters' input: the same in a forward pass and its backward pass.
+    pub dropout: Option<Dropout<'a>>,
 }
 
 impl<'a> Weights<'a> {
     /// A [R, k] of all projections, and W0, B and s of each.
     pub fn new(a: TensorView<'a>, projections: &'a [Projection<'a>]) -> Self {
-        Weights { a, projections }
+        Weights { a, projections, dropout: None }
+    }
+
+    /// The same with dropout, for an operation whose problem
+    /// [has it](crate::Problem::with_dropout).
+    #[must_use]
+    pub fn with_dropout(self, dropout: Dropout<'a>) -> Self {
+        Weights { dropout: Some(dropout), ..self }
     }
 }
 
@@ -270,7 +280,22 @@ fn check_weights(
         check_input(device, names.b, &projection.b, [d, r], dtype)?;
         check_finite(names.scale, projection.scale)?;
     }
-    check_input(device, "a", &weights.a, [problem.rank(), k], dtype)
+    check_input(device, "a", &weights.a, [problem.rank(), k], dtype)?;
+    check_dropout(device, problem, weights.dropout.as_ref())
+}
+
+fn check_dropout(device: &Device, problem: &Problem, dropout: Option<&Dropout<'_>>) -> Result<()> {
+    if problem.dropout() != dropout.is_some() {
+        let expected = match problem.dropout() {
+            true => "given, as the operation was made with it",
+            false => "none, as the operation was made without it",
+        };
+        return Err(Error::Dropout { expected, got: dropout.map(Dropout::p) });
+    }
+    match dropout.map(Dropout::source) {
+        Some(Source::Memory(state)) => check_rows(device, "dropout", state, [1, 4], DType::F32),
+        _ => Ok(()),
+    }
 }
 
 /// Refuses a list that does not have one argument for every projection.

@@ -117,6 +117,14 @@ pub enum Error {
         /// Its value.
         value: f32,
     },
+    /// A probability of dropout that is none, or dropout in a call whose operation was made without
+    /// it, or the other way round.
+    Dropout {
+        /// What it must be.
+        expected: &'static str,
+        /// The probability p; `None` without dropout.
+        got: Option<f32>,
+    },
     /// A layer's adapter is merged into its weight and must not be, or the other way round.
     Merged {
         /// Whether it is merged.
@@ -239,6 +247,13 @@ impl fmt::Display for Error {
             Error::Rank { r } => write!(f, "rank {r} is outside 1..=256"),
             Error::NotFinite { argument, value } => {
                 write!(f, "{argument} must be a finite number, got {value}")
+            }
+            Error::Dropout { expected, got } => {
+                write!(f, "dropout must be {expected}, got ")?;
+                match got {
+                    Some(p) => write!(f, "p = {p}"),
+                    None => f.write_str("none"),
+                }
             }
             Error::Merged { merged: true } => {
                 write!(f, "the adapter is merged into the layer's weight; unmerge it first")

@@ -91,6 +91,7 @@ mod cuda;
 mod device;
 #[allow(unsafe_code)]
 mod driver;
+mod dropout;
 mod dtype;
 mod error;
 mod layers;
@@ -109,6 +110,7 @@ pub use call::Accumulation;
 pub use cudarc;
 pub use device::Device;
 pub use driver::{CudaMemory, CudaMemoryMut};
+pub use dropout::{Dropout, DropoutState};
 pub use dtype::{DType, Element, UnknownDType};
 pub use error::{Error, Result};
 pub use half;

@@ -45,6 +45,7 @@ pub struct Problem {
     /// (d, r) of the first `count`. The rest are zeros.
     projections: [(usize, usize); MAX_PROJECTIONS],
     count: usize,
+    dropout: bool,
 }
 
 /// One of the projections.
@@ -74,7 +75,7 @@ impl Problem {
         weights.try_for_each(|(&(d, _), w0)| check_w0(w0, [d, k]))?;
         let mut all = [(0, 0); MAX_PROJECTIONS];
         all[..count].copy_from_slice(projections);
-        Ok(Problem { t, k, dtype, projections: all, count })
+        Ok(Problem { t, k, dtype, projections: all, count, dropout: false })
     }
 
     /// The problem of a single layer: a group of one.
@@ -92,6 +93,18 @@ impl Problem {
     pub fn with_tokens(&self, t: usize) -> Result<Self> {
         check_x([t, self.k])?;
         Ok(Problem { t, ..*self })
+    }
+
+    /// The same with dropout of the adapters' input, or without: whether a call is given a
+    /// [`Dropout`](crate::Dropout).
+    #[must_use]
+    pub fn with_dropout(&self, dropout: bool) -> Self {
+        Problem { dropout, ..*self }
+    }
+
+    /// Whether the adapters' input has dropout.
+    pub fn dropout(&self) -> bool {
+        self.dropout
     }
 
     /// T, the tokens: the product of all leading dimensions of x.
@@ -132,9 +145,10 @@ impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Problem { t, k, dtype, .. } = self;
         match self.projections() {
-            [(d, r)] => write!(f, "T={t} k={k} d={d} r={r} {dtype}"),
-            several => write!(f, "T={t} k={k} (d, r)={several:?} {dtype}"),
+            [(d, r)] => write!(f, "T={t} k={k} d={d} r={r} {dtype}")?,
+            several => write!(f, "T={t} k={k} (d, r)={several:?} {dtype}")?,
         }
+        f.write_str(if self.dropout { " dropout" } else { "" })
     }
 }
 

@@ -111,12 +111,12 @@ fn time(gpu: &Gpu, layer: &Layer, pass: Pass, all: &[Candidate], rounds: usize) 
             Pass::Forward => {
                 let forward = candidate.forward(&gpu.device, problem)?;
                 layer.reserve(forward.workspace())?;
-                Box::new(move |i| layer.forward_by(&forward, i))
+                Box::new(move |i| layer.forward_by(&forward, None, i))
             }
             Pass::Backward => {
                 let backward = candidate.backward(&gpu.device, problem)?;
                 layer.reserve(backward.workspace())?;
-                Box::new(move |i| layer.backward_by(&backward, i))
+                Box::new(move |i| layer.backward_by(&backward, None, i))
             }
         })
     };

@@ -7,7 +7,7 @@ use super::results::outputs;
 use lora_kernels::cudarc::driver::sys::CUdevice_attribute;
 use lora_kernels::ops::{self, Backward, BaseForward, Forward, Path, Weights};
 use lora_kernels::ops::{Accumulation, GradientsMut};
-use lora_kernels::{DType, Device, Problem, Workspace, WorkspaceSize};
+use lora_kernels::{DType, Device, Dropout, Problem, Workspace, WorkspaceSize};
 use std::cell::RefCell;
 use std::ops::Range;
 
@@ -141,14 +141,29 @@ impl Layer {
         Ok(self.workspace.borrow_mut().reserve(&self.device, size)?)
     }
 
+    /// The operations of the same problem with dropout.
+    pub fn with_dropout(&self) -> Result<(Forward, Backward)> {
+        let problem = self.problem.with_dropout(true);
+        let forward = Forward::new(&self.device, &problem)?;
+        let backward = Backward::new(&self.device, &problem)?;
+        self.reserve(forward.workspace().max(backward.workspace()))?;
+        Ok((forward, backward))
+    }
+
     pub fn forward(&self, i: usize) -> Result<()> {
-        self.forward_by(&self.forward, i)
+        self.forward_by(&self.forward, None, i)
     }
 
     /// By another operation of the same problem.
-    pub fn forward_by(&self, forward: &Forward, i: usize) -> Result<()> {
+    pub fn forward_by(
+        &self,
+        forward: &Forward,
+        dropout: Option<Dropout<'static>>,
+        i: usize,
+    ) -> Result<()> {
         let projections = self.weights(i);
-        let weights = Weights::new(self.a.view(), &projections);
+        let mut weights = Weights::new(self.a.view(), &projections);
+        weights.dropout = dropout;
         let mut h: Vec<_> = self.projections.iter().map(|one| one.h.at(i).view_mut()).collect();
         let (x, s) = (self.x.at(i).view(), self.s.at(i).view_mut());
         Ok(forward.run(&weights, x, &mut h, s, &mut self.workspace.borrow_mut())?)
@@ -176,22 +191,34 @@ impl Layer {
 
     /// Reads the S that `forward(i)` wrote.
     pub fn backward(&self, i: usize) -> Result<()> {
-        self.run_backward(&self.backward, i, true)
+        self.run_backward(&self.backward, None, i, true)
     }
 
     /// By another operation of the same problem.
-    pub fn backward_by(&self, backward: &Backward, i: usize) -> Result<()> {
-        self.run_backward(backward, i, true)
+    pub fn backward_by(
+        &self,
+        backward: &Backward,
+        dropout: Option<Dropout<'static>>,
+        i: usize,
+    ) -> Result<()> {
+        self.run_backward(backward, dropout, i, true)
     }
 
     /// The same without dX: dA and dB alone.
     pub fn backward_ab(&self, i: usize) -> Result<()> {
-        self.run_backward(&self.backward, i, false)
+        self.run_backward(&self.backward, None, i, false)
     }
 
-    fn run_backward(&self, backward: &Backward, i: usize, with_dx: bool) -> Result<()> {
+    fn run_backward(
+        &self,
+        backward: &Backward,
+        dropout: Option<Dropout<'static>>,
+        i: usize,
+        with_dx: bool,
+    ) -> Result<()> {
         let projections = self.weights(i);
-        let weights = Weights::new(self.a.view(), &projections);
+        let mut weights = Weights::new(self.a.view(), &projections);
+        weights.dropout = dropout;
         let dh: Vec<_> = self.projections.iter().map(|one| one.dh.at(i).view()).collect();
         let mut db: Vec<_> = self.projections.iter().map(|one| one.db.view_mut()).collect();
         let (da, accumulation) = (self.da.view_mut(), Accumulation::Overwrite);

@@ -14,6 +14,8 @@ pub struct Options {
     pub json: Option<PathBuf>,
     /// Whether only the kernels that serve every GPU are timed.
     pub generic: bool,
+    /// The probability of dropout that is timed beside none.
+    pub dropout: Option<f32>,
 }
 
 impl args::Options for Options {
@@ -25,6 +27,7 @@ impl args::Options for Options {
              --shapes SET       {} or TxKxDxR,... (default: quick), or TxKxD+DxR\n  \
              --dtype bf16|f16   default: bf16\n  \
              --rounds N         rounds that count (default: 15)\n  \
+             --dropout P        also time dropout with probability P\n  \
              --json FILE        also write the results there, after every shape\n  \
              --kernels SET      all, or generic: kernels that serve every GPU (default: all)",
             shapes::SETS
@@ -33,7 +36,14 @@ impl args::Options for Options {
 
     fn defaults() -> Self {
         let shapes = shapes::parse("quick").expect("a set");
-        Options { shapes, dtype: DType::Bf16, rounds: 15, json: None, generic: false }
+        Options {
+            shapes,
+            dtype: DType::Bf16,
+            rounds: 15,
+            json: None,
+            generic: false,
+            dropout: None,
+        }
     }
 
     fn only_test() -> Self {
@@ -50,6 +60,10 @@ impl args::Options for Options {
                 self.dtype = dtype.ok_or(format!("`{text}` is neither bf16 nor f16"))?;
             }
             "rounds" => self.rounds = args::count(parser, "rounds")?,
+            "dropout" => {
+                let p = parser.value()?.parse()?;
+                self.dropout = Some(p);
+            }
             "json" => self.json = Some(parser.value()?.into()),
             "kernels" => {
                 self.generic = match parser.value()?.string()?.as_str() {

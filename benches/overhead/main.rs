@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo bench --bench overhead -- [--shapes SET|TxKxDxR,...] [--dtype bf16|f16] [--rounds N]
-//!                                 [--json FILE]
+//!                                 [--dropout P] [--json FILE]
 //! ```
 //!
 //! For each layer, everything below takes turns within one run, as CUDA graphs over buffers that
@@ -18,6 +18,8 @@
 //! | `backward`          | ours: dX, dA and dB                        | dX = dH W0 by cuBLASLt  |
 //! | `addmm_backward`    | cuBLASLt: dS, dX, dX += dS A, dA and dB    | the same                |
 //! | `backward_ab`       | ours: dA and dB alone                      | reading X and dH once   |
+//! | `forward_dropout`   | ours with dropout, with `--dropout`        | `forward`               |
+//! | `backward_dropout`  | the same                                   | `backward`              |
 //!
 //! Projections that share their input are one call of ours, and by cuBLASLt one after the other.
 //! They have a row more, `forward_apart`: ours, one after the other. They have no `frozen`,
@@ -44,7 +46,7 @@ use common::layer::Layer;
 use common::results::{name, outputs};
 use common::{Result, median, timing};
 use cublaslt::Lt;
-use lora_kernels::Problem;
+use lora_kernels::{Dropout, Problem};
 use peers::{PeerBuffers, Peers};
 use report::{Report, Row};
 use std::process::ExitCode;
@@ -76,7 +78,7 @@ fn run(options: &Options) -> Result<()> {
     for (i, dims) in options.shapes.iter().enumerate() {
         let problem = dims.problem(options.dtype)?;
         let sample_clocks = i == 0 || i + 1 == options.shapes.len();
-        measure(&gpu, &lt, problem, options.rounds, sample_clocks, &mut report)
+        measure(&gpu, &lt, problem, options, sample_clocks, &mut report)
             .map_err(|error| format!("{}: {error}", name(&problem)))?;
         report.save()?;
     }
@@ -103,7 +105,7 @@ fn measure(
     gpu: &Gpu,
     lt: &Lt<'_>,
     problem: Problem,
-    rounds: usize,
+    options: &Options,
     sample_clocks: bool,
     report: &mut Report,
 ) -> Result<()> {
@@ -113,9 +115,26 @@ fn measure(
     let peers = Peers::new(lt, &layer, &buffers)?;
     let difference = check::agreement(&layer, &peers)?;
 
+    let dropped = match options.dropout {
+        Some(p) => Some((Dropout::new(p, 1, 0)?, layer.with_dropout()?)),
+        None => None,
+    };
     match contenders(&layer, &peers, report.stream_tb_s) {
-        Some(contenders) => {
-            let rows = time(gpu, &layer, contenders, rounds)?;
+        Some(mut contenders) => {
+            if let Some((dropout, (forward, backward))) = &dropped {
+                let place = |op| contenders.iter().position(|contender| contender.op == op);
+                let of = |op| Base::Contender(place(op).expect("it is timed"));
+                let [f, b] = [of("forward"), of("backward")];
+                let forward_path = forward.path();
+                let (layer, p) = (&layer, Some(*dropout));
+                contenders.extend(ours("forward_dropout", f, &forward_path, move |i| {
+                    layer.forward_by(forward, p, i)
+                }));
+                contenders.extend(ours("backward_dropout", b, &backward.path(), move |i| {
+                    layer.backward_by(backward, p, i)
+                }));
+            }
+            let rows = time(gpu, &layer, contenders, options.rounds)?;
             println!("{}", report::line(&rows, difference));
             report.rows.extend(rows.into_iter().filter(|row| !report::is_base(row.op)));
         }

@@ -73,9 +73,12 @@ pub fn line(rows: &[Row], difference: f64) -> String {
         .chain(ratio("frozen", "frozen"))
         .chain(ratio("apart", "forward_apart"))
         .chain(ratio("addmm", "addmm_forward"))
-        .chain(ratio("augmented", "augmented_forward"));
-    let backward =
-        timed("backward").chain(ratio("addmm", "addmm_backward")).chain(timed("backward_ab"));
+        .chain(ratio("augmented", "augmented_forward"))
+        .chain(ratio("dropout", "forward_dropout"));
+    let backward = timed("backward")
+        .chain(ratio("addmm", "addmm_backward"))
+        .chain(timed("backward_ab"))
+        .chain(ratio("dropout", "backward_dropout"));
     let [forward, backward] = [forward.collect::<Vec<_>>(), backward.collect()];
     format!(
         "{} | H {:.1} µs {:.0} TFLOP/s, dX {:.1} µs {:.0} TFLOP/s | {} | {} | agree to \

@@ -59,7 +59,7 @@ impl Kernel {
 
     /// Its type in Rust.
     fn field(&self) -> String {
-        let params = self.params;
+        let params = &self.params;
         match (self.axes, self.key()) {
             ([], _) => format!("Kernel<{params}>"),
             (_, None) => format!("Instances<usize, {params}>"),

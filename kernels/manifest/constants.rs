@@ -21,6 +21,9 @@ constants! {
             const TILES: [[usize; 2]; 5] = [[128, 256], [128, 128], [128, 64], [64, 64], [64, 32]];
             /// Of these there is one for rows that do not start at multiples of 16 bytes.
             const UNALIGNED_TILES: [[usize; 2]; 3] = [[128, 64], [64, 64], [64, 32]];
+            /// Of these there is one of dX with dropout, and one for such rows.
+            const DROPOUT_TILES: [[usize; 2]; 3] = [[128, 256], [128, 128], [64, 64]];
+            const UNALIGNED_DROPOUT_TILES: [[usize; 2]; 1] = [[64, 64]];
             /// Columns of a tile that a step is one warp deep for; two for narrower ones.
             const WIDE_TILE_N: usize = 256;
             /// Columns of a step for each warp along k.
@@ -139,6 +142,8 @@ constants! {
             /// columns are 64 tiles of 224.
             const TILES_N: [usize; 3] = [128, 176, 256];
             const FORWARD_TILES_N: [usize; 4] = [128, 176, 224, 256];
+            /// Widths of tiles of dX with dropout: whole blocks of 32 columns.
+            const DROPOUT_TILES_N: [usize; 2] = [128, 256];
             /// Widths of a slice of S or dS. A slice of 64 is all of it.
             const SLICES: [usize; 2] = [16, 64];
         }

@@ -17,7 +17,7 @@ pub struct Kernel {
     pub axes: &'static [&'static str],
     pub instances: Vec<Vec<usize>>,
     /// The struct of params.rs it takes, and the name of that in C++, where it may have functions.
-    pub params: &'static str,
+    pub params: String,
     pub cpp_params: String,
     /// What an entry point calls with its parameters `p`, given the element type {E} and each axis.
     pub body: &'static str,
@@ -55,6 +55,13 @@ fn product(first: &[usize], second: &[usize]) -> Vec<Vec<usize>> {
     first.iter().flat_map(|&a| second.iter().map(move |&b| vec![a, b])).collect()
 }
 
+/// A kernel that takes dropout behind the parameters of the one without, in this file.
+fn with_dropout(file: &'static str, kernel: Kernel) -> Kernel {
+    let of = |params: &str| format!("WithDropout<{params}>");
+    let (params, cpp_params) = (of(&kernel.params), of(&kernel.cpp_params));
+    Kernel { file, params, cpp_params, ..kernel }
+}
+
 /// One axis.
 fn each(values: &[usize]) -> Vec<Vec<usize>> {
     values.iter().map(|&value| vec![value]).collect()
@@ -62,8 +69,8 @@ fn each(values: &[usize]) -> Vec<Vec<usize>> {
 
 pub fn kernels() -> Vec<Kernel> {
     let mut kernels = of_sm80();
-    kernels.extend(of_linear("linear", false));
-    kernels.extend(of_linear("linear_group", true));
+    kernels.extend(of_linear("linear", "linear_dropout", false));
+    kernels.extend(of_linear("linear_group", "linear_group_dropout", true));
     kernels.extend(of_sm90a());
     kernels
 }
@@ -76,25 +83,26 @@ fn of_sm80() -> Vec<Kernel> {
         name: name.to_string(),
         axes: &[],
         instances: vec![vec![]],
-        params,
+        params: params.to_string(),
         cpp_params: params.to_string(),
         body,
         cta,
     };
     let by_rank = |kernel: Kernel| Kernel { axes: &["r"], instances: each(&RANK_TILES), ..kernel };
-    let linear = |name, body| {
+    let linear_in = |name, body, tiles: &[[usize; 2]], unaligned: &[[usize; 2]]| {
         let of_cta: fn(&[usize]) -> Cta = |axes| Cta {
             threads: [linear::THREADS, 1],
             per_sm: Some(if axes[0] == 64 && axes[2] == 1 { 2 } else { 1 }),
             cluster: 1,
             shared_bytes: linear::STAGES_BYTES,
         };
-        let aligned = linear::TILES.iter().map(|&[m, n]| vec![m, n, 1]);
-        let unaligned = linear::UNALIGNED_TILES.iter().map(|&[m, n]| vec![m, n, 0]);
+        let aligned = tiles.iter().map(|&[m, n]| vec![m, n, 1]);
+        let unaligned = unaligned.iter().map(|&[m, n]| vec![m, n, 0]);
         let instances = aligned.chain(unaligned).collect();
         let kernel = kernel("linear", name, "LinearParams", body, of_cta);
         Kernel { axes: &["m", "n", "aligned"], instances, ..kernel }
     };
+    let linear = |name, body| linear_in(name, body, &linear::TILES, &linear::UNALIGNED_TILES);
     let project = |name, body| {
         by_rank(kernel("project", name, "ProjectParams", body, |axes| {
             use project::{STAGES, THREADS, TILE_K, TILE_M};
@@ -128,7 +136,20 @@ fn of_sm80() -> Vec<Kernel> {
         ),
         linear("linear_forward", "linear<{E}, {m}, {n}, {aligned}, Major::K>(p);"),
         linear("linear_input_grad", "linear<{E}, {m}, {n}, {aligned}, Major::MN>(p);"),
+        with_dropout(
+            "linear_dropout",
+            linear_in(
+                "linear_input_grad_dropout",
+                "linear<{E}, {m}, {n}, {aligned}, Major::MN>(p.pass, p.dropout);",
+                &linear::DROPOUT_TILES,
+                &linear::UNALIGNED_DROPOUT_TILES,
+            ),
+        ),
         project("project_s", "project<{E}, {r}, Major::K>(p);"),
+        with_dropout(
+            "project",
+            project("project_s_dropout", "project<{E}, {r}, Major::K>(p.pass, p.dropout);"),
+        ),
         project("project_ds", "project<{E}, {r}, Major::MN>(p);"),
         kernel("merge", "merge", "MergeParams", "merge<{E}>(p);", |_| {
             use merge::{STAGES, STEP_R, THREADS, TILE_D, TILE_K};
@@ -141,30 +162,55 @@ fn of_sm80() -> Vec<Kernel> {
     ]
 }
 
-/// The two passes of linear.cuh, for one layer or for a group that shares X. A slice of 0 columns
-/// is none.
-fn of_linear(file: &'static str, group: bool) -> [Kernel; 2] {
-    use sm90a::linear::{FORWARD_TILES_N, SLICES, TILES_N};
-    let kernel = |pass, params, major, body, tiles_n: &[usize]| {
-        let mut instances = product(&[0], tiles_n);
-        instances.extend(product(&SLICES, &TILES_N));
-        Kernel {
-            arch: "sm90a",
-            file,
-            name: format!("{file}_{pass}"),
-            axes: &["slice", "n"],
-            instances,
-            params,
-            cpp_params: format!("HopperLinearParams<Major::{major}, {group}>"),
-            body,
-            cta: |_| Cta::of_sm(2, sm90a::linear_layout::BARRIER_BYTES),
-        }
+/// The two passes of linear.cuh, for one layer or for a group that shares X, and the same with
+/// dropout. A slice of 0 columns is none.
+fn of_linear(file: &'static str, dropout_file: &'static str, group: bool) -> [Kernel; 4] {
+    use sm90a::linear::{DROPOUT_TILES_N, FORWARD_TILES_N, SLICES, TILES_N};
+    let kernel = |pass, params: &str, major, body, instances| Kernel {
+        arch: "sm90a",
+        file,
+        name: format!("{file}_{pass}"),
+        axes: &["slice", "n"],
+        instances,
+        params: params.to_string(),
+        cpp_params: format!("HopperLinearParams<Major::{major}, {group}>"),
+        body,
+        cta: |_| Cta::of_sm(2, sm90a::linear_layout::BARRIER_BYTES),
     };
-    let forward = "hopper_linear<{E}, {n}, Major::K, {slice}>(p);";
-    let input_grad = "hopper_linear<{E}, {n}, Major::MN, {slice}>(p);";
+    let instances = |tiles_n: &[usize], of_slices: &[usize]| {
+        let mut instances = product(&[0], tiles_n);
+        instances.extend(product(&SLICES, of_slices));
+        instances
+    };
+    let forward = |pass, body, instances| kernel(pass, "ForwardParams", "K", body, instances);
+    let input_grad = |pass, body, instances| kernel(pass, "InputGradParams", "MN", body, instances);
     [
-        kernel("forward", "ForwardParams", "K", forward, &FORWARD_TILES_N),
-        kernel("input_grad", "InputGradParams", "MN", input_grad, &TILES_N),
+        forward(
+            "forward",
+            "hopper_linear<{E}, {n}, Major::K, {slice}>(p);",
+            instances(&FORWARD_TILES_N, &TILES_N),
+        ),
+        input_grad(
+            "input_grad",
+            "hopper_linear<{E}, {n}, Major::MN, {slice}>(p);",
+            instances(&TILES_N, &TILES_N),
+        ),
+        with_dropout(
+            dropout_file,
+            forward(
+                "forward_dropout",
+                "hopper_linear<{E}, {n}, Major::K, {slice}>(p.pass, p.dropout);",
+                product(&SLICES, &TILES_N),
+            ),
+        ),
+        with_dropout(
+            dropout_file,
+            input_grad(
+                "input_grad_dropout",
+                "hopper_linear<{E}, {n}, Major::MN, {slice}>(p.pass, p.dropout);",
+                instances(&DROPOUT_TILES_N, &DROPOUT_TILES_N),
+            ),
+        ),
     ]
 }
 
@@ -176,7 +222,7 @@ fn of_sm90a() -> Vec<Kernel> {
         name: name.to_string(),
         axes,
         instances,
-        params,
+        params: params.to_string(),
         cpp_params: params.to_string(),
         body,
         cta,
@@ -190,16 +236,14 @@ fn of_sm90a() -> Vec<Kernel> {
             shared_bytes: decode::MAX_SHARED_BYTES,
         }
     }
+    let grads = |name, body| {
+        kernel("grads", name, &["r"], each(&grads::RANK_TILES), "HopperGradsParams", body, |_| {
+            Cta::of_sm(1, 0)
+        })
+    };
     vec![
-        kernel(
-            "grads",
-            "grads",
-            &["r"],
-            each(&grads::RANK_TILES),
-            "HopperGradsParams",
-            "hopper_grads<{E}, {r}>(p);",
-            |_| Cta::of_sm(1, 0),
-        ),
+        grads("grads", "hopper_grads<{E}, {r}>(p);"),
+        with_dropout("grads", grads("grads_dropout", "hopper_grads<{E}, {r}>(p.pass, p.dropout);")),
         kernel(
             "decode",
             "decode_forward",

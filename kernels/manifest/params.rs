@@ -9,6 +9,22 @@
 // `void*`.
 
 params! {
+    common {
+        dropout {
+            /// Dropout as DropoutMask takes it.
+            struct Dropout {
+                /// In device memory, seed and offset instead of the next two; or null.
+                state: ConstU32,
+                /// Low words first.
+                seed: [u32; 2],
+                offset: [u32; 2],
+                /// round(65536 p), less than 65536.
+                threshold: u32,
+                /// 1 / (1 - p).
+                inv_keep: f32,
+            }
+        }
+    }
     sm80 {
         tile {
             /// A matrix in device memory.

@@ -154,7 +154,7 @@ mod layout {
     macro_rules! addresses {
         ($($name:ident)*) => { $(#[repr(transparent)] struct $name(u64);)* };
     }
-    addresses!(F32 ConstF32 Flags Memory);
+    addresses!(F32 ConstF32 Flags ConstU32 Memory);
 
     /// A CUtensorMap, as in kernels/sm90a/ptx.cuh.
     #[repr(C, align(64))]
@@ -167,10 +167,12 @@ mod layout {
     cpp! {
         i32 => "int ",
         i64 => "int64_t ",
+        u32 => "uint32_t ",
         f32 => "float ",
         F32 => "float* ",
         ConstF32 => "const float* ",
         Flags => "uint32_t* ",
+        ConstU32 => "const uint32_t* ",
         Memory => "void* ",
         TensorMap => "TensorMap ",
         Parts => "Parts ",

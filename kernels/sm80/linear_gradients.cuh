@@ -1,4 +1,4 @@
-// The CTAs of linear.cu that compute dA and dB: out (r×n) (=|+=) lhsᵀ rhs over T, f32.
+// The CTAs of linear.cuh that compute dA and dB: out (r×n) (=|+=) lhsᵀ rhs over T, f32.
 //
 //   dA  (r×k) = dSᵀ X     lhs dS (T×r), rhs X  (T×k)
 //   dBᵀ (r×d) = Sᵀ dH     lhs S  (T×r), rhs dH (T×d)     stored transposed
@@ -11,6 +11,7 @@
 // are few, T is cut into splits: the last CTA to arrive adds their partial sums in order.
 #pragma once
 
+#include "../common/drops.cuh"
 #include "projection.cuh"
 
 #include "manifest/sm80/linear.cuh"
@@ -29,9 +30,10 @@ __device__ __forceinline__ void s_seen(const LinearParams& p) {
     waited(p.flags, p.waiters, p.flags + 1, (p.m + kFlagRows - 1) / kFlagRows);
 }
 
-template <typename E, int kRank>
+// With dropout, elements of X are dropped in dA.
+template <typename E, int kRank, typename D>
 __device__ __forceinline__ void gradient(const LinearParams& p, const LinearGradient& of, int cta,
-                                         unsigned char* shared) {
+                                         unsigned char* shared, const D& dropout) {
     // With 16 columns of lhs, a pass of all threads is 128 rows.
     constexpr int kStep = kRank == 16 ? 128 : 64;
     constexpr int kStages = kStagesBytes / ((kRank + kGradCols) * kStep * 2);
@@ -68,7 +70,17 @@ __device__ __forceinline__ void gradient(const LinearParams& p, const LinearGrad
     const Segment part[] = {
         {from_k<E, Major::MN>(of.lhs, t0), from_k<E, Major::MN>(of.rhs, t0), rows}};
     Product product;
-    product.run(shared, part, 1, of.r, of.n, m0, n0, before);
+    if constexpr (kDrops<D>) {
+        const auto mask = mask_of(dropout);
+        product.run(shared, part, 1, of.r, of.n, m0, n0, before, [&](uint32_t stage, int step) {
+            if (of.transpose) return;
+            Product::Rhs::template drop<kThreads>(mask, stage + Product::Lhs::kBytes,
+                                                  t0 + step * kStep, n0);
+        });
+        if (!of.transpose) product.scale(mask.inv_keep);
+    } else {
+        product.run(shared, part, 1, of.r, of.n, m0, n0, before);
+    }
     if (of.waits && threadIdx.x == 0) s_seen(p);
     product.reduce_warps_k(shared);
     if (of.splits == 1) {

@@ -158,6 +158,20 @@ struct OperandTile {
         }
     }
 
+    // Drops elements of a tile of X, from (row0, col0) on, by all threads.
+    template <int kThreads, typename Mask>
+    static __device__ __forceinline__ void drop(const Mask& mask, uint32_t tile, int row0,
+                                                int col0) {
+        static_assert(kCols % 32 == 0);
+        constexpr int kBlocks = kCols / 32;
+        for (int i = threadIdx.x; i < kRows * kBlocks; i += kThreads) {
+            const int row = i / kBlocks, chunk = i % kBlocks * 4;
+            drop_32(mask, row0 + row, col0 + chunk * 8, [&](int at) {
+                return tile + row * kRowBytes + swizzle(row, chunk + at) * 16;
+            });
+        }
+    }
+
     // A pass of all threads moves whole groups of eight rows, which the swizzle repeats after: from
     // pass to pass a thread's addresses differ by constants.
     template <int kThreads>

@@ -15,6 +15,7 @@
 // the first find them in the L2. Block: 8 warps, 2 along m × 4 along k.
 // Shared memory: 4 stages of (32 + kRank)×128 elements: 48 KiB for kRank = 16, 96 KiB for 64.
 // Reads lhs and rhs; writes out, every element once. Needs nothing initialised.
+#include "../common/dropout.cuh"
 #include "tile.cuh"
 
 #include "manifest/common/limits.cuh"
@@ -27,8 +28,9 @@ __device__ __forceinline__ float scale_of(const ProjectParams& p, int col) {
     return scale;
 }
 
-template <typename E, int kRank, Major kRhs>
-__device__ __forceinline__ void project(const ProjectParams& p) {
+// With dropout, lhs is X, of which elements are dropped; the scale has the factor 1 / (1 - p).
+template <typename E, int kRank, Major kRhs, typename D = NoDropout>
+__device__ __forceinline__ void project(const ProjectParams& p, const D& dropout = {}) {
     using Product = TileProduct<E, kTileM, kRank, kTileK, 2, 1, 4, Major::K, kRhs, kStages>;
     extern __shared__ __align__(128) unsigned char shared[];
     const int rank_tiles = (p.r + kRank - 1) / kRank;
@@ -36,7 +38,15 @@ __device__ __forceinline__ void project(const ProjectParams& p) {
 
     Product product;
     const Segment whole[] = {{p.lhs, p.rhs, p.k}};
-    product.run(shared, whole, 1, p.m, p.r, m0, n0);
+    if constexpr (kDrops<D>) {
+        const auto mask = mask_of(dropout);
+        product.run(shared, whole, 1, p.m, p.r, m0, n0, BeforeNone(),
+                    [&](uint32_t stage, int step) {
+                        Product::Lhs::template drop<kThreads>(mask, stage, m0, step * kTileK);
+                    });
+    } else {
+        product.run(shared, whole, 1, p.m, p.r, m0, n0);
+    }
     product.reduce_warps_k(shared);
     if (Product::warp_k() > 0) return;
     product.for_each_chunk(shared, [&](int row, int col, float(&v)[8]) {

@@ -36,6 +36,9 @@ struct BeforeNone {
     __device__ __forceinline__ void operator()(int) const {}
 };
 
+// What a product does with a stage before it multiplies it, if that is nothing.
+struct KeepAll {};
+
 // kM×kN of acc += lhs · rhsᵀ by kWarpsM·kWarpsN·kWarpsK warps. Warps along k each take a slice of
 // every step and hold a partial sum; `reduce_warps_k` adds them in a fixed order. With kAligned =
 // false, whole steps go through registers (OperandTile::Shifted).
@@ -78,11 +81,13 @@ struct TileProduct {
 
     // The whole sum for the tile at (m0, n0) of an output of m×n: over `count` segments, one after
     // the other in one pipeline. before(i) is called before anything of segment i is loaded, by all
-    // threads. Afterwards shared memory is free.
-    template <int kMost, typename F = BeforeNone>
+    // threads. drop(stage, step) is called for each step, when its stage is there. With kAdds, it is
+    // added to what is in acc. Afterwards shared memory is free.
+    template <bool kAdds = false, int kMost, typename F = BeforeNone, typename D = KeepAll>
     __device__ __forceinline__ void run(unsigned char* shared, const Segment (&segments)[kMost],
                                         int count, int m, int n, int m0, int n0,
-                                        const F& before = F()) {
+                                        const F& before = F(), const D& drop = D()) {
+        constexpr bool kDropsStages = !std::is_same_v<D, KeepAll>;
         const uint32_t stages = shared_address(shared);
         // What is loaded next: the segment, and from where on along its k.
         int at = 0, k0 = 0;
@@ -173,6 +178,7 @@ struct TileProduct {
         // direction, so that an mma has a fragment in common with the one before.
         constexpr int kMmas = kM16 * kN16 * 2, kSlots = kK16 * (kMmas + 1);
         constexpr int kFreeSlot = kSlots - (kMmas + 1) + (kMmas < 24 ? kMmas : 24);
+        [[maybe_unused]] int dropped = 0;
         auto step = [&](uint32_t read, uint32_t next, auto&& copies) {
             constexpr int kFragments = kM16 + kN16;
             static_assert(kK16 % 2 == 0, "fragments alternate: a step must end where it began");
@@ -182,6 +188,10 @@ struct TileProduct {
                 if (is_last) {
                     cp_async_wait<kStages - 2>();
                     __syncthreads();
+                    if constexpr (kDropsStages) {
+                        drop(next, ++dropped);
+                        __syncthreads();
+                    }
                 }
 #pragma unroll
                 for (int q = 0; q <= kMmas; q++) {
@@ -204,7 +214,8 @@ struct TileProduct {
 #pragma unroll
             for (int j = 0; j < kN16 * 2; j++)
 #pragma unroll
-                for (int c = 0; c < 4; c++) acc[i][j][c] = 0.f;
+                for (int c = 0; c < 4; c++)
+                    if (!kAdds) acc[i][j][c] = 0.f;
         constexpr int kAhead = kAligned ? kStages : kStages - 1;
         for (int ahead = 0; ahead < kAhead; ahead++) {
             const uint32_t stage = stages + ahead * kStageBytes;
@@ -219,6 +230,10 @@ struct TileProduct {
         }
         cp_async_wait<kAhead - 1>();
         __syncthreads();
+        if constexpr (kDropsStages) {
+            drop(stages, 0);
+            __syncthreads();
+        }
 #pragma unroll
         for (int i = 0; i < kM16 + kN16; i++) fragment(stages, 0, i);
 
@@ -289,6 +304,36 @@ struct TileProduct {
         }
         cp_async_wait<0>();
         __syncthreads();
+    }
+
+    __device__ __forceinline__ void scale(float factor) {
+#pragma unroll
+        for (int i = 0; i < kM16; i++)
+#pragma unroll
+            for (int j = 0; j < kN16 * 2; j++)
+#pragma unroll
+                for (int c = 0; c < 4; c++) acc[i][j][c] *= factor;
+    }
+
+    // Drops elements of the sum, those of the output's rows and columns from row0 and col0 on, and
+    // scales the others. col0 is a multiple of 32.
+    template <typename Mask>
+    __device__ __forceinline__ void drop(const Mask& mask, int row0, int col0) {
+        static_assert(kWarpN % 32 == 0);
+        const int lane = threadIdx.x % 32;
+        row0 += warp_m() * kWarpM + lane / 4, col0 += warp_n() * kWarpN;
+#pragma unroll
+        for (int i = 0; i < kM16 * 2; i++)
+#pragma unroll
+            for (int j = 0; j < kN16 * 2; j += 4) {
+                const auto words = mask.words(row0 + i * 8, col0 + j * 8, lane % 4);
+#pragma unroll
+                for (int c = 0; c < 4; c++) {
+                    float* v = &acc[i / 2][j + c][i % 2 * 2];
+                    v[0] = mask.keeps_low(words.of[c]) ? v[0] * mask.inv_keep : 0.f;
+                    v[1] = mask.keeps_high(words.of[c]) ? v[1] * mask.inv_keep : 0.f;
+                }
+            }
     }
 
     // Adds the partial sums of the warps along k, the first one's first. Afterwards only the warps

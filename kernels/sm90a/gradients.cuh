@@ -3,6 +3,7 @@
 // Used by grads.cu and linear.cuh (whole CTAs), decode.cu and short.cu (a warpgroup beside dX).
 #pragma once
 
+#include "dropout.cuh"
 #include "projection.cuh"
 
 #include "manifest/sm90a/grads.cuh"
@@ -134,9 +135,10 @@ __device__ __forceinline__ void grads_store(const HopperGradsParams& p, const Gr
 }
 
 // By the two warpgroups behind the first.
-template <typename E, typename T>
+template <typename E, typename T, typename D>
 __device__ __forceinline__ void grads_consume(const HopperGradsParams& p, uint32_t base, int worker,
-                                              int workers) {
+                                              int workers, const D& dropout) {
+    [[maybe_unused]] const auto mask = mask_of(dropout);
     using Y = typename T::Y;
     using L = typename T::L;
     const int half = warpgroup_index() - 1;
@@ -151,6 +153,13 @@ __device__ __forceinline__ void grads_consume(const HopperGradsParams& p, uint32
             int accumulate = 0;
             for (int step = 0; step < steps; step++)
                 consumer.step([&](uint32_t stage) {
+                    if constexpr (kDrops<D>)
+                        if (const GradItem<T> item(p, index); item.of_da) {
+#pragma unroll
+                            for (int i = half * T::kBoxes; i < (half + 1) * T::kBoxes; i++)
+                                drop_box(mask, stage + i * Y::kBoxBytes, t0 + step * T::kRows,
+                                         item.col0 + i * 64, 1 + half);
+                        }
                     const uint64_t y = Y::descriptor(stage + half * T::kBoxes * Y::kBoxBytes);
                     const uint64_t l = L::descriptor(stage + Y::kBytes);
                     wgmma_fence();
@@ -172,6 +181,13 @@ __device__ __forceinline__ void grads_consume(const HopperGradsParams& p, uint32
                 for (int j = 0; j < kFloats; j++) sum[i][j] += acc[i][j];
         }
         const GradItem<T> item(p, index);
+        if constexpr (kDrops<D>)
+            if (item.of_da) {
+#pragma unroll
+                for (int i = 0; i < T::kBoxes; i++)
+#pragma unroll
+                    for (float& v : sum[i]) v *= mask.inv_keep;
+            }
 #pragma unroll
         for (int i = 0; i < T::kBoxes; i++)
             grads_store(p, item, (half * T::kBoxes + i) * 64, sum[i]);

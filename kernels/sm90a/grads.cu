@@ -5,6 +5,7 @@
 //   dA (r×k) (=|+=) dSᵀ X      Y X  (T×k), L dS (T×r)
 //
 // in f32, of one projection or of all that share X (their dS side by side, one dA of all ranks).
+// With dropout, elements of X are dropped in dA (common/dropout.cuh).
 // With `accumulate` the finished sum is added to the output: the bits of an overwrite and an
 // addition. dA and dB may be null, and are then left out.
 //
@@ -30,8 +31,8 @@
 // waiting; all CTAs run at the same time (a cooperative launch guarantees it, or fails).
 #include "gradients.cuh"
 
-template <typename E, int kRank>
-__device__ __forceinline__ void hopper_grads(const HopperGradsParams& p) {
+template <typename E, int kRank, typename D = NoDropout>
+__device__ __forceinline__ void hopper_grads(const HopperGradsParams& p, const D& dropout = {}) {
     using DsTile = ProjectionTile<kRank, Major::MN, 64>;
     using T = GradTile<kRank, kItemCols>;
     const uint32_t base = shared_base();
@@ -68,7 +69,7 @@ __device__ __forceinline__ void hopper_grads(const HopperGradsParams& p) {
         if (projects) {
             DsTile::template consume<E>(ds, base);
         } else {
-            grads_consume<E, T>(p, base, worker, workers);
+            grads_consume<E, T>(p, base, worker, workers, dropout);
         }
     }
 }

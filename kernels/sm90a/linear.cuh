@@ -6,6 +6,10 @@
 //   proj[m, r]    = scale · Σk lhs[m, k] proj_weight[r, k]            rounded once, saturated in f16
 //   out[m, n]     = Σk lhs[m, k] rhs[n, k] + Σr proj[m, r] up_weight[n, r]   rounded once
 //
+// With dropout, elements of X are dropped in S and dA, and those of dS A in dX, where it is added in
+// f32 behind the steps along k (common/dropout.cuh). S is then computed by fused projection from X
+// in registers, or by a launch before.
+//
 // rhs, proj_weight and up_weight are K-major in the forward, MN-major in the input gradient. r = 0
 // is the frozen layer. linear.cu serves one projection, linear_group.cu up to four that
 // share X (parts.cuh).
@@ -190,9 +194,9 @@ __device__ __forceinline__ void partial_warp(const HopperProduct& p, uint32_t ba
 // ---- CTAs that compute no output tiles --------------------------------------------------------
 
 // dA and dB.
-template <typename E, int kRank>
+template <typename E, int kRank, typename D>
 __device__ __forceinline__ void grad_cta(const HopperGradsParams& p, uint32_t base, int worker,
-                                         int workers) {
+                                         int workers, const D& dropout) {
     // As wide as fits: S is read again for every item.
     using T = GradTile<kRank, kRank == 128 ? 128 : 256>;
     if (threadIdx.x == 0) {
@@ -209,7 +213,7 @@ __device__ __forceinline__ void grad_cta(const HopperGradsParams& p, uint32_t ba
         }
     } else {
         setmaxnreg_inc<232>();
-        grads_consume<E, T>(p, base, worker, workers);
+        grads_consume<E, T>(p, base, worker, workers, dropout);
     }
 }
 
@@ -245,17 +249,17 @@ __device__ __forceinline__ bool computes_tiles(const HopperLinearParams<kRhs, kS
 }
 
 // The work of a CTA that computes none.
-template <typename E, Major kRhs, int kSlice, bool kShared>
+template <typename E, Major kRhs, int kSlice, bool kShared, typename D>
 __device__ __forceinline__ void dedicated_cta(const HopperLinearParams<kRhs, kShared>& p,
-                                              uint32_t base) {
+                                              uint32_t base, const D& dropout) {
     if constexpr (kRhs == Major::MN) {
         const int workers = 2 * p.grad_clusters, worker = blockIdx.x - (gridDim.x - workers);
         if (kSlice == 0) {
-            grad_cta<E, 128>(p.grads, base, worker, workers);
+            grad_cta<E, 128>(p.grads, base, worker, workers, dropout);
         } else if (kSlice == 16 && p.r <= 16) {
-            grad_cta<E, 16>(p.grads, base, worker, workers);
+            grad_cta<E, 16>(p.grads, base, worker, workers, dropout);
         } else {
-            grad_cta<E, 64>(p.grads, base, worker, workers);
+            grad_cta<E, 64>(p.grads, base, worker, workers, dropout);
         }
     } else if constexpr (kSlice == 0) {
         if (p.r <= 16) {
@@ -270,8 +274,9 @@ __device__ __forceinline__ void dedicated_cta(const HopperLinearParams<kRhs, kSh
 
 // ---- The kernel -------------------------------------------------------------------------------
 
-template <typename E, int kN, Major kRhs, int kSlice, bool kShared>
-__device__ __forceinline__ void hopper_linear(const HopperLinearParams<kRhs, kShared>& p) {
+template <typename E, int kN, Major kRhs, int kSlice, bool kShared, typename D = NoDropout>
+__device__ __forceinline__ void hopper_linear(const HopperLinearParams<kRhs, kShared>& p,
+                                              const D& dropout = {}) {
     const uint32_t base = shared_base();
     if (threadIdx.x == 0) {
         // Stages are released by the consumer warps of both CTAs.
@@ -287,7 +292,7 @@ __device__ __forceinline__ void hopper_linear(const HopperLinearParams<kRhs, kSh
     pdl_trigger();
     const int warp = warp_index();
     if (!computes_tiles<kRhs, kSlice>(p)) {
-        dedicated_cta<E, kRhs, kSlice>(p, base);
+        dedicated_cta<E, kRhs, kSlice>(p, base, dropout);
     } else if (warp < 4) {
         setmaxnreg_dec<40>();
         if (warp == 0) {
@@ -299,7 +304,7 @@ __device__ __forceinline__ void hopper_linear(const HopperLinearParams<kRhs, kSh
         }
     } else {
         setmaxnreg_inc<232>();
-        consume<E, kN, kRhs, kSlice>(p, base);
+        consume<E, kN, kRhs, kSlice>(p, base, dropout);
     }
     // A CTA stays until its peer has neither loads into it nor arrivals at it to come.
     __syncwarp();

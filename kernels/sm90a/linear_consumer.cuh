@@ -2,6 +2,7 @@
 // its barriers are there.
 #pragma once
 
+#include "dropout.cuh"
 #include "linear_layout.cuh"
 
 // A warpgroup's 64×kN of the output, rounded, on its way to memory.
@@ -81,18 +82,23 @@ __device__ __forceinline__ void store_slice(const HopperProduct& p, const uint32
 // 64 columns of a slice have wgmmas of their own. 16 would take as long, to read lhs, so they are
 // multiplied together with others: K-major in one wgmma with all columns, or with half of them
 // where that makes more than 256; MN-major with the last box, wherever they lie. All steps do so,
-// though only the steps along k have a slice: what the steps along r add to it is not read.
-template <typename Layout, int kN, Major kRhs, int kSlice, bool kProjects>
+// though only the steps along k have a slice: what the steps along r add to it is not read. With
+// dropout a slice has another lhs than the columns of the output: X in registers.
+template <typename Layout, int kN, Major kRhs, int kSlice, bool kProjects, bool kDropsLhs>
 struct StepShape {
-    static constexpr bool kApart = kProjects && kSlice == 64, kTogether = kProjects && kSlice == 16;
+    static constexpr bool kApart = kProjects && (kSlice == 64 || kDropsLhs);
+    static constexpr bool kTogether = kProjects && !kApart;
     static constexpr bool kToLastBox = kTogether && kRhs == Major::MN;
     static constexpr int kCols = kTogether ? Layout::kRhsCols + kSlice : kN;
     static constexpr int kLeft = kToLastBox ? Layout::kRhsCols - 64 : kCols > 256 ? kN / 2 : kCols;
     static constexpr int kRight = kCols - kLeft;
 };
 
-template <typename E, int kN, Major kRhs, int kSlice, bool kShared>
-__device__ __forceinline__ void consume(const HopperLinearParams<kRhs, kShared>& p, uint32_t base) {
+template <typename E, int kN, Major kRhs, int kSlice, bool kShared, typename D>
+__device__ __forceinline__ void consume(const HopperLinearParams<kRhs, kShared>& p, uint32_t base,
+                                        const D& dropout) {
+    constexpr bool kDropsLhs = kDrops<D> && kRhs == Major::K;
+    constexpr bool kDropsOutput = kDrops<D> && kRhs == Major::MN;
     using Layout = LinearLayout<kN, kRhs, kSlice>;
     using Lhs = typename Layout::Lhs;
     using Rhs = typename Layout::Rhs;
@@ -114,7 +120,7 @@ __device__ __forceinline__ void consume(const HopperLinearParams<kRhs, kShared>&
     // functions: wgmmas that divide the same registers in different ways are serialised.
     auto compute_tile = [&](const Tile<kN>& tile, auto projects) {
         constexpr bool kProjects = decltype(projects)::value;
-        using Shape = StepShape<Layout, kN, kRhs, kSlice, kProjects>;
+        using Shape = StepShape<Layout, kN, kRhs, kSlice, kProjects, kDropsLhs>;
         constexpr bool kApart = Shape::kApart;
         constexpr int kLeft = Shape::kLeft, kRight = Shape::kRight;
         const int row0 = tile.m0 + half * 64;
@@ -124,13 +130,14 @@ __device__ __forceinline__ void consume(const HopperLinearParams<kRhs, kShared>&
         float acc[Shape::kCols / 2];
         [[maybe_unused]] float acc_apart[kApart ? kSlice / 2 : 1];
         // Zero the accumulators: otherwise they stay live from the tile before, and ptxas spills.
-        if constexpr (kApart) {
+        constexpr bool kZeroes = kApart || kDropsOutput;
+        if constexpr (kZeroes) {
 #pragma unroll
             for (float& v : acc) v = 0.f;
 #pragma unroll
             for (float& v : acc_apart) v = 0.f;
         }
-        int accumulate = kApart;
+        int accumulate = kZeroes;
         // The rhs of the wgmmas on the right.
         auto right = [&](uint32_t rhs_at) {
             const uint32_t right_at = rhs_at + kLeft * 128;
@@ -148,7 +155,7 @@ __device__ __forceinline__ void consume(const HopperLinearParams<kRhs, kShared>&
             if constexpr (kRight > 0)
                 wgmma<E, kRight, Major::K, kRhs, kLeft / 2>(
                     acc, lhs, right(rhs_at) + k16 * Rhs::kStepK16, accumulate);
-            if constexpr (kApart) {
+            if constexpr (kApart && !kDropsLhs) {
                 const uint32_t proj_weight_at =
                     Layout::proj_weight(base, consumer.ring.stage, rhs_at);
                 const uint64_t proj_weight =
@@ -157,18 +164,85 @@ __device__ __forceinline__ void consume(const HopperLinearParams<kRhs, kShared>&
             }
             accumulate = 1;
         };
+        // Adds the product of a stage along r, without what is dropped, 64 columns at a time. acc is
+        // complete without it.
+        [[maybe_unused]] KeptBits<kDropsOutput ? kN : 64> kept;
+        [[maybe_unused]] auto add_kept = [&] {
+            if constexpr (kDropsOutput)
+                kept.add(DropoutMask(dropout), row0 + warp * 16, tile.n0);
+        };
+        [[maybe_unused]] auto add_dropped_columns = [&](uint32_t stage) {
+            if constexpr (kDropsOutput) {
+                const float inv_keep = dropout.inv_keep;
+#pragma unroll
+                for (int box = 0; box < kN / 64; box++) {
+                    float product[32];
+                    int accumulate = 0;
+                    wgmma_group<E, 64, Lhs, Rhs>(
+                        product, Lhs::descriptor(stage + half * (Lhs::kBytes / 2)),
+                        Rhs::descriptor(stage + Lhs::kBytes + box * Rhs::kBoxBytes), accumulate);
+                    wgmma_wait<0>();
+#pragma unroll
+                    for (int i = 0; i < 32; i++)
+                        if (kept.keeps(box * 32 + i)) acc[box * 32 + i] += product[i] * inv_keep;
+                }
+            }
+        };
         // A slice and the tile before do not both fit in registers.
-        if (kProjects && !kApart)
+        if (kProjects && (!kApart || kDropsLhs))
             while (part < Layout::kParts) store_next();
-        for (int i = 0; i < tile.steps; i++) {
+        // Adds the product of a stage's X, from column k0 on, without what is dropped, to the slice.
+        [[maybe_unused]] const auto mask = mask_of(dropout);
+        [[maybe_unused]] uint32_t lhs_at, proj_weight_at;
+        [[maybe_unused]] auto project_dropped = [&](int k0) {
+            if constexpr (kDropsLhs) {
+                if constexpr (kProjects) {
+                    uint32_t lhs[kTileK / 16][4];
+                    load_dropped(mask, lhs, lhs_at, row0 + warp * 16, k0);
+                    wgmma_fence();
+#pragma unroll
+                    for (int k16 = 0; k16 < kTileK / 16; k16++)
+                        wgmma_of_registers<E, kSlice, kRhs>(
+                            acc_apart, lhs[k16],
+                            ProjWeight::descriptor(proj_weight_at) + k16 * ProjWeight::kStepK16);
+                    wgmma_commit();
+                }
+            }
+        };
+        auto step = [&](int i) {
             consumer.step([&](uint32_t stage) {
                 wgmma_fence();
 #pragma unroll
                 for (int k16 = 0; k16 < kTileK / 16; k16++) multiply_k16(stage, k16);
                 wgmma_commit();
+                lhs_at = stage + half * (Lhs::kBytes / 2) + warp * 16 * 128;
+                proj_weight_at =
+                    Layout::proj_weight(base, consumer.ring.stage, stage + Lhs::kBytes);
             });
-            // With two steps in flight: otherwise the tensor cores would wait for the third.
-            if (!kProjects && i > 0 && part < Layout::kParts) store_next();
+            // While they run. The slice of the step before has read its registers.
+            project_dropped(i * kTileK);
+        };
+        if constexpr (kDropsOutput) {
+            // The tile before is stored before the first random number: its registers are free then.
+            int i = 0;
+            for (; i < tile.steps && part < Layout::kParts; i++) {
+                step(i);
+                if (i > 0) store_next();
+            }
+            while (part < Layout::kParts) store_next();
+            for (; i < tile.steps; i++) {
+                step(i);
+                if (kept.calls < kept.kCalls) add_kept();
+            }
+            consumer.drain();
+            if (!tiles.writes_partial(tile))
+                while (kept.calls < kept.kCalls) add_kept();
+        } else {
+            for (int i = 0; i < tile.steps; i++) {
+                step(i);
+                // With two steps in flight: otherwise the tensor cores would wait for the third.
+                if (!kProjects && i > 0 && part < Layout::kParts) store_next();
+            }
         }
         if constexpr (kProjects) {
             wgmma_wait<0>();
@@ -188,7 +262,29 @@ __device__ __forceinline__ void consume(const HopperLinearParams<kRhs, kShared>&
             __syncwarp();
             if (lane == 0) mbarrier_arrive(barriers.slice_stored);
             // All of S is in registers: the operand of the steps along r.
-            if (kApart || p.slices == 1)
+            const bool has_all_of_s = kSlice == 64 || p.slices == 1;
+            if constexpr (kDropsOutput) {
+                // It takes the place of the lhs that this step does not have.
+                if (has_all_of_s)
+                    consumer.step([&](uint32_t stage) {
+                        const uint32_t lhs_at = stage + half * (Lhs::kBytes / 2);
+                        const int row = warp * 16 + lane % 16;
+#pragma unroll
+                        for (int i = 0; i < kTileK / 16; i++) {
+                            const uint32_t to =
+                                lhs_at + row * 128 + ((2 * i + lane / 16) ^ row % 8) * 16;
+                            if (i < kSlice / 16) {
+                                const auto& v = slice[i];
+                                stmatrix_x4(to, v[0], v[1], v[2], v[3]);
+                            } else {
+                                stmatrix_x4(to, 0, 0, 0, 0);
+                            }
+                        }
+                        fence_proxy_async_shared();
+                        bar_sync<128>(threadIdx.x / 128);
+                        add_dropped_columns(stage);
+                    });
+            } else if (has_all_of_s)
                 consumer.last_step([&](uint32_t stage) {
                     const uint32_t rhs_at = stage + Lhs::kBytes;
                     wgmma_fence();
@@ -205,8 +301,12 @@ __device__ __forceinline__ void consume(const HopperLinearParams<kRhs, kShared>&
         }
         // The steps along r. Tiles with slices are never split along K.
         const int r = tile.ranks(p, kRhs == Major::MN);
-        if (kProjects ? !kApart && p.slices > 1 : !tiles.writes_partial(tile))
+        if (kProjects ? kSlice != 64 && p.slices > 1 : !tiles.writes_partial(tile))
             for (int r0 = 0; r0 < r; r0 += kTileK) {
+                if constexpr (kDropsOutput) {
+                    consumer.step([&](uint32_t stage) { add_dropped_columns(stage); });
+                    continue;
+                }
                 // A group each: branches between the wgmmas of one group would serialise them.
                 auto issue = [&](uint32_t stage) {
                     for (int k16 = 0; k16 < min((r - r0 + 15) / 16, kTileK / 16); k16++) {
@@ -222,7 +322,7 @@ __device__ __forceinline__ void consume(const HopperLinearParams<kRhs, kShared>&
         const bool reduces_partial = tiles.reduces_partial(tile);
         tiles.advance(tile);
         const Tile<kN> next = tiles.tile();
-        if (!kProjects)
+        if (!kProjects && !kDropsOutput)
             while (part < Layout::kParts) store_next();
         consumer.drain();
         if constexpr (!kProjects) {

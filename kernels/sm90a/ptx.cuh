@@ -215,7 +215,7 @@ __device__ __forceinline__ void prefetch_tensormap(const TensorMap& map) {
     asm volatile("prefetch.tensormap [%0];\n" ::"l"(&map) : "memory");
 }
 
-// Orders this thread's ordinary writes of shared memory before TMA reads of it.
+// Orders this thread's ordinary writes of shared memory before TMA and wgmma read it.
 __device__ __forceinline__ void fence_proxy_async_shared() {
     asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
 }
@@ -232,6 +232,15 @@ __device__ __forceinline__ void fence_proxy_async_global() {
 __device__ __forceinline__ uint32_t shared_base() {
     extern __shared__ unsigned char shared[];
     return (shared_address(shared) + kSharedAlignment - 1) / kSharedAlignment * kSharedAlignment;
+}
+
+// The fragments of a warp's 16×16 of an mma's lhs: each lane has the address of a row of 16 bytes, of
+// rows 0 to 15, then of the same eight columns on.
+__device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], uint32_t from) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(from)
+                 : "memory");
 }
 
 // Four 8×8 matrices of 16-bit pairs, as mma and wgmma accumulators hold them, into rows of 16

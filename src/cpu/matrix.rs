@@ -1,5 +1,6 @@
 //! Matrices of f64.
 
+use crate::dropout::Dropout;
 use crate::dtype::{DType, Element};
 use crate::tensor::{TensorView, TensorViewMut};
 use half::{bf16, f16};
@@ -70,6 +71,19 @@ impl Matrix {
         if dtype == DType::F16 {
             let most = f16::MAX.to_f64();
             self.values.iter_mut().for_each(|value| *value = value.clamp(-most, most));
+        }
+        self
+    }
+
+    /// Zeros where an element is not kept, the others by 1 / (1 − p).
+    pub(super) fn dropped(mut self, dropout: Option<&Dropout<'_>>) -> Self {
+        let Some(dropout) = dropout else { return self };
+        let (mask, inv_keep) = (dropout.mask(), 1.0 / (1.0 - f64::from(dropout.p())));
+        for (row, values) in self.values.chunks_mut(self.cols).enumerate() {
+            for (col, value) in values.iter_mut().enumerate() {
+                // Not a product with 0, which of an infinity is NaN.
+                *value = if mask.keeps(row, col) { *value * inv_keep } else { 0.0 };
+            }
         }
         self
     }

@@ -8,11 +8,12 @@ use crate::call::{Accumulation, BackwardCall, BaseCall, ForwardCall, MergeCall, 
 use crate::tensor::TensorViewMut;
 use matrix::Matrix;
 
-/// Sᵢ = sᵢ · X Aᵢᵀ, Hᵢ = X W0ᵢᵀ + Sᵢ Bᵢᵀ, for every projection of the call.
+/// Sᵢ = sᵢ · X̃ Aᵢᵀ, Hᵢ = X W0ᵢᵀ + Sᵢ Bᵢᵀ, for every projection of the call. X̃ is X with dropout.
 pub(crate) fn forward(call: ForwardCall<'_, '_>) {
     let ForwardCall { problem, weights, x, h, s, .. } = call;
     let x = Matrix::load(&x);
-    let x_a = x.times(&Matrix::load(&weights.a).transpose());
+    let x_dropped = x.clone().dropped(weights.dropout.as_ref());
+    let x_a = x_dropped.times(&Matrix::load(&weights.a).transpose());
     let mut s_exact = Vec::new();
     for ((part, projection), h) in problem.parts().zip(weights.projections).zip(h) {
         let s = x_a.columns(part.start, part.r).scaled(projection.scale.into());
@@ -26,7 +27,8 @@ pub(crate) fn forward(call: ForwardCall<'_, '_>) {
     }
 }
 
-/// dSᵢ = sᵢ · dHᵢ Bᵢ, dX = Σᵢ dHᵢ W0ᵢ + dS A, dA = dSᵀ X, dBᵢ = dHᵢᵀ Sᵢ.
+/// dSᵢ = sᵢ · dHᵢ Bᵢ, dX = Σᵢ dHᵢ W0ᵢ + dS A, dA = dSᵀ X, dBᵢ = dHᵢᵀ Sᵢ, with dropout of dS A and
+/// of the X in dA.
 pub(crate) fn backward(call: BackwardCall<'_, '_, '_>) {
     let BackwardCall { problem, weights, dh, x, s, dx, mut out, .. } = call;
     let accumulation = out.accumulation;
@@ -53,9 +55,11 @@ pub(crate) fn backward(call: BackwardCall<'_, '_, '_>) {
     }
     let ds = Matrix::beside(&ds);
     if let (Some(base), Some(mut dx)) = (base, dx) {
-        base.plus(&ds.times(&Matrix::load(&weights.a))).store(&mut dx);
+        let low_rank = ds.times(&Matrix::load(&weights.a)).dropped(weights.dropout.as_ref());
+        base.plus(&low_rank).store(&mut dx);
     }
-    write(ds.transpose().times(&Matrix::load(&x)), &mut out.da);
+    let x = Matrix::load(&x).dropped(weights.dropout.as_ref());
+    write(ds.transpose().times(&x), &mut out.da);
 }
 
 /// H = X W0ᵀ.

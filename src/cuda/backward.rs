@@ -151,6 +151,7 @@ impl Backward {
             *db = buffers.write(names.db, out)?.data;
             layers.push(Layer { d, r, w0, b, h, scale: projection.scale });
         }
+        layers.dropout = buffers.dropout(weights.dropout.as_ref())?;
         let [scratch, flags] = buffers.workspace(workspace)?;
         buffers.check_overlap()?;
 

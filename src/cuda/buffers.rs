@@ -1,13 +1,14 @@
 //! The buffers of a call.
 
-use crate::driver::params::Operand;
+use crate::driver::params::{self, Operand};
 use crate::driver::{LentUse, Run};
+use crate::dropout::{Dropout, Source};
 use crate::error::{Error, Result};
 use crate::tensor::{TensorView, TensorViewMut};
 use crate::workspace::Workspace;
 
-/// The most buffers that a call has: of a backward pass, 8 for all projections and 5 for each.
-const MOST: usize = 8 + 5 * crate::problem::MAX_PROJECTIONS;
+/// The most buffers that a call has: of a backward pass, 9 for all projections and 5 for each.
+const MOST: usize = 9 + 5 * crate::problem::MAX_PROJECTIONS;
 
 /// The buffers of a call: their addresses, checked for overlap, and cudarc's records of their use,
 /// which are taken when this is dropped, after the launches.
@@ -51,6 +52,11 @@ impl Range {
     }
 }
 
+/// Low word first.
+fn words(of: &u64) -> [u32; 2] {
+    [*of as u32, (*of >> 32) as u32]
+}
+
 impl<'r> Buffers<'r> {
     pub(super) fn new(run: &'r Run<'r>) -> Self {
         Buffers { run, ranges: [Range::NONE; MOST], count: 0, records: Vec::new() }
@@ -78,6 +84,19 @@ impl<'r> Buffers<'r> {
         let (start, record) = view.resolve(self.run)?;
         self.add(argument, start, layout, record, true);
         Ok(Operand::new(start, stride, dtype))
+    }
+
+    pub(super) fn dropout(
+        &mut self,
+        dropout: Option<&'r Dropout<'r>>,
+    ) -> Result<Option<params::Dropout>> {
+        let Some(dropout) = dropout else { return Ok(None) };
+        let (state, [seed, offset]) = match dropout.source() {
+            Source::Values { seed, offset } => (0, [seed, offset].map(words)),
+            Source::Memory(view) => (self.read("dropout", view)?.data, [[0; 2]; 2]),
+        };
+        let (threshold, inv_keep) = (dropout.threshold(), dropout.inv_keep());
+        Ok(Some(params::Dropout { state, seed, offset, threshold, inv_keep }))
     }
 
     /// The addresses of a workspace's scratch and flags.

@@ -109,6 +109,7 @@ impl Forward {
             layers.push(Layer { d, r, w0, b, h, scale: projection.scale });
         }
         let s = s.as_mut().map(|s| buffers.write("s", s)).transpose()?;
+        layers.dropout = buffers.dropout(weights.dropout.as_ref())?;
         let [scratch, flags] = buffers.workspace(workspace)?;
         buffers.check_overlap()?;
 

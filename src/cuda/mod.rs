@@ -3,6 +3,7 @@
 mod backward;
 mod base;
 mod buffers;
+mod dropout;
 mod forward;
 mod last;
 mod merge;

@@ -1,6 +1,6 @@
 //! The operands of a pass, as the launches take them.
 
-use crate::driver::params::{Operand, Parts};
+use crate::driver::params::{Dropout, Operand, Parts};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::problem::{MAX_PROJECTIONS, Problem};
@@ -17,6 +17,8 @@ pub(super) struct Layers {
     pub(super) a: Operand,
     /// S or dS, T×R.
     pub(super) s: Operand,
+    /// Of X in S and dA, and of dS A in dX.
+    pub(super) dropout: Option<Dropout>,
     /// The first `count` are used.
     of: [Layer; MAX_PROJECTIONS],
     count: usize,
@@ -45,12 +47,22 @@ impl Layers {
     /// Without layers yet.
     pub(super) fn new(problem: &Problem, [x, a, s]: [Operand; 3]) -> Self {
         let (dtype, t, k) = (problem.dtype(), problem.t(), problem.k());
-        Layers { dtype, t, k, x, a, s, of: [Layer::NONE; MAX_PROJECTIONS], count: 0 }
+        let of = [Layer::NONE; MAX_PROJECTIONS];
+        Layers { dtype, t, k, x, a, s, dropout: None, of, count: 0 }
     }
 
     pub(super) fn push(&mut self, layer: Layer) {
         self.of[self.count] = layer;
         self.count += 1;
+    }
+
+    /// The same with the scales of S where X has dropout: its factor 1 / (1 − p) is theirs.
+    pub(super) fn scaled_for_s(&self) -> Self {
+        let mut scaled = *self;
+        if let Some(Dropout { inv_keep, .. }) = self.dropout {
+            scaled.of.iter_mut().for_each(|layer| layer.scale *= inv_keep);
+        }
+        scaled
     }
 
     pub(super) fn of(&self) -> &[Layer] {

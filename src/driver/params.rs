@@ -18,6 +18,7 @@ pub(crate) unsafe trait KernelParams: Zeroable {}
 type F32 = sys::CUdeviceptr;
 type ConstF32 = sys::CUdeviceptr;
 type Flags = sys::CUdeviceptr;
+type ConstU32 = sys::CUdeviceptr;
 type Memory = sys::CUdeviceptr;
 
 pub(crate) type Parts = LayerParts;
@@ -51,6 +52,21 @@ include!("../../kernels/manifest/params.rs");
 
 // Assertions of all sizes and offsets, by the build script.
 include!(concat!(env!("OUT_DIR"), "/layout.rs"));
+
+/// The parameters of a kernel with dropout, as WithDropout in C++.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) struct WithDropout<P> {
+    pub(crate) pass: P,
+    pub(crate) dropout: Dropout,
+}
+
+// SAFETY: both may be zeros.
+unsafe impl<P: Zeroable> Zeroable for WithDropout<P> {}
+
+// SAFETY: the pass is laid out as the kernel takes it, Dropout follows it in both languages, and
+// both sizes are asserted.
+unsafe impl<P: KernelParams> KernelParams for WithDropout<P> {}
 
 impl Operand {
     /// Rows that start `row_stride` elements apart.

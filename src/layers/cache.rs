@@ -1,4 +1,4 @@
-//! The operations that a layer has made, by T.
+//! The operations that a layer has made, by T and dropout.
 
 use crate::error::Result;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,22 +9,24 @@ const MOST: usize = 16;
 
 /// Operations of the sizes that a layer has met, the last used first.
 #[derive(Debug)]
-pub(super) struct OpCache<Op>(Mutex<Vec<(usize, Arc<Op>)>>);
+pub(super) struct OpCache<Op>(Mutex<Vec<(Key, Arc<Op>)>>);
+
+/// T, and whether there is dropout.
+type Key = (usize, bool);
 
 impl<Op> OpCache<Op> {
     pub(super) fn new() -> Self {
         OpCache(Mutex::new(Vec::new()))
     }
 
-    /// The operation for T tokens.
-    pub(super) fn get(&self, t: usize, make: impl FnOnce() -> Result<Op>) -> Result<Arc<Op>> {
+    pub(super) fn get(&self, key: Key, make: impl FnOnce() -> Result<Op>) -> Result<Arc<Op>> {
         let mut ops = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(i) = ops.iter().position(|(of, _)| *of == t) {
+        if let Some(i) = ops.iter().position(|(of, _)| *of == key) {
             ops[..=i].rotate_right(1);
         } else {
             let op = Arc::new(make()?);
             ops.truncate(MOST - 1);
-            ops.insert(0, (t, op));
+            ops.insert(0, (key, op));
         }
         Ok(ops[0].1.clone())
     }
@@ -43,7 +45,7 @@ mod tests {
                 made.borrow_mut().push(t);
                 Ok(t)
             };
-            assert_eq!(*cache.get(t, make).unwrap(), t);
+            assert_eq!(*cache.get((t, false), make).unwrap(), t);
         };
         (0..MOST).for_each(get);
         get(0);
@@ -52,5 +54,6 @@ mod tests {
         assert_eq!(made.borrow().len(), MOST + 1, "0 was used last but one");
         get(1);
         assert_eq!(made.borrow()[MOST + 1..], [1], "1 had gone");
+        assert_eq!(*cache.get((1, true), || Ok(7)).unwrap(), 7, "with dropout");
     }
 }

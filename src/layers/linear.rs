@@ -6,12 +6,14 @@ use super::passes::{LayerGradients, LayerOutput, Saved};
 use super::projection::LayerProjection;
 use crate::call::{Accumulation, GradientsMut, Projection, Weights, names};
 use crate::device::Device;
+use crate::dropout::Dropout;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::{self, Backward, BaseForward};
 use crate::problem::{Problem, check_count};
 use crate::tensor::{Tensor, TensorView, TensorViewMut};
 use crate::workspace::{Workspace, WorkspaceSize};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// Frozen weights W0ᵢ [dᵢ, k] of the same x, each with an adapter: hᵢ = W0ᵢ x + sᵢ · Bᵢ (Aᵢ x)
@@ -61,10 +63,20 @@ pub struct LoraLinear {
     merged: bool,
     /// The sizes, with T = 0.
     problem: Problem,
+    training: Option<Training>,
     forwards: OpCache<ops::Forward>,
     backwards: OpCache<Backward>,
     bases: OpCache<Vec<BaseForward>>,
     workspace: Mutex<Option<Workspace>>,
+}
+
+/// Dropout of the forward passes from now on.
+#[derive(Debug)]
+struct Training {
+    p: f32,
+    seed: u64,
+    /// Rows that passes have had.
+    rows: AtomicU64,
 }
 
 impl LoraLinear {
@@ -128,6 +140,7 @@ impl LoraLinear {
             projections: of_each,
             merged: false,
             problem,
+            training: None,
             forwards: OpCache::new(),
             backwards: OpCache::new(),
             bases: OpCache::new(),
@@ -143,6 +156,30 @@ impl LoraLinear {
     /// The projections, in the order in which they were given.
     pub fn projections(&self) -> &[LayerProjection] {
         &self.projections
+    }
+
+    /// From now on [`LoraLinear::forward`] drops elements of the adapters' input with probability
+    /// p: see [`Dropout`]. Every pass has a mask of its own, whose rows follow on those of the pass
+    /// before; the first pass begins with row `offset`. Give every layer of a model another seed.
+    /// [`LoraLinear::infer`] and [`LoraLinear::forward_into`] drop nothing.
+    ///
+    /// # Errors
+    /// [`Error::Dropout`] unless 0 ≤ p < 1.
+    pub fn train(&mut self, p: f32, seed: u64, offset: u64) -> Result<()> {
+        let p = Dropout::new(p, seed, offset)?.p();
+        self.training = (p > 0.0).then_some(Training { p, seed, rows: AtomicU64::new(offset) });
+        Ok(())
+    }
+
+    /// From now on nothing is dropped, as in a new layer.
+    pub fn eval(&mut self) {
+        self.training = None;
+    }
+
+    /// The dropout of the next forward pass: in a checkpoint, p, seed and offset let training go on
+    /// as if it had not stopped.
+    pub fn dropout(&self) -> Option<Dropout<'static>> {
+        self.training.as_ref().map(|training| training.at(training.rows.load(Ordering::Relaxed)))
     }
 
     /// Whether [`LoraLinear::merge`] has folded the adapters into the weights.
@@ -222,9 +259,10 @@ impl LoraLinear {
     pub fn forward<'x>(&self, x: &'x Tensor) -> Result<LayerOutput<'x>> {
         check_merged(self.merged, false)?;
         self.check_x(x)?;
+        let dropout = self.training.as_ref().map(|training| training.next(x.shape().rows()));
         let mut s = self.output(x, self.problem.rank())?;
-        let h = self.allocate_and_run(x, Some(s.view_mut()))?;
-        Ok(LayerOutput { h, saved: Saved { x: x.view(), s } })
+        let h = self.allocate_and_run(x, Some(s.view_mut()), dropout)?;
+        Ok(LayerOutput { h, saved: Saved { x: x.view(), s, dropout } })
     }
 
     /// h [..., d] of every projection for x [..., k], without what a backward pass needs.
@@ -234,7 +272,7 @@ impl LoraLinear {
     pub fn infer(&self, x: &Tensor) -> Result<Vec<Tensor>> {
         check_merged(self.merged, false)?;
         self.check_x(x)?;
-        self.allocate_and_run(x, None)
+        self.allocate_and_run(x, None, None)
     }
 
     /// As [`LoraLinear::forward`], on the caller's device (stream) and buffers: x [..., k], one `h`
@@ -252,13 +290,24 @@ impl LoraLinear {
         h: &mut [TensorViewMut<'_>],
         s: impl Into<Option<TensorViewMut<'s>>>,
     ) -> Result<()> {
+        self.run_forward(device, x, h, s.into(), None)
+    }
+
+    fn run_forward(
+        &self,
+        device: &Device,
+        x: TensorView<'_>,
+        h: &mut [TensorViewMut<'_>],
+        s: Option<TensorViewMut<'_>>,
+        dropout: Option<Dropout<'static>>,
+    ) -> Result<()> {
         let projections = self.views()?;
-        let t = x.shape().rows();
-        let forward = self
-            .forwards
-            .get(t, || ops::Forward::new(self.device(), &self.problem.with_tokens(t)?))?;
+        let (t, drops) = (x.shape().rows(), dropout.is_some());
+        let forward = self.forwards.get((t, drops), || {
+            ops::Forward::new(self.device(), &self.problem.with_tokens(t)?.with_dropout(drops))
+        })?;
         let forward = forward.on(device)?;
-        let weights = Weights::new(self.a.view(), &projections);
+        let weights = Weights { dropout, ..Weights::new(self.a.view(), &projections) };
         self.with_workspace(device, forward.workspace(), |workspace| {
             forward.run(&weights, x, h, s, workspace)
         })
@@ -272,7 +321,7 @@ impl LoraLinear {
     pub fn forward_base(&self, x: &Tensor) -> Result<Vec<Tensor>> {
         self.check_x(x)?;
         let t = x.shape().rows();
-        let bases = self.bases.get(t, || {
+        let bases = self.bases.get((t, false), || {
             let base = |projection: &LayerProjection| {
                 let size = [projection.w0.shape().rows(), self.problem.k()];
                 BaseForward::new(self.device(), t, size, self.problem.dtype())
@@ -328,16 +377,18 @@ impl LoraLinear {
         gradients: &mut LayerGradients,
         accumulation: Accumulation,
     ) -> Result<()> {
-        let (device, t) = (saved.s.device(), saved.x.shape().rows());
-        let backward = self
-            .backwards
-            .get(t, || Backward::new(self.device(), &self.problem.with_tokens(t)?))?;
+        let (device, t, drops) =
+            (saved.s.device(), saved.x.shape().rows(), saved.dropout.is_some());
+        let backward = self.backwards.get((t, drops), || {
+            Backward::new(self.device(), &self.problem.with_tokens(t)?.with_dropout(drops))
+        })?;
         let backward = backward.on(device)?.with_gradients(gradients.a.dtype())?;
         let mut db: Vec<_> = gradients.b.iter_mut().map(Tensor::view_mut).collect();
         let out = GradientsMut { da: gradients.a.view_mut(), db: &mut db, accumulation };
         let dh: Vec<_> = dh.iter().map(|dh| dh.view()).collect();
         let (projections, x, s) = (self.views()?, saved.x, saved.s.view());
-        let weights = Weights::new(self.a.view(), &projections);
+        let dropout = saved.dropout;
+        let weights = Weights { dropout, ..Weights::new(self.a.view(), &projections) };
         self.with_workspace(device, backward.workspace(), |workspace| match dx {
             Some(dx) => backward.run(&weights, &dh, x, s, dx, out, workspace),
             None => backward.run_params(&weights, &dh, x, s, out, workspace),
@@ -415,10 +466,15 @@ impl LoraLinear {
     }
 
     /// Every h, and S where it is asked for.
-    fn allocate_and_run(&self, x: &Tensor, s: Option<TensorViewMut<'_>>) -> Result<Vec<Tensor>> {
+    fn allocate_and_run(
+        &self,
+        x: &Tensor,
+        s: Option<TensorViewMut<'_>>,
+        dropout: Option<Dropout<'static>>,
+    ) -> Result<Vec<Tensor>> {
         let mut all = self.outputs(x)?;
         let mut h: Vec<_> = all.iter_mut().map(Tensor::view_mut).collect();
-        self.forward_into(x.device(), x.view(), &mut h, s)?;
+        self.run_forward(x.device(), x.view(), &mut h, s, dropout)?;
         Ok(all)
     }
 
@@ -461,6 +517,17 @@ impl LoraLinear {
     /// A tensor for the h of every projection.
     fn outputs(&self, x: &Tensor) -> Result<Vec<Tensor>> {
         self.problem.projections().iter().map(|&(d, _)| self.output(x, d)).collect()
+    }
+}
+
+impl Training {
+    fn at(&self, offset: u64) -> Dropout<'static> {
+        Dropout::new(self.p, self.seed, offset).expect("checked to be a probability")
+    }
+
+    /// The dropout of a pass of T rows.
+    fn next(&self, t: usize) -> Dropout<'static> {
+        self.at(self.rows.fetch_add(t as u64, Ordering::Relaxed))
     }
 }
 

@@ -1,5 +1,6 @@
 //! What the passes of a layer make and take.
 
+use crate::dropout::Dropout;
 use crate::tensor::{Tensor, TensorView};
 
 /// The results of [`LoraLinear::forward`](crate::LoraLinear::forward).
@@ -21,6 +22,8 @@ pub struct Saved<'x> {
     pub x: TensorView<'x>,
     /// S = [s₀ · X A₀ᵀ, s₁ · X A₁ᵀ, ...], [..., R].
     pub s: Tensor,
+    /// The dropout of x in S, if there was one.
+    pub dropout: Option<Dropout<'static>>,
 }
 
 /// The gradients of a layer's adapters, in f32 or in 16 bits.

@@ -88,8 +88,8 @@ impl Config {
         self
     }
 
-    /// The share of an adapter's inputs that PEFT drops in training (`lora_dropout`), 0 to 1. This
-    /// crate drops none.
+    /// The share of an adapter's inputs that PEFT drops in training (`lora_dropout`), 0 to 1:
+    /// for [`LoraLinear::train`](crate::LoraLinear::train).
     pub fn dropout(&self) -> f64 {
         self.fields.get("lora_dropout").and_then(Value::as_f64).unwrap_or(0.0)
     }

@@ -84,10 +84,6 @@ impl Adapters {
     pub fn not_computed(&self) -> Vec<String> {
         let extras = self.config.extras();
         let mut lines = Vec::new();
-        let dropout = self.config.dropout();
-        if dropout > 0.0 {
-            lines.push(format!("in training, a dropout of {dropout} of the adapters' inputs"));
-        }
         let mut add = |names: &mut dyn Iterator<Item = &String>, what: &str| {
             if let Some(first) = names.next() {
                 lines.push(format!("{} {what}, such as {first}", 1 + names.count()));

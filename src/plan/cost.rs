@@ -103,6 +103,12 @@ cost_model! {
     /// What the shorter of dX and its grad CTAs adds to the longer.
     shorter_beside_longer: Fixed,
 
+    // ---- Dropout ----
+    /// µs that it adds to a step of a tile that computes a slice of S.
+    drop_step_us: Clock,
+    /// Bytes of X that a grad CTA beside dX drops elements of.
+    drop_bytes: SmBytes,
+
     // ---- `decode`: bytes are of W0, and of a CTA ----
     /// Elements of W0 that a cluster reads, up to which a launch is short.
     decode_short_elements: Fixed,
@@ -164,6 +170,8 @@ impl CostModel {
         item_bytes_128: 42e3,
         narrow_beside_grads: 6e-4,
         shorter_beside_longer: 0.01,
+        drop_step_us: 0.2,
+        drop_bytes: 30e3,
         decode_short_elements: 524_288.0,
         decode_half_in_flight: 81_920.0,
         decode_in_flight: 65_536.0,
@@ -196,6 +204,8 @@ impl CostModel {
         item_bytes_128: 42e3,
         narrow_beside_grads: 1.515e-4,
         shorter_beside_longer: 0.0377,
+        drop_step_us: 0.2,
+        drop_bytes: 30e3,
         decode_short_elements: 524_288.0,
         decode_half_in_flight: 81_920.0,
         decode_in_flight: 65_536.0,

@@ -39,13 +39,17 @@ pub(crate) fn forward(problem: &Problem, profile: Option<&DeviceProfile>) -> Pla
     let (t, k, layers) = (problem.t(), problem.k(), problem.projections());
     let strategy = match hopper_clusters([t, k], layers, profile) {
         None => sm80::forward(problem, profile),
-        Some(clusters) => match small::forward(problem, clusters, &profile.cost()) {
-            Some(launches) => Strategy::Small(launches),
-            None => {
-                let sizes = Sizes::of_forward(t, k, layers.iter().copied());
-                Strategy::Large(linear::forward(&sizes, clusters, &profile.cost()))
+        Some(clusters) => {
+            let sizes = Sizes::of_forward(t, k, layers.iter().copied());
+            if problem.dropout() {
+                let schedule = linear::forward_dropout(&sizes, clusters, &profile.cost());
+                return forward_by(problem, Strategy::Large(schedule));
             }
-        },
+            match small::forward(problem, clusters, &profile.cost()) {
+                Some(launches) => Strategy::Small(launches),
+                None => Strategy::Large(linear::forward(&sizes, clusters, &profile.cost())),
+            }
+        }
     };
     forward_by(problem, strategy)
 }
@@ -75,13 +79,17 @@ pub(crate) fn backward(problem: &Problem, profile: Option<&DeviceProfile>) -> Pl
     let (t, k, layers) = (problem.t(), problem.k(), problem.projections());
     let strategy = match hopper_clusters([t, k], layers, profile) {
         None => sm80::backward(problem, profile),
-        Some(clusters) => match small::backward(problem, clusters, &profile.cost()) {
-            Some(launch) => Strategy::Small([Some(launch), None, None, None]),
-            None => {
-                let sizes = Sizes::of_input_grad(t, k, layers.iter().copied());
-                Strategy::Large(linear::input_grad(&sizes, clusters, &profile.cost()))
+        Some(clusters) => {
+            let sizes = Sizes::of_input_grad(t, k, layers.iter().copied());
+            if problem.dropout() {
+                let schedule = linear::input_grad_dropout(&sizes, clusters, &profile.cost());
+                return backward_by(problem, Strategy::Large(schedule));
             }
-        },
+            match small::backward(problem, clusters, &profile.cost()) {
+                Some(launch) => Strategy::Small([Some(launch), None, None, None]),
+                None => Strategy::Large(linear::input_grad(&sizes, clusters, &profile.cost())),
+            }
+        }
     };
     backward_by(problem, strategy)
 }

@@ -13,13 +13,15 @@ pub(crate) struct Sizes {
     pub(crate) n: [usize; MAX_PROJECTIONS],
     pub(crate) k: [usize; MAX_PROJECTIONS],
     pub(crate) r: [usize; MAX_PROJECTIONS],
+    /// Whether X has dropout.
+    pub(crate) dropout: bool,
 }
 
 impl Sizes {
     /// Of one layer: m, n, k and r.
     pub(crate) fn of_layer([m, n, k, r]: [usize; 4]) -> Self {
         let one = |size| [size, 0, 0, 0];
-        Sizes { m, n: one(n), k: one(k), r: one(r) }
+        Sizes { m, n: one(n), k: one(k), r: one(r), dropout: false }
     }
 
     /// Of H, for layers of these outputs and ranks.
@@ -42,6 +44,11 @@ impl Sizes {
         let mut sizes = Sizes::of_layer([t, k, 0, 0]);
         layers.enumerate().for_each(|(i, (d, r))| (sizes.k[i], sizes.r[i]) = (d, r));
         sizes
+    }
+
+    /// The same where X has dropout.
+    pub(crate) fn with_dropout(self, dropout: bool) -> Self {
+        Sizes { dropout, ..self }
     }
 
     /// Columns of S, of all layers.

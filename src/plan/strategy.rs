@@ -14,7 +14,7 @@ use std::fmt;
 pub(crate) enum Strategy {
     /// On the CPU.
     Reference,
-    /// By kernels/sm80/linear.cu, H of every layer or dX in tiles of these sizes. No tiles: T = 0.
+    /// By kernels/sm80/linear.cuh, H of every layer or dX in tiles of these sizes. No tiles: T = 0.
     Mma(LinearSchedule),
     /// By kernels/sm80/decode.cu, one launch for each layer. Unused entries are `None`.
     MmaDecode([Option<decode::Launch>; MAX_PROJECTIONS]),

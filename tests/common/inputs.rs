@@ -1,7 +1,7 @@
 //! Random inputs, the same on every run.
 
 use super::{DeviceElement, Sizes, random::*};
-use lora_kernels::{MAX_PROJECTIONS, Problem};
+use lora_kernels::{Dropout, MAX_PROJECTIONS, Problem};
 use rand_pcg::Pcg64;
 
 /// The inputs of all operations. `s` is that of the backward pass, which takes any S.
@@ -12,6 +12,7 @@ pub struct Inputs<E> {
     pub a: Vec<E>,
     pub s: Vec<E>,
     pub of: Vec<Of<E>>,
+    pub dropout: Option<Dropout<'static>>,
 }
 
 /// What a projection has for itself.
@@ -78,7 +79,8 @@ impl<E: DeviceElement> Inputs<E> {
         let Sizes { t, k, .. } = sizes;
         if let &[(d, r)] = sizes.of() {
             let Layer { x, w0, a, b, s, dh } = layer([t, k, d, r], &mut rng(seed));
-            return Inputs { sizes, x, a, s, of: vec![Of { scale: scales[0], w0, b, dh }] };
+            let of = vec![Of { scale: scales[0], w0, b, dh }];
+            return Inputs { sizes, x, a, s, of, dropout: None };
         }
         let Layer { x, a, s, .. } = layer([t, k, 1, sizes.rank()], &mut rng(seed));
         let one = |(i, &(d, r)): (usize, &(usize, usize))| {
@@ -86,11 +88,14 @@ impl<E: DeviceElement> Inputs<E> {
             let Layer { w0, b, dh, .. } = layer([t, k, d, r], &mut rng(seed));
             Of { scale: scales[i], w0, b, dh }
         };
-        Inputs { sizes, x, a, s, of: sizes.of().iter().enumerate().map(one).collect() }
+        let of = sizes.of().iter().enumerate().map(one).collect();
+        Inputs { sizes, x, a, s, of, dropout: None }
     }
 
     pub fn problem(&self) -> Problem {
         let Sizes { t, k, .. } = self.sizes;
-        Problem::new(t, k, self.sizes.of(), E::DTYPE).expect("sizes within the crate's limits")
+        let problem = Problem::new(t, k, self.sizes.of(), E::DTYPE);
+        let problem = problem.expect("sizes within the crate's limits");
+        problem.with_dropout(self.dropout.is_some())
     }
 }

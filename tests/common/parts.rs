@@ -14,6 +14,7 @@ impl<E: DeviceElement> Inputs<E> {
             a: self.a[start * k..(start + r) * k].to_vec(),
             s: columns(&self.s, self.sizes.rank(), start, r),
             of: vec![self.of[i].clone()],
+            dropout: self.dropout,
         }
     }
 

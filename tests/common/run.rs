@@ -143,7 +143,8 @@ impl<E: DeviceElement> Buffers<E> {
             .map(|([w0, b, _], inputs)| Projection::new(w0.view(), b.view(), inputs.scale))
             .collect();
         let dh: Vec<_> = of.iter().map(|[_, _, dh]| dh.view()).collect();
-        let weights = Weights::new(a, &projections);
+        let mut weights = Weights::new(a, &projections);
+        weights.dropout = self.inputs.dropout;
         let (made, workspace) = (&mut self.made, &mut self.workspace.workspace);
 
         let mut h: Vec<_> = made.iter_mut().map(|made| made.h.view_mut()).collect();

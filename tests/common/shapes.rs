@@ -111,7 +111,7 @@ pub const HOPPER_SHORT: &[Layer] = &[
     ([265, 400, 456, 40], 18),
 ];
 
-/// Every tile of kernels/sm80/linear.cu of H and of dX for aligned rows, and every one for others,
+/// Every tile of kernels/sm80/linear.cuh of H and of dX for aligned rows, and every one for others,
 /// in as many steps along k as its pipeline goes through twice.
 pub const MMA: &[Layer] = &[
     ([200, 904, 968, 24], 8),

@@ -39,7 +39,7 @@ fn forward_into_is_forward() -> Result<()> {
         let dx = layer.backward(&dh, saved, &mut gradients, Accumulation::Overwrite)?;
         Ok((dx.to_vec::<bf16>()?, gradients.a.to_vec::<f32>()?))
     };
-    let (dx, da): (Vec<bf16>, Vec<f32>) = backward(&Saved { x: x.view(), s })?;
+    let (dx, da): (Vec<bf16>, Vec<f32>) = backward(&Saved { x: x.view(), s, dropout: None })?;
     let (want_dx, want_da) = backward(&want.saved)?;
     assert_same_bits("dx", &dx, &want_dx);
     assert_same_bits("da", &da, &want_da);
@@ -81,7 +81,8 @@ fn many_batch_sizes() -> Result<()> {
             .zip(OF)
             .map(|(of, &(d, _))| Tensor::from_slice(&Device::cpu(), &of.dh, [t, d]));
         let dh = dh.collect::<Result<Vec<_>>>()?;
-        let (dh, saved): (Vec<_>, _) = (dh.iter().collect(), Saved { x: x.view(), s });
+        let (dh, saved): (Vec<_>, _) =
+            (dh.iter().collect(), Saved { x: x.view(), s, dropout: None });
         let mut gradients = layer.zero_gradients()?;
         let dx = layer.backward(&dh, &saved, &mut gradients, Accumulation::Overwrite)?;
         assert_same_bits(&format!("dx of T={t}"), &dx.to_vec::<bf16>()?, &want.dx);

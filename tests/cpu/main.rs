@@ -3,6 +3,9 @@
 mod calibration;
 #[path = "../common/mod.rs"]
 mod common;
+mod dropout;
+#[path = "../common/dropout.rs"]
+mod dropped;
 mod empty;
 #[path = "../common/empty_batch.rs"]
 mod empty_batch;

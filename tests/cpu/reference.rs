@@ -244,7 +244,11 @@ fn unmerging_gives_the_weight_back() -> Result<()> {
 /// What backward needs, with an S of the inputs' own.
 fn saved<'x, E: DeviceElement>(inputs: &Inputs<E>, x: &'x Tensor) -> Result<Saved<'x>> {
     let [t, _, _, r] = inputs.sizes.single();
-    Ok(Saved { x: x.view(), s: Tensor::from_slice(&Device::cpu(), &inputs.s, [t, r])? })
+    Ok(Saved {
+        x: x.view(),
+        s: Tensor::from_slice(&Device::cpu(), &inputs.s, [t, r])?,
+        dropout: None,
+    })
 }
 
 /// `Add` is an overwrite followed by an f32 addition, and the pass without dX changes neither

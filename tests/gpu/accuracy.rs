@@ -26,7 +26,7 @@ fn f32_sums(t: usize) -> f64 {
 /// norm by about 0.4 u. So u itself leaves room for the rounding of S under h, and of dS under
 /// dx and dA, whose norms are no larger and add in quadrature; an error of twice the expected
 /// size, such as another rounding on the way, it does not let pass.
-fn check_norms<E: DeviceElement>(sizes: Sizes, got: &Outputs<E>, want: &Outputs<f32>) {
+pub fn check_norms<E: DeviceElement>(sizes: Sizes, got: &Outputs<E>, want: &Outputs<f32>) {
     let u = unit_roundoff(E::DTYPE);
     let mut errors = vec![
         ("s".to_string(), relative_error(&got.s, &want.s), u),
@@ -50,7 +50,7 @@ fn check_norms<E: DeviceElement>(sizes: Sizes, got: &Outputs<E>, want: &Outputs<
 }
 
 /// The same numbers in f32, for a reference whose outputs are hardly rounded.
-fn widened<E: DeviceElement>(inputs: &Inputs<E>) -> Inputs<f32> {
+pub fn widened<E: DeviceElement>(inputs: &Inputs<E>) -> Inputs<f32> {
     let widen = |values: &[E]| values.iter().map(|v| v.to_f64() as f32).collect();
     let of = |Of { scale, w0, b, dh }: &Of<E>| Of {
         scale: *scale,
@@ -64,6 +64,7 @@ fn widened<E: DeviceElement>(inputs: &Inputs<E>) -> Inputs<f32> {
         a: widen(&inputs.a),
         s: widen(&inputs.s),
         of: inputs.of.iter().map(of).collect(),
+        dropout: inputs.dropout,
     }
 }
 

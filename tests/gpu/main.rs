@@ -10,6 +10,9 @@ mod common;
 #[path = "../common/cuda.rs"]
 mod cuda;
 mod device;
+mod dropout;
+#[path = "../common/dropout.rs"]
+mod dropped;
 mod empty;
 #[path = "../common/empty_batch.rs"]
 mod empty_batch;

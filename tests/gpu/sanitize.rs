@@ -28,11 +28,14 @@ const GENERIC: [Sizes; 5] = [
 ];
 
 fn check<E: DeviceElement>(sizes: Sizes, device: &Device, placement: Placement) {
-    let inputs = Inputs::<E>::integers(sizes, 11);
-    let context = format!("{sizes}, {device:?}, {placement:?}");
-    let mut buffers = Buffers::new(&Place { device: device.clone(), placement }, &inputs);
+    check_inputs(&Inputs::<E>::integers(sizes, 11), device, placement);
+}
+
+fn check_inputs<E: DeviceElement>(inputs: &Inputs<E>, device: &Device, placement: Placement) {
+    let context = format!("{}, {device:?}, {placement:?}", inputs.sizes);
+    let mut buffers = Buffers::new(&Place { device: device.clone(), placement }, inputs);
     buffers.enqueue().expect("every operation enqueued");
-    buffers.outputs().assert_same_values(&on_cpu(&inputs), &context);
+    buffers.outputs().assert_same_values(&on_cpu(inputs), &context);
 }
 
 fn on_hopper<E: DeviceElement>(shapes: &[shapes::Layer]) {
@@ -64,6 +67,26 @@ fn on_every_gpu<E: DeviceElement>() {
     }
 }
 
+/// With dropout: all of Hopper's kernels that have it, and those of every GPU.
+fn dropout<E: DeviceElement>() {
+    let [best, generic] = cuda_paths();
+    let run = |sizes: Sizes, device: &Device, placement| {
+        let inputs = Inputs::<E>::integers(sizes, 11).dropped(0.5, 5, 99);
+        check_inputs(&inputs, device, placement);
+    };
+    for &([t, d, k, r], sms) in HOPPER.iter().step_by(2) {
+        run(Sizes::new(t, k, d, r), &best.with_sm_limit(sms), Placement::Aligned);
+    }
+    for &(t, k, projections, sms) in HOPPER_GROUPS.iter().step_by(4) {
+        run(Sizes::group(t, k, projections), &best.with_sm_limit(sms), Placement::Aligned);
+    }
+    for sizes in GENERIC {
+        for placement in [Placement::Aligned, Placement::Odd] {
+            run(sizes, &generic, placement);
+        }
+    }
+}
+
 fn few_tokens_on_every_gpu<E: DeviceElement>() {
     let [_, generic] = cuda_paths();
     for &([t, d, k, r], sms) in MMA_DECODE {
@@ -71,6 +94,18 @@ fn few_tokens_on_every_gpu<E: DeviceElement>() {
             check::<E>(Sizes::new(t, k, d, r), &generic.with_sm_limit(sms), placement);
         }
     }
+}
+
+#[test]
+#[ignore = "needs a CUDA GPU"]
+fn dropout_bf16() {
+    dropout::<bf16>();
+}
+
+#[test]
+#[ignore = "needs a CUDA GPU"]
+fn dropout_f16() {
+    dropout::<f16>();
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod common;
 mod contexts;
 #[path = "../common/cuda.rs"]
 mod cuda;
+mod dropout;
 mod graphs;
 mod layer;
 mod numbers;

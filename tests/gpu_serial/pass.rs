@@ -3,7 +3,8 @@
 use crate::common::{Inputs, Sizes};
 use half::bf16;
 use lora_kernels::ops::{Backward, Forward, GradientsMut, Projection, Weights};
-use lora_kernels::{Accumulation, DType, Device, Problem, Result, Tensor, Workspace};
+use lora_kernels::{Accumulation, DType, Device, Dropout, DropoutState, Problem, Result};
+use lora_kernels::{Tensor, Workspace};
 
 /// Sizes that reach every path of a GPU: few tokens, short batches, large ones, and unaligned.
 pub const PATHS: [Sizes; 5] = [
@@ -32,7 +33,25 @@ pub struct Pass {
     pub workspace: Workspace,
     pub forward: Forward,
     pub backward: Backward,
+    pub drops: Drops,
     scale: f32,
+}
+
+/// Where dropout of a pass has its seed and offset.
+pub enum Drops {
+    Nothing,
+    ByValues { p: f32, seed: u64, offset: u64 },
+    ByState { p: f32, state: DropoutState },
+}
+
+impl Drops {
+    fn dropout(&self) -> Result<Option<Dropout<'_>>> {
+        Ok(match self {
+            Drops::Nothing => None,
+            &Drops::ByValues { p, seed, offset } => Some(Dropout::new(p, seed, offset)?),
+            Drops::ByState { p, state } => Some(Dropout::from_state(*p, state)?),
+        })
+    }
 }
 
 /// The bits of h, S, dX, dA and dB.
@@ -41,6 +60,10 @@ pub struct Bits(Vec<Vec<u16>>, Vec<Vec<u32>>);
 
 impl Pass {
     pub fn new(device: &Device, sizes: Sizes, seed: u64) -> Result<Self> {
+        Pass::with(device, sizes, seed, Drops::Nothing)
+    }
+
+    pub fn with(device: &Device, sizes: Sizes, seed: u64, drops: Drops) -> Result<Self> {
         let [t, k, d, r] = sizes.single();
         let inputs = Inputs::<bf16>::reals(sizes, seed);
         let tensor = |values: &[bf16], shape| Tensor::from_slice(device, values, shape);
@@ -49,6 +72,7 @@ impl Pass {
             Tensor::from_slice(device, &vec![f32::NAN; shape[0] * shape[1]], shape)
         };
         let problem = Problem::single(t, k, d, r, DType::Bf16)?;
+        let problem = problem.with_dropout(!matches!(drops, Drops::Nothing));
         let forward = Forward::new(device, &problem)?;
         let backward = Backward::new(device, &problem)?;
         let size = forward.workspace().max(backward.workspace());
@@ -66,6 +90,7 @@ impl Pass {
             workspace: Workspace::new(device, size)?,
             forward,
             backward,
+            drops,
             scale: inputs.of[0].scale,
         })
     }
@@ -78,16 +103,18 @@ impl Pass {
     }
 
     pub fn run_forward(&mut self) -> Result<()> {
-        let Pass { x, w0, a, b, h, s, workspace, forward, scale, .. } = self;
+        let Pass { x, w0, a, b, h, s, workspace, forward, drops, scale, .. } = self;
         let layer = [Projection::new(w0.view(), b.view(), *scale)];
-        let weights = Weights::new(a.view(), &layer);
+        let mut weights = Weights::new(a.view(), &layer);
+        weights.dropout = drops.dropout()?;
         forward.run(&weights, x.view(), &mut [h.view_mut()], s.view_mut(), workspace)
     }
 
     pub fn run_backward(&mut self) -> Result<()> {
-        let Pass { x, w0, a, b, dh, s, dx, da, db, workspace, backward, scale, .. } = self;
+        let Pass { x, w0, a, b, dh, s, dx, da, db, workspace, backward, drops, scale, .. } = self;
         let layer = [Projection::new(w0.view(), b.view(), *scale)];
-        let weights = Weights::new(a.view(), &layer);
+        let mut weights = Weights::new(a.view(), &layer);
+        weights.dropout = drops.dropout()?;
         let db = &mut [db.view_mut()];
         let out = GradientsMut { da: da.view_mut(), db, accumulation: Accumulation::Overwrite };
         let (x, s) = (x.view(), s.view());

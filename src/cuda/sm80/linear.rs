@@ -1,20 +1,29 @@
-//! Launches of kernels/sm80/linear.cu.
+//! Launches of kernels/sm80/linear.cuh.
 
 use super::project::Project;
 use crate::cuda::operands::{Gradients, Handover, Layer, Layers};
-use crate::driver::params::{LinearGradient, LinearParams, Operand, ProjectionParams, Segment};
-use crate::driver::sm80::{LinearForward, LinearInputGrad};
+use crate::driver::params::{
+    Dropout, LinearGradient, LinearParams, Operand, ProjectionParams, Segment, WithDropout,
+};
+use crate::driver::sm80::{LinearForward, LinearInputGrad, LinearInputGradDropout};
 use crate::driver::{Gpu, Kernel, LaunchMode, Run};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::plan::sm80::{GradSplit, LinearSchedule, LinearTile, Needs, ProjSplit, s_flags};
 use crate::problem::{MAX_PROJECTIONS, Problem};
 
+/// A kernel of a tile, with dropout or without.
+#[derive(Clone, Copy)]
+enum TileKernel {
+    Whole(Kernel<LinearParams>),
+    Dropped(Kernel<WithDropout<LinearParams>>),
+}
+
 /// An output in tiles.
 #[derive(Clone, Copy)]
 struct Tiles {
     tile: LinearTile,
-    kernel: Kernel<LinearParams>,
+    kernel: TileKernel,
     /// CTAs that fill the GPU.
     whole_gpu: usize,
 }
@@ -33,7 +42,7 @@ impl Linear {
         schedule: &LinearSchedule,
         i: usize,
         gpu: &Gpu,
-        kernel: impl Fn([usize; 3]) -> Option<Kernel<LinearParams>>,
+        kernel: impl Fn([usize; 3]) -> Option<TileKernel>,
     ) -> Option<Self> {
         let tiles = |tile: LinearTile, aligned: bool| {
             let kernel = kernel([tile.m, tile.n, aligned.into()]);
@@ -92,14 +101,21 @@ impl Linear {
 }
 
 impl Tiles {
-    fn run(&self, run: &Run<'_>, mut params: LinearParams) -> Result<()> {
+    fn run(&self, run: &Run<'_>, mut params: LinearParams, dropout: Option<Dropout>) -> Result<()> {
         let gradients = params.gradients.iter().map(|gradient| gradient.ctas);
         params.ctas = params.proj_ctas + params.tiles + gradients.sum::<i32>();
         let mut grid = params.ctas as usize;
         if params.proj_ctas > 0 {
             grid = grid.max(self.whole_gpu);
         }
-        run.launch(&self.kernel, [grid, 1], LaunchMode::default(), &params)
+        let (grid, mode) = ([grid, 1], LaunchMode::default());
+        match &self.kernel {
+            TileKernel::Whole(kernel) => run.launch(kernel, grid, mode, &params),
+            TileKernel::Dropped(kernel) => {
+                let dropout = dropout.expect("checked to have dropout");
+                run.launch(kernel, grid, mode, &WithDropout { pass: params, dropout })
+            }
+        }
     }
 }
 
@@ -183,10 +199,13 @@ impl MmaForward {
     pub(crate) fn new(gpu: &Gpu, problem: &Problem, short: bool) -> Self {
         let kernels = &gpu.kernels.of(problem.dtype()).sm80.linear_forward;
         let (sizes, layers) = ([problem.t(), problem.k()], problem.projections());
-        let schedule = LinearSchedule::forward(sizes, layers, &gpu.profile);
+        let schedule = match problem.dropout() {
+            false => LinearSchedule::forward(sizes, layers, &gpu.profile),
+            true => LinearSchedule::forward_after_s(sizes, layers, &gpu.profile),
+        };
         let linears = std::array::from_fn(|i| {
             Linear::new(&schedule, i, gpu, |[m, n, aligned]| {
-                kernels.get(LinearForward { m, n, aligned })
+                kernels.get(LinearForward { m, n, aligned }).map(TileKernel::Whole)
             })
         });
         MmaForward { linears, project: Project::s(gpu.kernels, problem), with_s: short }
@@ -213,7 +232,7 @@ impl MmaForward {
                     add_projection(&mut params, &mut memory, split, [x, a, s], [k, r], scale);
                 }
             }
-            tiles.run(run, params)?;
+            tiles.run(run, params, None)?;
         }
         Ok(())
     }
@@ -225,11 +244,21 @@ pub(crate) struct MmaInputGrad(Linear);
 impl MmaInputGrad {
     /// For layers of these (d, r).
     pub(crate) fn new(gpu: &Gpu, problem: &Problem, layers: &[(usize, usize)]) -> Self {
-        let kernels = &gpu.kernels.of(problem.dtype()).sm80.linear_input_grad;
+        let kernels = &gpu.kernels.of(problem.dtype()).sm80;
         let sizes = [problem.t(), problem.k()];
-        let schedule = LinearSchedule::input_grad(sizes, layers, &gpu.profile);
-        let linear = Linear::new(&schedule, 0, gpu, |[m, n, aligned]| {
-            kernels.get(LinearInputGrad { m, n, aligned })
+        let schedule = match problem.dropout() {
+            false => LinearSchedule::input_grad(sizes, layers, &gpu.profile),
+            true => LinearSchedule::input_grad_dropout(sizes, layers, &gpu.profile),
+        };
+        let linear = Linear::new(&schedule, 0, gpu, |[m, n, aligned]| match problem.dropout() {
+            false => {
+                let kernels = &kernels.linear_input_grad;
+                kernels.get(LinearInputGrad { m, n, aligned }).map(TileKernel::Whole)
+            }
+            true => {
+                let kernels = &kernels.linear_input_grad_dropout;
+                kernels.get(LinearInputGradDropout { m, n, aligned }).map(TileKernel::Dropped)
+            }
         });
         MmaInputGrad(linear.expect("there is an output"))
     }
@@ -249,7 +278,7 @@ impl MmaInputGrad {
     /// Of frozen layers.
     pub(crate) fn run(&self, run: &Run<'_>, layers: &Layers) -> Result<()> {
         let (tiles, params) = self.params(layers);
-        tiles.run(run, params)
+        tiles.run(run, params, None)
     }
 }
 
@@ -306,6 +335,6 @@ impl MmaBackward {
         }
         let split = GradSplit::new(t, layers.rank(), k);
         add_gradient(&mut params, &mut memory, split, [layers.s, x], da, [false, with_ds]);
-        tiles.run(run, params)
+        tiles.run(run, params, layers.dropout)
     }
 }

@@ -1,7 +1,7 @@
 //! Launches of kernels/sm80/project.cu.
 
 use crate::cuda::operands::{Layer, Layers};
-use crate::driver::params::{Operand, ProjectParams};
+use crate::driver::params::{Operand, ProjectParams, WithDropout};
 use crate::driver::{Instances, Kernel, Kernels, LaunchMode, Run};
 use crate::error::Result;
 use crate::plan::sm80::{project_blocks, rank_tile};
@@ -12,6 +12,8 @@ use std::slice;
 pub(crate) struct Project {
     /// For the sum of the ranks.
     of_all: Kernel<ProjectParams>,
+    /// The same of X with dropout, if the problem has it.
+    dropped: Option<Kernel<WithDropout<ProjectParams>>>,
     /// For the rank of each layer.
     of_each: [Kernel<ProjectParams>; MAX_PROJECTIONS],
 }
@@ -23,12 +25,17 @@ impl Project {
         for (of, &(_, r)) in of_each.iter_mut().zip(problem.projections()) {
             *of = kernel(r);
         }
-        Project { of_all: kernel(problem.rank()), of_each }
+        Project { of_all: kernel(problem.rank()), dropped: None, of_each }
     }
 
     /// For S.
     pub(crate) fn s(kernels: &Kernels, problem: &Problem) -> Self {
-        Project::new(&kernels.of(problem.dtype()).sm80.project_s, problem)
+        let kernels = &kernels.of(problem.dtype()).sm80;
+        let dropped = problem.dropout().then(|| {
+            let kernel = kernels.project_s_dropout.get(rank_tile(problem.rank()));
+            kernel.expect("there is a kernel for every rank tile")
+        });
+        Project { dropped, ..Project::new(&kernels.project_s, problem) }
     }
 
     /// For dS.
@@ -38,29 +45,35 @@ impl Project {
 
     /// S of all layers in one launch.
     pub(crate) fn run_s(&self, run: &Run<'_>, layers: &Layers) -> Result<()> {
-        let &Layers { t, k, x, a, s, .. } = layers;
-        project(run, &self.of_all, [t, k], [x, a, s], layers.of())
+        let &Layers { t, k, x, a, s, dropout, .. } = layers;
+        let scaled = layers.scaled_for_s();
+        let (blocks, pass) = params([t, k], [x, a, s], scaled.of());
+        match (&self.dropped, dropout) {
+            (Some(kernel), Some(dropout)) => {
+                run.launch(kernel, blocks, LaunchMode::default(), &WithDropout { pass, dropout })
+            }
+            _ => run.launch(&self.of_all, blocks, LaunchMode::default(), &pass),
+        }
     }
 
     /// dS of every layer.
     pub(super) fn run_ds(&self, run: &Run<'_>, layers: &Layers) -> Result<()> {
         for ((layer, ds), kernel) in layers.with_columns().zip(&self.of_each) {
             let operands = [layer.h, layer.b, ds];
-            project(run, kernel, [layers.t, layer.d], operands, slice::from_ref(layer))?;
+            let (blocks, pass) = params([layers.t, layer.d], operands, slice::from_ref(layer));
+            run.launch(kernel, blocks, LaunchMode::default(), &pass)?;
         }
         Ok(())
     }
 }
 
-/// out = lhs rhsᵀ over k, with as many columns as these layers have ranks, scaled by the scale of
-/// each.
-fn project(
-    run: &Run<'_>,
-    kernel: &Kernel<ProjectParams>,
+/// The grid and the parameters of out = lhs rhsᵀ over k, with as many columns as these layers have
+/// ranks, scaled by the scale of each.
+fn params(
     [m, k]: [usize; 2],
     [lhs, rhs, out]: [Operand; 3],
     layers: &[Layer],
-) -> Result<()> {
+) -> ([usize; 2], ProjectParams) {
     let (mut ends, mut scales) = ([i32::MAX; MAX_PROJECTIONS], [0.0; MAX_PROJECTIONS]);
     let mut r = 0;
     for ((end, scale), layer) in ends.iter_mut().zip(&mut scales).zip(layers) {
@@ -69,10 +82,5 @@ fn project(
     }
     let blocks = project_blocks(m, r);
     let (m, r, k) = (m as i32, r as i32, k as i32);
-    run.launch(
-        kernel,
-        [blocks, 1],
-        LaunchMode::default(),
-        &ProjectParams { lhs, rhs, out, m, r, k, ends, scales },
-    )
+    ([blocks, 1], ProjectParams { lhs, rhs, out, m, r, k, ends, scales })
 }

@@ -1,10 +1,10 @@
 //! The launches of kernels/sm90a/grads.cu, and the parameters of kernels that make dA and dB
 //! beside dX.
 
-use crate::cuda::last::Last;
+use crate::cuda::dropout::Launch;
 use crate::cuda::operands::{Gradients, Layers, parts};
 use crate::driver::params::HopperGradsParams;
-use crate::driver::{Gpu, Kernel, LaunchMode, Run};
+use crate::driver::{Gpu, LaunchMode, Run};
 use crate::error::Result;
 use crate::manifest::sm90a::{grads::STEP_ROWS, linear_tiles::TILE_K, ptx::BOX_COLS};
 use crate::plan::Sizes;
@@ -68,24 +68,26 @@ pub(crate) fn grads_params(
 
 /// A launch for dS, dA and dB, or a part of them.
 pub(crate) struct Grads {
-    kernel: Kernel<HopperGradsParams>,
+    kernel: Launch<(Layers, Gradients, u64), HopperGradsParams>,
     mode: LaunchMode,
     makes: Makes,
     schedule: Schedule,
-    last: Last<(Layers, Gradients, u64), HopperGradsParams>,
 }
 
 impl Grads {
     pub(crate) fn new(gpu: &Gpu, problem: &Problem, makes: Makes) -> Self {
         let kernels = gpu.kernels.of(problem.dtype());
-        let kernel = kernels.sm90a.grads.get(rank_tile(problem.rank()));
-        let kernel = kernel.expect("there is a kernel for every tile of the rank");
+        let (kernels, tile) = (&kernels.sm90a, rank_tile(problem.rank()));
+        let kernel = match problem.dropout() && makes != Makes::Ds {
+            false => Launch::whole(kernels.grads.get(tile)),
+            true => Launch::dropped(kernels.grads_dropout.get(tile)),
+        };
         let (cooperative, after) = (makes == Makes::All, makes == Makes::DaDb);
         let mode = LaunchMode { overlap: gpu.kernels.overlap && after, cooperative };
         let sizes =
             Sizes::of_input_grad(problem.t(), problem.k(), problem.projections().iter().copied());
         let schedule = Schedule::new(&sizes, makes, 2 * gpu.profile.clusters());
-        Grads { kernel, mode, makes, schedule, last: Last::new() }
+        Grads { kernel, mode, makes, schedule }
     }
 
     /// `flags` are zeros, unless this makes only dA and dB.
@@ -96,12 +98,8 @@ impl Grads {
         gradients: &Gradients,
         flags: u64,
     ) -> Result<()> {
-        let grid = [self.schedule.blocks, 1];
-        self.last.launch(
-            (*layers, *gradients, flags),
-            || self.params(layers, gradients, flags),
-            |params| run.launch(&self.kernel, grid, self.mode, params),
-        )
+        let (grid, key) = ((self.schedule.blocks, self.mode), (*layers, *gradients, flags));
+        self.kernel.run(run, grid, layers, key, || self.params(layers, gradients, flags))
     }
 
     fn params(

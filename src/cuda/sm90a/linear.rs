@@ -1,16 +1,17 @@
 //! The launches of kernels/sm90a/linear.cuh.
 
 use super::grads::{self, grads_params};
-use crate::cuda::last::Last;
+use crate::cuda::dropout;
 use crate::cuda::operands::{Gradients, Handover, Layer, Layers, parts};
 use crate::driver::params::{
     ForwardLayer, ForwardParams, HopperGradsParams, HopperProduct, InputGradLayer, InputGradParams,
     KernelParams, Operand, OutBoxes, Parts,
 };
 use crate::driver::sm90a::{
-    LinearForward, LinearGroupForward, LinearGroupInputGrad, LinearInputGrad,
+    LinearForward, LinearForwardDropout, LinearGroupForward, LinearGroupForwardDropout,
+    LinearGroupInputGrad, LinearGroupInputGradDropout, LinearInputGrad, LinearInputGradDropout,
 };
-use crate::driver::{Gpu, Kernel, LaunchMode, Run};
+use crate::driver::{Gpu, LaunchMode, Run};
 use crate::error::Result;
 use crate::manifest::sm90a::linear_tiles::{TILE_K, TILE_M};
 use crate::manifest::sm90a::ptx::BOX_COLS;
@@ -29,15 +30,17 @@ const MAX_IDLE_CLUSTERS: usize = 2;
 
 /// The kernel of a schedule, and how it is launched.
 struct Launch<P> {
-    kernel: Kernel<P>,
+    kernel: dropout::Launch<(Layers, Option<Gradients>, Handover), P>,
     mode: LaunchMode,
     schedule: Schedule,
-    last: Last<(Layers, Option<Gradients>, Handover), P>,
 }
 
 impl<P: KernelParams> Launch<P> {
-    fn new(gpu: &Gpu, schedule: Schedule, kernel: Option<Kernel<P>>) -> Self {
-        let kernel = kernel.expect("there is a kernel for every schedule");
+    fn new(
+        gpu: &Gpu,
+        schedule: Schedule,
+        kernel: dropout::Launch<(Layers, Option<Gradients>, Handover), P>,
+    ) -> Self {
         let cooperative = schedule.is_cooperative();
         // Where there is much room beside this launch, early CTAs of the next take it from others: at
         // 2048×4096×1024 with 52 of 66 clusters, launches took 9 % longer than without overlap, and
@@ -48,7 +51,7 @@ impl<P: KernelParams> Launch<P> {
         // this still holds where some of them start early, and another stream may take the room of
         // the rest.
         let overlap = gpu.kernels.overlap && fills_gpu && !cooperative;
-        Launch { kernel, mode: LaunchMode { overlap, cooperative }, schedule, last: Last::new() }
+        Launch { kernel, mode: LaunchMode { overlap, cooperative }, schedule }
     }
 
     fn run(
@@ -57,9 +60,9 @@ impl<P: KernelParams> Launch<P> {
         operands: (Layers, Option<Gradients>, Handover),
         params: impl FnOnce() -> Result<P>,
     ) -> Result<()> {
-        let grid = [self.schedule.blocks(), 1];
-        self.last
-            .launch(operands, params, |params| run.launch(&self.kernel, grid, self.mode, params))
+        let grid = (self.schedule.blocks(), self.mode);
+        let layers = operands.0;
+        self.kernel.run(run, grid, &layers, operands, params)
     }
 
     /// What both forms of the product have, for an output of n columns over k.
@@ -103,9 +106,21 @@ impl LargeForward {
     pub(crate) fn new(gpu: &Gpu, problem: &Problem, schedule: Schedule) -> Self {
         let kernels = &gpu.kernels.of(problem.dtype()).sm90a;
         let (slice, n) = (schedule.slice(), schedule.tile_n);
-        let kernel = match problem.projections().len() {
-            1 => kernels.linear_forward.get(LinearForward { slice, n }),
-            _ => kernels.linear_group_forward.get(LinearGroupForward { slice, n }),
+        let single = problem.projections().len() == 1;
+        // Without a slice, another launch drops elements of X.
+        let kernel = match (single, problem.dropout() && slice > 0) {
+            (true, false) => {
+                dropout::Launch::whole(kernels.linear_forward.get(LinearForward { slice, n }))
+            }
+            (false, false) => dropout::Launch::whole(
+                kernels.linear_group_forward.get(LinearGroupForward { slice, n }),
+            ),
+            (true, true) => dropout::Launch::dropped(
+                kernels.linear_forward_dropout.get(LinearForwardDropout { slice, n }),
+            ),
+            (false, true) => dropout::Launch::dropped(
+                kernels.linear_group_forward_dropout.get(LinearGroupForwardDropout { slice, n }),
+            ),
         };
         LargeForward(Launch::new(gpu, schedule, kernel))
     }
@@ -123,7 +138,7 @@ impl LargeForward {
         let &Layers { dtype, t, k, x, a, s, .. } = layers;
         let schedule = &self.0.schedule;
         let (r, tile_n) = (layers.rank(), schedule.tile_n);
-        let (parts, n) = parts(layers, tile_n);
+        let (parts, n) = parts(&layers.scaled_for_s(), tile_n);
         // A cluster's two CTAs load half of the rows of W0 and B each.
         let half = tile_n / 2;
         let lhs = x.boxes([t, k], dtype, [TILE_M, TILE_K])?;
@@ -158,9 +173,22 @@ impl LargeInputGrad {
     pub(crate) fn new(gpu: &Gpu, problem: &Problem, schedule: Schedule) -> Self {
         let kernels = &gpu.kernels.of(problem.dtype()).sm90a;
         let (slice, n) = (schedule.slice(), schedule.tile_n);
-        let kernel = match problem.projections().len() {
-            1 => kernels.linear_input_grad.get(LinearInputGrad { slice, n }),
-            _ => kernels.linear_group_input_grad.get(LinearGroupInputGrad { slice, n }),
+        let single = problem.projections().len() == 1;
+        let kernel = match (single, problem.dropout()) {
+            (true, false) => {
+                dropout::Launch::whole(kernels.linear_input_grad.get(LinearInputGrad { slice, n }))
+            }
+            (false, false) => dropout::Launch::whole(
+                kernels.linear_group_input_grad.get(LinearGroupInputGrad { slice, n }),
+            ),
+            (true, true) => dropout::Launch::dropped(
+                kernels.linear_input_grad_dropout.get(LinearInputGradDropout { slice, n }),
+            ),
+            (false, true) => dropout::Launch::dropped(
+                kernels
+                    .linear_group_input_grad_dropout
+                    .get(LinearGroupInputGradDropout { slice, n }),
+            ),
         };
         LargeInputGrad(Launch::new(gpu, schedule, kernel))
     }

@@ -1,13 +1,15 @@
 //! How the kernels for many tokens are launched, and the elementwise ones.
 
-use crate::manifest::sm80::linear::{STAGES_BYTES, TILES, UNALIGNED_TILES};
+use crate::manifest::sm80::linear::{
+    DROPOUT_TILES, STAGES_BYTES, TILES, UNALIGNED_DROPOUT_TILES, UNALIGNED_TILES,
+};
 use crate::manifest::sm80::{merge, project, round, tile::RANK_TILES};
 use crate::plan::profile::DeviceProfile;
 use crate::plan::rates::HOPPER_MMA_RATE;
 use crate::problem::MAX_PROJECTIONS;
 use std::fmt;
 
-/// The clocks that a tile of kernels/sm80/linear.cu takes on an SM of an H200 by itself, in the
+/// The clocks that a tile of kernels/sm80/linear.cuh takes on an SM of an H200 by itself, in the
 /// order of `TILES`: for 64 of k, and for the rest, which is the start of the pipeline and the
 /// epilogue.
 ///
@@ -16,7 +18,7 @@ use std::fmt;
 const TILE_CLOCKS: [[f64; 2]; TILES.len()] =
     [[1811.0, 7000.0], [1015.0, 4400.0], [617.0, 3100.0], [400.0, 2500.0], [240.0, 2400.0]];
 
-/// A tile of an output of kernels/sm80/linear.cu.
+/// A tile of an output of kernels/sm80/linear.cuh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct LinearTile {
     pub(crate) m: usize,
@@ -24,22 +26,7 @@ pub(crate) struct LinearTile {
 }
 
 impl LinearTile {
-    /// The widest, for an output of m×n of any size.
-    fn widest() -> Self {
-        let [m, n] = TILES[0];
-        LinearTile { m, n }
-    }
-
-    /// The narrow one that takes the least time for an output of m×n, a sum over `k` columns.
-    fn narrow(output: [usize; 2], k: usize, profile: &DeviceProfile) -> Self {
-        LinearTile::fastest(&TILES[1..], output, k, profile)
-    }
-
-    /// The same for rows that do not start at multiples of 16 bytes.
-    fn unaligned(output: [usize; 2], k: usize, profile: &DeviceProfile) -> Self {
-        LinearTile::fastest(&UNALIGNED_TILES, output, k, profile)
-    }
-
+    /// The one of these that takes the least time for an output of m×n, a sum over `k` columns.
     fn fastest(of: &[[usize; 2]], output: [usize; 2], k: usize, profile: &DeviceProfile) -> Self {
         let tiles = of.iter().map(|&[m, n]| LinearTile { m, n });
         // The widest of equals, which is first.
@@ -115,7 +102,20 @@ pub(crate) struct LinearSchedule {
     pub(crate) short: bool,
 }
 
+/// The tiles that there are of an output: the widest first, and for rows that do not start at
+/// multiples of 16 bytes; and whether there is a launch of them that computes S too.
+#[derive(Clone, Copy)]
+struct Tiles {
+    aligned: &'static [[usize; 2]],
+    unaligned: &'static [[usize; 2]],
+    with_s: bool,
+}
+
 impl LinearSchedule {
+    const WHOLE: Tiles = Tiles { aligned: &TILES, unaligned: &UNALIGNED_TILES, with_s: true };
+    const DROPPED: Tiles =
+        Tiles { aligned: &DROPOUT_TILES, unaligned: &UNALIGNED_DROPOUT_TILES, with_s: false };
+
     /// Of an empty batch.
     pub(crate) const NONE: Self = LinearSchedule {
         tiles: [None; MAX_PROJECTIONS],
@@ -134,25 +134,26 @@ impl LinearSchedule {
         t: usize,
         outputs: impl Iterator<Item = [usize; 2]> + Clone,
         aligned: bool,
+        of_tiles: Tiles,
         profile: &DeviceProfile,
     ) -> Self {
-        let of = |t, tile: fn([usize; 2], usize, &DeviceProfile) -> LinearTile| {
+        let of = |t, all: &[[usize; 2]]| {
             let mut tiles = [None; MAX_PROJECTIONS];
             let mut clocks = 0.0;
             for (entry, [n, k]) in tiles.iter_mut().zip(outputs.clone()) {
-                let tile = tile([t, n], k, profile);
+                let tile = LinearTile::fastest(all, [t, n], k, profile);
                 clocks += tile.clocks([t, n], k, profile);
                 *entry = Some(tile);
             }
             (clocks, tiles)
         };
-        let narrow = |t| of(t, LinearTile::narrow);
-        let widest = |t| of(t, |_, _, _| LinearTile::widest());
+        let [narrow, widest] = [&of_tiles.aligned[1..], &of_tiles.aligned[..1]];
+        let [narrow, widest] = [narrow, widest].map(|tiles| move |t| of(t, tiles));
         let are_narrow = |t| narrow(t).0 < widest(t).0;
         let always = !aligned || are_narrow(Self::LONG_TOKENS);
-        let short = t <= Self::SHORT_TOKENS && (always || are_narrow(t));
+        let short = of_tiles.with_s && t <= Self::SHORT_TOKENS && (always || are_narrow(t));
         if short || always {
-            let ((_, tiles), (_, unaligned)) = (narrow(t), of(t, LinearTile::unaligned));
+            let ((_, tiles), (_, unaligned)) = (narrow(t), of(t, of_tiles.unaligned));
             LinearSchedule { tiles, unaligned, aligned, short }
         } else {
             let (_, tiles) = widest(t);
@@ -166,8 +167,27 @@ impl LinearSchedule {
         layers: &[(usize, usize)],
         profile: &DeviceProfile,
     ) -> Self {
+        LinearSchedule::of_h([t, k], layers, Self::WHOLE, profile)
+    }
+
+    /// The same where a launch before computes S, of X with dropout.
+    pub(crate) fn forward_after_s(
+        [t, k]: [usize; 2],
+        layers: &[(usize, usize)],
+        profile: &DeviceProfile,
+    ) -> Self {
+        let tiles = Tiles { with_s: false, ..Self::WHOLE };
+        LinearSchedule::of_h([t, k], layers, tiles, profile)
+    }
+
+    fn of_h(
+        [t, k]: [usize; 2],
+        layers: &[(usize, usize)],
+        tiles: Tiles,
+        profile: &DeviceProfile,
+    ) -> Self {
         let aligned = k.is_multiple_of(8);
-        LinearSchedule::new(t, layers.iter().map(|&(d, _)| [d, k]), aligned, profile)
+        LinearSchedule::new(t, layers.iter().map(|&(d, _)| [d, k]), aligned, tiles, profile)
     }
 
     /// Of dX of layers of these (d, r).
@@ -176,9 +196,27 @@ impl LinearSchedule {
         layers: &[(usize, usize)],
         profile: &DeviceProfile,
     ) -> Self {
+        LinearSchedule::of_dx([t, k], layers, Self::WHOLE, profile)
+    }
+
+    /// The same with dropout.
+    pub(crate) fn input_grad_dropout(
+        [t, k]: [usize; 2],
+        layers: &[(usize, usize)],
+        profile: &DeviceProfile,
+    ) -> Self {
+        LinearSchedule::of_dx([t, k], layers, Self::DROPPED, profile)
+    }
+
+    fn of_dx(
+        [t, k]: [usize; 2],
+        layers: &[(usize, usize)],
+        tiles: Tiles,
+        profile: &DeviceProfile,
+    ) -> Self {
         let d = layers.iter().map(|&(d, _)| d).sum();
         let aligned = k.is_multiple_of(8) && layers.iter().all(|(d, _)| d.is_multiple_of(8));
-        LinearSchedule::new(t, std::iter::once([k, d]), aligned, profile)
+        LinearSchedule::new(t, std::iter::once([k, d]), aligned, tiles, profile)
     }
 }
 
@@ -230,8 +268,10 @@ mod tests {
         DeviceProfile::presets().into_iter().chain(limits).collect()
     }
 
+    const WIDEST: LinearTile = LinearTile { m: TILES[0][0], n: TILES[0][1] };
+
     fn is_widest(tile: LinearTile) -> bool {
-        tile == LinearTile::widest()
+        tile == WIDEST
     }
 
     #[test]
@@ -265,7 +305,7 @@ mod tests {
         }
         // No tile makes the grid fit.
         let huge = LinearSchedule::forward([MAX_SIZE, 8], &[(MAX_SIZE, 1)], &DeviceProfile::h200());
-        assert_eq!(huge.tiles[0], Some(LinearTile::widest()));
+        assert_eq!(huge.tiles[0], Some(WIDEST));
     }
 
     /// With the stages of every tile one CTA fits on an SM of 8.6, which has 100 KiB of which each
@@ -300,7 +340,7 @@ mod tests {
         }
         for [t, k, d] in [[8192, 4096, 4096], [8192, 8192, 8192], [512, 4096, 14336]] {
             let schedule = LinearSchedule::forward([t, k], &[(d, 16)], &DeviceProfile::h200());
-            assert_eq!(schedule.tiles[0], Some(LinearTile::widest()), "T={t} d={d}");
+            assert_eq!(schedule.tiles[0], Some(WIDEST), "T={t} d={d}");
             assert!(!schedule.short);
         }
     }

@@ -17,6 +17,9 @@ use decode::Launch;
 /// How a forward pass is served: few tokens by a launch for each layer.
 pub(crate) fn forward(problem: &Problem, profile: &DeviceProfile) -> Strategy {
     let (t, k, layers) = (problem.t(), problem.k(), problem.projections());
+    if problem.dropout() {
+        return Strategy::Mma(LinearSchedule::forward_after_s([t, k], layers, profile));
+    }
     let mut launches = [None; MAX_PROJECTIONS];
     for (launch, &(d, r)) in launches.iter_mut().zip(layers) {
         *launch = Launch::forward([t, d, k, r], profile);
@@ -30,6 +33,9 @@ pub(crate) fn forward(problem: &Problem, profile: &DeviceProfile) -> Strategy {
 /// How a backward pass is served: few tokens of a single layer by one launch.
 pub(crate) fn backward(problem: &Problem, profile: &DeviceProfile) -> Strategy {
     let (t, k, layers) = (problem.t(), problem.k(), problem.projections());
+    if problem.dropout() {
+        return Strategy::Mma(LinearSchedule::input_grad_dropout([t, k], layers, profile));
+    }
     let launch = match *layers {
         [(d, r)] => Launch::input_grad([t, k, d, r], profile),
         _ => None,

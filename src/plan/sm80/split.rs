@@ -1,4 +1,4 @@
-//! How kernels/sm80/linear.cu cuts S, dS, dA and dB into CTAs, as decode.cu S and dS, and the
+//! How kernels/sm80/linear.cuh cuts S, dS, dA and dB into CTAs, as decode.cu S and dS, and the
 //! memory that takes.
 
 use super::linear::rank_tile;

@@ -103,23 +103,28 @@ fn item_beside(t: usize, r: usize, cost: &CostModel) -> (usize, f64) {
 pub(crate) struct Items {
     of_db: usize,
     all: usize,
-    item_us: f64,
+    db_us: f64,
+    da_us: f64,
 }
 
 impl Items {
     pub(crate) fn new(sizes: &Sizes, cost: &CostModel) -> Self {
-        let (cols, item_us) = item_beside(sizes.m, sizes.rank(), cost);
+        let (cols, db_us) = item_beside(sizes.m, sizes.rank(), cost);
         let of_db = items_of_db(sizes, cols);
-        Items { of_db, all: of_db + items_of_da(sizes, cols), item_us }
+        let da_us = match sizes.dropout {
+            false => db_us,
+            true => db_us.max((sizes.m * cols * 2) as f64 / cost.drop_bytes),
+        };
+        Items { of_db, all: of_db + items_of_da(sizes, cols), db_us, da_us }
     }
 
     /// The times of `clusters` clusters of grad CTAs, which go through dB, then dA, in turns.
     pub(crate) fn on(&self, clusters: usize) -> GradCtas {
-        let (blocks, &Items { of_db, all, item_us }) = (2 * clusters, self);
+        let (blocks, &Items { of_db, all, db_us, da_us }) = (2 * clusters, self);
         let of_block = |block: usize| {
             let count = |items: usize| (items + blocks - 1 - block) / blocks;
             let (db, da) = (count(of_db), count(all) - count(of_db));
-            GradCta { db_us: db as f64 * item_us, da_us: da as f64 * item_us }
+            GradCta { db_us: db as f64 * db_us, da_us: da as f64 * da_us }
         };
         // CTAs between these have as many items as the one of these before them.
         GradCtas([0, of_db % blocks, all % blocks].map(of_block))

@@ -222,7 +222,7 @@ fn plans_of_every_rank_fit_every_card() {
     }
 }
 
-/// In the order of kernels/sm80/linear.cu, each CTA of the grid has a tile of its own, inside the
+/// In the order of kernels/sm80/linear.cuh, each CTA of the grid has a tile of its own, inside the
 /// output.
 #[test]
 fn tiles_cover_every_output_once() {

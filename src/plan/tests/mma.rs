@@ -1,4 +1,4 @@
-//! Tiles of kernels/sm80/linear.cu that compute-sanitizer runs on.
+//! Tiles of kernels/sm80/linear.cuh that compute-sanitizer runs on.
 
 use super::gpu_shapes::MMA;
 use crate::manifest::sm80::linear::{STAGES_BYTES, TILES, UNALIGNED_TILES};

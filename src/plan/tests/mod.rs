@@ -4,6 +4,7 @@
 mod card_shapes;
 mod cards;
 mod decode;
+mod dropout;
 mod fuzz;
 // What tests/gpu runs: tests here assert what it reaches.
 #[path = "../../../tests/common/shapes.rs"]

@@ -41,7 +41,7 @@ fn adapters_and_single_layers() {
     let backward = |s: Tensor, da: Tensor| {
         let (x, dh) = (bf16(&[T, K]), bf16(&[T, D]));
         let mut grads = LayerGradients { a: da, b: vec![filled(&[D, R], DType::F32)] };
-        let (saved, set) = (Saved { x: x.view(), s }, Accumulation::Overwrite);
+        let (saved, set) = (Saved { x: x.view(), s, dropout: None }, Accumulation::Overwrite);
         good().backward_params(&[&dh], &saved, &mut grads, set)
     };
     let f32_gradient = || filled(&[R, K], DType::F32);
@@ -140,7 +140,8 @@ impl Arguments {
     fn backward(&mut self, layer: &LoraLinear, with_dx: bool) -> Result<()> {
         let (dh, set): (Vec<_>, _) = (self.dh.iter().collect(), Accumulation::Overwrite);
         let s = self.s.take().expect("one call");
-        let (saved, gradients) = (Saved { x: self.x.view(), s }, &mut self.gradients);
+        let (saved, gradients) =
+            (Saved { x: self.x.view(), s, dropout: None }, &mut self.gradients);
         match with_dx {
             true => layer.backward(&dh, &saved, gradients, set).map(drop),
             false => layer.backward_params(&dh, &saved, gradients, set),

@@ -12,6 +12,7 @@ const LAYERS: &[&[&str]] = &[
     &["plan"],
     &["driver"],
     &["device", "tensor", "workspace"],
+    &["dropout"],
     &["call"],
     &["cpu", "cuda"],
     &["ops"],

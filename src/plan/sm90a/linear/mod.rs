@@ -10,4 +10,6 @@ mod tests;
 
 pub(crate) use schedule::{CLUSTER_M, GROUP};
 pub(crate) use schedule::{Projection, Schedule};
-pub(crate) use search::{all_forward, all_input_grad, base, forward, input_grad};
+pub(crate) use search::{
+    all_forward, all_input_grad, base, forward, forward_dropout, input_grad, input_grad_dropout,
+};

@@ -6,7 +6,7 @@
 
 use super::model::{Candidate, Model};
 use super::schedule::Schedule;
-use crate::manifest::sm90a::linear::{FORWARD_TILES_N, TILES_N};
+use crate::manifest::sm90a::linear::{DROPOUT_TILES_N, FORWARD_TILES_N, TILES_N};
 use crate::plan::cost::CostModel;
 use crate::plan::sizes::Sizes;
 use crate::plan::sm90a::grads::{self, Items};
@@ -54,14 +54,7 @@ pub(crate) fn base([m, n, k]: [usize; 3], clusters: usize, cost: &CostModel) -> 
 /// For H (m×n) over k and its S (m×r).
 pub(crate) fn forward(sizes: &Sizes, clusters: usize, cost: &CostModel) -> Schedule {
     let models = FORWARD_TILES_N.map(|tile_n| Model::new(sizes, tile_n, clusters, cost));
-    let slices = forward_slices(sizes.rank());
-    let mut best = Best::new(models[0].product_after_projection());
-    for model in models.iter().filter(|model| TILES_N.contains(&model.tile_n)) {
-        if best.rules_out(least(model, slices)) {
-            continue;
-        }
-        separate_or_fused(model, slices).for_each(|c| best.take(c.us, c.schedule));
-    }
+    let mut best = best_without_dedicated(&models, sizes);
     for proj_clusters in proj_clusters(clusters) {
         for model in &models {
             let model = model.on(clusters - proj_clusters);
@@ -75,9 +68,41 @@ pub(crate) fn forward(sizes: &Sizes, clusters: usize, cost: &CostModel) -> Sched
     best.schedule
 }
 
+/// The same for X with dropout. Tiles that compute slices have time for random numbers, dedicated
+/// CTAs do not.
+pub(crate) fn forward_dropout(sizes: &Sizes, clusters: usize, cost: &CostModel) -> Schedule {
+    let sizes = sizes.with_dropout(true);
+    let models = TILES_N.map(|tile_n| Model::new(&sizes, tile_n, clusters, cost));
+    best_without_dedicated(&models, &sizes).schedule
+}
+
+fn best_without_dedicated(models: &[Model], sizes: &Sizes) -> Best {
+    let slices = forward_slices(sizes.rank());
+    let mut best = Best::new(models[0].product_after_projection());
+    for model in models.iter().filter(|model| TILES_N.contains(&model.tile_n)) {
+        if best.rules_out(least(model, slices)) {
+            continue;
+        }
+        separate_or_fused(model, slices).for_each(|c| best.take(c.us, c.schedule));
+    }
+    best
+}
+
 /// For dX (m×n) over k and its dS (m×r), with dA and dB.
 pub(crate) fn input_grad(sizes: &Sizes, clusters: usize, cost: &CostModel) -> Schedule {
-    let models = TILES_N.map(|tile_n| Model::new(sizes, tile_n, clusters, cost));
+    input_grad_in(&TILES_N, sizes, clusters, cost)
+}
+
+/// The same with dropout.
+pub(crate) fn input_grad_dropout(sizes: &Sizes, clusters: usize, cost: &CostModel) -> Schedule {
+    input_grad_in(&DROPOUT_TILES_N, &sizes.with_dropout(true), clusters, cost)
+}
+
+fn input_grad_in(tiles_n: &[usize], sizes: &Sizes, clusters: usize, cost: &CostModel) -> Schedule {
+    // dS is of dH, which has none.
+    let of_dx = sizes.with_dropout(false);
+    let model = |&tile_n: &usize| Model::new(&of_dx, tile_n, clusters, cost);
+    let models: Vec<_> = tiles_n.iter().map(model).collect();
     let slices = input_grad_slices(sizes.rank());
     // dA and dB in a launch of their own.
     let grads_us = grads::alone_us(sizes, cost);

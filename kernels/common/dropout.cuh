@@ -1,0 +1,112 @@
+// Dropout of X, of which no mask is stored: whether an element is kept is computed where it is
+// used, in S, dA and dX.
+//
+//   element (t, j) is kept if its 16 bits are at least threshold = round(65536 p)
+//
+// Its bits are of Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
+// 2011), under the seed as key:
+//
+//   counter   4 ⌊j / 32⌋ + ⌊j mod 8 / 2⌋,  the 64 bits of offset + t,  0
+//   word      ⌊j mod 32 / 8⌋, its low half for an even j
+//
+// So a call makes eight elements of a row, those that a thread has of four neighbouring 8×8 matrices
+// in a fragment of an mma or in its accumulators. They depend on nothing else: not on tiles, nor
+// on how a batch is cut.
+#pragma once
+
+#include "drops.cuh"
+#include "manifest/common/dropout.cuh"
+#include "shared.cuh"
+
+// The parameters of a pass with dropout.
+template <typename Params>
+struct WithDropout {
+    Params pass;
+    Dropout dropout;
+};
+
+// The random words of 32 columns of a row from a multiple of 32 on: those of a call.
+struct DropoutWords {
+    uint32_t of[4];
+};
+
+struct DropoutMask {
+    uint32_t seed[2], offset[2], threshold;
+    float inv_keep;
+
+    __device__ __forceinline__ explicit DropoutMask(const Dropout& d)
+        : threshold(d.threshold), inv_keep(d.inv_keep) {
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            seed[i] = d.state == nullptr ? d.seed[i] : d.state[i];
+            offset[i] = d.state == nullptr ? d.offset[i] : d.state[2 + i];
+        }
+    }
+
+    // Of columns col + 2 pair and the next, and 8, 16 and 24 columns on. col is a multiple of 32.
+    __device__ __forceinline__ DropoutWords words(int row, int col, int pair) const {
+        const uint32_t low = offset[0] + row, high = offset[1] + (low < offset[0]);
+        uint32_t c[4] = {col / 8u + pair, low, high, 0}, key[2] = {seed[0], seed[1]};
+#pragma unroll
+        for (int round = 0; round < 10; round++) {
+            const uint64_t a = (uint64_t)0xd2511f53 * c[0], b = (uint64_t)0xcd9e8d57 * c[2];
+            c[0] = (uint32_t)(b >> 32) ^ c[1] ^ key[0];
+            c[2] = (uint32_t)(a >> 32) ^ c[3] ^ key[1];
+            c[1] = (uint32_t)b, c[3] = (uint32_t)a;
+            key[0] += 0x9e3779b9, key[1] += 0xbb67ae85;
+        }
+        return {{c[0], c[1], c[2], c[3]}};
+    }
+
+    __device__ __forceinline__ bool keeps_low(uint32_t word) const {
+        return word << 16 >= threshold << 16;
+    }
+    __device__ __forceinline__ bool keeps_high(uint32_t word) const {
+        return word >= threshold << 16;
+    }
+
+    // Whether each of two elements is kept: the sign of its half.
+    // NOTES: 15 bits of each are compared by a subtraction with the 16th set, so that no half
+    // borrows from the other, and the 16th decides by which half of the range the threshold is in.
+    // With a comparison for each a call takes 126 clocks of an H200 for a warp, not 100.
+    __device__ __forceinline__ uint32_t kept(uint32_t word) const {
+        const bool is_low = threshold <= 0x8000;
+        const uint32_t least = (is_low ? threshold : threshold - 0x8000) * 0x10001;
+        const uint32_t either = is_low ? ~0u : 0u;
+        const uint32_t difference = (word | 0x80008000) - least;
+        return (difference & word) | (difference & either) | (word & either);
+    }
+
+    // Two elements of 16 bits, of which those that are dropped become zeros.
+    __device__ __forceinline__ uint32_t apply(uint32_t pair, uint32_t word) const {
+        uint32_t halves;  // the sign of byte 1 twice, and that of byte 3
+        asm("prmt.b32 %0, %1, 0, 0xbb99;\n" : "=r"(halves) : "r"(kept(word)));
+        return pair & halves;
+    }
+};
+
+__device__ __forceinline__ DropoutMask mask_of(const Dropout& dropout) {
+    return DropoutMask(dropout);
+}
+
+// Drops 32 columns of a row in shared memory, from a multiple of 32 on, by one thread: at(i) is
+// where its i-th 16 bytes are.
+template <typename At>
+__device__ __forceinline__ void drop_32(const DropoutMask& mask, int row, int col, At&& at) {
+    DropoutWords words[4];
+#pragma unroll
+    for (int pair = 0; pair < 4; pair++) words[pair] = mask.words(row, col, pair);
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        uint32_t v[4];
+        asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];\n"
+                     : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])
+                     : "r"(at(i))
+                     : "memory");
+#pragma unroll
+        for (int pair = 0; pair < 4; pair++) v[pair] = mask.apply(v[pair], words[pair].of[i]);
+        asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};\n" ::"r"(at(i)), "r"(v[0]),
+                     "r"(v[1]), "r"(v[2]), "r"(v[3])
+                     : "memory");
+    }
+}

@@ -1,8 +1,10 @@
-//! Layers on the CPU, against candle's own graph of the same formulas.
+//! Tests on the CPU device, against candle's own operations and autograd.
 
 mod adapters;
 mod common;
 mod errors;
 mod groups;
 mod layers;
+mod llama;
+mod plain;
 mod training;

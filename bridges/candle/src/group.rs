@@ -1,10 +1,10 @@
 //! Layers that share their input.
 
 use crate::bias;
-use crate::graph::{self, Ready, Single};
+use crate::graph;
 use crate::linear::LoraLinear;
 use crate::pass::{Part, Pass};
-use candle_core::{DType, Module, Result, Tensor, Var, bail};
+use candle_core::{Module, Result, Tensor, Var, bail};
 use lora_kernels::MAX_PROJECTIONS;
 
 /// One to four adapted layers of the same x: q, k and v of an attention, or gate and up of a gated
@@ -91,21 +91,12 @@ impl LoraGroup {
             return self.layers.iter().map(|layer| layer.forward(x)).collect();
         }
         let x = x.contiguous()?;
-        let adapters = self.layers.iter().map(LoraLinear::adapter);
-        // candle's graph splits the gradients of these again.
-        let a: Vec<_> = adapters.clone().map(|adapter| adapter.a().as_tensor()).collect();
-        let a = Tensor::cat(&a, 0)?;
-        let b = adapters.map(|adapter| adapter.b().flatten_all()).collect::<Result<Vec<_>>>()?;
-        let b = Tensor::cat(&b, 0)?;
-        let (a16, parts) = operands(&self.layers)?;
-        let a_own = match (x.dtype(), a16) {
-            (DType::F32, _) => a.detach(),
-            (_, a16) => Tensor::cat(&a16, 0)?,
-        };
+        let (a, parts) = operands(&self.layers)?;
         let kernels = self.layers[0].base().kernels().clone();
-        let (pass, h) = Pass::forward(kernels, &x, a_own, parts)?;
-        let h = graph::group(&x, &a, &b, pass, h)?;
-        h.iter().zip(&self.layers).map(|(h, layer)| bias::add(h, layer.bias())).collect()
+        let (pass, h) = Pass::forward(kernels, &x, Tensor::cat(&a, 0)?, parts)?;
+        let adapters = self.layers.iter().map(LoraLinear::adapter);
+        let h = graph::group(&x, adapters, pass, h)?;
+        h.into_iter().zip(&self.layers).map(|(h, layer)| bias::add(h, layer.bias())).collect()
     }
 }
 
@@ -125,6 +116,5 @@ pub(crate) fn single(x: &Tensor, layer: &LoraLinear) -> Result<Tensor> {
     let (mut a, parts) = operands(std::slice::from_ref(layer))?;
     let kernels = layer.base().kernels().clone();
     let (pass, mut h) = Pass::forward(kernels, &x, a.remove(0), parts)?;
-    let op = Single { pass, h: Ready::new(h.remove(0)) };
-    x.apply_op3(layer.adapter().a(), layer.adapter().b(), op)
+    graph::single(&x, layer.adapter(), pass, h.remove(0))
 }

@@ -206,10 +206,7 @@ impl Module for LoraLinear {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match &self.merged {
             Some(merged) => merged.forward(x),
-            None => {
-                let h = group::single(x, self)?;
-                bias::add(&h, self.bias())
-            }
+            None => bias::add(group::single(x, self)?, self.bias()),
         }
     }
 }

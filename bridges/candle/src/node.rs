@@ -4,6 +4,7 @@
 //! into candle's graph without a copy.
 
 use crate::kernels::lock;
+use candle_core::op::BackpropOp;
 use candle_core::{
     CpuStorage, CustomOp1, CustomOp2, CustomOp3, InplaceOp1, Layout, Result, Shape, Storage,
     Tensor, bail,
@@ -16,9 +17,17 @@ use candle_core::{CudaStorage, cuda_backend::CudaStorageSlice};
 /// What the backward pass of a node of N arguments has. None of it is tracked.
 pub(crate) struct Step<'a, const N: usize> {
     pub(crate) args: [Tensor; N],
+    /// Whether a gradient of the argument is wanted.
+    pub(crate) wanted: [bool; N],
     /// The result.
     pub(crate) y: Tensor,
     pub(crate) dy: &'a Tensor,
+}
+
+/// The result of a node.
+pub(crate) struct Value {
+    pub(crate) storage: Storage,
+    pub(crate) shape: Shape,
 }
 
 type Grads<const N: usize> = [Option<Tensor>; N];
@@ -31,54 +40,63 @@ struct Node<const N: usize> {
     backward: Backward<N>,
 }
 
-/// The result `y` of `x`, with a backward pass. Nothing else may read `y`.
+/// The result `y` of `x`, with a backward pass.
 pub(crate) fn one(
     name: &'static str,
     x: &Tensor,
-    y: Tensor,
+    y: Value,
     backward: impl Fn(&Step<'_, 1>) -> Result<Tensor> + Send + Sync + 'static,
 ) -> Result<Tensor> {
+    some(name, x, y, move |step| Ok(Some(backward(step)?)))
+}
+
+/// The same, if the backward pass has a gradient only sometimes.
+pub(crate) fn some(
+    name: &'static str,
+    x: &Tensor,
+    y: Value,
+    backward: impl Fn(&Step<'_, 1>) -> Result<Option<Tensor>> + Send + Sync + 'static,
+) -> Result<Tensor> {
     if !x.track_op() {
-        return Ok(y);
+        return Ok(y.into_tensor());
     }
-    x.apply_op1(Node::new(name, y, move |step| Ok([Some(backward(step)?)]))?)
+    x.apply_op1(Node::new(name, y, move |step| Ok([backward(step)?])))
 }
 
 /// The same of two arguments.
 pub(crate) fn two(
     name: &'static str,
     [a, b]: [&Tensor; 2],
-    y: Tensor,
+    y: Value,
     backward: impl Fn(&Step<'_, 2>) -> Result<Grads<2>> + Send + Sync + 'static,
 ) -> Result<Tensor> {
     if ![a, b].iter().any(|x| x.track_op()) {
-        return Ok(y);
+        return Ok(y.into_tensor());
     }
-    a.apply_op2(b, Node::new(name, y, backward)?)
+    a.apply_op2(b, Node::new(name, y, backward))
 }
 
 /// The same of three arguments.
 pub(crate) fn three(
     name: &'static str,
     [a, b, c]: [&Tensor; 3],
-    y: Tensor,
+    y: Value,
     backward: impl Fn(&Step<'_, 3>) -> Result<Grads<3>> + Send + Sync + 'static,
 ) -> Result<Tensor> {
     if ![a, b, c].iter().any(|x| x.track_op()) {
-        return Ok(y);
+        return Ok(y.into_tensor());
     }
-    a.apply_op3(b, c, Node::new(name, y, backward)?)
+    a.apply_op3(b, c, Node::new(name, y, backward))
 }
 
 impl<const N: usize> Node<N> {
     fn new(
         name: &'static str,
-        y: Tensor,
+        y: Value,
         backward: impl Fn(&Step<'_, N>) -> Result<Grads<N>> + Send + Sync + 'static,
-    ) -> Result<Self> {
-        let shape = y.shape().clone();
-        let y = Mutex::new(Some(take(&y)?));
-        Ok(Node { name, y, shape, backward: Box::new(backward) })
+    ) -> Self {
+        let Value { storage, shape } = y;
+        Node { name, y: Mutex::new(Some(storage)), shape, backward: Box::new(backward) }
     }
 
     fn cpu(&self) -> Result<(CpuStorage, Shape)> {
@@ -99,7 +117,7 @@ impl<const N: usize> Node<N> {
     /// A gradient for an argument that wants none would stay in candle's store to the end.
     fn grads(&self, args: [&Tensor; N], y: &Tensor, dy: &Tensor) -> Result<Grads<N>> {
         let wanted = args.map(Tensor::track_op);
-        let step = Step { args: args.map(Tensor::detach), y: y.detach(), dy };
+        let step = Step { args: args.map(Tensor::detach), wanted, y: y.detach(), dy };
         let mut grads = (self.backward)(&step)?;
         for (grad, wanted) in grads.iter_mut().zip(wanted) {
             if !wanted {
@@ -211,17 +229,25 @@ impl CustomOp3 for Node<3> {
     }
 }
 
-/// The memory of a tensor that nothing reads any more. What stays behind has the shape and the
-/// type of the tensor, but no elements.
-pub(crate) fn take(tensor: &Tensor) -> Result<Storage> {
-    if tensor.layout().contiguous_offsets() != Some((0, tensor.elem_count())) {
-        bail!("{:?} is a view: its memory cannot be taken", tensor.shape())
+impl Value {
+    /// The memory of a tensor that nothing reads any more. What stays behind has the shape and the
+    /// type of the tensor, but no elements.
+    pub(crate) fn take(tensor: &Tensor) -> Result<Self> {
+        let shape = tensor.shape().clone();
+        if tensor.layout().contiguous_offsets() != Some((0, shape.elem_count())) {
+            bail!("{shape:?} is a view: its memory cannot be taken")
+        }
+        let taken = Take(Mutex::new(None));
+        tensor.inplace_op1(&taken)?;
+        match lock(&taken.0).take() {
+            Some(storage) => Ok(Value { storage, shape }),
+            None => bail!("no memory was taken"),
+        }
     }
-    let taken = Take(Mutex::new(None));
-    tensor.inplace_op1(&taken)?;
-    match lock(&taken.0).take() {
-        Some(storage) => Ok(storage),
-        None => bail!("no memory was taken"),
+
+    /// Outside of any graph.
+    pub(crate) fn into_tensor(self) -> Tensor {
+        Tensor::from_storage(self.storage, self.shape, BackpropOp::none(), false)
     }
 }
 

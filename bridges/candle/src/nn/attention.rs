@@ -2,7 +2,7 @@
 
 use crate::kernels::lock;
 use crate::nn::check_alike;
-use crate::node;
+use crate::node::{self, Value};
 use candle_core::{D, DType, Device, Result, Tensor, bail};
 use std::sync::{Arc, Mutex};
 
@@ -88,7 +88,7 @@ impl Attention {
         let tables = self.tables(sizes.t, q.dtype(), q.device())?;
         let (scale, args) = (self.scale, [q.detach(), k.detach(), v.detach()]);
         let y = forward(&Heads::new(&args, sizes, &tables, scale)?, sizes, &tables.mask)?;
-        node::three("attention", [q, k, v], sizes.back(&y)?, move |step| {
+        node::three("attention", [q, k, v], Value::take(&sizes.back(&y)?)?, move |step| {
             let heads = Heads::new(&step.args, sizes, &tables, scale)?;
             let dots = (step.dy * &step.y)?.reshape(sizes.by_head(sizes.heads))?;
             let dots = dots.sum_keepdim(D::Minus1)?.transpose(1, 2)?.contiguous()?;

@@ -1,7 +1,7 @@
 //! The loss of a language model with a long vocabulary.
 
 use crate::nn::check_alike;
-use crate::node;
+use crate::node::{self, Value};
 use candle_core::{D, DType, Result, Tensor, bail};
 
 /// The label of tokens that the loss leaves out, as in PyTorch. In u32: `IGNORE_INDEX as u32`.
@@ -52,7 +52,7 @@ pub fn linear_cross_entropy(hidden: &Tensor, weight: &Tensor, labels: &Tensor) -
         return Ok(loss);
     }
     let grad = Tensor::cat(&grads, 0)?.reshape(hidden.shape())?;
-    node::one("linear-cross-entropy", hidden, loss, move |step| {
+    node::one("linear-cross-entropy", hidden, Value::take(&loss)?, move |step| {
         // In f32: in 16 bits 1 / count would shift all gradients alike.
         let factor = (step.dy / &count)?;
         grad.to_dtype(DType::F32)?.broadcast_mul(&factor)?.to_dtype(grad.dtype())

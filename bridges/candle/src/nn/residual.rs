@@ -1,6 +1,6 @@
 //! The sum of a residual stream and a layer's output.
 
-use crate::node;
+use crate::node::{self, Value};
 use candle_core::{Result, Tensor};
 
 /// x + h. candle's sum would keep h to the end of the backward pass; this one frees its memory,
@@ -8,7 +8,9 @@ use candle_core::{Result, Tensor};
 pub(crate) fn residual(x: &Tensor, h: Tensor) -> Result<Tensor> {
     let y = (x.detach() + h.detach())?;
     if h.track_op() {
-        drop(node::take(&h)?);
+        drop(Value::take(&h)?);
     }
-    node::two("residual", [x, &h], y, |step| Ok([Some(step.dy.clone()), Some(step.dy.clone())]))
+    node::two("residual", [x, &h], Value::take(&y)?, |step| {
+        Ok([Some(step.dy.clone()), Some(step.dy.clone())])
+    })
 }

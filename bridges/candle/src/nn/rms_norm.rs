@@ -1,7 +1,7 @@
 //! RMSNorm.
 
 use crate::nn::check_alike;
-use crate::node;
+use crate::node::{self, Value};
 use candle_core::{D, DType, Result, Tensor, bail};
 
 /// y = x / √(mean(x²) + ε) · w, of x [..., n] and a frozen w `[n]`.
@@ -16,7 +16,9 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     check_alike("rms_norm", &[x, weight])?;
     let (x, weight) = (x.contiguous()?, weight.detach().contiguous()?);
     let y = candle_nn::ops::rms_norm(&x.detach(), &weight, eps as f32)?;
-    node::one("rms-norm", &x, y, move |step| backward(&step.args[0], &weight, eps, step.dy))
+    node::one("rms-norm", &x, Value::take(&y)?, move |step| {
+        backward(&step.args[0], &weight, eps, step.dy)
+    })
 }
 
 /// With v = mean(x²) + ε and g = dy · w: dx = (g − x · mean(x · g) / v) / √v. In f32: a row's

@@ -1,7 +1,7 @@
 //! Rotary position embeddings.
 
 use crate::nn::check_alike;
-use crate::node;
+use crate::node::{self, Value};
 use candle_core::{Result, Tensor, bail};
 
 /// Rotates x [batch, heads, T, n] by the angles of its positions: elements i and i + n/2 are a
@@ -23,7 +23,7 @@ pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     check_alike("rope", &[x, cos, sin])?;
     let (x, cos, sin) = (x.contiguous()?, cos.detach().contiguous()?, sin.detach().contiguous()?);
     let y = candle_nn::rotary_emb::rope(&x.detach(), &cos, &sin)?;
-    node::one("rope", &x, y, move |step| {
+    node::one("rope", &x, Value::take(&y)?, move |step| {
         candle_nn::rotary_emb::rope(&step.dy.contiguous()?, &cos, &sin.neg()?)
     })
 }

@@ -1,7 +1,7 @@
 //! The gate of a Llama's MLP.
 
 use crate::nn::check_alike;
-use crate::node;
+use crate::node::{self, Value};
 use candle_core::{Result, Tensor, bail};
 
 /// silu(gate) · up.
@@ -14,7 +14,7 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     }
     check_alike("swiglu", &[gate, up])?;
     let y = (gate.detach().silu()? * up.detach())?;
-    node::two("swiglu", [gate, up], y, |step| {
+    node::two("swiglu", [gate, up], Value::take(&y)?, |step| {
         let ([gate, up], dy) = (&step.args, step.dy);
         let silu = gate.silu()?;
         let d_up = (dy * &silu)?;

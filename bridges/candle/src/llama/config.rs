@@ -135,7 +135,10 @@ impl Config {
     }
 
     /// The frequencies of the rotary embeddings, scaled.
-    pub(super) fn frequencies(&self) -> Result<Vec<f32>> {
+    ///
+    /// # Errors
+    /// If the scaling is not supported, or lacks a number.
+    pub fn frequencies(&self) -> Result<Vec<f32>> {
         let Some(scaling) = &self.rope_scaling else {
             return Ok(rope_frequencies(self.head_dim(), self.rope_theta));
         };

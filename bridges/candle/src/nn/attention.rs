@@ -37,6 +37,7 @@ pub struct Attention {
     head_dim: usize,
     scale: f64,
     frequencies: Option<Vec<f32>>,
+    max_scores: usize,
     kept: Mutex<Option<Arc<Tables>>>,
 }
 
@@ -58,13 +59,15 @@ struct Sizes {
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
+    max_scores: usize,
 }
 
 impl Attention {
     /// Attention of heads of this size, with the scale 1/√head_dim and without rotary embeddings.
     pub fn new(head_dim: usize) -> Self {
         let scale = 1.0 / (head_dim as f64).sqrt();
-        Attention { head_dim, scale, frequencies: None, kept: Mutex::new(None) }
+        let max_scores = MAX_SCORES;
+        Attention { head_dim, scale, frequencies: None, max_scores, kept: Mutex::new(None) }
     }
 
     /// The same with another scale of the scores.
@@ -133,7 +136,8 @@ impl Attention {
         }
         check_alike("attention", &[q, k, v])?;
         let ((batch, t, n), m) = (q.dims3()?, k.dim(2)?);
-        Ok(Sizes { batch, t, heads: n / head_dim, kv_heads: m / head_dim, head_dim })
+        let (heads, kv_heads, max_scores) = (n / head_dim, m / head_dim, self.max_scores);
+        Ok(Sizes { batch, t, heads, kv_heads, head_dim, max_scores })
     }
 
     /// Tables for t positions, kept for the next call.
@@ -263,10 +267,10 @@ fn softmax(x: Tensor) -> Result<Tensor> {
     candle_nn::ops::softmax_last_dim(&x)
 }
 
-/// Ranges of KV groups with at most [`MAX_SCORES`] scores.
+/// Ranges of KV groups with at most `max_scores` scores, or one.
 fn slices(sizes: Sizes) -> impl Iterator<Item = (usize, usize)> {
     let (groups, scores) = (sizes.groups(), sizes.rows() * sizes.t);
-    let step = (MAX_SCORES / scores.max(1)).clamp(1, groups.max(1));
+    let step = (sizes.max_scores / scores.max(1)).clamp(1, groups.max(1));
     (0..groups).step_by(step).map(move |start| (start, step.min(groups - start)))
 }
 
@@ -305,4 +309,32 @@ fn backward(
     }
     let [dq, dk, dv] = parts;
     Ok([join(dq)?, join(dk)?, join(dv)?])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Var;
+
+    #[test]
+    fn slices_are_the_whole() -> Result<()> {
+        let [q, k, v] = [8, 4, 4].map(|n| Var::randn(0f32, 1.0, (3, 5, n), &Device::Cpu).unwrap());
+        let run = |max_scores| -> Result<Vec<f32>> {
+            let attention = Attention { max_scores, ..Attention::new(2) };
+            let h = attention.forward(&q, &k, &v)?;
+            let gradients = (&h * &h)?.sum_all()?.backward()?;
+            let mut all = vec![h.flatten_all()?];
+            for var in [&q, &k, &v] {
+                all.push(gradients.get(var).unwrap().flatten_all()?);
+            }
+            Tensor::cat(&all, 0)?.to_vec1()
+        };
+        let whole = run(MAX_SCORES)?;
+        // 2 heads · 5² scores of each of 6 groups: four groups, one, and less than one.
+        for max_scores in [4 * 50 + 1, 50, 1] {
+            let close = |(a, b): (&f32, &f32)| (a - b).abs() < 1e-5;
+            assert!(run(max_scores)?.iter().zip(&whole).all(close), "{max_scores}");
+        }
+        Ok(())
+    }
 }

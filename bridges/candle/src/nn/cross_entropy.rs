@@ -21,6 +21,15 @@ const MAX_LOGITS: usize = 1 << 25;
 /// # Errors
 /// If the shapes, types or devices do not fit each other, or candle's.
 pub fn linear_cross_entropy(hidden: &Tensor, weight: &Tensor, labels: &Tensor) -> Result<Tensor> {
+    in_chunks(hidden, weight, labels, MAX_LOGITS)
+}
+
+fn in_chunks(
+    hidden: &Tensor,
+    weight: &Tensor,
+    labels: &Tensor,
+    max_logits: usize,
+) -> Result<Tensor> {
     let fits = match (hidden.dims(), weight.dims()) {
         ([of_labels @ .., n], [_, of_n]) => n == of_n && of_labels == labels.dims(),
         _ => false,
@@ -38,7 +47,7 @@ pub fn linear_cross_entropy(hidden: &Tensor, weight: &Tensor, labels: &Tensor) -
     let x = hidden.detach().reshape((rows, n))?;
     let (labels, counted) = split_labels(labels)?;
     let count = counted.sum_all()?;
-    let chunk = (MAX_LOGITS / vocabulary.max(1)).clamp(1, rows.max(1));
+    let chunk = (max_logits / vocabulary.max(1)).clamp(1, rows.max(1));
     let (mut losses, mut grads) = (Vec::new(), Vec::new());
     for start in (0..rows).step_by(chunk) {
         let part = |t: &Tensor| t.narrow(0, start, chunk.min(rows - start));
@@ -95,4 +104,30 @@ fn rows_of(
     drop(exp);
     p.scatter_add_set(labels, &counted.neg()?, D::Minus1)?;
     Ok((losses, Some(p.to_dtype(x.dtype())?.matmul(weight)?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{Device, Var};
+
+    #[test]
+    fn chunks_are_the_whole() -> Result<()> {
+        let cpu = &Device::Cpu;
+        let x = Var::randn(0f32, 1.0, (10, 4), cpu)?;
+        let weight = Tensor::randn(0f32, 1.0, (7, 4), cpu)?;
+        let labels = Tensor::new(&[0u32, 6, 2, IGNORE_INDEX as u32, 4, 5, 1, 1, 3, 0], cpu)?;
+        let run = |max_logits| -> Result<Vec<f32>> {
+            let loss = in_chunks(&x, &weight, &labels, max_logits)?;
+            let gradient = loss.backward()?.remove(&x).unwrap().flatten_all()?;
+            Tensor::cat(&[loss.reshape(1)?, gradient], 0)?.to_vec1()
+        };
+        let whole = run(MAX_LOGITS)?;
+        // Three rows at a time, the last chunk has one; one row; less than a row.
+        for max_logits in [3 * 7 + 1, 7, 1] {
+            let close = |(a, b): (&f32, &f32)| (a - b).abs() < 1e-6;
+            assert!(run(max_logits)?.iter().zip(&whole).all(close), "{max_logits}");
+        }
+        Ok(())
+    }
 }

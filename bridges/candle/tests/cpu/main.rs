@@ -6,5 +6,6 @@ mod errors;
 mod groups;
 mod layers;
 mod llama;
+mod nn;
 mod plain;
 mod training;

@@ -19,7 +19,9 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<Tenso
         x.unsqueeze(2)?.broadcast_as(shape)?.reshape((b, heads, t, n))
     };
     let above = |i: usize| if i % t > i / t { f32::NEG_INFINITY } else { 0.0 };
-    let mask = Tensor::from_iter((0..t * t).map(above), q.device())?.reshape((t, t))?;
+    let mask = Tensor::from_iter((0..t * t).map(above), q.device())?
+        .reshape((t, t))?
+        .to_dtype(q.dtype())?;
     let scores = (q.matmul(&repeat(k)?.t()?)? * scale)?.broadcast_add(&mask)?;
     candle_nn::ops::softmax(&scores, D::Minus1)?.matmul(&repeat(v)?)
 }
@@ -58,7 +60,7 @@ impl Plain<'_> {
     }
 
     fn linear(&self, x: &Tensor, module: &str) -> Result<Tensor> {
-        let times = |x: &Tensor, w: &Tensor| x.broadcast_matmul(&w.t()?);
+        let times = |x: &Tensor, w: &Tensor| x.broadcast_matmul(&w.to_dtype(x.dtype())?.t()?);
         let mut h = times(x, self.weight(module))?;
         if let Some((_, adapter)) = self.model.adapters().find(|(name, _)| *name == module) {
             let s = (times(x, adapter.a())? * f64::from(adapter.scale()))?;
@@ -73,7 +75,8 @@ impl Plain<'_> {
     pub fn logits(&self, ids: &Tensor) -> Result<Tensor> {
         let Config { hidden_size, rms_norm_eps: eps, rope_theta, .. } = *self.config;
         let ((b, t), n) = (ids.dims2()?, self.config.head_dim());
-        let [cos, sin] = tables(t, n, rope_theta)?;
+        let [cos, sin] = tables(t, n, rope_theta)?
+            .map(|x| x.to_dtype(self.weight("model.norm").dtype()).unwrap());
         let embedding = self.weight("model.embed_tokens");
         let mut x = embedding.embedding(&ids.flatten_all()?)?.reshape((b, t, hidden_size))?;
         for i in 0..self.config.num_hidden_layers {

@@ -1,8 +1,9 @@
 //! A small Llama with GQA against the same model of candle's own operations.
 
 use crate::common::{assert_close, assert_same_gradients, difference};
+use crate::compare::distance;
 use crate::plain::Plain;
-use candle_core::backprop::GradStore;
+use crate::small::{self, batch, config};
 use candle_core::{DType, Device, IndexOp, Result, Tensor, Var};
 use candle_nn::{AdamW, Optimizer, VarBuilder};
 use lora_kernels_candle::llama::{Config, Llama, Lora, random_weights};
@@ -10,36 +11,12 @@ use lora_kernels_candle::lora_kernels::AdapterConfig;
 use lora_kernels_candle::{check_gradients, load_peft};
 use std::collections::HashMap;
 
-/// Two layers, three heads for each KV head, and sizes that are no powers of two.
-pub fn config(extra: &str) -> Config {
-    let json = r#"{"vocab_size": 53, "hidden_size": 36, "intermediate_size": 44,
-        "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2,
-        "rms_norm_eps": 1e-5, "rope_theta": 1e4"#;
-    Config::from_json(&format!("{json}{extra}}}")).unwrap()
-}
-
-pub fn vb(weights: &HashMap<String, Tensor>, dtype: DType, device: &Device) -> VarBuilder<'static> {
+fn vb(weights: &HashMap<String, Tensor>, dtype: DType, device: &Device) -> VarBuilder<'static> {
     VarBuilder::from_tensors(weights.clone(), dtype, device)
 }
 
-/// The model in `dtype`, with adapters whose B is not zero.
-pub fn model(config: &Config, targets: &[&str], dtype: DType) -> Result<Llama> {
-    let lora = Lora::new(AdapterConfig::new(3).with_alpha(4.5), targets.iter().copied());
-    let weights = random_weights(config)?;
-    let model = Llama::load(config, vb(&weights, dtype, &Device::Cpu), Some(&lora))?;
-    for (i, (_, adapter)) in model.adapters().enumerate() {
-        let b = adapter.b();
-        let values = (0..b.elem_count()).map(|j| 0.2 * (0.7 * j as f32 + i as f32).sin());
-        b.set(&Tensor::from_iter(values, &Device::Cpu)?.reshape(b.shape())?)?;
-    }
-    Ok(model)
-}
-
-/// Tokens and the tokens that follow them.
-pub fn batch(b: usize, t: usize) -> Result<(Tensor, Tensor)> {
-    let ids = (0..b * (t + 1)).map(|i| ((i * 37 + i * i) % 53) as u32);
-    let ids = Tensor::from_iter(ids, &Device::Cpu)?.reshape((b, t + 1))?;
-    Ok((ids.i((.., ..t))?, ids.i((.., 1..))?))
+fn model(config: &Config, targets: &[&str], dtype: DType) -> Result<Llama> {
+    small::model(config, targets, dtype, &Device::Cpu)
 }
 
 fn named(vars: &[(String, Var)]) -> Vec<(&str, &Var)> {
@@ -82,15 +59,6 @@ fn only_variables_have_gradients_after_the_backward_pass() -> Result<()> {
     let trained: usize = model.vars().iter().map(|(_, var)| var.elem_count()).sum();
     assert_eq!(alive, trained);
     Ok(())
-}
-
-/// ‖a − b‖ / ‖b‖ of all gradients together.
-fn distance(a: &GradStore, b: &GradStore, vars: &[(String, Var)]) -> Result<f32> {
-    let all = |grads: &GradStore| {
-        let grads = vars.iter().map(|(_, var)| grads.get(var).expect("a gradient").flatten_all());
-        Tensor::cat(&grads.collect::<Result<Vec<_>>>()?, 0)
-    };
-    Ok(difference(&all(a)?, &all(b)?))
 }
 
 #[test]
@@ -154,7 +122,8 @@ fn adapters_are_saved_and_loaded() -> Result<()> {
     let mut saved: Vec<_> =
         candle_core::safetensors::load(file, &Device::Cpu)?.into_keys().collect();
     let mut expected = names.clone();
-    (saved.sort(), expected.sort());
+    saved.sort();
+    expected.sort();
     assert_eq!(saved, expected);
     assert_eq!(names[1], "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight");
 

@@ -2,10 +2,14 @@
 
 mod adapters;
 mod common;
+#[path = "../shared/compare.rs"]
+mod compare;
 mod errors;
 mod groups;
 mod layers;
 mod llama;
 mod nn;
 mod plain;
+#[path = "../shared/small.rs"]
+mod small;
 mod training;

@@ -67,6 +67,9 @@ fn operations() {
     refused(attention.forward(&x, &random(&[2, 4, 8]), &x), "[2, 4, 8]");
     refused(attention.forward(&x, &random(&[2, 5, 12]), &random(&[2, 5, 12])), "[2, 5, 12]");
     refused(attention.forward(&x, &x, &random(&[2, 5, 4])), "[2, 5, 4]");
+    refused(Attention::new(0).forward(&x, &x, &x), "heads · 0");
+    let empty = x.narrow(0, 0, 0).unwrap();
+    refused(attention.forward(&empty, &empty, &empty), "[0, 5, 8]");
     refused(Attention::new(3).forward(&x, &x, &x), "heads · 3");
     let frequencies = Attention::new(4).with_rope(rope_frequencies(6, 10.0));
     refused(frequencies.forward(&x, &x, &x), "3 frequencies");

@@ -7,7 +7,7 @@ use candle_core::{D, DType, Result, Tensor, bail};
 /// The label of tokens that the loss leaves out, as in PyTorch. In u32: `IGNORE_INDEX as u32`.
 pub const IGNORE_INDEX: i64 = -100;
 
-/// Logits computed at a time: 128 MiB in f32. The peak is four such tensors.
+/// Logits computed at a time: 128 MiB in f32. The peak is two such tensors.
 const MAX_LOGITS: usize = 1 << 25;
 
 /// The mean cross-entropy of the logits `hidden` Wᵀ and the labels, in f32: of hidden [..., n],
@@ -92,9 +92,10 @@ fn rows_of(
     let max = logits.max_keepdim(D::Minus1)?;
     let own = (logits.gather(labels, D::Minus1)? - &max)?;
     // Not candle's softmax: it has one warp a row, and rows are few and long.
-    let exp = logits.broadcast_sub(&max)?;
+    let shifted = logits.broadcast_sub(&max)?;
     drop(logits);
-    let exp = exp.exp()?;
+    let exp = shifted.exp()?;
+    drop(shifted);
     let sum = exp.sum_keepdim(D::Minus1)?;
     let losses = ((sum.log()? - own)? * counted)?;
     if !wanted {

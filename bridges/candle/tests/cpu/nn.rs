@@ -88,7 +88,7 @@ fn ropes() -> Result<()> {
 
 #[test]
 fn attentions() -> Result<()> {
-    let sizes = [(2, 7, 4, 2, 6), (1, 2, 1, 1, 2), (3, 5, 3, 3, 10), (2, 9, 6, 1, 4)];
+    let sizes = [(2, 7, 4, 2, 6), (1, 4, 1, 1, 6), (3, 5, 3, 3, 10), (2, 9, 6, 1, 4)];
     for (b, t, heads, kv_heads, n) in sizes {
         let (q, kv) = ([b, t, heads * n], [b, t, kv_heads * n]);
         let [cos, sin] = plain::tables(t, n, 50.0)?;

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex};
 use tables::Tables;
 
 /// Scores computed at a time, if one KV head of one sequence has no more: 64 MiB in 16 bits. The
-/// backward pass has four such tensors at its peak, and the mask is one.
+/// backward pass has three such tensors at its peak, and the mask is one.
 const MAX_SCORES: usize = 1 << 25;
 
 /// Causal attention with rotary embeddings and grouped KV heads:

@@ -21,18 +21,40 @@ use crate::pass::{Gradients, Pass};
 use candle_core::{DType, Device, Result, Shape, Storage, Tensor, bail};
 use std::sync::{Arc, Mutex};
 
-/// H [..., d] of x [..., k] and an adapter.
-pub(crate) fn single(
+/// Computes x again, for the backward pass. Whoever made x may then free its memory.
+pub(crate) type Again = Arc<dyn Fn() -> Result<Tensor> + Send + Sync>;
+
+/// The x of a forward pass: as it is kept, or computed again.
+fn input(kept: &Tensor, again: Option<&Again>) -> Result<Tensor> {
+    again.map_or_else(|| Ok(kept.clone()), |again| again())
+}
+
+/// Every H [..., d] of a pass, of x [..., k] and the adapters.
+pub(crate) fn nodes(
     x: &Tensor,
+    again: Option<Again>,
+    adapters: &[&LoraAdapter],
+    pass: Pass,
+    mut h: Vec<Storage>,
+) -> Result<Vec<Tensor>> {
+    match adapters {
+        [adapter] => Ok(vec![single(x, again, adapter, pass, h.remove(0))?]),
+        adapters => group(x, again, adapters, pass, h),
+    }
+}
+
+fn single(
+    x: &Tensor,
+    again: Option<Again>,
     adapter: &LoraAdapter,
     pass: Pass,
     storage: Storage,
 ) -> Result<Tensor> {
     let y = Value { storage, shape: pass.outputs[0].clone() };
     node::three("lora-linear", [x, adapter.a(), adapter.b()], y, move |step| {
-        let [x, _, _] = &step.args;
+        let x = input(&step.args[0], again.as_ref())?;
         let Gradients { dx, da, mut db } =
-            pass.backward(x, std::slice::from_ref(step.dy), step.wanted[0])?;
+            pass.backward(&x, std::slice::from_ref(step.dy), step.wanted[0])?;
         Ok([dx, Some(da), db.pop()])
     })
 }
@@ -46,17 +68,17 @@ struct Shared {
     vars: Mutex<Vec<Option<[Tensor; 2]>>>,
 }
 
-/// Every H of a group, of x [..., k] and the adapters.
-pub(crate) fn group<'a>(
+fn group(
     x: &Tensor,
-    adapters: impl Iterator<Item = &'a LoraAdapter>,
+    again: Option<Again>,
+    adapters: &[&LoraAdapter],
     pass: Pass,
     h: Vec<Storage>,
 ) -> Result<Vec<Tensor>> {
     let (dh, vars) = (Mutex::new(vec![None; h.len()]), Mutex::new(vec![None; h.len()]));
     let shared = Arc::new(Shared { pass, dh, vars });
     let mut vars = token(x.device())?.into_tensor();
-    for (i, adapter) in adapters.enumerate() {
+    for (i, adapter) in adapters.iter().enumerate() {
         let shared = shared.clone();
         let args = [adapter.a().as_tensor(), adapter.b().as_tensor(), &vars];
         vars = node::three("lora-group-vars", args, token(x.device())?, move |step| {
@@ -68,7 +90,8 @@ pub(crate) fn group<'a>(
     }
     let hub = shared.clone();
     let token = node::two("lora-group", [x, &vars], token(x.device())?, move |step| {
-        let dx = hub.backward(&step.args[0], step.wanted[0])?;
+        let x = input(&step.args[0], again.as_ref())?;
+        let dx = hub.backward(&x, step.wanted[0])?;
         Ok([dx, Some(step.dy.clone())])
     })?;
     let outputs = h.into_iter().zip(shared.pass.outputs.clone()).enumerate();

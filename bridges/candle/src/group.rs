@@ -1,7 +1,7 @@
 //! Layers that share their input.
 
 use crate::bias;
-use crate::graph;
+use crate::graph::{self, Again};
 use crate::linear::LoraLinear;
 use crate::pass::{Part, Pass};
 use candle_core::{Module, Result, Tensor, Var, bail};
@@ -87,16 +87,22 @@ impl LoraGroup {
     /// # Errors
     /// If x does not fit the weights, or an operation of candle or lora-kernels fails.
     pub fn forward(&self, x: &Tensor) -> Result<Vec<Tensor>> {
-        if self.layers.len() == 1 || self.layers.iter().any(LoraLinear::is_merged) {
-            return self.layers.iter().map(|layer| layer.forward(x)).collect();
+        self.forward_again(x, None)
+    }
+
+    /// The same. With `again` the backward pass does not read x.
+    pub(crate) fn forward_again(&self, x: &Tensor, again: Option<Again>) -> Result<Vec<Tensor>> {
+        if !self.layers.iter().any(LoraLinear::is_merged) {
+            return forward(x, again, &self.layers);
         }
-        let x = x.contiguous()?;
-        let (a, parts) = operands(&self.layers)?;
-        let kernels = self.layers[0].base().kernels().clone();
-        let (pass, h) = Pass::forward(kernels, &x, Tensor::cat(&a, 0)?, parts)?;
-        let adapters = self.layers.iter().map(LoraLinear::adapter);
-        let h = graph::group(&x, adapters, pass, h)?;
-        h.into_iter().zip(&self.layers).map(|(h, layer)| bias::add(h, layer.bias())).collect()
+        let mut h = Vec::new();
+        for layer in &self.layers {
+            match layer.is_merged() {
+                true => h.push(layer.forward(x)?),
+                false => h.extend(forward(x, again.clone(), std::slice::from_ref(layer))?),
+            }
+        }
+        Ok(h)
     }
 }
 
@@ -110,11 +116,17 @@ fn operands(layers: &[LoraLinear]) -> Result<(Vec<Tensor>, Vec<Part>)> {
     operands.collect()
 }
 
-/// h [..., d] of one layer that is not merged, without its bias.
-pub(crate) fn single(x: &Tensor, layer: &LoraLinear) -> Result<Tensor> {
+/// h [..., dᵢ] of layers that are not merged, of one x.
+pub(crate) fn forward(
+    x: &Tensor,
+    again: Option<Again>,
+    layers: &[LoraLinear],
+) -> Result<Vec<Tensor>> {
     let x = x.contiguous()?;
-    let (mut a, parts) = operands(std::slice::from_ref(layer))?;
-    let kernels = layer.base().kernels().clone();
-    let (pass, mut h) = Pass::forward(kernels, &x, a.remove(0), parts)?;
-    graph::single(&x, layer.adapter(), pass, h.remove(0))
+    let (a, parts) = operands(layers)?;
+    let kernels = layers[0].base().kernels().clone();
+    let (pass, h) = Pass::forward(kernels, &x, Tensor::cat(&a, 0)?, parts)?;
+    let adapters: Vec<_> = layers.iter().map(LoraLinear::adapter).collect();
+    let h = graph::nodes(&x, again, &adapters, pass, h)?;
+    h.into_iter().zip(layers).map(|(h, layer)| bias::add(h, layer.bias())).collect()
 }

@@ -42,13 +42,29 @@ impl Layer {
     }
 
     /// [batch, T, n] of x of that shape.
+    ///
+    /// The backward pass computes the inputs of q, k, v, gate, up and down again, in four launches:
+    /// kept, they would be a third of what a layer keeps.
     pub(super) fn forward(&self, x: &Tensor, attention: &Attention) -> Result<Tensor> {
-        let [q, k, v] = self.qkv.forward(&rms_norm(x, &self.input_norm, self.eps)?)?;
+        let [q, k, v] = self.normed(&self.qkv, x, &self.input_norm)?;
         let [h] = self.o.forward(&attention.forward(&q, &k, &v)?)?;
         let x = residual(x, h)?;
-        let [gate, up] = self.gate_up.forward(&rms_norm(&x, &self.mlp_norm, self.eps)?)?;
-        let [h] = self.down.forward(&swiglu(&gate, &up)?)?;
+        let [gate, up] = self.normed(&self.gate_up, &x, &self.mlp_norm)?;
+        let h = swiglu(&gate, &up)?;
+        let (gate, up) = (gate.detach(), up.detach());
+        let [h] = self.down.forward_of(move || swiglu(&gate, &up), h)?;
         residual(&x, h)
+    }
+
+    fn normed<const N: usize>(
+        &self,
+        layers: &Projections,
+        x: &Tensor,
+        weight: &Tensor,
+    ) -> Result<[Tensor; N]> {
+        let (y, eps) = (rms_norm(x, weight, self.eps)?, self.eps);
+        let (x, weight) = (x.detach(), weight.clone());
+        layers.forward_of(move || rms_norm(&x, &weight, eps), y)
     }
 
     pub(super) fn projections(&self) -> [&Projections; 4] {

@@ -1,8 +1,11 @@
 //! Linear layers that share their input, each with or without an adapter.
 
+use crate::graph::Again;
+use crate::node::Value;
 use crate::{FrozenLinear, LoraAdapter, LoraGroup, LoraLinear, linear::DEFAULT_ADAPTER};
 use candle_core::{Module, Result, Tensor};
 use candle_nn::VarBuilder;
+use std::sync::Arc;
 
 /// Makes the adapter of a module of these sizes [d, k], or none.
 pub(super) type MakeAdapter<'a> = dyn FnMut(&str, [usize; 2]) -> Result<Option<LoraAdapter>> + 'a;
@@ -44,10 +47,26 @@ impl Projections {
 
     /// The outputs of every layer.
     pub(super) fn forward<const N: usize>(&self, x: &Tensor) -> Result<[Tensor; N]> {
+        self.outputs(x, None)
+    }
+
+    /// The outputs of every layer, of an x that `again` makes once more in the backward pass: its
+    /// memory is free from here on.
+    pub(super) fn forward_of<const N: usize>(
+        &self,
+        again: impl Fn() -> Result<Tensor> + Send + Sync + 'static,
+        x: Tensor,
+    ) -> Result<[Tensor; N]> {
+        let outputs = self.outputs(&x, Some(Arc::new(again)))?;
+        drop(Value::take(&x)?);
+        Ok(outputs)
+    }
+
+    fn outputs<const N: usize>(&self, x: &Tensor, again: Option<Again>) -> Result<[Tensor; N]> {
         let mut outputs = Vec::with_capacity(N);
         if let Some(group) = &self.group {
             let positions = self.adapted.iter().map(|(_, position)| *position);
-            outputs.extend(positions.zip(group.forward(x)?));
+            outputs.extend(positions.zip(group.forward_again(x, again)?));
         }
         for (position, layer) in &self.frozen {
             outputs.push((*position, layer.forward(x)?));

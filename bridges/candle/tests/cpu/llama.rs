@@ -4,7 +4,7 @@ use crate::common::{assert_close, assert_same_gradients, difference};
 use crate::compare::distance;
 use crate::plain::Plain;
 use crate::small::{self, batch, config};
-use candle_core::{DType, Device, IndexOp, Result, Tensor, Var};
+use candle_core::{CpuStorage, DType, Device, IndexOp, Result, Storage, Tensor, Var};
 use candle_nn::{AdamW, Optimizer, VarBuilder};
 use lora_kernels_candle::llama::{Config, Llama, Lora, random_weights};
 use lora_kernels_candle::lora_kernels::AdapterConfig;
@@ -45,6 +45,30 @@ fn gradients_are_those_of_candle() -> Result<()> {
     for targets in [&["q_proj", "v_proj"][..], &["o_proj"], &["k_proj", "down_proj", "up_proj"]] {
         compare("", targets)?;
     }
+    Ok(())
+}
+
+/// The results that candle's graph keeps are those that the README names: the memory of all others
+/// has been freed.
+#[test]
+fn the_graph_keeps_what_the_backward_pass_reads() -> Result<()> {
+    let (config, (ids, labels)) = (config(""), batch(2, 11)?);
+    let loss = model(&config, &["all-linear"], DType::F32)?.loss(&ids, &labels)?;
+    let kept =
+        loss.sorted_nodes().into_iter().filter(|node| !node.is_variable()).map(|node| match &*node
+            .storage_and_layout()
+            .0
+        {
+            Storage::Cpu(CpuStorage::F32(values)) => values.len(),
+            _ => 0,
+        });
+    let (n, wide) = (config.hidden_size, config.intermediate_size);
+    let (q, kv) = (6 * config.head_dim(), 2 * config.head_dim());
+    // Both sums, q, k, v and the heads' outputs, gate and up; and the last norm.
+    let layer = 2 * n + q + 2 * kv + q + 2 * wide;
+    let activations = ids.elem_count() * (2 * layer + n);
+    // The tokens of two groups a layer, and the loss.
+    assert_eq!(kept.sum::<usize>(), activations + 2 * (4 + 3) + 1);
     Ok(())
 }
 

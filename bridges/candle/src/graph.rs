@@ -21,7 +21,7 @@ use crate::pass::{Gradients, Pass};
 use candle_core::{DType, Device, Result, Shape, Storage, Tensor, bail};
 use std::sync::{Arc, Mutex};
 
-/// Computes x again, for the backward pass. Whoever made x may then free its memory.
+/// Computes x again, for the backward pass: the memory of x may be freed after the forward pass.
 pub(crate) type Again = Arc<dyn Fn() -> Result<Tensor> + Send + Sync>;
 
 /// The x of a forward pass: as it is kept, or computed again.

@@ -56,19 +56,15 @@ impl Llama {
         if !loaded.config.extras().is_empty() {
             bail!("the PEFT directory also has {}", loaded.not_computed.join("; "))
         }
-        let mut model = Llama::build(config, &vb, &mut |module, [d, k]| match loaded
-            .adapters
-            .remove(module)
-        {
-            Some(adapter) if (adapter.b().dim(0)?, adapter.a().dim(1)?) == (d, k) => {
-                Ok(Some(adapter))
-            }
-            Some(adapter) => {
-                let (a, b) = (adapter.a().shape(), adapter.b().shape());
+        let mut take = |module: &str, [d, k]: [usize; 2]| {
+            let Some(adapter) = loaded.adapters.remove(module) else { return Ok(None) };
+            let (a, b) = (adapter.a().shape(), adapter.b().shape());
+            if (b.dims()[0], a.dims()[1]) != (d, k) {
                 bail!("{module} is [{d}, {k}]: it has no adapter with A {a:?} and B {b:?}")
             }
-            None => Ok(None),
-        })?;
+            Ok(Some(adapter))
+        };
+        let mut model = Llama::build(config, &vb, &mut take)?;
         if let Some(module) = loaded.adapters.keys().next() {
             let (n, targets) = (loaded.adapters.len(), TARGETS.join(", "));
             bail!("{n} adapters are of no layer of the model, such as {module}: it has {targets}")

@@ -1,16 +1,13 @@
 //! A linear layer that is not trained.
 
 use crate::bias;
-use crate::graph::Ready;
 use crate::kernels::Kernels;
 use crate::memory::{Elements, Output, element, err};
+use crate::node::{self, Value};
 use crate::pass::{output_shape, tokens};
-use candle_core::{CpuStorage, CustomOp1, Layout, Module, Result, Shape, Tensor};
+use candle_core::{Module, Result, Tensor};
 use lora_kernels::Problem;
 use std::sync::Arc;
-
-#[cfg(feature = "cuda")]
-use candle_core::CudaStorage;
 
 /// A frozen linear layer, H = X W0ᵀ + bias: an output head, or a projection without an adapter.
 ///
@@ -77,21 +74,20 @@ impl Module for FrozenLinear {
         let x = x.contiguous()?;
         let (t, (d, k)) = (tokens(&x, &self.w0)?, self.w0.dims2()?);
         let problem = Problem::single(t, k, d, 1, element(x.dtype())?).map_err(err)?;
-        let layer = Frozen { layer: self.clone(), problem, shape: output_shape(&x, d) };
-        let h = Ready::new(layer.run(&x, true)?.into_storage());
-        bias::add(&x.apply_op1(FrozenOp { frozen: layer, h })?, self.bias.as_ref())
+        let layer = Frozen { layer: self.clone(), problem };
+        let storage = layer.run(&x, true)?.into_storage();
+        let h = Value { storage, shape: output_shape(&x, d) };
+        let h = node::one("frozen-linear", &x, h, move |step| {
+            let dx = layer.run(&step.dy.contiguous()?, false)?;
+            Ok(dx.into_tensor(step.args[0].shape()))
+        })?;
+        bias::add(h, self.bias.as_ref())
     }
 }
 
 struct Frozen {
     layer: FrozenLinear,
     problem: Problem,
-    shape: Shape,
-}
-
-struct FrozenOp {
-    frozen: Frozen,
-    h: Ready,
 }
 
 impl Frozen {
@@ -115,25 +111,5 @@ impl Frozen {
             run.map_err(err)?;
         }
         Ok(output)
-    }
-}
-
-impl CustomOp1 for FrozenOp {
-    fn name(&self) -> &'static str {
-        "frozen-linear"
-    }
-
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        Ok((self.h.cpu()?, self.frozen.shape.clone()))
-    }
-
-    #[cfg(feature = "cuda")]
-    fn cuda_fwd(&self, _: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
-        Ok((self.h.cuda()?, self.frozen.shape.clone()))
-    }
-
-    fn bwd(&self, x: &Tensor, _: &Tensor, dh: &Tensor) -> Result<Option<Tensor>> {
-        let dx = self.frozen.run(&dh.contiguous()?, false)?;
-        Ok(Some(dx.into_tensor(x.shape())))
     }
 }

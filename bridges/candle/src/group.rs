@@ -1,10 +1,10 @@
 //! Layers that share their input.
 
 use crate::bias;
-use crate::graph::{self, Ready, Single};
+use crate::graph::{self, Again};
 use crate::linear::LoraLinear;
 use crate::pass::{Part, Pass};
-use candle_core::{DType, Module, Result, Tensor, Var, bail};
+use candle_core::{Module, Result, Tensor, Var, bail};
 use lora_kernels::MAX_PROJECTIONS;
 
 /// One to four adapted layers of the same x: q, k and v of an attention, or gate and up of a gated
@@ -87,25 +87,22 @@ impl LoraGroup {
     /// # Errors
     /// If x does not fit the weights, or an operation of candle or lora-kernels fails.
     pub fn forward(&self, x: &Tensor) -> Result<Vec<Tensor>> {
-        if self.layers.len() == 1 || self.layers.iter().any(LoraLinear::is_merged) {
-            return self.layers.iter().map(|layer| layer.forward(x)).collect();
+        self.forward_again(x, None)
+    }
+
+    /// The same. With `again` the backward pass does not read x.
+    pub(crate) fn forward_again(&self, x: &Tensor, again: Option<Again>) -> Result<Vec<Tensor>> {
+        if !self.layers.iter().any(LoraLinear::is_merged) {
+            return forward(x, again, &self.layers);
         }
-        let x = x.contiguous()?;
-        let adapters = self.layers.iter().map(LoraLinear::adapter);
-        // candle's graph splits the gradients of these again.
-        let a: Vec<_> = adapters.clone().map(|adapter| adapter.a().as_tensor()).collect();
-        let a = Tensor::cat(&a, 0)?;
-        let b = adapters.map(|adapter| adapter.b().flatten_all()).collect::<Result<Vec<_>>>()?;
-        let b = Tensor::cat(&b, 0)?;
-        let (a16, parts) = operands(&self.layers)?;
-        let a_own = match (x.dtype(), a16) {
-            (DType::F32, _) => a.detach(),
-            (_, a16) => Tensor::cat(&a16, 0)?,
-        };
-        let kernels = self.layers[0].base().kernels().clone();
-        let (pass, h) = Pass::forward(kernels, &x, a_own, parts)?;
-        let h = graph::group(&x, &a, &b, pass, h)?;
-        h.iter().zip(&self.layers).map(|(h, layer)| bias::add(h, layer.bias())).collect()
+        let mut h = Vec::new();
+        for layer in &self.layers {
+            match layer.is_merged() {
+                true => h.push(layer.forward(x)?),
+                false => h.extend(forward(x, again.clone(), std::slice::from_ref(layer))?),
+            }
+        }
+        Ok(h)
     }
 }
 
@@ -119,12 +116,17 @@ fn operands(layers: &[LoraLinear]) -> Result<(Vec<Tensor>, Vec<Part>)> {
     operands.collect()
 }
 
-/// h [..., d] of one layer that is not merged, without its bias.
-pub(crate) fn single(x: &Tensor, layer: &LoraLinear) -> Result<Tensor> {
+/// h [..., dᵢ] of layers that are not merged, of one x.
+pub(crate) fn forward(
+    x: &Tensor,
+    again: Option<Again>,
+    layers: &[LoraLinear],
+) -> Result<Vec<Tensor>> {
     let x = x.contiguous()?;
-    let (mut a, parts) = operands(std::slice::from_ref(layer))?;
-    let kernels = layer.base().kernels().clone();
-    let (pass, mut h) = Pass::forward(kernels, &x, a.remove(0), parts)?;
-    let op = Single { pass, h: Ready::new(h.remove(0)) };
-    x.apply_op3(layer.adapter().a(), layer.adapter().b(), op)
+    let (a, parts) = operands(layers)?;
+    let kernels = layers[0].base().kernels().clone();
+    let (pass, h) = Pass::forward(kernels, &x, Tensor::cat(&a, 0)?, parts)?;
+    let adapters: Vec<_> = layers.iter().map(LoraLinear::adapter).collect();
+    let h = graph::nodes(&x, again, &adapters, pass, h)?;
+    h.into_iter().zip(layers).map(|(h, layer)| bias::add(h, layer.bias())).collect()
 }

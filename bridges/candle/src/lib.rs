@@ -9,7 +9,10 @@ mod graph;
 mod group;
 mod kernels;
 mod linear;
+pub mod llama;
 mod memory;
+pub mod nn;
+mod node;
 mod pass;
 mod peft;
 

@@ -1,7 +1,6 @@
 //! An adapted linear layer.
 
 use crate::adapter::LoraAdapter;
-use crate::bias;
 use crate::frozen::FrozenLinear;
 use crate::group;
 use candle_core::{Module, Result, Tensor, Var, bail};
@@ -206,10 +205,7 @@ impl Module for LoraLinear {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match &self.merged {
             Some(merged) => merged.forward(x),
-            None => {
-                let h = group::single(x, self)?;
-                bias::add(&h, self.bias())
-            }
+            None => Ok(group::forward(x, None, std::slice::from_ref(self))?.remove(0)),
         }
     }
 }

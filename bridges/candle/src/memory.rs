@@ -142,3 +142,13 @@ fn uninitialised(device: &candle_core::CudaDevice, dtype: DType, n: usize) -> Re
     };
     Ok(CudaStorage { slice, device: device.clone() })
 }
+
+/// A byte, to stand where memory was taken from.
+#[cfg(feature = "cuda")]
+#[allow(unsafe_code)]
+pub(crate) fn placeholder(
+    device: &candle_core::CudaDevice,
+) -> Result<lora_kernels::cudarc::driver::CudaSlice<u8>> {
+    // SAFETY: nothing reads it, and any bits are a u8.
+    unsafe { device.alloc(1) }
+}

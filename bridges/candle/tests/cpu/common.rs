@@ -1,13 +1,10 @@
 //! The same layer by candle's own operations, and comparisons.
 
+pub use crate::compare::{assert_close, difference, loss, random};
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use lora_kernels_candle::lora_kernels::AdapterConfig;
 use lora_kernels_candle::{LoraAdapter, LoraLinear};
-
-pub fn random(shape: &[usize]) -> Tensor {
-    Tensor::randn(0f32, 0.5, shape, &Device::Cpu).unwrap()
-}
 
 pub fn var(shape: &[usize]) -> Var {
     Var::from_tensor(&random(shape)).unwrap()
@@ -37,28 +34,6 @@ pub fn plain(layer: &LoraLinear, x: &Tensor) -> Result<Tensor> {
         Some(bias) => h.broadcast_add(bias),
         None => Ok(h),
     }
-}
-
-/// A loss whose gradient differs from element to element.
-pub fn loss(h: &Tensor) -> Result<Tensor> {
-    let h = h.to_dtype(DType::F32)?;
-    h.sqr()?.mean_all()? + h.sin()?.sum_all()?
-}
-
-/// ‖a − b‖ / ‖b‖.
-pub fn difference(a: &Tensor, b: &Tensor) -> f32 {
-    assert_eq!(a.dims(), b.dims());
-    let (a, b) = (a.to_dtype(DType::F32).unwrap(), b.to_dtype(DType::F32).unwrap());
-    let norm = |t: &Tensor| t.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
-    let size = norm(&b);
-    assert!(size > 0.0, "nothing to compare with");
-    norm(&(a - b).unwrap()) / size
-}
-
-#[track_caller]
-pub fn assert_close(what: &str, a: &Tensor, b: &Tensor, tolerance: f32) {
-    let difference = difference(a, b);
-    assert!(difference <= tolerance, "{what}: relative difference {difference:e}");
 }
 
 /// Compares the gradients of these variables.

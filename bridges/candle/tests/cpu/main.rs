@@ -1,8 +1,15 @@
-//! Layers on the CPU, against candle's own graph of the same formulas.
+//! Tests on the CPU device, against candle's own operations and autograd.
 
 mod adapters;
 mod common;
+#[path = "../shared/compare.rs"]
+mod compare;
 mod errors;
 mod groups;
 mod layers;
+mod llama;
+mod nn;
+mod plain;
+#[path = "../shared/small.rs"]
+mod small;
 mod training;

@@ -50,7 +50,7 @@ def test_both_passes():
     )  # fmt: skip
     want_s = [scale * one for one in times(x, a, t, k, r, b_t=True)]
     low_rank = times(array("f", want_s), b, t, r, d, b_t=True)
-    want_h = [one + two for one, two in zip(times(x, w0, t, k, d, b_t=True), low_rank)]
+    want_h = [one + two for one, two in zip(times(x, w0, t, k, d, b_t=True), low_rank, strict=True)]
     assert (list(h), list(s)) == (want_h, want_s)
 
     dh = matrix(t, d, 4)
@@ -61,7 +61,9 @@ def test_both_passes():
     )  # fmt: skip
     ds = array("f", [scale * one for one in times(dh, b, t, d, r, b_t=False)])
     low_rank = times(ds, a, t, r, k, b_t=False)
-    want_dx = [one + two for one, two in zip(times(dh, w0, t, d, k, b_t=False), low_rank)]
+    want_dx = [
+        one + two for one, two in zip(times(dh, w0, t, d, k, b_t=False), low_rank, strict=True)
+    ]
     assert list(dx) == want_dx
     assert list(da) == times(array("f", transposed(ds, t, r)), x, r, t, k, b_t=False)
     assert list(db) == times(array("f", transposed(dh, t, d)), s, d, t, r, b_t=False)
@@ -93,16 +95,16 @@ def test_masters_are_rounded():
 
 
 def test_errors_have_types_and_numbers():
-    with pytest.raises(ValueError, match="rank 300 is outside 1..=256.*T=2 k=4"):
+    with pytest.raises(ValueError, match=r"rank 300 is outside 1\.\.=256 .*T=2 k=4"):
         _native.Plan(-1, 2, 4, [(3, 300)], "f32", False)
-    with pytest.raises(ValueError, match="'f64'|\"f64\""):
+    with pytest.raises(ValueError, match=r"\"f64\" is not an element type"):
         _native.Plan(-1, 2, 4, [(3, 1)], "f64", False)
     with pytest.raises(ValueError, match="1 to 4"):
         _native.Plan(-1, 2, 4, [(3, 1)] * 5, "f32", False)
     plan = _native.Plan(-1, 2, 4, [(3, 1)], "f32", False)
     with pytest.raises(ValueError, match="scales is a list of 0, expected 1"):
         plan.forward(0, 8, [8], [8], [8], [], 0, [8], 0, 0, 0)
-    with pytest.raises(ValueError, match="0x0 is not aligned for f32"):
+    with pytest.raises(ValueError, match=r"0x0 is not aligned for f32"):
         plan.forward(0, 0, [8], [8], [8], [1.0], 0, [8], 0, 0, 0)
 
 

@@ -55,7 +55,11 @@ def _call(
     save = torch.is_grad_enabled() and (
         x.requires_grad or any([one.requires_grad for one in (*a, *b)])
     )
-    if torch.compiler.is_compiling() or type(x) not in _PLAIN:
+    if (
+        torch.compiler.is_compiling()
+        or type(x) not in _PLAIN
+        or torch._C._are_functorch_transforms_active()
+    ):
         return _operators.call(x, w0, a, b, scales, save)
     if forward_ad._current_level >= 0:
         raise RuntimeError("lora_kernels has no forward-mode derivatives")
@@ -64,7 +68,7 @@ def _call(
     w0, a, b = ([one.contiguous() for one in wab] for wab in (w0, a, b))
     if not save:
         return passes.forward(x, w0, a, b, scales, False)[0]
-    return _Linears.apply(passes, scales, x, *w0, *a, *b)
+    return _apply(passes, scales, x, *w0, *a, *b)
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -95,6 +99,10 @@ class _Linears(Function):
         return _Once.apply(torch.empty(0, requires_grad=True), *gradients)
 
 
+# Function.apply without its search for wrappers of functorch, which takes a third of the time.
+_apply = super(Function, _Linears).apply
+
+
 def _gradients(ctx, dh: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
     passes, scales = ctx.passes, ctx.scales
     x, s, operands, *weights = ctx.saved_tensors
@@ -111,11 +119,9 @@ def _gradients(ctx, dh: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
         return None, None, dx, None, da if wants[4] else None, db[0] if wants[5] else None
     # What the loss does not use has no gradient, as if it had been computed apart.
     used = [one is not None for one in dh]
-    da = [one if want and use else None
-          for one, want, use in zip(passes.split(da), wants[3 + n :], used)]  # fmt: skip
-    db = [one if want and use else None
-          for one, want, use in zip(db, wants[3 + 2 * n :], used)]  # fmt: skip
-    return (None, None, dx, *none, *da, *db)
+    wanted = [want and used[i % n] for i, want in enumerate(wants[3 + n :])]
+    params = zip((*passes.split(da), *db), wanted, strict=True)
+    return (None, None, dx, *none, *[one if want else None for one, want in params])
 
 
 class _Once(Function):

@@ -104,11 +104,9 @@ def _gradients(ctx, gradients):
         return dx.view(ctx.shape), [None] * n, [None] * n, [None] * n, None, None
     x, s, *operands = rest
     shapes = [(*x.shape[:-1], one.shape[0]) for one in w0]
-    dh = [x.new_zeros(shape) if one is None else one for one, shape in zip(dh, shapes)]
+    dh = [x.new_zeros(shape) if one is None else one for one, shape in zip(dh, shapes, strict=True)]
     operands = operands[0] if operands else None
-    outputs = torch.ops.lora_kernels.backward(
-        dh, x, w0, a, b, s, operands, ctx.scales, ctx.want_dx
-    )
+    outputs = torch.ops.lora_kernels.backward(dh, x, w0, a, b, s, operands, ctx.scales, ctx.want_dx)
     dx, da, *db = outputs if ctx.want_dx else (None, *outputs)
     da = list(da.split([one.shape[0] for one in a]))
     return dx, [None] * n, da, db, None, None

@@ -27,9 +27,9 @@ def find(x: Tensor, w0: Sequence[Tensor], a: Sequence[Tensor], b: Sequence[Tenso
 
     Raises ValueError, with the shapes, for operands that no call takes.
     """
-    key = [x.shape, x.dtype, x.get_device()]
+    key = [x.shape, x.dtype, x.device]
     for one in (*w0, *a, *b):
-        key += (one.shape, one.dtype, one.get_device())
+        key += (one.shape, one.dtype, one.device)
     key = tuple(key)
     found = _passes.get(key)
     if found is None:
@@ -68,9 +68,7 @@ class Passes:
         self._sizes = [tuple(one.shape) for one in b]
         self._ranks = [r for _, r in self._sizes]
         self._h_shapes = [(*x.shape[:-1], d) for d, _ in self._sizes]
-        self._plan = Plan(
-            self.device, self.t, self.k, self._sizes, _NAMES[x.dtype], self.masters
-        )
+        self._plan = Plan(self.device, self.t, self.k, self._sizes, _NAMES[x.dtype], self.masters)
         self._rank = self._plan.rank
         self._operands = self._plan.operands
         self._forward_needs = self._plan.forward_workspace

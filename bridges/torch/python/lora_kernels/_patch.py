@@ -41,7 +41,7 @@ def patch(model: nn.Module) -> Report:
         if _STATE not in module.__dict__ and _why_left(module) is None:
             module.__dict__[_STATE] = _State()
             module.forward = MethodType(forward, module)
-            module._replicate_for_data_parallel = MethodType(_replicate, module)
+            module._replicate_for_data_parallel = MethodType(_replicate_for_data_parallel, module)
             served[module] = name
     for name, parent in list(model.named_modules()):
         for names in families(name, parent, served.keys()):
@@ -69,6 +69,10 @@ def report(model: nn.Module) -> Report:
         state = module.__dict__.get(_STATE)
         if state is None:
             found.left[name] = _why_left(module) or "not patched"
+            continue
+        if getattr(module.forward, "__func__", forward) is not forward:
+            # As in a model that was pickled: its methods are found by their names.
+            found.left[name] = "its forward was replaced; unpatch and patch the model"
             continue
         reason = operands(module, None)
         if isinstance(reason, str):
@@ -105,7 +109,7 @@ def _why_left(module: nn.Module) -> str | None:
     return _native.missing(device.index) if device.type == "cuda" else None
 
 
-def _replicate(self: nn.Module) -> nn.Module:
+def _replicate_for_data_parallel(self: nn.Module) -> nn.Module:
     """The replica's forward is the replica's: PyTorch copies attributes, and with them methods of
     the original. Siblings are not replicated."""
     replica = type(self)._replicate_for_data_parallel(self)

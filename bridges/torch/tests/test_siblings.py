@@ -97,15 +97,15 @@ def test_x_changed_in_between(device, calls):
             x.mul_(2)
         return q, first.detach(), m.v_proj(x)
 
-    check(device, call, calls, [3, 3, 3])
+    check(device, call, calls, [3])
 
 
 def test_equal_values_of_another_tensor(device, calls):
-    check(device, lambda m, x: (m.q_proj(x), m.k_proj(x.clone()), m.v_proj(x)), calls, [3, 3, 3])
+    check(device, lambda m, x: (m.q_proj(x), m.k_proj(x.clone()), m.v_proj(x)), calls, [3])
 
 
 def test_the_same_layer_twice(device, calls):
-    check(device, lambda m, x: (m.q_proj(x), m.q_proj(x), m.k_proj(x)), calls, [3, 3])
+    check(device, lambda m, x: (m.q_proj(x), m.q_proj(x), m.k_proj(x)), calls, [3])
 
 
 def test_an_output_that_is_not_used(device, calls):
@@ -161,7 +161,7 @@ def test_gradients_on_and_off(device, calls):
             q = m.q_proj(x)
         return q, m.k_proj(x), m.v_proj(x)
 
-    check(device, call, calls, [3, 3])
+    check(device, call, calls, [3])
 
 
 def test_x_asked_for_gradients_in_between(device, calls):

@@ -6,13 +6,13 @@ none outlives the call.
 """
 
 import threading
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ._linear import linears
+from ._operands import Operands, operands
 from ._passes import current_stream
 
 # Children that models call with one x. Whether siblings are served together must not depend on
@@ -31,27 +31,13 @@ _FAMILIES = (
 _CROSS = ("cross", "encoder_attn", "encdec")
 
 
-class Operands(NamedTuple):
-    """What a layer computes with."""
-
-    w0: Tensor
-    a: Tensor
-    b: Tensor
-    scale: float
-    bias: Tensor | None
-
-    def stamp(self) -> tuple[object, ...]:
-        """Differs after a change of the operands, as long as they are alive."""
-        w0, a, b = self.w0, self.a, self.b
-        return id(w0), w0._version, id(a), a._version, id(b), b._version, self.scale
-
-
 class _Shelf:
     """The outputs that wait, in one call of the parent."""
 
-    __slots__ = ("key", "outputs", "x")
+    __slots__ = ("computed", "key", "outputs", "x")
 
     def __init__(self) -> None:
+        self.computed = False
         self.clear()
 
     def clear(self) -> None:
@@ -74,7 +60,7 @@ def _key(x: Tensor) -> tuple[object, ...]:
     """What must not change between the calls of siblings, besides their operands."""
     kind = "cuda" if x.is_cuda else "cpu"
     autocast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
-    grad = torch.is_grad_enabled() and (x.requires_grad, x.grad_fn)
+    grad = torch.is_grad_enabled(), x.requires_grad
     return x._version, grad, autocast, current_stream(x.get_device())
 
 
@@ -106,30 +92,31 @@ class Siblings:
         if shelf is None or x.is_inference():
             return None
         key = _key(x)
-        if shelf.x is x and shelf.key == key:
-            found = shelf.outputs.pop(module, None)
-            if found is not None and found[2] == own.stamp():
-                h = found[0]
-                if not shelf.outputs:
-                    shelf.clear()
-                return h
-        shelf.clear()
-        return self._compute(shelf, module, x, own, key)
+        if not shelf.computed:
+            # Once a call: where siblings turn out to have another x each, the rest is done alone.
+            shelf.computed = True
+            return self._compute(shelf, module, x, own, key)
+        found = shelf.outputs.get(module)
+        if found is None or shelf.x is not x or shelf.key != key or found[2] != own.stamp():
+            return None
+        del shelf.outputs[module]
+        if not shelf.outputs:
+            shelf.clear()
+        return found[0]
 
     def _compute(
         self, shelf: _Shelf, module: nn.Module, x: Tensor, own: Operands, key: tuple[object, ...]
     ) -> Tensor | None:
-        from ._patch import operands
-
-        all_operands = [own if one is module else operands(one, x) for one in self.members]
-        if any([isinstance(one, str) for one in all_operands]):
+        each = [own if one is module else operands(one, x) for one in self.members]
+        fit = [one for one in each if not isinstance(one, str)]
+        if len(fit) < len(each):
             return None
         try:
-            h = linears(x, [one[:4] for one in all_operands])
+            h = linears(x, [one[:4] for one in fit])
         except ValueError:
             # They do not fit each other: a shard that was not gathered, say.
             return None
-        for one, out, of in zip(self.members, h, all_operands, strict=True):
+        for one, out, of in zip(self.members, h, fit, strict=True):
             if one is module:
                 mine = out
             else:
@@ -138,7 +125,7 @@ class Siblings:
         return mine
 
 
-def families(name: str, parent: nn.Module, served: set[nn.Module]) -> list[tuple[str, ...]]:
+def families(name: str, parent: nn.Module, served: Collection[nn.Module]) -> list[tuple[str, ...]]:
     """The names of children that share their x, of those that are served."""
     if any(word in name.lower() for word in _CROSS) or getattr(parent, "is_cross_attention", False):
         return []

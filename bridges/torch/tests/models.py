@@ -23,6 +23,8 @@ def llama(
         vocab_size=128,
         attention_bias=bias,
         use_cache=False,
+        # The gradients of others may differ from run to run on a GPU.
+        attn_implementation="eager",
     )
     base = LlamaForCausalLM(config).to(dtype)
     lora = {"r": 4, "lora_alpha": 8, "target_modules": targets, **lora}

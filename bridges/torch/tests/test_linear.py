@@ -53,7 +53,7 @@ def test_the_error_is_no_larger_than_that_of_pytorch_in_16_bits(device):
             outputs.append((h, *gradients([h], leaves(x, projections), weights)))
         want_h, want = exact(x, projections, weights)
         for ours, theirs, exactly in zip(*outputs, (*want_h, *want), strict=True):
-            assert error(ours, exactly) < 1.02 * error(theirs, exactly)
+            assert error(ours, exactly) < 1.1 * error(theirs, exactly)
 
 
 def test_what_needs_no_gradient_gets_none(device):
@@ -72,7 +72,7 @@ def test_what_needs_no_gradient_gets_none(device):
             assert i in frozen or error(one.grad, want[i]) < bound(dtype)
 
 
-def test_frozen_adapters_keep_neither_x_nor_s(device):
+def test_frozen_adapters_keep_the_weights_alone(device):
     x, projections = operands(device, BF16, F32, sizes=SIZES[1])
     weights = [one for w0, a, b, _ in projections for one in (w0, a, b)]
     for one in weights:
@@ -81,7 +81,7 @@ def test_frozen_adapters_keep_neither_x_nor_s(device):
     with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one) or one, lambda o: o):
         h = linears(x, projections)
     known = {one.data_ptr() for one in weights}
-    assert all(one.data_ptr() in known or one.dim() == 1 for one in kept)
+    assert {one.data_ptr() for one in kept} == known
     weights = weights_of(h)
     (dx,) = gradients(h, [x], weights)
     assert error(dx, exact(x, projections, weights)[1][0]) < bound(BF16)

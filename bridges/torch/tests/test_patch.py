@@ -41,8 +41,8 @@ def test_gradients_of_every_adapter(device, bias):
         if dtype == F32:
             assert ours < 1e-5
         else:
-            # PEFT multiplies by f32 adapters in f32; here they are rounded for each call.
-            assert ours < (1.1 if f32_adapters else 1.0) * by_peft
+            # PEFT multiplies by f32 adapters in f32; here they are rounded, and so are S and dS.
+            assert ours < (1.25 if f32_adapters else 1.0) * by_peft
 
 
 def test_gradients_under_autocast(device):
@@ -276,3 +276,14 @@ def test_compiled(device, f32_adapters):
         _, got = step(compiled)
         got = {name.removeprefix("_orig_mod."): one for name, one in got.items()}
         assert error(got, want) < 1.2 * error(by_eager, want)
+
+
+def test_compiled_by_peft_where_it_must_be(device):
+    model = llama(device, torch.float64)
+    _, want = step(model)
+    patch(model)
+    torch._dynamo.reset()
+    _, got = step(torch.compile(model, backend="aot_eager"))
+    got = {name.removeprefix("_orig_mod."): one for name, one in got.items()}
+    assert error(got, want) < 1e-12
+    assert len(report(model).fell_back) == 14

@@ -85,8 +85,8 @@ class _Linears(Function):
         h, s, operands = passes.forward(x, w0, a, b, scales, params)
         ctx.set_materialize_grads(False)
         ctx.passes, ctx.scales = passes, scales
-        # Adapters without gradients need neither x nor s.
-        ctx.save_for_backward(x if params else None, s, operands, *weights)
+        # Adapters without gradients need only the weights.
+        ctx.save_for_backward(*((x, s, operands) if params else (None,) * 3), *weights)
         ctx.shape = x.shape
         return tuple(h)
 

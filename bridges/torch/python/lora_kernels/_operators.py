@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._passes import find, input_gradient
+from ._passes import check, find, input_gradient
 
 _DEVICES = ("cpu", "cuda")
 
@@ -31,7 +31,12 @@ def call(
     scales: Sequence[float],
     save: bool,
 ) -> list[Tensor]:
-    """h of each, by the operator."""
+    """h of each, by the operator.
+
+    Raises ValueError for operands that no call takes.
+    """
+    # While PyTorch traces: the operator itself runs later, where nobody can serve it otherwise.
+    check(x, w0, a, b)
     scales = [float(scale) for scale in scales]
     outputs = torch.ops.lora_kernels.forward(x, list(w0), list(a), list(b), scales, save)
     return outputs[: len(scales)]

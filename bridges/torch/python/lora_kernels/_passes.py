@@ -60,7 +60,7 @@ class Passes:
     def __init__(
         self, x: Tensor, w0: Sequence[Tensor], a: Sequence[Tensor], b: Sequence[Tensor]
     ) -> None:
-        _check(x, w0, a, b)
+        check(x, w0, a, b)
         self.device: int = x.get_device()
         self.k = x.shape[-1]
         self.t = x.shape[:-1].numel()
@@ -197,7 +197,7 @@ def input_gradient(
     return dx
 
 
-def _check(x: Tensor, w0: Sequence[Tensor], a: Sequence[Tensor], b: Sequence[Tensor]) -> None:
+def check(x: Tensor, w0: Sequence[Tensor], a: Sequence[Tensor], b: Sequence[Tensor]) -> None:
     """Raises ValueError unless the operands fit each other."""
     if x.dim() == 0:
         raise ValueError("x is a scalar, expected [..., k]")
@@ -218,6 +218,8 @@ def _check(x: Tensor, w0: Sequence[Tensor], a: Sequence[Tensor], b: Sequence[Ten
         if not fit:
             expected = "x [..., k], w0 [d, k], a [r, k] and b [d, r]"
             raise ValueError(f"shapes{of} do not fit: {shapes}; expected {expected}")
+        if not 1 <= up.shape[1] <= 256:
+            raise ValueError(f"rank {up.shape[1]}{of} is outside 1..=256 ({shapes})")
         for name, one, wanted in (("w0", w, dtype), ("a", down, masters), ("b", up, masters)):
             if one.dtype != wanted:
                 raise ValueError(f"{name}{of} is {one.dtype}, expected {wanted} ({shapes})")

@@ -5,6 +5,8 @@ Contenders take turns in one process; the models have random bf16 weights and SD
   frozen   no adapter; the embeddings' output wants a gradient, so that every layer's dX is computed
   peft     PEFT's LoRA on all seven linear layers of a block, forward and backward
   patched  the same model after lora_kernels.patch
+In a graph, and under torch.compile, transformers gives SDPA an explicit mask, to all alike.
+
 Each figure is the median over the rounds; a ratio is the median of the ratios within a round.
 
   e2e.py [--rows ROW,...] [--rounds N] [--rank R] [--commit C] [--json FILE]

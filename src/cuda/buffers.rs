@@ -5,7 +5,7 @@ use crate::driver::{LentUse, Run};
 use crate::dropout::{Dropout, Source};
 use crate::error::{Error, Result};
 use crate::tensor::{TensorView, TensorViewMut};
-use crate::workspace::Workspace;
+use crate::workspace::{Part, Workspace};
 
 /// The most buffers that a call has: of a backward pass, 9 for all projections and 5 for each.
 const MOST: usize = 9 + 5 * crate::problem::MAX_PROJECTIONS;
@@ -103,10 +103,18 @@ impl<'r> Buffers<'r> {
     pub(super) fn workspace(&mut self, workspace: &mut Workspace) -> Result<[u64; 2]> {
         let mut addresses = [0; 2];
         let names = ["scratch of the workspace", "flags of the workspace"];
-        for ((address, tensor), name) in addresses.iter_mut().zip(workspace.tensors()).zip(names) {
-            let allocation = tensor.allocation().expect("checked to be on the device");
-            *address = allocation.write_bound(self.run)?;
-            let bytes = tensor.bytes();
+        for ((address, part), name) in addresses.iter_mut().zip(workspace.parts()).zip(names) {
+            let bytes = match part {
+                Part::Owned(tensor) => {
+                    let allocation = tensor.allocation().expect("checked to be on the device");
+                    *address = allocation.write_bound(self.run)?;
+                    tensor.bytes()
+                }
+                Part::Lent(view) => {
+                    (*address, _) = view.resolve(self.run)?;
+                    view.extent() * view.dtype().bytes()
+                }
+            };
             self.add(name, *address, [bytes; 3], None, true);
         }
         Ok(addresses)

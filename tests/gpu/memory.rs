@@ -4,7 +4,7 @@ use crate::common::random::{reals, rng};
 use crate::common::{DeviceElement, Inputs, Sizes, assert_same_bits};
 use crate::cuda::cuda;
 use half::{bf16, f16};
-use lora_kernels::cudarc::driver::DevicePtr;
+use lora_kernels::cudarc::driver::{CudaSlice, DevicePtr};
 use lora_kernels::ops::{self, BaseForward, BaseInputGrad, Forward, GradientsMut, Path};
 use lora_kernels::ops::{Projection, Weights};
 use lora_kernels::{
@@ -361,6 +361,47 @@ fn a_workspace_without_flags_is_refused() -> Result<()> {
             Ok(())
         }
     }
+}
+
+#[test]
+#[ignore = "needs a CUDA GPU"]
+fn a_workspace_may_be_the_callers_memory() -> Result<()> {
+    let device = cuda();
+    let (t, k, d, r) = (2048, 4096, 4096, 16);
+    let random = |seed, shape: [usize; 2]| {
+        let values: Vec<bf16> = reals(&mut rng(seed), shape[0] * shape[1], 1.0);
+        Tensor::from_slice(&device, &values, shape)
+    };
+    let (x, w0, a, b) =
+        (random(1, [t, k])?, random(2, [d, k])?, random(3, [r, k])?, random(4, [d, r])?);
+    let projections = [Projection::new(w0.view(), b.view(), 1.0)];
+    let weights = Weights::new(a.view(), &projections);
+    let forward = Forward::new(&device, &Problem::single(t, k, d, r, DType::Bf16)?)?;
+    let run = |workspace: &mut Workspace| {
+        let mut h = Tensor::zeros(&device, [t, d], DType::Bf16)?;
+        forward.run(&weights, x.view(), &mut [h.view_mut()], None, workspace)?;
+        h.to_vec::<bf16>()
+    };
+    let size = forward.workspace();
+    let want = run(&mut Workspace::new(&device, size)?)?;
+
+    let stream = device.stream().expect("a CUDA device");
+    let bytes = |n: usize| stream.alloc_zeros::<u8>(n.max(1)).expect("memory");
+    let (scratch, flags) = (bytes(size.scratch_bytes()), bytes(size.flag_bytes()));
+    let address = |memory: &CudaSlice<u8>| memory.device_ptr(stream).0;
+    // SAFETY: both outlive the calls and their work, which each copy to the host waits for.
+    let mut lent =
+        unsafe { Workspace::from_raw(&device, size, address(&scratch), address(&flags))? };
+    // Twice: the flags are zeros again after a call.
+    assert_same_bits("h", &run(&mut lent)?, &want);
+    assert_same_bits("h", &run(&mut lent)?, &want);
+
+    let mut own = Workspace::new(&device, size.without_scratch())?;
+    assert!(size.scratch_bytes() == 0 || run(&mut own).is_err());
+    // SAFETY: as above.
+    unsafe { own.lend_scratch(&device, size, address(&scratch))? };
+    assert_same_bits("h", &run(&mut own)?, &want);
+    Ok(())
 }
 
 #[test]

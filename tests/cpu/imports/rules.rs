@@ -29,6 +29,8 @@ const UNSAFE: &[(&str, &str)] = &[
     ("device.rs", "from_raw_stream"),
     ("tensor/view.rs", "from_raw"),
     ("tensor/view.rs", "from_raw"),
+    ("workspace.rs", "from_raw"),
+    ("workspace.rs", "lend_scratch"),
 ];
 
 /// A shortest circle, if there is one.

@@ -1,0 +1,77 @@
+"""Passes of lora-kernels on memory and streams named by their addresses."""
+
+from collections.abc import Sequence
+
+__version__: str
+
+def missing(device: int) -> str | None:
+    """Why calls on this CUDA device are not possible, or None."""
+
+class Plan:
+    """Both passes of 1 to 4 projections that share x, planned for one device.
+
+    Arguments of the passes are addresses of dense matrices, 0 for what is not wanted. The caller
+    keeps the memory alive, in the order of the stream, and vouches for the addresses.
+    """
+
+    def __new__(
+        cls,
+        device: int,
+        t: int,
+        k: int,
+        sizes: Sequence[tuple[int, int]],
+        dtype: str,
+        masters: bool,
+    ) -> Plan:
+        """For T tokens of k inputs, and (d, r) of each projection, on a CUDA device or -1."""
+
+    @property
+    def rank(self) -> int:
+        """R, the sum of the ranks."""
+
+    @property
+    def operands(self) -> int:
+        """Elements of 16 bits of A and every B, rounded; 0 without masters."""
+
+    @property
+    def forward_workspace(self) -> tuple[int, int]:
+        """Bytes of scratch and of flags."""
+
+    @property
+    def backward_workspace(self) -> tuple[int, int]:
+        """Bytes of scratch and of flags."""
+
+    def forward(
+        self,
+        stream: int,
+        x: int,
+        w0: Sequence[int],
+        a: Sequence[int],
+        b: Sequence[int],
+        scales: Sequence[float],
+        operands: int,
+        h: Sequence[int],
+        s: int,
+        scratch: int,
+        flags: int,
+    ) -> None:
+        """Enqueues h [T, d] of each projection, and s [T, R] unless it is 0."""
+
+    def backward(
+        self,
+        stream: int,
+        x: int,
+        s: int,
+        w0: Sequence[int],
+        a: Sequence[int],
+        b: Sequence[int],
+        scales: Sequence[float],
+        operands: int,
+        dh: Sequence[int],
+        dx: int,
+        da: int,
+        db: Sequence[int],
+        scratch: int,
+        flags: int,
+    ) -> None:
+        """Enqueues dx [T, k] unless it is 0, da [R, k], and db [d, r] of each projection."""

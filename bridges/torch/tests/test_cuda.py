@@ -1,0 +1,177 @@
+"""What only a GPU can show: streams, CUDA graphs, memory, and that a call never synchronises."""
+
+import gc
+import threading
+
+import pytest
+import torch
+from cases import BF16, F32, gradients, leaves, operands, weights_of
+from lora_kernels import linear, linears
+
+pytestmark = pytest.mark.gpu
+
+SIZES = ((256, 16), (128, 8), (128, 8))
+T = [(1,), (16,), (200,), (4, 512)]
+
+
+def case(masters=F32, t=(4, 512)):
+    return operands("cuda", BF16, masters, t=t, k=256, sizes=SIZES)
+
+
+def both_passes(x, projections, weights):
+    h = linears(x, projections)
+    return [*h, *gradients(h, leaves(x, projections), weights)]
+
+
+@pytest.mark.parametrize("t", T)
+def test_two_runs_have_the_same_bits(cuda, t):
+    x, projections = case(t=t)
+    weights = weights_of(linears(x, projections))
+    first = both_passes(x, projections, weights)
+    assert all(map(torch.equal, first, both_passes(x, projections, weights)))
+
+
+@pytest.mark.parametrize("t", T)
+def test_streams_beside_each_other(cuda, t):
+    x, projections = case(t=t)
+    weights = weights_of(linears(x, projections))
+    want = both_passes(x, projections, weights)
+    torch.cuda.synchronize()
+    streams = [torch.cuda.Stream() for _ in range(4)]
+    results = []
+    for _ in range(20):
+        for stream in streams:
+            with torch.cuda.stream(stream):
+                results.append(both_passes(x, projections, weights))
+    torch.cuda.synchronize()
+    for got in results:
+        assert all(map(torch.equal, got, want))
+
+
+def test_threads_with_streams_of_their_own(cuda):
+    x, projections = case()
+    weights = weights_of(linears(x, projections))
+    want = both_passes(x, projections, weights)
+    torch.cuda.synchronize()
+    failed = []
+
+    def work():
+        try:
+            with torch.cuda.stream(torch.cuda.Stream()):
+                for _ in range(20):
+                    got = both_passes(x, projections, weights)
+                    torch.cuda.current_stream().synchronize()
+                    assert all(map(torch.equal, got, want))
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed, failed
+
+
+def captured(x, projections, weights):
+    """A graph of both passes, and where it puts its results."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        both_passes(x, projections, weights)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = both_passes(x, projections, weights)
+    return graph, results
+
+
+@pytest.mark.parametrize("masters", [BF16, F32])
+@pytest.mark.parametrize("t", T)
+def test_a_graph_reads_new_values(cuda, t, masters):
+    x, projections = case(masters, t)
+    weights = weights_of(linears(x, projections))
+    graph, results = captured(x, projections, weights)
+    for seed in range(3):
+        with torch.no_grad():
+            x.copy_(operands("cuda", BF16, masters, t=t, k=256, seed=10 + seed)[0])
+            projections[1][1].mul_(0.5)
+        graph.replay()
+        want = both_passes(x, projections, weights)
+        torch.cuda.synchronize()
+        assert all(map(torch.equal, results, want))
+
+
+def test_graphs_run_beside_each_other_and_beside_calls(cuda):
+    """Each has flags of its own, though both were captured on one stream."""
+    cases = [case(t=(1, 256)), case(t=(1, 256))]
+    weights = weights_of(linears(*cases[0]))
+    want = both_passes(*cases[0], weights)
+    graphs = [captured(*one, weights) for one in cases]
+    streams = [torch.cuda.Stream() for _ in range(2)]
+    torch.cuda.synchronize()
+    for _ in range(50):
+        for stream, (graph, _) in zip(streams, graphs, strict=True):
+            with torch.cuda.stream(stream):
+                graph.replay()
+        got = both_passes(*cases[0], weights)
+        torch.cuda.synchronize()
+        for results in (got, *(results for _, results in graphs)):
+            assert all(map(torch.equal, results, want))
+
+
+def test_compiled_with_cuda_graphs(cuda):
+    torch._dynamo.reset()
+    x, projections = case()
+    weights = weights_of(linears(x, projections))
+    want = both_passes(x, projections, weights)
+    compiled = torch.compile(linears, mode="reduce-overhead", fullgraph=True)
+    for _ in range(4):
+        torch.compiler.cudagraph_mark_step_begin()
+        h = compiled(x, projections)
+        got = [*(one.clone() for one in h), *gradients(h, leaves(x, projections), weights)]
+        assert all(map(torch.equal, got, want))
+
+
+def test_memory_is_given_back(cuda):
+    x, projections = case()
+    weights = weights_of(linears(x, projections))
+    both_passes(x, projections, weights)
+    gc.collect()
+    before = torch.cuda.memory_allocated()
+    for _ in range(5):
+        both_passes(x, projections, weights)
+    gc.collect()
+    assert torch.cuda.memory_allocated() == before
+
+
+def test_a_call_never_synchronises(cuda):
+    x, projections = case()
+    weights = weights_of(linears(x, projections))
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        both_passes(x, projections, weights)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_call_does_not_wait_for_the_gpu(cuda):
+    x, projections = case()
+    weights = weights_of(linears(x, projections))
+    both_passes(x, projections, weights)
+    torch.cuda.synchronize()
+    torch.cuda._sleep(1_000_000_000)
+    both_passes(x, projections, weights)
+    assert not torch.cuda.current_stream().query()
+    torch.cuda.synchronize()
+
+
+def test_f32_is_refused(cuda):
+    x, projections = operands("cuda", F32, F32)
+    with pytest.raises(ValueError, match=r"x is torch\.float32 on cuda, expected bfloat16"):
+        linear(x, *projections[0])
+    x, projections = operands("cuda", BF16, BF16)
+    w0, a, b, scale = projections[0]
+    with pytest.raises(ValueError, match="b is on cpu, but x on cuda:0"):
+        linear(x, w0, a, b.cpu(), scale)

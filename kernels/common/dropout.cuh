@@ -30,6 +30,13 @@ struct DropoutWords {
     uint32_t of[4];
 };
 
+// Each half filled with its sign.
+__device__ __forceinline__ uint32_t halves_of_signs(uint32_t signs) {
+    uint32_t halves;  // the sign of byte 1 twice, and that of byte 3
+    asm("prmt.b32 %0, %1, 0, 0xbb99;\n" : "=r"(halves) : "r"(signs));
+    return halves;
+}
+
 struct DropoutMask {
     uint32_t seed[2], offset[2], threshold;
     float inv_keep;
@@ -79,9 +86,7 @@ struct DropoutMask {
 
     // Two elements of 16 bits, of which those that are dropped become zeros.
     __device__ __forceinline__ uint32_t apply(uint32_t pair, uint32_t word) const {
-        uint32_t halves;  // the sign of byte 1 twice, and that of byte 3
-        asm("prmt.b32 %0, %1, 0, 0xbb99;\n" : "=r"(halves) : "r"(kept(word)));
-        return pair & halves;
+        return pair & halves_of_signs(kept(word));
     }
 };
 
@@ -93,20 +98,23 @@ __device__ __forceinline__ DropoutMask mask_of(const Dropout& dropout) {
 // where its i-th 16 bytes are.
 template <typename At>
 __device__ __forceinline__ void drop_32(const DropoutMask& mask, int row, int col, At&& at) {
+    uint32_t v[4][4];
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];\n"
+                     : "=r"(v[i][0]), "=r"(v[i][1]), "=r"(v[i][2]), "=r"(v[i][3])
+                     : "r"(at(i))
+                     : "memory");
     DropoutWords words[4];
 #pragma unroll
     for (int pair = 0; pair < 4; pair++) words[pair] = mask.words(row, col, pair);
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        uint32_t v[4];
-        asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];\n"
-                     : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])
-                     : "r"(at(i))
-                     : "memory");
 #pragma unroll
-        for (int pair = 0; pair < 4; pair++) v[pair] = mask.apply(v[pair], words[pair].of[i]);
-        asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};\n" ::"r"(at(i)), "r"(v[0]),
-                     "r"(v[1]), "r"(v[2]), "r"(v[3])
+        for (int pair = 0; pair < 4; pair++)
+            v[i][pair] = mask.apply(v[i][pair], words[pair].of[i]);
+        asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};\n" ::"r"(at(i)), "r"(v[i][0]),
+                     "r"(v[i][1]), "r"(v[i][2]), "r"(v[i][3])
                      : "memory");
     }
 }

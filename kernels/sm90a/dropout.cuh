@@ -4,46 +4,46 @@
 #include "../common/dropout.cuh"
 #include "wgmma.cuh"
 
-// Drops elements of a box of 64×64 of X, K-major or MN-major, from (row0, col0) on, by a warpgroup
-// on its way to wgmma. It has a named barrier of its own.
-__device__ __forceinline__ void drop_box(const DropoutMask& mask, uint32_t box, int row0, int col0,
-                                         int barrier) {
+// Drops elements of a box of 64×64 of X, from (row0, col0) on, by a warpgroup. A fence and a barrier
+// must follow before wgmma reads it.
+__device__ __forceinline__ void drop_box(const DropoutMask& mask, uint32_t box, int row0,
+                                         int col0) {
     const int row = threadIdx.x % 128 / 2, chunk = threadIdx.x % 2 * 4;
     drop_32(mask, row0 + row, col0 + chunk * 8, [&](int i) {
         return box + row * 128 + ((chunk + i) ^ row % 8) * 16;
     });
-    fence_proxy_async_shared();
-    bar_sync<128>(barrier);
 }
 
-// Loads a warp's 16×64 of X, from (row0, col0) on, out of a K-major tile, without what is dropped:
-// lhs[i] is the operand of 16 columns. The tile's rows are at multiples of 128 bytes.
-__device__ __forceinline__ void load_dropped(const DropoutMask& mask, uint32_t (&lhs)[4][4],
-                                             uint32_t tile, int row0, int col0) {
-    const int lane = threadIdx.x % 32, row = lane % 16;
+// Of a warp's 16×64 of X, as operands of wgmma hold it: which elements are kept, by the signs of
+// halves, and the elements.
+struct KeptOperands {
+    uint32_t signs[4][4];
+
+    // Of those from (row0, col0) on.
+    __device__ __forceinline__ void make(const DropoutMask& mask, int row0, int col0) {
+        const int lane = threadIdx.x % 32;
 #pragma unroll
-    for (int i = 0; i < 4; i++)
-        ldmatrix_x4(lhs[i], tile + row * 128 + ((2 * i + lane / 16) ^ row % 8) * 16);
-#pragma unroll
-    for (int block = 0; block < 2; block++)
-#pragma unroll
-        for (int eight = 0; eight < 2; eight++) {
+        for (int i = 0; i < 4; i++) {
+            const int eight = i % 2;
             const DropoutWords words =
-                mask.words(row0 + eight * 8 + lane / 4, col0 + block * 32, lane % 4);
+                mask.words(row0 + eight * 8 + lane / 4, col0 + i / 2 * 32, lane % 4);
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                uint32_t& pair = lhs[block * 2 + i / 2][i % 2 * 2 + eight];
-                pair = mask.apply(pair, words.of[i]);
-            }
+            for (int j = 0; j < 4; j++)
+                signs[i / 2 * 2 + j / 2][j % 2 * 2 + eight] = mask.kept(words.of[j]);
         }
-}
+    }
 
-// Keeps additions in their place among the wgmmas, which ptxas otherwise serialises.
-template <int kFloats>
-__device__ __forceinline__ void pin_floats(float (&v)[kFloats]) {
+    // Out of a K-major tile whose rows are at multiples of 128 bytes: operand[i] is 16 columns.
+    __device__ __forceinline__ void load(uint32_t (&operand)[4][4], uint32_t tile) const {
+        const int lane = threadIdx.x % 32, row = lane % 16;
 #pragma unroll
-    for (float& one : v) asm volatile("" : "+f"(one)::"memory");
-}
+        for (int i = 0; i < 4; i++) {
+            ldmatrix_x4(operand[i], tile + row * 128 + ((2 * i + lane / 16) ^ row % 8) * 16);
+#pragma unroll
+            for (int j = 0; j < 4; j++) operand[i][j] &= halves_of_signs(signs[i][j]);
+        }
+    }
+};
 
 // Which elements are kept of a warp's 16×kCols of dX, from (row0, col0) on: a bit for each of a
 // lane's. Computed a call of Philox at a time, so that wgmmas hide it.

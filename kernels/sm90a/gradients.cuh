@@ -146,6 +146,12 @@ __device__ __forceinline__ void grads_consume(const HopperGradsParams& p, uint32
     Consumer<typename T::Stages, ReleaseToCta> consumer(base);
     const int count = GradItem<T>::count(p);
     for (int index = worker; index < count; index += workers) {
+        [[maybe_unused]] bool of_da;
+        [[maybe_unused]] int col0;
+        if constexpr (kDrops<D>) {
+            const GradItem<T> item(p, index);
+            of_da = item.of_da, col0 = item.col0;
+        }
         float sum[T::kBoxes][kFloats] = {};
         for (int t0 = 0; t0 < p.t; t0 += T::kChainRows) {
             const int steps = (min(T::kChainRows, p.t - t0) + T::kRows - 1) / T::kRows;
@@ -154,11 +160,14 @@ __device__ __forceinline__ void grads_consume(const HopperGradsParams& p, uint32
             for (int step = 0; step < steps; step++)
                 consumer.step([&](uint32_t stage) {
                     if constexpr (kDrops<D>)
-                        if (const GradItem<T> item(p, index); item.of_da) {
+                        if (of_da) {
 #pragma unroll
-                            for (int i = half * T::kBoxes; i < (half + 1) * T::kBoxes; i++)
-                                drop_box(mask, stage + i * Y::kBoxBytes, t0 + step * T::kRows,
-                                         item.col0 + i * 64, 1 + half);
+                            for (int i = 0; i < T::kBoxes; i++)
+                                drop_box(mask, stage + (half * T::kBoxes + i) * Y::kBoxBytes,
+                                         t0 + step * T::kRows,
+                                         col0 + (half * T::kBoxes + i) * 64);
+                            fence_proxy_async_shared();
+                            bar_sync<128>(1 + half);
                         }
                     const uint64_t y = Y::descriptor(stage + half * T::kBoxes * Y::kBoxBytes);
                     const uint64_t l = L::descriptor(stage + Y::kBytes);

@@ -191,14 +191,18 @@ __device__ __forceinline__ void consume(const HopperLinearParams<kRhs, kShared>&
         // A slice and the tile before do not both fit in registers.
         if (kProjects && (!kApart || kDropsLhs))
             while (part < Layout::kParts) store_next();
-        // Adds the product of a stage's X, from column k0 on, without what is dropped, to the slice.
+        // Adds the product of a stage's X, without what is dropped, to the slice. What is kept of the
+        // next, from column k0 on, is known before its turn: wgmmas hide the random numbers.
         [[maybe_unused]] const auto mask = mask_of(dropout);
+        [[maybe_unused]] KeptOperands kept_operands;
+        if constexpr (kDropsLhs)
+            if constexpr (kProjects) kept_operands.make(mask, row0 + warp * 16, 0);
         [[maybe_unused]] uint32_t lhs_at, proj_weight_at;
         [[maybe_unused]] auto project_dropped = [&](int k0) {
             if constexpr (kDropsLhs) {
                 if constexpr (kProjects) {
                     uint32_t lhs[kTileK / 16][4];
-                    load_dropped(mask, lhs, lhs_at, row0 + warp * 16, k0);
+                    kept_operands.load(lhs, lhs_at);
                     wgmma_fence();
 #pragma unroll
                     for (int k16 = 0; k16 < kTileK / 16; k16++)
@@ -206,6 +210,7 @@ __device__ __forceinline__ void consume(const HopperLinearParams<kRhs, kShared>&
                             acc_apart, lhs[k16],
                             ProjWeight::descriptor(proj_weight_at) + k16 * ProjWeight::kStepK16);
                     wgmma_commit();
+                    kept_operands.make(mask, row0 + warp * 16, k0);
                 }
             }
         };
@@ -220,7 +225,7 @@ __device__ __forceinline__ void consume(const HopperLinearParams<kRhs, kShared>&
                     Layout::proj_weight(base, consumer.ring.stage, stage + Lhs::kBytes);
             });
             // While they run. The slice of the step before has read its registers.
-            project_dropped(i * kTileK);
+            project_dropped((i + 1) * kTileK);
         };
         if constexpr (kDropsOutput) {
             // The tile before is stored before the first random number: its registers are free then.

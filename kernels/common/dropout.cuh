@@ -9,7 +9,7 @@
 //   counter   4 ⌊j / 32⌋ + ⌊j mod 8 / 2⌋,  the 64 bits of offset + t,  0
 //   word      ⌊j mod 32 / 8⌋, its low half for an even j
 //
-// So a call makes eight elements of a row, those that a thread has of four neighbouring 8×8 matrices
+// So a call makes the eight elements of a row that a thread has of four neighbouring 8×8 matrices,
 // in a fragment of an mma or in its accumulators. They depend on nothing else: not on tiles, nor
 // on how a batch is cut.
 #pragma once
@@ -25,7 +25,7 @@ struct WithDropout {
     Dropout dropout;
 };
 
-// The random words of 32 columns of a row from a multiple of 32 on: those of a call.
+// The random words of a call, for columns of a row within 32 from a multiple of 32 on.
 struct DropoutWords {
     uint32_t of[4];
 };

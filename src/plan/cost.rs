@@ -103,7 +103,7 @@ cost_model! {
     /// What the shorter of dX and its grad CTAs adds to the longer.
     shorter_beside_longer: Fixed,
 
-    // ---- Dropout ----
+    // ---- Dropout: estimates, which `calibrate` does not fit ----
     /// µs that it adds to a step of a tile that computes a slice of S.
     drop_step_us: Clock,
     /// Bytes of X that a grad CTA beside dX drops elements of.

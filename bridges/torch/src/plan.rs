@@ -108,7 +108,7 @@ impl Plan {
     }
 
     /// Enqueues a forward pass: each h T×d, and s unless it is 0. `flags` is the address of zeros,
-    /// or 0 for those of the stream, which a CUDA graph must not use.
+    /// or 0 for the stream's own, which a CUDA graph must not use.
     #[allow(clippy::too_many_arguments)] // the operands of the formulas
     fn forward(
         &self,

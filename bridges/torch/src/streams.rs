@@ -50,7 +50,7 @@ pub(crate) fn get(device: i32, handle: u64) -> Result<Arc<Stream>> {
 }
 
 impl Stream {
-    /// Calls `run` with a workspace of this size. `flags` is 0, for those of the stream, or the
+    /// Calls `run` with a workspace of this size. `flags` is 0, for the stream's own, or the
     /// address of zeros.
     ///
     /// # Safety

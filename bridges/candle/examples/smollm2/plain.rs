@@ -1,5 +1,5 @@
 //! The contender: the same model by candle's own operations, as candle-transformers computes it,
-//! with those that have a backward pass. LoRA is two more layers.
+//! with operations that have a backward pass. LoRA is two more layers.
 
 use candle_core::{D, DType, Device, Module, Result, Tensor};
 use candle_nn::{Linear, RmsNorm, loss, ops, rotary_emb};

@@ -15,7 +15,7 @@ impl Llama {
         save_peft(dir, &self.peft, self.adapters())
     }
 
-    /// Overwrites the variables with those of a PEFT directory, which must have the same modules,
+    /// Overwrites the variables with a PEFT directory's, which must have the same modules,
     /// ranks and scales: a checkpoint, say. Variables that an optimiser has stay the same.
     ///
     /// # Errors

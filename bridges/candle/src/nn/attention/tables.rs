@@ -18,7 +18,7 @@ pub(super) struct Tables {
     pub(super) rotary: Option<Rotary>,
 }
 
-/// Cosines, sines and negated sines, [T, head_dim / 2]; those of q have the scale.
+/// Cosines, sines and negated sines, [T, head_dim / 2]; q's have the scale.
 #[derive(Debug)]
 pub(super) struct Rotary {
     pub(super) q: [Tensor; 3],

@@ -8,6 +8,7 @@ use super::regex::TooCostly;
 use super::targets::Targets;
 use super::text;
 use super::unique::Entries;
+use crate::dropout::Dropout;
 use crate::error::Result;
 use crate::layers::Scaling;
 use serde::Deserialize;
@@ -92,6 +93,16 @@ impl Config {
     /// for [`LoraLinear::train`](crate::LoraLinear::train).
     pub fn dropout(&self) -> f64 {
         self.fields.get("lora_dropout").and_then(Value::as_f64).unwrap_or(0.0)
+    }
+
+    /// The same with another share: that of [`LoraLinear::train`](crate::LoraLinear::train), say.
+    ///
+    /// # Errors
+    /// [`Error::Dropout`](crate::Error::Dropout) unless 0 ≤ p < 1.
+    pub fn with_dropout(mut self, p: f64) -> Result<Self> {
+        Dropout::new(p as f32, 0, 0)?;
+        self.fields.insert("lora_dropout".into(), p.into());
+        Ok(self)
     }
 
     /// Whether the base weights are stored as [k, d], as GPT-2's `Conv1D` stores them. PEFT has one

@@ -1,6 +1,6 @@
 //! The fixtures that PEFT made, and a run of one of their layers.
 
-use lora_kernels::peft::TensorFile;
+use lora_kernels::peft::{self, TensorFile};
 use lora_kernels::{Accumulation, DType, Device, LoraLinear, Result, Tensor};
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,6 +17,13 @@ pub const CASES: [&str; 8] = [
     "patterns",
     "patterns-rslora",
 ];
+
+/// The case whose layers PEFT ran in training, with this crate's masks (`dropout.py`).
+pub const DROPOUT: &str = "dropout";
+/// Of the first module; each has the next one.
+const DROPOUT_SEED: u64 = 7;
+/// The first row of the masks.
+const DROPOUT_OFFSET: u64 = (1 << 32) - 5;
 
 /// Shapes and values by name.
 pub type Outputs<Name = String> = BTreeMap<Name, (Vec<usize>, Vec<f32>)>;
@@ -56,6 +63,25 @@ pub fn run(layer: &LoraLinear, module: &str) -> Result<Outputs<&'static str>> {
     let dx = layer.backward(&[&dh], &out.saved, &mut gradients, Accumulation::Overwrite)?;
     let outputs = [("h", &out.h[0]), ("dx", &dx), ("da", &gradients.a), ("db", &gradients.b[0])];
     Ok(outputs.map(|(name, tensor)| (name, values(tensor))).into())
+}
+
+/// The layers of the case [`DROPOUT`] by their modules, in training with the p of the file.
+pub fn layers_with_dropout(device: &Device, dtype: DType) -> Result<Vec<(String, LoraLinear)>> {
+    let loaded = peft::load(fixture(DROPOUT), device, Some(dtype))?;
+    let p = loaded.config.dropout() as f32;
+    let layers =
+        loaded.adapters.into_iter().zip(DROPOUT_SEED..).map(|((module, adapter), seed)| {
+            let mut layer = LoraLinear::new(base(&module, device, dtype), adapter)?;
+            layer.train(p, seed, DROPOUT_OFFSET)?;
+            Ok((module, layer))
+        });
+    layers.collect()
+}
+
+/// The mask that dropout.py made for a module, 1 where an element is kept.
+pub fn expected_mask(module: &str) -> (Vec<usize>, Vec<f32>) {
+    let file = format!("{DROPOUT}/expected.safetensors");
+    values(&tensor(&file, &format!("{module}.kept"), &Device::cpu(), DType::F32))
 }
 
 fn values(tensor: &Tensor) -> (Vec<usize>, Vec<f32>) {

@@ -4,7 +4,8 @@
 
 use crate::cuda::cuda_paths;
 use crate::oracle::{relative_error, unit_roundoff};
-use crate::peft_fixtures::{CASES, base, expected, fixture, run, weights};
+use crate::peft_fixtures::weights;
+use crate::peft_fixtures::{CASES, DROPOUT, base, expected, fixture, layers_with_dropout, run};
 use lora_kernels::{DType, LoraLinear, Result, peft};
 
 /// bf16 holds weights and inputs of the fixtures exactly, so all that is rounded is S, H, dS and
@@ -26,6 +27,26 @@ fn outputs_and_gradients_are_those_of_peft() -> Result<()> {
                     let error = relative_error(&got.1, &want[name].1);
                     println!("{case} {module}: {name} off by {error:.1e}, bound {bound:.1e}");
                     assert!(error <= bound, "{case} {module}: {name} is off by {error:e}");
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The bound is that without dropout: the factor 1 / (1 − p) is applied to sums in f32.
+#[test]
+#[ignore = "needs a CUDA GPU"]
+fn training_with_dropout_is_that_of_peft() -> Result<()> {
+    for dtype in [DType::Bf16, DType::F16] {
+        let bound = unit_roundoff(dtype);
+        for device in cuda_paths() {
+            for (module, layer) in layers_with_dropout(&device, dtype)? {
+                let want = expected(DROPOUT, &module);
+                for (name, got) in run(&layer, &module)? {
+                    let error = relative_error(&got.1, &want[name].1);
+                    println!("{module}, {dtype}: {name} off by {error:.1e}, bound {bound:.1e}");
+                    assert!(error <= bound, "{module}, {dtype}: {name} is off by {error:e}");
                 }
             }
         }

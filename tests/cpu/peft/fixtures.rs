@@ -6,10 +6,11 @@
 use crate::common::assert_same_bits;
 use crate::common::random::{reals, rng};
 use crate::oracle::{relative_error, unit_roundoff};
-use crate::peft_fixtures::{CASES, Outputs, base, expected, fixture, run, weights};
+use crate::peft_fixtures::{CASES, DROPOUT, Outputs, base, expected, expected_mask, fixture};
+use crate::peft_fixtures::{layers_with_dropout, run, weights};
 use half::{bf16, f16};
 use lora_kernels::peft::{self, Config};
-use lora_kernels::{Adapter, DType, Device, LoraLinear, Result, Scaling, Tensor};
+use lora_kernels::{Adapter, DType, Device, Error, LoraLinear, Result, Scaling, Tensor};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -47,6 +48,30 @@ fn outputs_and_gradients_are_those_of_peft() -> Result<()> {
 fn in_sixteen_bits_they_are_off_by_their_rounding() -> Result<()> {
     assert_near_peft(DType::Bf16, unit_roundoff(DType::Bf16))?;
     assert_near_peft(DType::F16, unit_roundoff(DType::F16))
+}
+
+#[test]
+fn training_with_dropout_is_that_of_peft() -> Result<()> {
+    let u = unit_roundoff;
+    for (dtype, bound) in
+        [(DType::F32, F32_SUMS), (DType::Bf16, u(DType::Bf16)), (DType::F16, u(DType::F16))]
+    {
+        let layers = layers_with_dropout(&Device::cpu(), dtype)?;
+        assert_eq!(layers.len(), 4);
+        for (module, layer) in layers {
+            let dropout = layer.dropout().expect("a layer in training");
+            assert_eq!(dropout.p(), 0.25);
+            let (shape, mask) = expected_mask(&module);
+            let kept = dropout.kept([shape[0], shape[1]])?;
+            assert!(kept.iter().zip(&mask).all(|(&kept, &mask)| f32::from(kept) == mask));
+            let want = expected(DROPOUT, &module);
+            for (name, got) in run(&layer, &module)? {
+                let error = relative_error(&got.1, &want[name].1);
+                assert!(error < bound, "{module}, {dtype}: {name} is off by {error:e}");
+            }
+        }
+    }
+    Ok(())
 }
 
 #[test]
@@ -208,7 +233,8 @@ fn changed_modules_are_named_in_the_configuration() -> Result<()> {
     let save = |config: &Config, adapters: &BTreeMap<String, Adapter>| {
         peft::save(dir.path(), config, adapters.iter().map(|(module, a)| (module.as_str(), a)))
     };
-    save(&loaded.config.with_base_model("base").with_task_type("CAUSAL_LM"), &loaded.adapters)?;
+    let settings = loaded.config.with_base_model("base").with_task_type("CAUSAL_LM");
+    save(&settings.with_dropout(0.25)?, &loaded.adapters)?;
     let config = config_of(dir.path());
     let modules = ["layers.0.attn.q", "layers.1.attn.q", "layers.1.mlp.up"];
     assert_eq!(config["target_modules"], serde_json::json!(modules));
@@ -219,7 +245,10 @@ fn changed_modules_are_named_in_the_configuration() -> Result<()> {
     let again = peft::load(dir.path(), &Device::cpu(), None)?;
     assert_eq!(again.config.base_model(), Some("base"));
     assert_eq!(again.config.task_type(), Some("CAUSAL_LM"));
-    assert_eq!(again.config.dropout(), 0.0);
+    assert_eq!(again.config.dropout(), 0.25);
+    for p in [-0.5, 1.0, f64::NAN] {
+        assert!(matches!(again.config.clone().with_dropout(p), Err(Error::Dropout { .. })));
+    }
 
     // One module of another rank than before: the most frequent rank and alpha are for all.
     let scaling = Scaling::RankStabilized;

@@ -1,11 +1,12 @@
 //! Layers that share their input.
 
 use crate::bias;
+use crate::dropout::{self, ROWS_EACH};
 use crate::graph::{self, Again};
 use crate::linear::LoraLinear;
 use crate::pass::{Part, Pass};
 use candle_core::{Module, Result, Tensor, Var, bail};
-use lora_kernels::MAX_PROJECTIONS;
+use lora_kernels::{Dropout, MAX_PROJECTIONS};
 
 /// One to four adapted layers of the same x: q, k and v of an attention, or gate and up of a gated
 /// MLP. They have one S in the forward pass, and one dX in the backward pass.
@@ -63,8 +64,8 @@ impl LoraGroup {
         &self.layers
     }
 
-    /// The layers, to change their adapters or to merge them. A group of which a layer is merged
-    /// computes the layers one by one.
+    /// The layers, to change their adapters or to merge them. The layers are computed one by one if
+    /// one is merged, or if they do not all have the same dropout.
     pub fn layers_mut(&mut self) -> &mut [LoraLinear] {
         &mut self.layers
     }
@@ -72,6 +73,29 @@ impl LoraGroup {
     /// A and B of every active adapter, for an optimiser.
     pub fn vars(&self) -> Vec<Var> {
         self.layers.iter().flat_map(LoraLinear::vars).collect()
+    }
+
+    /// [`LoraLinear::train`] of every layer, with one mask for all.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn train(&mut self, p: f32, seed: u64, offset: u64) -> Result<()> {
+        self.layers.iter_mut().try_for_each(|layer| layer.train(p, seed, offset))
+    }
+
+    /// The same with a mask for each layer, as PEFT has it: the rows of layer i are those from
+    /// `offset` + 2⁴⁸·i on. The layers are computed one by one then, and candle adds their dX.
+    ///
+    /// # Errors
+    /// As for [`LoraGroup::train`].
+    pub fn train_each(&mut self, p: f32, seed: u64, offset: u64) -> Result<()> {
+        let mut layers = self.layers.iter_mut().zip(0..);
+        layers.try_for_each(|(layer, i)| layer.train(p, seed, offset.wrapping_add(i * ROWS_EACH)))
+    }
+
+    /// [`LoraLinear::eval`] of every layer.
+    pub fn eval(&mut self) {
+        self.layers.iter_mut().for_each(LoraLinear::eval);
     }
 
     /// [`LoraLinear::refresh`] of every layer.
@@ -92,14 +116,17 @@ impl LoraGroup {
 
     /// The same. With `again` the backward pass does not read x.
     pub(crate) fn forward_again(&self, x: &Tensor, again: Option<Again>) -> Result<Vec<Tensor>> {
-        if !self.layers.iter().any(LoraLinear::is_merged) {
-            return forward(x, again, &self.layers);
+        let dropouts = self.layers.iter().map(|layer| layer.next_dropout(x));
+        let dropouts = dropouts.collect::<Result<Vec<_>>>()?;
+        let share_s = dropouts.iter().all(|dropout| dropout::same(dropout, &dropouts[0]));
+        if share_s && !self.layers.iter().any(LoraLinear::is_merged) {
+            return forward(x, again, &self.layers, dropouts[0]);
         }
         let mut h = Vec::new();
-        for layer in &self.layers {
+        for (layer, dropout) in self.layers.iter().zip(dropouts) {
             match layer.is_merged() {
                 true => h.push(layer.forward(x)?),
-                false => h.extend(forward(x, again.clone(), std::slice::from_ref(layer))?),
+                false => h.extend(forward(x, again.clone(), std::slice::from_ref(layer), dropout)?),
             }
         }
         Ok(h)
@@ -121,11 +148,12 @@ pub(crate) fn forward(
     x: &Tensor,
     again: Option<Again>,
     layers: &[LoraLinear],
+    dropout: Option<Dropout<'static>>,
 ) -> Result<Vec<Tensor>> {
     let x = x.contiguous()?;
     let (a, parts) = operands(layers)?;
     let kernels = layers[0].base().kernels().clone();
-    let (pass, h) = Pass::forward(kernels, &x, Tensor::cat(&a, 0)?, parts)?;
+    let (pass, h) = Pass::forward(kernels, &x, Tensor::cat(&a, 0)?, parts, dropout)?;
     let adapters: Vec<_> = layers.iter().map(LoraLinear::adapter).collect();
     let h = graph::nodes(&x, again, &adapters, pass, h)?;
     h.into_iter().zip(layers).map(|(h, layer)| bias::add(h, layer.bias())).collect()

@@ -3,6 +3,7 @@
 
 mod adapter;
 mod bias;
+mod dropout;
 mod frozen;
 mod gradients;
 mod graph;

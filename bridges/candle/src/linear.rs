@@ -1,10 +1,12 @@
 //! An adapted linear layer.
 
 use crate::adapter::LoraAdapter;
+use crate::dropout::Training;
 use crate::frozen::FrozenLinear;
 use crate::group;
+use crate::pass::tokens;
 use candle_core::{Module, Result, Tensor, Var, bail};
-use lora_kernels::AdapterConfig;
+use lora_kernels::{AdapterConfig, Dropout};
 use std::collections::BTreeMap;
 
 /// The name of the adapter that a new layer has, which is PEFT's.
@@ -44,6 +46,7 @@ pub struct LoraLinear {
     adapters: BTreeMap<String, LoraAdapter>,
     active: String,
     merged: Option<FrozenLinear>,
+    training: Option<Training>,
 }
 
 impl LoraLinear {
@@ -69,8 +72,8 @@ impl LoraLinear {
         adapter: LoraAdapter,
     ) -> Result<Self> {
         let base = FrozenLinear::new(w0, bias)?;
-        let (active, adapters, merged) = (name.to_string(), BTreeMap::new(), None);
-        let mut layer = LoraLinear { base, adapters, active, merged };
+        let (active, adapters) = (name.to_string(), BTreeMap::new());
+        let mut layer = LoraLinear { base, adapters, active, merged: None, training: None };
         layer.add_adapter(name, adapter)?;
         Ok(layer)
     }
@@ -176,6 +179,38 @@ impl LoraLinear {
         }
     }
 
+    /// From now on forward passes drop elements of the adapter's input with probability p: see
+    /// [`Dropout`]. Every pass has a mask of its own, whose rows follow on those of the pass before,
+    /// and its backward pass has the same. The first begins with row `offset`: the same arguments
+    /// make the same masks again. Give every layer another seed, or see [`LoraGroup`] and
+    /// [`Llama::train`]. A layer that is merged drops nothing.
+    ///
+    /// [`LoraGroup`]: crate::LoraGroup
+    /// [`Llama::train`]: crate::llama::Llama::train
+    ///
+    /// # Errors
+    /// Unless 0 ≤ p < 1.
+    pub fn train(&mut self, p: f32, seed: u64, offset: u64) -> Result<()> {
+        self.training = Training::new(p, seed, offset)?;
+        Ok(())
+    }
+
+    /// From now on nothing is dropped, as in a new layer.
+    pub fn eval(&mut self) {
+        self.training = None;
+    }
+
+    /// The dropout of the next forward pass.
+    pub fn dropout(&self) -> Option<Dropout<'static>> {
+        self.training.as_ref().map(Training::dropout)
+    }
+
+    /// The dropout of a forward pass of x, for that pass alone.
+    pub(crate) fn next_dropout(&self, x: &Tensor) -> Result<Option<Dropout<'static>>> {
+        let t = tokens(x, self.w0())?;
+        Ok(self.training.as_ref().map(|training| training.next(t)))
+    }
+
     /// Casts A and B of the active adapter to the type of W0 and keeps the result: forward passes
     /// use it until the next `refresh`, or until [`forget`](LoraLinear::forget). In f32 nothing is
     /// cast or kept.
@@ -205,7 +240,10 @@ impl Module for LoraLinear {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match &self.merged {
             Some(merged) => merged.forward(x),
-            None => Ok(group::forward(x, None, std::slice::from_ref(self))?.remove(0)),
+            None => {
+                let dropout = self.next_dropout(x)?;
+                Ok(group::forward(x, None, std::slice::from_ref(self), dropout)?.remove(0))
+            }
         }
     }
 }

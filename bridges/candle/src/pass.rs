@@ -4,7 +4,7 @@ use crate::kernels::Kernels;
 use crate::memory::{Elements, Output, element, err};
 use candle_core::{DType, Result, Shape, Storage, Tensor, bail};
 use lora_kernels::ops::{Accumulation, GradientsMut, Projection, Weights};
-use lora_kernels::{Problem, TensorView, TensorViewMut};
+use lora_kernels::{Dropout, Problem, TensorView, TensorViewMut};
 use std::sync::Arc;
 
 /// What the operations read of a projection, in the element type of x.
@@ -26,6 +26,8 @@ pub(crate) struct Pass {
     /// A [R, k] of all projections, in the element type of x.
     a: Tensor,
     parts: Vec<Part>,
+    /// Of the forward pass, so that the backward pass has the same mask.
+    dropout: Option<Dropout<'static>>,
     /// S [T, R].
     s: Tensor,
     /// The shapes of H.
@@ -89,11 +91,13 @@ impl Pass {
         x: &Tensor,
         a: Tensor,
         parts: Vec<Part>,
+        dropout: Option<Dropout<'static>>,
     ) -> Result<(Self, Vec<Storage>)> {
         let Some(first) = parts.first() else { bail!("a group has at least one layer") };
         let (t, k) = (tokens(x, &first.w0)?, first.w0.dim(1)?);
         let sizes = parts.iter().map(|part| part.b.dims2()).collect::<Result<Vec<_>>>()?;
         let problem = Problem::new(t, k, &sizes, element(x.dtype())?).map_err(err)?;
+        let problem = problem.with_dropout(dropout.is_some());
         let (device, dtype) = (x.device(), x.dtype());
         let mut s = Output::new(device, dtype, [t, problem.rank()])?;
         let mut h = sizes
@@ -102,7 +106,8 @@ impl Pass {
             .collect::<Result<Vec<_>>>()?;
         with_views(&operands(&problem, &a, &parts, &[(x, [t, k])]), |views| {
             let projections = projections(&parts, views);
-            let weights = Weights::new(views[0], &projections);
+            let mut weights = Weights::new(views[0], &projections);
+            weights.dropout = dropout;
             let mut h: Vec<TensorViewMut<'_>> =
                 h.iter_mut().map(Output::view).collect::<Result<_>>()?;
             let mut operations = kernels.operations();
@@ -112,7 +117,7 @@ impl Pass {
         })?;
         let s = s.into_tensor(&Shape::from((t, problem.rank())));
         let outputs = sizes.iter().map(|&(d, _)| output_shape(x, d)).collect();
-        let pass = Pass { kernels, problem, a, parts, s, outputs };
+        let pass = Pass { kernels, problem, a, parts, dropout, s, outputs };
         Ok((pass, h.into_iter().map(Output::into_storage).collect()))
     }
 
@@ -132,7 +137,8 @@ impl Pass {
         others.extend(dh.iter().zip(sizes).map(|(dh, &(d, _))| (dh, [t, d])));
         with_views(&operands(problem, &self.a, &self.parts, &others), |views| {
             let projections = projections(&self.parts, views);
-            let weights = Weights::new(views[0], &projections);
+            let mut weights = Weights::new(views[0], &projections);
+            weights.dropout = self.dropout;
             let [x, s, dh @ ..] = &views[1 + 2 * projections.len()..] else {
                 bail!("x and S are operands")
             };

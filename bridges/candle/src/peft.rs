@@ -16,8 +16,8 @@ pub struct PeftAdapters {
     pub adapters: BTreeMap<String, LoraAdapter>,
     /// The configuration, for [`save_peft`] to write back.
     pub config: peft::Config,
-    /// What PEFT computes with the directory and these adapters do not, a line for each kind: a
-    /// dropout, say.
+    /// What PEFT computes with the directory and these adapters do not, a line for each kind:
+    /// trained embeddings, say.
     pub not_computed: Vec<String>,
 }
 

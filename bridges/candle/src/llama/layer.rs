@@ -70,4 +70,8 @@ impl Layer {
     pub(super) fn projections(&self) -> [&Projections; 4] {
         [&self.qkv, &self.o, &self.gate_up, &self.down]
     }
+
+    pub(super) fn projections_mut(&mut self) -> [&mut Projections; 4] {
+        [&mut self.qkv, &mut self.o, &mut self.gate_up, &mut self.down]
+    }
 }

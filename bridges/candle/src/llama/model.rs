@@ -2,13 +2,14 @@
 
 use super::config::Config;
 use super::layer::Layer;
-use super::projections::MakeAdapter;
+use super::projections::{MakeAdapter, Projections};
 use super::targets::{Lora, TARGETS};
+use crate::dropout::ROWS_OF_GROUP;
 use crate::nn::{Attention, linear_cross_entropy, rms_norm};
-use crate::{FrozenLinear, LoraAdapter, peft::PeftAdapters};
+use crate::{FrozenLinear, LoraAdapter, LoraGroup, peft::PeftAdapters};
 use candle_core::{D, Device, IndexOp, Module, Result, Tensor, Var, bail};
 use candle_nn::VarBuilder;
-use lora_kernels::peft;
+use lora_kernels::{Dropout, peft};
 
 /// A Llama whose weights are frozen, with adapters of its linear layers.
 #[derive(Debug)]
@@ -164,6 +165,51 @@ impl Llama {
         vars.collect()
     }
 
+    /// From now on forward passes drop elements of the adapters' input with probability p: see
+    /// [`LoraGroup::train`]. q, k and v share a mask, and so do gate and up. The rows of group n,
+    /// counted from the first layer on, are those from `offset` + 2⁵⁰·n on. Every pass of T tokens
+    /// moves them on by T: the next step, or one that resumes a run, begins with `offset` larger by
+    /// the tokens so far.
+    ///
+    /// For the p of a PEFT directory see [`peft::Config::dropout`].
+    ///
+    /// # Errors
+    /// Unless 0 ≤ p < 1.
+    pub fn train(&mut self, p: f32, seed: u64, offset: u64) -> Result<()> {
+        self.set_dropout(offset, |group, offset| group.train(p, seed, offset))
+    }
+
+    /// The same with a mask for each linear layer, as PEFT has it: see [`LoraGroup::train_each`].
+    ///
+    /// # Errors
+    /// Unless 0 ≤ p < 1.
+    pub fn train_each(&mut self, p: f32, seed: u64, offset: u64) -> Result<()> {
+        self.set_dropout(offset, |group, offset| group.train_each(p, seed, offset))
+    }
+
+    fn set_dropout(
+        &mut self,
+        offset: u64,
+        set: impl Fn(&mut LoraGroup, u64) -> Result<()>,
+    ) -> Result<()> {
+        let projections = self.layers.iter_mut().flat_map(Layer::projections_mut);
+        let mut groups = projections.filter_map(Projections::group_mut).zip(0..);
+        groups.try_for_each(|(group, n)| set(group, offset.wrapping_add(n * ROWS_OF_GROUP)))
+    }
+
+    /// From now on nothing is dropped, as in a new model: for an evaluation, or to generate.
+    pub fn eval(&mut self) {
+        let projections = self.layers.iter_mut().flat_map(Layer::projections_mut);
+        projections.filter_map(Projections::group_mut).for_each(LoraGroup::eval);
+    }
+
+    /// The dropout of the next forward pass in the first adapted layer: its p, seed and offset, given
+    /// to [`Llama::train`], let training go on as if it had not stopped.
+    pub fn dropout(&self) -> Option<Dropout<'static>> {
+        let mut projections = self.layers.iter().flat_map(Layer::projections);
+        projections.find_map(Projections::group)?.layers()[0].dropout()
+    }
+
     /// Casts every A and B to the type of the weights, once: see
     /// [`LoraLinear::refresh`](crate::LoraLinear::refresh). Call it after **every** step of the
     /// optimiser, or never.
@@ -176,7 +222,8 @@ impl Llama {
     }
 
     /// The most likely tokens after a prompt, one by one: at most `max_new`, up to and without the
-    /// first that is among `stop`. Each token runs the whole model on all tokens before it.
+    /// first that is among `stop`. Each token runs the whole model on all tokens before it, with
+    /// dropout if the model is [trained](Llama::train).
     ///
     /// # Errors
     /// If the prompt is empty; as for [`Llama::hidden`].

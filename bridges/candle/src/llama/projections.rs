@@ -84,6 +84,14 @@ impl Projections {
         self.adapted.iter().map(|(path, _)| path.as_str()).zip(layers)
     }
 
+    pub(super) fn group(&self) -> Option<&LoraGroup> {
+        self.group.as_ref()
+    }
+
+    pub(super) fn group_mut(&mut self) -> Option<&mut LoraGroup> {
+        self.group.as_mut()
+    }
+
     pub(super) fn refresh(&self) -> Result<()> {
         self.group.iter().try_for_each(LoraGroup::refresh)
     }

@@ -1,6 +1,7 @@
 //! The same layer by candle's own operations, and comparisons.
 
 pub use crate::compare::{assert_close, difference, loss, random};
+use crate::dropped;
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use lora_kernels_candle::lora_kernels::AdapterConfig;
@@ -26,14 +27,7 @@ pub fn layer([d, k]: [usize; 2], rank: usize, dtype: DType) -> LoraLinear {
 
 /// H = X W0ᵀ + s · (X Aᵀ) Bᵀ + bias, in f32 by candle's matmul.
 pub fn plain(layer: &LoraLinear, x: &Tensor) -> Result<Tensor> {
-    let (adapter, x) = (layer.adapter(), x.to_dtype(DType::F32)?);
-    let times = |x: &Tensor, w: &Tensor| x.broadcast_matmul(&w.t()?);
-    let s = (times(&x, adapter.a())? * f64::from(adapter.scale()))?;
-    let h = (times(&x, &layer.w0().to_dtype(DType::F32)?)? + times(&s, adapter.b())?)?;
-    match layer.bias() {
-        Some(bias) => h.broadcast_add(bias),
-        None => Ok(h),
-    }
+    dropped::plain(layer, x, None)
 }
 
 /// Compares the gradients of these variables.

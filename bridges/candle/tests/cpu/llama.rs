@@ -26,7 +26,8 @@ fn named(vars: &[(String, Var)]) -> Vec<(&str, &Var)> {
 fn compare(extra: &str, targets: &[&str]) -> Result<()> {
     let config = config(extra);
     let (model, weights) = (model(&config, targets, DType::F32)?, random_weights(&config)?);
-    let plain = Plain { config: &config, weights: &weights, model: &model };
+    let dropouts = HashMap::new();
+    let plain = Plain { config: &config, weights: &weights, model: &model, dropouts };
     let (ids, labels) = batch(2, 11)?;
     assert_close("logits", &model.forward(&ids)?, &plain.logits(&ids)?, 1e-5);
     let (got, expected) = (model.loss(&ids, &labels)?, plain.loss(&ids, &labels)?);
@@ -105,7 +106,8 @@ fn sixteen_bits_are_as_near_to_f32_as_those_of_candle() -> Result<()> {
         let weights = random_weights(&config)?.into_iter();
         let weights = weights.map(|(name, weight)| Ok((name, weight.to_dtype(dtype)?)));
         let weights = weights.collect::<Result<_>>()?;
-        let plain = Plain { config: &config, weights: &weights, model: &half };
+        let dropouts = HashMap::new();
+        let plain = Plain { config: &config, weights: &weights, model: &half, dropouts };
         let plain = distance(&plain.loss(&ids, &labels)?.backward()?, &expected, &vars)?;
         assert!(got < tolerance && got < 1.1 * plain, "{dtype:?}: {got}, candle {plain}");
     }

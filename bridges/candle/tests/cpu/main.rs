@@ -4,6 +4,9 @@ mod adapters;
 mod common;
 #[path = "../shared/compare.rs"]
 mod compare;
+mod dropout;
+#[path = "../shared/dropped.rs"]
+mod dropped;
 mod errors;
 mod groups;
 mod layers;

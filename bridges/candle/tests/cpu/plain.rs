@@ -1,8 +1,10 @@
 //! A Llama of candle's own operations, all of them with a backward pass.
 
+use crate::dropped::drop_by_hand;
 use candle_core::{D, DType, Device, Result, Tensor};
 use candle_nn::rotary_emb::rope_slow;
 use lora_kernels_candle::llama::{Config, Llama};
+use lora_kernels_candle::lora_kernels::Dropout;
 use std::collections::HashMap;
 
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
@@ -52,6 +54,8 @@ pub struct Plain<'a> {
     pub config: &'a Config,
     pub weights: &'a HashMap<String, Tensor>,
     pub model: &'a Llama,
+    /// By the paths of their modules.
+    pub dropouts: HashMap<String, Dropout<'static>>,
 }
 
 impl Plain<'_> {
@@ -63,7 +67,8 @@ impl Plain<'_> {
         let times = |x: &Tensor, w: &Tensor| x.broadcast_matmul(&w.to_dtype(x.dtype())?.t()?);
         let mut h = times(x, self.weight(module))?;
         if let Some((_, adapter)) = self.model.adapters().find(|(name, _)| *name == module) {
-            let s = (times(x, adapter.a())? * f64::from(adapter.scale()))?;
+            let dropped = drop_by_hand(x, self.dropouts.get(module).copied())?;
+            let s = (times(&dropped, adapter.a())? * f64::from(adapter.scale()))?;
             h = (h + times(&s, adapter.b())?)?;
         }
         match self.weights.get(&format!("{module}.bias")) {

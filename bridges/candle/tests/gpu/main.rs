@@ -3,14 +3,20 @@
 
 #[path = "../shared/compare.rs"]
 mod compare;
+#[path = "../shared/dropped.rs"]
+mod dropped;
 #[path = "../shared/small.rs"]
 mod small;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use compare::{assert_close, difference, distance, loss, random};
+use dropped::{OFFSET, P, check_group, check_layer};
+use lora_kernels_candle::llama::Llama;
+use lora_kernels_candle::lora_kernels::AdapterConfig;
 use lora_kernels_candle::nn::{
     Attention, IGNORE_INDEX, linear_cross_entropy, rms_norm, rope, rope_frequencies, swiglu,
 };
+use lora_kernels_candle::{LoraAdapter, LoraGroup, LoraLinear};
 use small::{batch, config, model};
 
 const GRADIENTS_BF16: f32 = 4e-2;
@@ -19,22 +25,35 @@ fn gpu() -> Device {
     Device::new_cuda(0).expect("a GPU")
 }
 
-/// The gradients of a Llama in bf16 are as near to those in f32 on the GPU as on the CPU.
 #[test]
 #[ignore = "needs a GPU"]
 fn gradients_of_a_llama() -> Result<()> {
+    compare_llamas(|_| Ok(()))
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn gradients_of_a_llama_with_dropout() -> Result<()> {
+    compare_llamas(|model| model.train(P, 5, OFFSET))?;
+    compare_llamas(|model| model.train_each(P, 5, OFFSET))
+}
+
+/// The gradients of a Llama in bf16 are as near to those in f32 on the GPU as on the CPU.
+fn compare_llamas(train: impl Fn(&mut Llama) -> Result<()>) -> Result<()> {
     let (config, (ids, labels), gpu) = (config(""), batch(2, 11)?, gpu());
     let targets = ["all-linear"];
-    let exact = model(&config, &targets, DType::F32, &Device::Cpu)?;
+    let mut exact = model(&config, &targets, DType::F32, &Device::Cpu)?;
+    train(&mut exact)?;
     let exact_loss = exact.loss(&ids, &labels)?;
     let (exact_vars, exact) = (exact.vars(), exact_loss.backward()?);
     let mut distances = Vec::new();
     for device in [&Device::Cpu, &gpu] {
-        let half = model(&config, &targets, DType::BF16, device)?;
+        let mut half = model(&config, &targets, DType::BF16, device)?;
         for refresh in [false, true] {
             if refresh {
                 half.refresh()?;
             }
+            train(&mut half)?;
             let loss = half.loss(&ids.to_device(device)?, &labels.to_device(device)?)?;
             assert_close("loss", &loss.to_device(&Device::Cpu)?, &exact_loss, 1e-2);
             let mut gradients = loss.backward()?;
@@ -51,6 +70,37 @@ fn gradients_of_a_llama() -> Result<()> {
     let [cpu, _, once, refreshed] = distances[..] else { panic!("{distances:?}") };
     for gpu in [once, refreshed] {
         assert!(gpu < GRADIENTS_BF16 && gpu < 1.5 * cpu, "GPU {gpu}, CPU {cpu}");
+    }
+    Ok(())
+}
+
+/// A layer whose B is not zero.
+fn layer([d, k]: [usize; 2], r: usize, dtype: DType, device: &Device) -> Result<LoraLinear> {
+    let config = AdapterConfig::new(r).with_alpha(1.5 * r as f32);
+    let adapter = LoraAdapter::new([d, k], &config, device)?;
+    adapter.b().set(&random(&[d, r]).to_device(device)?)?;
+    let w0 = random(&[d, k]).to_dtype(dtype)?.to_device(device)?;
+    LoraLinear::with_adapter(w0, None, "default", adapter)
+}
+
+/// Few tokens and many, of aligned rows and others.
+#[test]
+#[ignore = "needs a GPU"]
+fn layers_with_dropout() -> Result<()> {
+    let gpu = gpu();
+    for (dtype, tolerance) in [(DType::BF16, 2e-2), (DType::F16, 3e-3)] {
+        for (t, [d, k], r) in
+            [(3, [64, 128], 8), (18, [24, 70], 5), (300, [256, 192], 16), (2100, [520, 264], 24)]
+        {
+            let x = Var::from_tensor(&random(&[t, k]).to_dtype(dtype)?.to_device(&gpu)?)?;
+            check_layer(&mut layer([d, k], r, dtype, &gpu)?, &x, tolerance)?;
+            let layers = [layer([d, k], r, dtype, &gpu)?, layer([8, k], 8, dtype, &gpu)?];
+            let mut group = LoraGroup::new(layers.into())?;
+            group.train(P, 5, OFFSET)?;
+            check_group(&group, &x, tolerance)?;
+            group.train_each(P, 5, OFFSET)?;
+            check_group(&group, &x, tolerance)?;
+        }
     }
     Ok(())
 }

@@ -115,7 +115,9 @@ class Run:
     def evaluate(self, model):
         starts, batch = self.order["held_out"], self.order["settings"]["batch"]
         parts = [starts[i : i + batch] for i in range(0, len(starts), batch)]
+        model.eval()
         losses = [self.loss(model, self.held_out_ids, part).item() * len(part) for part in parts]
+        model.train()
         return sum(losses) / len(starts)
 
     def train(self, model, steps, every):

@@ -26,7 +26,8 @@ Usage: cargo run --release --example smollm2 -- [OPTIONS]
   --alpha X             the update is scaled by α/r [default: 32]
   --targets A,B,..      adapted layers, such as q_proj,v_proj [default: all seven]
   --lr X                [default: 5e-4]
-  --seed N              of the adapter and the order of the data [default: 0]
+  --dropout P           of the adapters' input while training, below 1 [default: 0]
+  --seed N              of the adapter, the order of the data and dropout [default: 0]
   --batch N             sequences a step [default: 8]
   --seq N               tokens a sequence [default: 512]
   --steps N             [default: 96]
@@ -57,6 +58,8 @@ pub struct Settings {
     pub alpha: f32,
     pub targets: Vec<String>,
     pub lr: f64,
+    #[serde(default)]
+    pub dropout: f64,
     pub seed: u64,
     pub batch: usize,
     pub seq: usize,
@@ -91,6 +94,7 @@ impl Default for Options {
             alpha: 32.0,
             targets: TARGETS.map(String::from).to_vec(),
             lr: 5e-4,
+            dropout: 0.0,
             seed: 0,
             batch: 8,
             seq: 512,
@@ -139,6 +143,9 @@ impl Options {
                 Long("alpha") => settings.alpha = number("--alpha", &mut parser, "a number")?,
                 Long("targets") => settings.targets = targets(&mut parser)?,
                 Long("lr") => settings.lr = number("--lr", &mut parser, "a number")?,
+                Long("dropout") => {
+                    settings.dropout = number("--dropout", &mut parser, "a number")?;
+                }
                 Long("seed") => settings.seed = number("--seed", &mut parser, COUNT)?,
                 Long("batch") => settings.batch = number("--batch", &mut parser, COUNT)?,
                 Long("seq") => settings.seq = number("--seq", &mut parser, COUNT)?,
@@ -153,7 +160,14 @@ impl Options {
                 _ => return Err(arg.unexpected()),
             }
         }
-        let (Settings { batch, seq, .. }, every) = (&options.settings, options.every);
+        let Settings { batch, seq, dropout, plain, .. } = &options.settings;
+        if !(0.0..1.0).contains(dropout) {
+            return Err(format!("--dropout must be from 0 up and below 1, not {dropout}").into());
+        }
+        if *plain && *dropout > 0.0 {
+            return Err("--baseline plain has no --dropout: candle's takes no seed".into());
+        }
+        let every = options.every;
         let held_out = options.held_out;
         for (name, value) in
             [("batch", *batch), ("seq", *seq), ("every", every), ("held-out", held_out)]
@@ -203,6 +217,9 @@ mod tests {
     fn options_are_read() {
         assert_eq!(parse(""), Ok(Some(Options::default())));
         assert_eq!(parse("--rank 4 --help"), Ok(None));
+        let mut expected = Options::default();
+        expected.settings.dropout = 0.1;
+        assert_eq!(parse("--dropout 0.1"), Ok(Some(expected)));
         let line = "--baseline plain --targets v_proj,q_proj --lr=1e-3 --dtype bf16 --json f.json";
         let mut expected = Options::default();
         expected.settings.plain = true;
@@ -219,6 +236,12 @@ mod tests {
             ("--rank eight", "--rank must be a whole number from 0 up, not \"eight\""),
             ("--dtype f64", "--dtype must be bf16, f16 or f32, not \"f64\""),
             ("--baseline torch", "--baseline must be plain, not \"torch\""),
+            ("--dropout 1", "--dropout must be from 0 up and below 1, not 1"),
+            ("--dropout NaN", "--dropout must be from 0 up and below 1, not NaN"),
+            (
+                "--dropout 0.1 --baseline plain",
+                "--baseline plain has no --dropout: candle's takes no seed",
+            ),
             ("--batch 0", "--batch must be at least 1"),
             ("--lr", "missing argument for option '--lr'"),
             ("8", "unexpected argument \"8\""),

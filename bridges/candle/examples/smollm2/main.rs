@@ -90,7 +90,7 @@ fn run(options: &Options, out: &mut impl Write, stop: &AtomicBool) -> Result<()>
         false => None,
     };
     let initial = options.out.join("initial");
-    let model = Model::load(dir, &initial, &options.settings, dtype, &device)?;
+    let mut model = Model::load(dir, &initial, &options.settings, dtype, &device)?;
     let vars = model.vars();
     let trainable: usize = vars.iter().map(|(_, var)| var.elem_count()).sum();
     let name = report::device_name(&device);
@@ -99,7 +99,7 @@ fn run(options: &Options, out: &mut impl Write, stop: &AtomicBool) -> Result<()>
     train::save_order(options, &data)?;
     answer(options, &model, dir, "before", out)?;
 
-    let outcome = train::train(options, &model, &data, &device, checkpoint, stop)?;
+    let outcome = train::train(options, &mut model, &data, &device, checkpoint, stop)?;
     model.save(&options.out.join("adapter"))?;
     let report = Report::new(options, &outcome, name, dtype, &vars, dir)?;
     show(options, &report, out)?;

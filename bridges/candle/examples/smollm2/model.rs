@@ -31,6 +31,7 @@ impl Model {
         let vb = VarBuilder::from_tensors(tensors, dtype, device);
         let mut llama = Llama::load(&config, vb, Some(&lora))?;
         let peft_config = llama.peft_config().clone().with_base_model(dir.to_string_lossy());
+        let peft_config = peft_config.with_dropout(settings.dropout)?;
         *llama.peft_config_mut() = peft_config;
         llama.save_peft(initial)?;
         if !settings.plain {
@@ -48,6 +49,22 @@ impl Model {
             Model::Kernels(llama) => llama.loss(ids, targets)?,
             Model::Plain(plain) => plain.loss(ids, targets)?,
         })
+    }
+
+    /// From now on the adapters' input has dropout, with masks that begin with this row. The
+    /// contender has none.
+    pub fn train(&mut self, settings: &Settings, row: usize) -> Result<()> {
+        if let Model::Kernels(llama) = self {
+            llama.train(settings.dropout as f32, settings.seed, row as u64)?;
+        }
+        Ok(())
+    }
+
+    /// From now on it has none.
+    pub fn eval(&mut self) {
+        if let Model::Kernels(llama) = self {
+            llama.eval();
+        }
     }
 
     /// The trainable variables by name.

@@ -42,6 +42,30 @@ fn a_run_resumes_with_the_same_bits() {
     assert!(error.unwrap_err().contains("is of another run"));
 }
 
+/// Masks follow from the seed and the step. Evaluations, whose number differs, do not move them.
+#[test]
+fn a_run_with_dropout_resumes_with_the_same_bits() {
+    let dir = tempfile::tempdir().unwrap();
+    let [whole, parts, without] = ["whole", "parts", "without"].map(|name| dir.path().join(name));
+    let dropout = |options: &mut Options| options.settings.dropout = 0.3;
+    run(&whole, 5, dropout).unwrap();
+    run(&parts, 3, |options| {
+        dropout(options);
+        options.every = 1;
+    })
+    .unwrap();
+    run(&parts, 5, |options| {
+        dropout(options);
+        options.resume = true;
+    })
+    .unwrap();
+    assert_eq!(weights(&whole), weights(&parts));
+    run(&without, 5, |_| {}).unwrap();
+    assert_ne!(weights(&whole), weights(&without));
+    let saved = lora_kernels_candle::load_peft(whole.join("adapter"), &Device::Cpu).unwrap();
+    assert_eq!(saved.config.dropout(), 0.3);
+}
+
 #[test]
 fn a_run_leaves_its_files() {
     let dir = tempfile::tempdir().unwrap();

@@ -27,7 +27,7 @@ pub struct Outcome {
 /// Trains up to `--steps`, or until `stop`. A checkpoint is left either way.
 pub fn train(
     options: &Options,
-    model: &Model,
+    model: &mut Model,
     data: &Data,
     device: &Device,
     checkpoint: Option<Checkpoint>,
@@ -58,6 +58,8 @@ pub fn train(
         }
         let begin = Instant::now();
         let (ids, targets) = data::batch(&data.train, starts, seq, device)?;
+        // Rows of the masks follow from the step: so a run that resumes has the same.
+        model.train(settings, step * batch * seq)?;
         let mut phases = Phases::new(options.phases.then_some(device));
         let loss = step_of(model, &mut optimiser, &ids, &targets, &mut phases)?;
         phases_ms.extend(phases.ms());
@@ -76,6 +78,7 @@ pub fn train(
         bar.set_position(step as u64 + 1);
     }
     bar.finish_and_clear();
+    model.eval();
     checkpoint::save(&path, &vars, &optimiser, &progress, settings)?;
     Ok(Outcome { progress, step_ms, phases_ms, peak: memory::peak(device)? })
 }
@@ -126,10 +129,11 @@ impl<'a> Phases<'a> {
     }
 }
 
-/// The mean loss on what is held out, in sequences of `--seq` tokens.
-fn evaluate(options: &Options, model: &Model, data: &Data, device: &Device) -> Result<f32> {
+/// The mean loss on what is held out, in sequences of `--seq` tokens, without dropout.
+fn evaluate(options: &Options, model: &mut Model, data: &Data, device: &Device) -> Result<f32> {
     let (batch, seq) = (options.settings.batch, options.settings.seq);
     let starts = held_out(options, data)?;
+    model.eval();
     let mut sum = 0.0;
     for starts in starts.chunks(batch) {
         let (ids, targets) = data::batch(&data.held_out, starts, seq, device)?;

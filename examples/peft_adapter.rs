@@ -22,6 +22,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut base = TensorFile::open(fixtures.join("base.safetensors"))?;
     let w0 = base.tensor(&format!("{MODULE}.weight"), &device, Some(dtype))?;
     let mut layer = LoraLinear::new(w0, adapter)?;
+    // As PEFT would in training. This adapter's p is 0.
+    layer.train(loaded.config.dropout() as f32, 0, 0)?;
 
     // Towards h = 0, for the sake of an example: half the sum of squares has the gradient dH = H.
     let mut inputs = TensorFile::open(fixtures.join("inputs.safetensors"))?;

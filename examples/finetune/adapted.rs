@@ -76,6 +76,13 @@ impl Adapted {
         })
     }
 
+    /// From now on training drops elements of the adapters' input with probability p.
+    pub fn drop_inputs(&mut self, p: f32, seed: u64) -> Result<()> {
+        self.first.lora.train(p, seed, 0)?;
+        // Another seed, or both layers would have the same mask.
+        Ok(self.second.lora.train(p, seed.wrapping_add(1), 0)?)
+    }
+
     /// Trains the adapters and returns the loss of every step.
     pub fn train(
         &mut self,

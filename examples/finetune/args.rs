@@ -14,8 +14,9 @@ Usage: cargo run --release --example finetune -- [OPTIONS]
   --device cpu|cuda:N  where the adapted layers run [default: cuda:0 if it works, else cpu]
   --rank N             the rank r of each adapter, 1 to 256 [default: 8]
   --alpha X            α of each adapter, whose update is scaled by α/r [default: 16]
+  --dropout P          of the adapters' input in training, 0 up to below 1 [default: 0]
   --epochs N           how often LoRA training sees each rotated digit [default: 40]
-  --seed N             of the weights, the adapters and the order of training [default: 0]
+  --seed N             of weights, adapters, the order of training and dropout [default: 0]
   --out FILE           where the loss curve goes [default: target/finetune-loss.svg]
   --help               shows this
 ";
@@ -28,6 +29,7 @@ pub struct Options {
     pub device: Option<String>,
     pub rank: usize,
     pub alpha: f32,
+    pub dropout: f32,
     pub epochs: usize,
     pub seed: u64,
     pub out: PathBuf,
@@ -36,7 +38,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         let out = PathBuf::from("target/finetune-loss.svg");
-        Options { device: None, rank: 8, alpha: 16.0, epochs: 40, seed: 0, out }
+        Options { device: None, rank: 8, alpha: 16.0, dropout: 0.0, epochs: 40, seed: 0, out }
     }
 }
 
@@ -51,6 +53,7 @@ impl Options {
                 Long("device") => options.device = Some(parser.value()?.string()?),
                 Long("rank") => options.rank = number("--rank", &mut parser, COUNT)?,
                 Long("alpha") => options.alpha = number("--alpha", &mut parser, "a number")?,
+                Long("dropout") => options.dropout = number("--dropout", &mut parser, "a number")?,
                 Long("epochs") => options.epochs = number("--epochs", &mut parser, COUNT)?,
                 Long("seed") => options.seed = number("--seed", &mut parser, COUNT)?,
                 Long("out") => options.out = parser.value()?.into(),
@@ -60,13 +63,18 @@ impl Options {
         if !(1..=10_000).contains(&options.epochs) {
             return Err(format!("--epochs must be from 1 to 10000, not {}", options.epochs).into());
         }
+        let p = options.dropout;
+        if !(0.0..1.0).contains(&p) {
+            return Err(format!("--dropout must be from 0 up and below 1, not {p}").into());
+        }
         Ok(Some(options))
     }
 
     /// The run in one line, for the chart.
     pub fn summary(&self, device: &str) -> String {
-        let Options { rank, alpha, epochs, seed, .. } = self;
-        format!("rank {rank}, α {alpha}, {epochs} epochs, seed {seed}, on {device}")
+        let Options { rank, alpha, dropout, epochs, seed, .. } = self;
+        let dropout = if *dropout > 0.0 { format!("dropout {dropout}, ") } else { String::new() };
+        format!("rank {rank}, α {alpha}, {dropout}{epochs} epochs, seed {seed}, on {device}")
     }
 }
 
@@ -90,11 +98,13 @@ mod tests {
             device: Some("cuda:1".into()),
             rank: 4,
             alpha: 0.5,
+            dropout: 0.25,
             epochs: 3,
             seed: 7,
             out: "loss.svg".into(),
         };
-        let line = "--device cuda:1 --rank 4 --alpha=0.5 --epochs 3 --seed=7 --out loss.svg";
+        let line = "--device cuda:1 --rank 4 --alpha=0.5 --dropout 0.25 --epochs 3 --seed=7 \
+            --out loss.svg";
         assert_eq!(parse(line), Ok(Some(expected)));
         assert_eq!(parse(""), Ok(Some(Options::default())));
         assert_eq!(parse("--rank 4 --help"), Ok(None));
@@ -106,6 +116,7 @@ mod tests {
             ("--rank eight", "--rank must be a whole number from 0 up, not \"eight\""),
             ("--rank=", "--rank must be a whole number from 0 up, not \"\""),
             ("--alpha", "missing argument for option '--alpha'"),
+            ("--dropout 1", "--dropout must be from 0 up and below 1, not 1"),
             ("--epochs 0", "--epochs must be from 1 to 10000, not 0"),
             ("--lr=1", "invalid option '--lr'"),
             ("8", "unexpected argument \"8\""),

@@ -69,6 +69,7 @@ fn run() -> Result<()> {
     writeln!(out, "base    {layers}, trained on upright digits: reads {}", percent(accuracy))?;
 
     let mut model = Adapted::new(&device, dtype, &base, adapters)?;
+    model.drop_inputs(options.dropout, options.seed)?;
     let accuracies = |model: &Adapted, weights| -> Result<[f64; 2]> {
         let upright = test.accuracy(&model.predict(&test, weights)?);
         Ok([upright, test_rotated.accuracy(&model.predict(&test_rotated, weights)?)])

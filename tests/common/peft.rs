@@ -65,23 +65,22 @@ pub fn run(layer: &LoraLinear, module: &str) -> Result<Outputs<&'static str>> {
     Ok(outputs.map(|(name, tensor)| (name, values(tensor))).into())
 }
 
-/// The layers of the case [`DROPOUT`] by their modules, in training with the p of the file.
+/// The layers of the case [`DROPOUT`] by their modules, in training with the p of the file. Checks
+/// on the way that their masks are those of dropout.py.
 pub fn layers_with_dropout(device: &Device, dtype: DType) -> Result<Vec<(String, LoraLinear)>> {
     let loaded = peft::load(fixture(DROPOUT), device, Some(dtype))?;
     let p = loaded.config.dropout() as f32;
-    let layers =
-        loaded.adapters.into_iter().zip(DROPOUT_SEED..).map(|((module, adapter), seed)| {
-            let mut layer = LoraLinear::new(base(&module, device, dtype), adapter)?;
-            layer.train(p, seed, DROPOUT_OFFSET)?;
-            Ok((module, layer))
-        });
-    layers.collect()
-}
-
-/// The mask that dropout.py made for a module, 1 where an element is kept.
-pub fn expected_mask(module: &str) -> (Vec<usize>, Vec<f32>) {
-    let file = format!("{DROPOUT}/expected.safetensors");
-    values(&tensor(&file, &format!("{module}.kept"), &Device::cpu(), DType::F32))
+    let (file, cpu) = (format!("{DROPOUT}/expected.safetensors"), Device::cpu());
+    let mut layers = Vec::new();
+    for ((module, adapter), seed) in loaded.adapters.into_iter().zip(DROPOUT_SEED..) {
+        let mut layer = LoraLinear::new(base(&module, device, dtype), adapter)?;
+        layer.train(p, seed, DROPOUT_OFFSET)?;
+        let (shape, mask) = values(&tensor(&file, &format!("{module}.kept"), &cpu, DType::F32));
+        let kept = layer.dropout().expect("a layer in training").kept([shape[0], shape[1]])?;
+        assert!(kept.iter().zip(&mask).all(|(&kept, &mask)| f32::from(kept) == mask), "{module}");
+        layers.push((module, layer));
+    }
+    Ok(layers)
 }
 
 fn values(tensor: &Tensor) -> (Vec<usize>, Vec<f32>) {

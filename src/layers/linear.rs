@@ -161,6 +161,7 @@ impl LoraLinear {
     /// From now on [`LoraLinear::forward`] drops elements of the adapters' input with probability
     /// p: see [`Dropout`]. Every pass has a mask of its own, whose rows follow on those of the pass
     /// before; the first pass begins with row `offset`. Give every layer of a model another seed.
+    /// The projections of a group share the mask: for one each, make each a layer of its own.
     /// [`LoraLinear::infer`] and [`LoraLinear::forward_into`] drop nothing.
     ///
     /// # Errors

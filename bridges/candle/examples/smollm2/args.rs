@@ -160,12 +160,9 @@ impl Options {
                 _ => return Err(arg.unexpected()),
             }
         }
-        let Settings { batch, seq, dropout, plain, .. } = &options.settings;
+        let Settings { batch, seq, dropout, .. } = &options.settings;
         if !(0.0..1.0).contains(dropout) {
             return Err(format!("--dropout must be from 0 up and below 1, not {dropout}").into());
-        }
-        if *plain && *dropout > 0.0 {
-            return Err("--baseline plain has no --dropout: candle's takes no seed".into());
         }
         let every = options.every;
         let held_out = options.held_out;
@@ -238,10 +235,6 @@ mod tests {
             ("--baseline torch", "--baseline must be plain, not \"torch\""),
             ("--dropout 1", "--dropout must be from 0 up and below 1, not 1"),
             ("--dropout NaN", "--dropout must be from 0 up and below 1, not NaN"),
-            (
-                "--dropout 0.1 --baseline plain",
-                "--baseline plain has no --dropout: candle's takes no seed",
-            ),
             ("--batch 0", "--batch must be at least 1"),
             ("--lr", "missing argument for option '--lr'"),
             ("8", "unexpected argument \"8\""),

@@ -51,19 +51,22 @@ impl Model {
         })
     }
 
-    /// From now on the adapters' input has dropout, with masks that begin with this row. The
-    /// contender has none.
+    /// From now on the adapters' input has dropout, with masks that begin with this row. Those of
+    /// the contender follow from no seed.
     pub fn train(&mut self, settings: &Settings, row: usize) -> Result<()> {
-        if let Model::Kernels(llama) = self {
-            llama.train(settings.dropout as f32, settings.seed, row as u64)?;
+        let p = settings.dropout as f32;
+        match self {
+            Model::Kernels(llama) => llama.train(p, settings.seed, row as u64)?,
+            Model::Plain(plain) => plain.dropout = p,
         }
         Ok(())
     }
 
     /// From now on it has none.
     pub fn eval(&mut self) {
-        if let Model::Kernels(llama) = self {
-            llama.eval();
+        match self {
+            Model::Kernels(llama) => llama.eval(),
+            Model::Plain(plain) => plain.dropout = 0.0,
         }
     }
 

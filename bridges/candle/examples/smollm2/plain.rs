@@ -16,6 +16,8 @@ pub struct Plain {
     config: Config,
     dtype: DType,
     pub adapter: PeftAdapters,
+    /// Of the adapters' input.
+    pub dropout: f32,
 }
 
 struct Block {
@@ -75,7 +77,7 @@ impl Plain {
         let blocks = blocks.collect::<Result<_>>()?;
         let norm = RmsNorm::new(take("model.norm.weight".into())?, eps);
         let head = Linear::new(embedding.clone(), None);
-        Ok(Plain { embedding, blocks, norm, head, config, dtype, adapter })
+        Ok(Plain { embedding, blocks, norm, head, config, dtype, adapter, dropout: 0.0 })
     }
 
     /// The mean cross-entropy of the next tokens, of ids and targets [B, T].
@@ -102,6 +104,7 @@ impl Plain {
         let Some(adapter) = self.adapter.adapters.get(&layer.name) else { return Ok(h) };
         let a = Linear::new(adapter.a().to_dtype(self.dtype)?, None);
         let b = Linear::new(adapter.b().to_dtype(self.dtype)?, None);
+        let x = if self.dropout > 0.0 { &ops::dropout(x, self.dropout)? } else { x };
         h + (b.forward(&a.forward(x)?)? * f64::from(adapter.scale()))?
     }
 

@@ -105,6 +105,29 @@ fn plain_candle_trains_the_same_adapter() {
     }
 }
 
+/// Other masks, so other losses; evaluations have none, so that the first is the same.
+#[test]
+fn plain_candle_trains_with_dropout() {
+    let dir = tempfile::tempdir().unwrap();
+    let [ours, plain] = [false, true].map(|plain| {
+        let (out, json) = (dir.path().join(plain.to_string()), dir.path().join("run.json"));
+        run(&out, 40, |options| {
+            options.settings.plain = plain;
+            options.settings.dropout = 0.3;
+            options.json = Some(json.clone());
+        })
+        .unwrap();
+        let report: crate::report::Report =
+            serde_json::from_str(&fs::read_to_string(json).unwrap()).unwrap();
+        (report.losses, report.held_out)
+    });
+    assert_ne!(ours.0[1..], plain.0[1..]);
+    for held_out in [&ours.1, &plain.1] {
+        assert!((held_out[0].1 - ours.1[0].1).abs() < 1e-4);
+        assert!(held_out[20].1 < held_out[0].1 - 0.1, "{held_out:?}");
+    }
+}
+
 #[test]
 fn a_stopped_run_is_saved() {
     let dir = tempfile::tempdir().unwrap();

@@ -44,6 +44,8 @@ struct Settings {
     rank: usize,
     alpha: f32,
     lr: f64,
+    #[serde(default)]
+    dropout: f64,
     batch: usize,
     seq: usize,
     seed: u64,
@@ -102,10 +104,12 @@ impl Proof {
 
     fn subtitle(&self) -> String {
         let Run { device, dtype, settings, losses, .. } = &self.ours;
-        let Settings { rank, batch, seq, lr, .. } = settings;
+        let Settings { rank, batch, seq, lr, dropout, .. } = settings;
+        let dropout = if *dropout > 0.0 { format!("dropout {dropout}, ") } else { String::new() };
         let steps = losses.len();
         format!(
-            "r = {rank}, {steps} steps of {batch} × {seq} tokens, AdamW {lr}, {dtype}, {device}"
+            "r = {rank}, {dropout}{steps} steps of {batch} × {seq} tokens, AdamW {lr}, {dtype}, \
+             {device}"
         )
     }
 

@@ -14,7 +14,8 @@ use std::path::Path;
 pub struct PeftAdapters {
     /// Adapters by the paths of their modules, such as `model.layers.0.self_attn.q_proj`.
     pub adapters: BTreeMap<String, LoraAdapter>,
-    /// The configuration, for [`save_peft`] to write back.
+    /// The configuration, for [`save_peft`] to write back. Its `dropout` is a p for
+    /// [`LoraLinear::train`].
     pub config: peft::Config,
     /// What PEFT computes with the directory and these adapters do not, a line for each kind:
     /// trained embeddings, say.

@@ -149,7 +149,7 @@ fn steps_of_a_llama_follow_from_seed_and_offset() -> Result<()> {
     Ok(())
 }
 
-/// The backward pass computes the inputs of most layers again: the mask is that of the forward pass.
+/// The backward pass computes the inputs of most layers again, with the mask of the forward pass.
 #[test]
 fn a_llama_drops_what_the_masks_say() -> Result<()> {
     let (config, (ids, labels)) = (config(""), batch(2, 11)?);

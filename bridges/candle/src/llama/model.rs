@@ -203,8 +203,8 @@ impl Llama {
         projections.filter_map(Projections::group_mut).for_each(LoraGroup::eval);
     }
 
-    /// The dropout of the next forward pass in the first adapted layer: its p, seed and offset, given
-    /// to [`Llama::train`], let training go on as if it had not stopped.
+    /// The dropout of the next forward pass in the first adapted layer: its p, seed and offset,
+    /// given to [`Llama::train`], let training go on as if it had not stopped.
     pub fn dropout(&self) -> Option<Dropout<'static>> {
         let mut projections = self.layers.iter().flat_map(Layer::projections);
         projections.find_map(Projections::group)?.layers()[0].dropout()

@@ -68,5 +68,5 @@ def test_the_operators_are_what_they_say(device, types):
                     (x.detach(), w0, [one.detach() for one in a], [one.detach() for one in b],
                      scales, save),
                 )  # fmt: skip
-        assert _operators._rounded(48, sizes) == _operators.find(
-            x, w0, [one.float() for one in a], [one.float() for one in b])._operands  # fmt: skip
+        masters = [one.float() for one in (*a, *b)]
+        assert _operators._rounded(48, sizes) == _operators.find((x, *w0, *masters))._operands

@@ -12,6 +12,10 @@ def address(values: array) -> int:
     return values.buffer_info()[0]
 
 
+def at(*arrays: array) -> list[int]:
+    return [address(one) for one in arrays]
+
+
 def matrix(rows: int, cols: int, seed: int) -> array:
     """Small integers, so that no sum rounds."""
     return array("f", [(seed + 7 * i) % 5 - 2 for i in range(rows * cols)])
@@ -44,10 +48,7 @@ def test_both_passes():
     plan = _native.Plan(-1, t, k, [(d, r)], "f32", False)
     assert (plan.rank, plan.operands) == (r, 0)
     h, s = array("f", [float("nan")] * t * d), array("f", [float("nan")] * t * r)
-    plan.forward(
-        0, address(x), [address(w0)], [address(a)], [address(b)], [scale], 0, [address(h)],
-        address(s), 0, 0,
-    )  # fmt: skip
+    plan.forward(0, at(x, w0, a, b, h), [scale], address(a), address(s), 0, 0)
     want_s = [scale * one for one in times(x, a, t, k, r, b_t=True)]
     low_rank = times(array("f", want_s), b, t, r, d, b_t=True)
     want_h = [one + two for one, two in zip(times(x, w0, t, k, d, b_t=True), low_rank, strict=True)]
@@ -55,10 +56,7 @@ def test_both_passes():
 
     dh = matrix(t, d, 4)
     dx, da, db = (array("f", [float("nan")] * n) for n in (t * k, r * k, d * r))
-    plan.backward(
-        0, address(x), address(s), [address(w0)], [address(a)], [address(b)], [scale], 0,
-        [address(dh)], address(dx), address(da), [address(db)], 0, 0,
-    )  # fmt: skip
+    plan.backward(0, at(x, s, a, w0, b, dh, da, db), [scale], address(dx), 0, 0)
     ds = array("f", [scale * one for one in times(dh, b, t, d, r, b_t=False)])
     low_rank = times(ds, a, t, r, k, b_t=False)
     want_dx = [
@@ -82,10 +80,8 @@ def test_masters_are_rounded():
     b = [array("f", [1.0] * 3), array("f", [3.0] * 2)]
     operands, s = array("H", [0xFFFF] * plan.operands), array("H", [0] * t * 2)
     h = [array("H", [0] * t * d) for d, _ in sizes]
-    at = lambda arrays: [address(one) for one in arrays]  # noqa: E731
     plan.forward(
-        0, address(x), at(w0), at(a), at(b), [0.25, 0.125], address(operands), at(h), address(s),
-        0, 0,
+        0, at(x, *w0, *a, *b, *h), [0.25, 0.125], address(operands), address(s), 0, 0
     )  # fmt: skip
     assert list(operands[:8]) == [bits[1.0]] * 4 + [bits[2.0]] * 4
     assert list(operands[8:11]) == [bits[1.0]] * 3
@@ -103,9 +99,11 @@ def test_errors_have_types_and_numbers():
         _native.Plan(-1, 2, 4, [(3, 1)] * 5, "f32", False)
     plan = _native.Plan(-1, 2, 4, [(3, 1)], "f32", False)
     with pytest.raises(ValueError, match="scales is a list of 0, expected 1"):
-        plan.forward(0, 8, [8], [8], [8], [], 0, [8], 0, 0, 0)
+        plan.forward(0, [8] * 5, [], 8, 0, 0, 0)
+    with pytest.raises(ValueError, match="a list of 4 addresses, expected 5"):
+        plan.forward(0, [8] * 4, [1.0], 8, 0, 0, 0)
     with pytest.raises(ValueError, match=r"0x0 is not aligned for f32"):
-        plan.forward(0, 0, [8], [8], [8], [1.0], 0, [8], 0, 0, 0)
+        plan.forward(0, [0, 8, 8, 8, 8], [1.0], 8, 0, 0, 0)
 
 
 def test_a_device_that_is_not_there_is_an_error():
@@ -119,9 +117,6 @@ def test_an_empty_batch():
     plan = _native.Plan(-1, 0, 4, [(3, 1)], "f32", False)
     da, db = array("f", [float("nan")] * 4), array("f", [float("nan")] * 3)
     w0, a, b = matrix(3, 4, 0), matrix(1, 4, 0), matrix(3, 1, 0)
-    plan.backward(
-        0, 0, 0, [address(w0)], [address(a)], [address(b)], [1.0], 0, [0], 0, address(da),
-        [address(db)], 0, 0,
-    )  # fmt: skip
+    plan.backward(0, [0, 0, *at(a, w0, b), 0, *at(da, db)], [1.0], 0, 0, 0)
     assert (list(da), list(db)) == ([0.0] * 4, [0.0] * 3)
     assert "T=0" in repr(plan)

@@ -10,6 +10,7 @@ from . import _operators
 from ._passes import Passes, find, input_gradient
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+_any_autocast = torch._C._is_any_autocast_enabled
 
 
 def linear(x: Tensor, w0: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
@@ -18,7 +19,7 @@ def linear(x: Tensor, w0: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
     W0 [d, k] is frozen. A [r, k] and B [d, r] have the type of x, or are f32 beside an x of 16
     bits: they are then rounded for each call, and their gradients are f32.
     """
-    return _call(x, (w0,), (a,), (b,), (scale,))[0]
+    return _call((x, w0, a, b), (scale,))[0]
 
 
 def linears(
@@ -32,62 +33,57 @@ def linears(
     """
     if not projections:
         raise ValueError("no projections, expected 1 to 4")
-    return tuple(_call(x, *zip(*projections, strict=True)))
+    w0, a, b, scales = zip(*projections, strict=True)
+    return tuple(_call((x, *w0, *a, *b), scales))
 
 
-def _call(
-    x: Tensor,
-    w0: Sequence[Tensor],
-    a: Sequence[Tensor],
-    b: Sequence[Tensor],
-    scales: Sequence[float],
-) -> Sequence[Tensor]:
-    kind = "cuda" if x.is_cuda else "cpu"
-    if torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
-        x, w0 = _cast(x, dtype), [_cast(one, dtype) for one in w0]
-        # f32 masters stay: they are rounded in the call.
-        a, b = ([one if one.dtype == torch.float32 else _cast(one, dtype) for one in ab]
-                for ab in (a, b))  # fmt: skip
-    for one in w0:
-        if one.requires_grad:
-            raise ValueError("w0 requires a gradient, expected a frozen weight")
-    save = torch.is_grad_enabled() and (
-        x.requires_grad or any([one.requires_grad for one in (*a, *b)])
-    )
+def _call(tensors: Sequence[Tensor], scales: Sequence[float]) -> Sequence[Tensor]:
+    """h of each, given x, the w0 of every projection, then every a, then every b."""
+    if _any_autocast():
+        tensors = _autocast(tensors)
     if (
         torch.compiler.is_compiling()
-        or type(x) not in _PLAIN
+        or type(tensors[0]) not in _PLAIN
         or torch._C._are_functorch_transforms_active()
     ):
-        return _operators.call(x, w0, a, b, scales, save)
+        return _operators.call(tensors, scales)
     if forward_ad._current_level >= 0:
         raise RuntimeError("lora_kernels has no forward-mode derivatives")
-    passes = find(x, w0, a, b)
-    x = x.contiguous()
-    w0, a, b = ([one.contiguous() for one in wab] for wab in (w0, a, b))
-    if not save:
-        return passes.forward(x, w0, a, b, scales, False)[0]
-    return _apply(passes, scales, x, *w0, *a, *b)
+    passes = find(tensors)
+    tensors = [one.contiguous() for one in tensors]
+    if passes.saves and torch.is_grad_enabled():
+        return _apply(passes, scales, *tensors)
+    return passes.forward(tensors, scales, False)[0]
 
 
-def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """As autocast casts: not f64."""
-    return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
+def _autocast(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """As autocast casts: not f64. f32 masters stay: they are rounded in the call."""
+    kind = "cuda" if tensors[0].is_cuda else "cpu"
+    if not torch.is_autocast_enabled(kind):
+        return tensors
+    dtype, n = torch.get_autocast_dtype(kind), len(tensors) // 3
+    stays = [
+        one.dtype == torch.float64 or (i > n and one.dtype == torch.float32)
+        for i, one in enumerate(tensors)
+    ]
+    return [one if stay else one.to(dtype) for one, stay in zip(tensors, stays, strict=True)]
 
 
 class _Linears(Function):
     @staticmethod
-    def forward(ctx, passes: Passes, scales: Sequence[float], x: Tensor, *weights: Tensor):
-        n = len(scales)
-        w0, a, b = weights[:n], weights[n : 2 * n], weights[2 * n :]
-        params = any(ctx.needs_input_grad[3 + n :])
-        h, s, operands = passes.forward(x, w0, a, b, scales, params)
+    def forward(ctx, passes: Passes, scales: Sequence[float], *tensors: Tensor):
+        h, s, operands = passes.forward(tensors, scales, passes.params)
         ctx.set_materialize_grads(False)
-        ctx.passes, ctx.scales = passes, scales
-        # Adapters without gradients need only the weights.
-        ctx.save_for_backward(*((x, s, operands) if params else (None,) * 3), *weights)
-        ctx.shape = x.shape
+        ctx.call = passes, scales
+        n = len(scales)
+        if not passes.params:
+            # Adapters without gradients need only the weights.
+            ctx.save_for_backward(*tensors[1:])
+        elif passes.masters:
+            ctx.save_for_backward(tensors[0], s, operands, *tensors[1 : 1 + n])
+        else:
+            w0, b = tensors[1 : 1 + n], tensors[1 + 2 * n :]
+            ctx.save_for_backward(tensors[0], s, operands, *w0, *b)
         return tuple(h)
 
     @staticmethod
@@ -104,24 +100,20 @@ _apply = super(Function, _Linears).apply
 
 
 def _gradients(ctx, dh: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
-    passes, scales = ctx.passes, ctx.scales
-    x, s, operands, *weights = ctx.saved_tensors
+    (passes, scales), kept, wants = ctx.call, ctx.saved_tensors, ctx.needs_input_grad
     n = len(scales)
-    w0, a, b = weights[:n], weights[n : 2 * n], weights[2 * n :]
-    wants = ctx.needs_input_grad
-    none = (None,) * n
-    if x is None:
-        with torch.autocast(w0[0].device.type, enabled=False):
-            dx = input_gradient(dh, w0, a, b, scales)
-        return (None, None, dx.view(ctx.shape), *none, *none, *none)
-    dx, da, db = passes.backward(dh, x, w0, a, b, s, operands, scales, wants[2])
+    if not passes.params:
+        with torch.autocast(kept[0].device.type, enabled=False):
+            dx = input_gradient(dh, kept, scales)
+        return (None, None, dx.view(passes.shape), *(None,) * (3 * n))
+    dx, da, db = passes.backward(kept, dh, scales, wants[2])
     if n == 1:
         return None, None, dx, None, da if wants[4] else None, db[0] if wants[5] else None
     # What the loss does not use has no gradient, as if it had been computed apart.
     used = [one is not None for one in dh]
     wanted = [want and used[i % n] for i, want in enumerate(wants[3 + n :])]
     params = zip((*passes.split(da), *db), wanted, strict=True)
-    return (None, None, dx, *none, *[one if want else None for one, want in params])
+    return (None, None, dx, *(None,) * n, *[one if want else None for one, want in params])
 
 
 class _Once(Function):

@@ -10,7 +10,7 @@ def missing(device: int) -> str | None:
 class Plan:
     """Both passes of 1 to 4 projections that share x, planned for one device.
 
-    Arguments of the passes are addresses of dense matrices, 0 for what is not wanted. The caller
+    Operands of the passes are addresses of dense matrices, 0 for what is not wanted. The caller
     keeps the memory alive, in the order of the stream, and vouches for the addresses.
     """
 
@@ -44,34 +44,30 @@ class Plan:
     def forward(
         self,
         stream: int,
-        x: int,
-        w0: Sequence[int],
-        a: Sequence[int],
-        b: Sequence[int],
+        addresses: list[int],
         scales: Sequence[float],
         operands: int,
-        h: Sequence[int],
         s: int,
         scratch: int,
         flags: int,
     ) -> None:
-        """Enqueues h [T, d] of each projection, and s [T, R] unless it is 0."""
+        """Enqueues h [T, d] of each projection, and s [T, R] unless it is 0.
+
+        `addresses` are those of x, then of each w0, each a, each b and each h. `operands` is the A
+        of all, or receives the rounded masters.
+        """
 
     def backward(
         self,
         stream: int,
-        x: int,
-        s: int,
-        w0: Sequence[int],
-        a: Sequence[int],
-        b: Sequence[int],
+        addresses: list[int],
         scales: Sequence[float],
-        operands: int,
-        dh: Sequence[int],
         dx: int,
-        da: int,
-        db: Sequence[int],
         scratch: int,
         flags: int,
     ) -> None:
-        """Enqueues dx [T, k] unless it is 0, da [R, k], and db [d, r] of each projection."""
+        """Enqueues dx [T, k] unless it is 0, da [R, k], and db [d, r] of each projection.
+
+        `addresses` are those of x, s and the operands of the forward pass, then of each w0, of each
+        b unless there are masters, of each dh, of da, and of each db.
+        """

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._passes import check, find, input_gradient
+from ._passes import check, find, input_gradient, thirds
 
 _DEVICES = ("cpu", "cuda")
 
@@ -23,22 +23,19 @@ torch.library.define(
 )
 
 
-def call(
-    x: Tensor,
-    w0: Sequence[Tensor],
-    a: Sequence[Tensor],
-    b: Sequence[Tensor],
-    scales: Sequence[float],
-    save: bool,
-) -> list[Tensor]:
-    """h of each, by the operator.
+def call(tensors: Sequence[Tensor], scales: Sequence[float]) -> list[Tensor]:
+    """h of each, by the operator, given x, the w0 of every projection, every a, and every b.
 
     Raises ValueError for operands that no call takes.
     """
     # While PyTorch traces: the operator itself runs later, where nobody can serve it otherwise.
-    check(x, w0, a, b)
+    check(tensors)
+    x, *weights = tensors
+    w0, a, b = map(list, thirds(weights))
     scales = [float(scale) for scale in scales]
-    outputs = torch.ops.lora_kernels.forward(x, list(w0), list(a), list(b), scales, save)
+    params = any([one.requires_grad for one in weights])
+    save = torch.is_grad_enabled() and (params or x.requires_grad)
+    outputs = torch.ops.lora_kernels.forward(x, w0, a, b, scales, save)
     return outputs[: len(scales)]
 
 
@@ -50,9 +47,12 @@ def _dense(tensors: Sequence[Tensor]) -> list[Tensor]:
 def _forward(x, w0, a, b, scales, save):
     """h of each; if `save`, s; and A, and B if rounded, of projections that are not one of x's
     type."""
-    x, w0, a, b = x.contiguous(), _dense(w0), _dense(a), _dense(b)
-    h, s, operands = find(x, w0, a, b).forward(x, w0, a, b, scales, save)
-    return [*h, *(one for one in (s, operands) if save and one is not None)]
+    tensors = _dense((x, *w0, *a, *b))
+    passes = find(tensors)
+    h, s, operands = passes.forward(tensors, scales, save)
+    if not save:
+        return h
+    return [*h, s, operands] if passes.masters or len(a) > 1 else [*h, s]
 
 
 @torch.library.register_fake("lora_kernels::forward")
@@ -78,8 +78,10 @@ def _rounded(k: int, sizes: Sequence[Sequence[int]]) -> int:
 @torch.library.impl("lora_kernels::backward", _DEVICES)
 def _backward(dh, x, w0, a, b, s, operands, scales, want_dx):
     """dx if it is wanted, dA of all, and each dB."""
-    x, w0, a, b = x.contiguous(), _dense(w0), _dense(a), _dense(b)
-    dx, da, db = find(x, w0, a, b).backward(dh, x, w0, a, b, s, operands, scales, want_dx)
+    tensors = x, *weights = _dense((x, *w0, *a, *b))
+    passes, (w0, a, b) = find(tensors), thirds(weights)
+    kept = x, s, a[0] if operands is None else operands, *w0, *(() if passes.masters else b)
+    dx, da, db = passes.backward(kept, dh, scales, want_dx)
     return [dx, da, *db] if want_dx else [da, *db]
 
 
@@ -105,7 +107,7 @@ def _gradients(ctx, gradients):
     saved = ctx.saved_tensors
     w0, a, b, rest = saved[:n], saved[n : 2 * n], saved[2 * n : 3 * n], saved[3 * n :]
     if not ctx.params:
-        dx = input_gradient(dh, w0, a, b, ctx.scales)
+        dx = input_gradient(dh, (*w0, *a, *b), ctx.scales)
         return dx.view(ctx.shape), [None] * n, [None] * n, [None] * n, None, None
     x, s, *operands = rest
     shapes = [(*x.shape[:-1], one.shape[0]) for one in w0]

@@ -123,15 +123,15 @@ def parts(length: int, rounds: int) -> None:
     scales = (2.0,)
     for one in (x, a, b):
         one.requires_grad_()
-    passes = find(tensors)
+    passes = find(tensors, 0.0)
     native, empty = passes._plan, passes._allocator()
-    kept = x, *passes.forward(tensors, scales, True)[1:], w0, b
-    forward = partial(passes.forward, tensors, scales, True)
-    backward = partial(passes.backward, kept, (x.detach(),), scales, True)
+    kept = x, *passes.forward(tensors, scales, None, True)[1:], w0, b
+    forward = partial(passes.forward, tensors, scales, None, True)
+    backward = partial(passes.backward, kept, (x.detach(),), scales, None, True)
     of_forward = (passes._h[0], passes._s)
     of_backward = ((passes.shape, passes.strides), passes._da, passes._db[0])
     for name, plan, part in (
-        ("forward: finding the plan", native, lambda: find(tensors)),
+        ("forward: finding the plan", native, lambda: find(tensors, 0.0)),
         ("forward: allocation", native, lambda: [empty(*one, x.dtype) for one in of_forward]),
         ("forward: without native call and autograd", Silent(), forward),
         ("forward: without autograd", native, forward),

@@ -1,21 +1,19 @@
 //! Both passes of projections that share x, planned.
 
+use crate::addresses::Addresses;
 use crate::exception;
 use crate::memory::{read, write};
 use crate::streams::{self, CPU, Stream};
 use lora_kernels::ops::{
     Accumulation, Backward, Forward, GradientsMut, Projection, Weights, round,
 };
-use lora_kernels::{DType, Device, MAX_PROJECTIONS, Problem, Result, TensorView, TensorViewMut};
+use lora_kernels::{DType, Device, Dropout, Problem, Result, TensorView, TensorViewMut};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 
 /// Elements of 16 bits in a line of 16 bytes, at which rounded operands start.
 const LINE: usize = 8;
-
-/// The most addresses of a call: of a backward pass, 4 for all projections and 4 for each.
-const MOST: usize = 4 + 4 * MAX_PROJECTIONS;
 
 /// Both passes of 1 to 4 projections that share x, planned for one device.
 ///
@@ -32,46 +30,20 @@ pub(crate) struct Plan {
     problem: Problem,
     forward: Forward,
     backward: Backward,
+    /// p of the adapters' input, or 0.
+    dropout: f32,
     /// Where masters A and B are f32: the first element of every B among the rounded operands, and
     /// their end.
     rounded: Option<(Vec<usize>, usize)>,
-}
-
-/// The addresses of a call.
-struct Addresses([u64; MOST]);
-
-impl Addresses {
-    fn new(list: &Bound<'_, PyList>, expected: usize) -> PyResult<Self> {
-        let got = list.len();
-        if got != expected {
-            let message = format!("a list of {got} addresses, expected {expected}");
-            return Err(PyValueError::new_err(message));
-        }
-        let mut all = [0; MOST];
-        for (address, item) in all.iter_mut().zip(list) {
-            *address = item.extract()?;
-        }
-        Ok(Addresses(all))
-    }
-
-    /// The first of them, then these numbers of them.
-    fn split<const F: usize, const N: usize>(&self, counts: [usize; N]) -> ([u64; F], [&[u64]; N]) {
-        let (first, mut rest) = self.0.split_first_chunk::<F>().expect("fewer than the most");
-        let parts = counts.map(|count| {
-            let (part, others) = rest.split_at(count);
-            rest = others;
-            part
-        });
-        (*first, parts)
-    }
 }
 
 #[pymethods]
 impl Plan {
     /// `device` is the ordinal of a CUDA device, or -1 for the CPU; `sizes` has (d, r) of each
     /// projection; `dtype` is `"bf16"`, `"f16"` or, on the CPU, `"f32"`; with `masters`, A, B and
-    /// their gradients are f32 beside a `dtype` of 16 bits.
+    /// their gradients are f32 beside a `dtype` of 16 bits. `dropout` is p of the adapters' input.
     #[new]
+    #[allow(clippy::too_many_arguments)] // what decides a plan
     fn new(
         py: Python<'_>,
         device: i32,
@@ -80,12 +52,14 @@ impl Plan {
         sizes: Vec<(usize, usize)>,
         dtype: &str,
         masters: bool,
+        dropout: f32,
     ) -> PyResult<Self> {
         let dtype: DType =
             dtype.parse().map_err(|error| PyValueError::new_err(format!("{error}")))?;
         let of = format!("T={t} k={k} (d, r)={sizes:?} {dtype}");
         let plan = || {
-            let problem = Problem::new(t, k, &sizes, dtype)?;
+            Dropout::new(dropout, 0, 0)?;
+            let problem = Problem::new(t, k, &sizes, dtype)?.with_dropout(dropout > 0.0);
             let stream = streams::get(device, 0)?;
             let gradients = if masters { DType::F32 } else { dtype };
             let rounded = (masters && dtype != DType::F32).then(|| {
@@ -102,6 +76,7 @@ impl Plan {
                 problem,
                 forward: Forward::new(&stream.device, &problem)?,
                 backward: Backward::new(&stream.device, &problem)?.with_gradients(gradients)?,
+                dropout,
                 rounded,
             })
         };
@@ -140,8 +115,8 @@ impl Plan {
 
     /// Enqueues a forward pass: each h T×d, and s unless it is 0. `addresses` are those of x, then
     /// of each w0, each a, each b and each h. `operands` is the A of all, or receives the rounded
-    /// masters. `flags` is the address of zeros, or 0 for the stream's own, which a CUDA graph must
-    /// not use.
+    /// masters. `dropout` is the address of the seed and the offset of its mask, 64 bits each.
+    /// `flags` is the address of zeros, or 0 for the stream's own, which a CUDA graph must not use.
     #[allow(clippy::too_many_arguments)] // the operands of the formulas
     fn forward(
         &self,
@@ -151,6 +126,7 @@ impl Plan {
         scales: &Bound<'_, PyAny>,
         operands: u64,
         s: u64,
+        dropout: u64,
         scratch: u64,
         flags: u64,
     ) -> PyResult<()> {
@@ -173,9 +149,10 @@ impl Plan {
                 let mut h = h.collect::<Result<Vec<_>>>()?;
                 let s = (s != 0).then(|| write(device, s, [t, self.problem.rank()], dtype));
                 let (x, s) = (read(device, x, [t, k], dtype)?, s.transpose()?);
+                let weights = self.dropped(Weights::new(a, &projections), device, dropout)?;
                 let forward = self.forward.on(device)?;
                 stream.with_workspace(forward.workspace(), [scratch, flags], |workspace| {
-                    forward.run(&Weights::new(a, &projections), x, &mut h, s, workspace)
+                    forward.run(&weights, x, &mut h, s, workspace)
                 })
             }
         })
@@ -183,7 +160,7 @@ impl Plan {
 
     /// Enqueues a backward pass: dx T×k unless it is 0, da R×k, and each db d×r. `addresses` are
     /// those of x, s and the operands of the forward pass, then of each w0, of each b unless there
-    /// are masters, of each dh, of da, and of each db. Flags as for `forward`.
+    /// are masters, of each dh, of da, and of each db. The others as for `forward`.
     #[allow(clippy::too_many_arguments)] // the operands of the formulas
     fn backward(
         &self,
@@ -192,6 +169,7 @@ impl Plan {
         addresses: &Bound<'_, PyList>,
         scales: &Bound<'_, PyAny>,
         dx: u64,
+        dropout: u64,
         scratch: u64,
         flags: u64,
     ) -> PyResult<()> {
@@ -219,7 +197,7 @@ impl Plan {
                 let dx = (dx != 0).then(|| write(device, dx, [t, k], dtype)).transpose()?;
                 let da = write(device, da[0], [rank, k], gradients)?;
                 let out = GradientsMut { da, db: &mut db, accumulation: Accumulation::Overwrite };
-                let weights = Weights::new(a, &projections);
+                let weights = self.dropped(Weights::new(a, &projections), device, dropout)?;
                 let backward = self.backward.on(device)?;
                 let size = backward.workspace();
                 stream.with_workspace(size, [scratch, flags], |workspace| match dx {
@@ -282,6 +260,24 @@ impl Plan {
         let projections = each.collect::<Result<Vec<_>>>()?;
         // SAFETY: the caller's promise.
         Ok((unsafe { read(device, operands, [self.problem.rank(), k], dtype)? }, projections))
+    }
+
+    /// The weights with the plan's dropout, if it has one.
+    ///
+    /// # Safety
+    /// The address is as the class says.
+    unsafe fn dropped<'a>(
+        &self,
+        weights: Weights<'a>,
+        device: &Device,
+        state: u64,
+    ) -> Result<Weights<'a>> {
+        if self.dropout == 0.0 {
+            return Ok(weights);
+        }
+        // SAFETY: the caller's promise.
+        let state = unsafe { read(device, state, [1, 4], DType::F32)? };
+        Ok(weights.with_dropout(Dropout::from_view(self.dropout, state)?))
     }
 
     /// Enqueues the rounding of f32 A and B, in one launch.

@@ -7,6 +7,9 @@ __version__: str
 def missing(device: int) -> str | None:
     """Why calls on this CUDA device are not possible, or None."""
 
+def kept(p: float, seed: int, offset: int, t: int, k: int) -> bytes:
+    """Which elements of x [t, k] dropout keeps: a byte each, 1 or 0."""
+
 class Plan:
     """Both passes of 1 to 4 projections that share x, planned for one device.
 
@@ -22,8 +25,12 @@ class Plan:
         sizes: Sequence[tuple[int, int]],
         dtype: str,
         masters: bool,
+        dropout: float,
     ) -> Plan:
-        """For T tokens of k inputs, and (d, r) of each projection, on a CUDA device or -1."""
+        """For T tokens of k inputs, and (d, r) of each projection, on a CUDA device or -1.
+
+        `dropout` is p of the adapters' input.
+        """
 
     @property
     def rank(self) -> int:
@@ -48,13 +55,15 @@ class Plan:
         scales: Sequence[float],
         operands: int,
         s: int,
+        dropout: int,
         scratch: int,
         flags: int,
     ) -> None:
         """Enqueues h [T, d] of each projection, and s [T, R] unless it is 0.
 
         `addresses` are those of x, then of each w0, each a, each b and each h. `operands` is the A
-        of all, or receives the rounded masters.
+        of all, or receives the rounded masters. `dropout` is the address of the seed and the offset
+        of its mask, 64 bits each.
         """
 
     def backward(
@@ -63,6 +72,7 @@ class Plan:
         addresses: list[int],
         scales: Sequence[float],
         dx: int,
+        dropout: int,
         scratch: int,
         flags: int,
     ) -> None:

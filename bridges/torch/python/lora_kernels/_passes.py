@@ -14,6 +14,9 @@ _NAMES = {torch.bfloat16: "bf16", torch.float16: "f16", torch.float32: "f32"}
 _KEPT = 1024
 _passes: dict[tuple[object, ...], "Passes"] = {}
 
+# Outputs that S is computed beside where it is wanted alone: a line of 16 bytes.
+_NARROW = 8
+
 # The handle of the stream that PyTorch's operators run on, without an object for it.
 _current_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None)
 _current_device = getattr(torch._C, "_cuda_getDevice", None)
@@ -32,9 +35,9 @@ def current_stream(device: int) -> int:
     return 0 if device < 0 else _current_stream(device)
 
 
-def find(tensors: Sequence[Tensor]) -> "Passes":
+def find(tensors: Sequence[Tensor], dropout: float) -> "Passes":
     """The passes of operands of these shapes, types, devices and needs of gradients: x, then the w0
-    of every projection, then every a, then every b.
+    of every projection, then every a, then every b. `dropout` is p of the adapters' input.
 
     Raises ValueError, with the shapes, for operands that no call takes.
     """
@@ -42,13 +45,14 @@ def find(tensors: Sequence[Tensor]) -> "Passes":
         # Spelled out: a loop takes twice the time.
         x, w0, a, b = tensors
         key = (
+            dropout,
             x.shape, x.dtype, x.device, x.requires_grad,
             w0.shape, w0.dtype, w0.device, w0.requires_grad,
             a.shape, a.dtype, a.device, a.requires_grad,
             b.shape, b.dtype, b.device, b.requires_grad,
         )  # fmt: skip
     else:
-        key = tuple([
+        key = (dropout, *[
             value for one in tensors
             for value in (one.shape, one.dtype, one.device, one.requires_grad)
         ])  # fmt: skip
@@ -56,7 +60,7 @@ def find(tensors: Sequence[Tensor]) -> "Passes":
     if found is None:
         if len(_passes) >= _KEPT:
             _passes.clear()
-        found = _passes[key] = Passes(tensors)
+        found = _passes[key] = Passes(tensors, dropout)
     return found
 
 
@@ -95,29 +99,38 @@ class Passes:
         "_s",
         "_where",
         "device",
+        "dropout",
+        "keeps",
         "masters",
-        "params",
         "saves",
         "shape",
         "strides",
+        "work",
     )
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        check(tensors)
+    def __init__(self, tensors: Sequence[Tensor], dropout: float) -> None:
+        check(tensors, dropout)
         x, *weights = tensors
         _, a, b = thirds(weights)
         k, t = x.shape[-1], x.shape[:-1].numel()
         self.device: int = x.get_device()
         self.masters = a[0].dtype != x.dtype
         """Whether A and B are f32 beside an x of 16 bits."""
-        self.params = any(one.requires_grad for one in weights)
-        """Whether an A or a B wants a gradient."""
-        self.saves = self.params or x.requires_grad
+        self.dropout = dropout
+        params = any(one.requires_grad for one in weights)
+        self.saves = params or x.requires_grad
+        """Whether there is a backward pass."""
+        self.keeps = params or dropout > 0
+        """Whether it needs more than the weights."""
         self._where, self._dtype, self._gradients = x.device, x.dtype, a[0].dtype
         self._n = len(b)
+        # Outputs of several are used together: they are not the last of a checkpoint.
+        self.work = t * k * b[0].shape[0] if self.keeps and len(b) == 1 else 0
+        """Multiplications of an H that a checkpoint may not need."""
         sizes = [tuple(one.shape) for one in b]
         self._ranks = [r for _, r in sizes]
-        self._plan = Plan(self.device, t, k, sizes, _NAMES[x.dtype], self.masters)
+        dtype = _NAMES[x.dtype]
+        self._plan = Plan(self.device, t, k, sizes, dtype, self.masters, dropout)
         self.shape, self.strides = _dense(*x.shape)
         self._s, self._da = _dense(t, self._plan.rank), _dense(self._plan.rank, k)
         self._h = [_dense(*x.shape[:-1], d) for d, _ in sizes]
@@ -130,19 +143,23 @@ class Passes:
         return repr(self._plan)
 
     def forward(
-        self, tensors: Sequence[Tensor], scales: Sequence[float], save: bool
-    ) -> tuple[list[Tensor], Tensor | None, Tensor | None]:
+        self,
+        tensors: Sequence[Tensor],
+        scales: Sequence[float],
+        state: Tensor | None,
+        save: bool,
+        h: Sequence[Tensor] | None = None,
+    ) -> tuple[Sequence[Tensor], Tensor | None, Tensor]:
         """h [..., d] of each; s [T, R] if `save`; A of all, and each B if they had to be rounded.
 
-        A backward pass takes the latter two. The only A is itself.
+        A backward pass takes the latter two. The only A is itself. `state` is that of the dropout.
+        Given h, it is filled.
         """
-        empty, dtype, n = self._allocator(), self._dtype, self._n
-        h = [empty(shape, strides, dtype) for shape, strides in self._h]
+        empty, dtype = self._allocator(), self._dtype
+        if h is None:
+            h = [empty(shape, strides, dtype) for shape, strides in self._h]
         s = empty(*self._s, dtype) if save else None
-        if self.masters:
-            operands = empty((self._operands,), (1,), dtype)
-        else:
-            operands = tensors[2] if n == 1 else torch.cat(tensors[1 + n : 1 + 2 * n])
+        operands = self._stacked(tensors, empty)
         scratch, flags = self._workspace(empty, self._forward_needs)
         self._plan.forward(
             current_stream(self.device),
@@ -150,16 +167,35 @@ class Passes:
             scales,
             operands.data_ptr(),
             0 if s is None else s.data_ptr(),
+            0 if state is None else state.data_ptr(),
             0 if scratch is None else scratch.data_ptr(),
             0 if flags is None else flags.data_ptr(),
         )
         return h, s, operands
+
+    def project(
+        self, tensors: Sequence[Tensor], scales: Sequence[float], state: Tensor | None
+    ) -> tuple[list[Tensor], Tensor, Tensor]:
+        """As `forward` of one projection, but h is only allocated: s is that of the first outputs.
+
+        Its sums may be in another order.
+        """
+        empty = self._allocator()
+        x, w0, a, b = tensors
+        operands = self._stacked(tensors, empty)
+        if self.masters:
+            rounded = operands[: a.numel()].view(a.shape), operands[-b.numel() :].view(b.shape)
+            a, b = (to.copy_(one) for to, one in zip(rounded, (a, b), strict=True))
+        narrow = x, w0[:_NARROW], a, b[:_NARROW]
+        _, s, _ = find(narrow, self.dropout).forward(narrow, scales, state, True)
+        return [empty(shape, strides, self._dtype) for shape, strides in self._h], s, operands
 
     def backward(
         self,
         kept: Sequence[Tensor],
         dh: Sequence[Tensor | None],
         scales: Sequence[float],
+        state: Tensor | None,
         want_dx: bool,
     ) -> tuple[Tensor | None, Tensor, list[Tensor]]:
         """dx in the shape of x, or None; dA of all [R, k]; and each dB [d, r].
@@ -181,6 +217,7 @@ class Passes:
             [one.data_ptr() for one in (*kept, *dh, da, *db)],
             scales,
             dx.data_ptr() if want_dx else 0,
+            0 if state is None else state.data_ptr(),
             0 if scratch is None else scratch.data_ptr(),
             0 if flags is None else flags.data_ptr(),
         )
@@ -189,6 +226,13 @@ class Passes:
     def split(self, da: Tensor) -> Sequence[Tensor]:
         """dA [r, k] of each projection."""
         return (da,) if self._n == 1 else torch.split_with_sizes(da, self._ranks)
+
+    def _stacked(self, tensors: Sequence[Tensor], empty: Callable[..., Tensor]) -> Tensor:
+        """The A of all, or where A and each B will be rounded."""
+        if self.masters:
+            return empty((self._operands,), (1,), self._dtype)
+        n = self._n
+        return tensors[2] if n == 1 else torch.cat(tensors[1 + n : 1 + 2 * n])
 
     def _allocator(self) -> Callable[[tuple[int, ...], tuple[int, ...], torch.dtype], Tensor]:
         if self.device < 0:
@@ -231,8 +275,10 @@ def input_gradient(
     return dx
 
 
-def check(tensors: Sequence[Tensor]) -> None:
+def check(tensors: Sequence[Tensor], dropout: float) -> None:
     """Raises ValueError unless the operands fit each other."""
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout_p is {dropout}, expected 0 <= p < 1")
     x, *weights = tensors
     w0, a, b = thirds(weights)
     if x.dim() == 0:

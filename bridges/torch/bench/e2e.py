@@ -96,6 +96,9 @@ def measure(row: Row, rank: int, rounds: int) -> dict[str, object]:
     labels = ids.clone()
     labels[:, : row.seq // 2] = -100
     contenders = models(row, rank)
+    # cuBLAS takes its workspace from PyTorch's memory at its first call, and keeps it.
+    warm = torch.ones(64, 64, device=DEVICE, dtype=torch.bfloat16)
+    torch.nn.functional.linear(warm, warm)
     synchronize()
     weights = torch.cuda.memory_allocated() if DEVICE == "cuda" else 0
 

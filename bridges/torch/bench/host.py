@@ -168,11 +168,13 @@ def main() -> None:
     if args.parts:
         return parts(args.length, args.rounds)
     calls = contenders(args.length)
+    modules = [layers for layers in calls.values() if isinstance(layers, nn.ModuleList)]
+    trained = [parameter for layers in modules for parameter in layers.parameters()]
     best = {name: [float("inf")] * 2 for name in calls}
     for _ in range(args.rounds):
         for name, layers in calls.items():
-            for one in layers if isinstance(layers, nn.ModuleList) else ():
-                one.zero_grad(set_to_none=True)
+            for parameter in trained:
+                parameter.grad = None
             times = measure(layers)
             best[name] = [min(one) for one in zip(best[name], times, strict=True)]
     rows = {name: {"forward_us": f, "backward_us": b} for name, (f, b) in best.items()}

@@ -36,6 +36,7 @@ class Row:
     f32_adapters: bool = False
     checkpointing: bool = False
     compiled: bool = False
+    dropout: float = 0.0
 
 
 ROWS = {
@@ -46,12 +47,14 @@ ROWS = {
     "8b-4x2048-f32": Row("8b", 8, 4, 2048, f32_adapters=True),
     "1b-4x2048": Row("1b", 16, 4, 2048),
     "8b-4x2048-checkpointing": Row("8b", 8, 4, 2048, checkpointing=True),
+    "8b-4x2048-dropout": Row("8b", 8, 4, 2048, dropout=0.05),
     "8b-4x2048-compile": Row("8b", 4, 4, 2048, compiled=True),
 }
 TINY = {
     "tiny": Row("tiny", 2, 2, 16),
     "tiny-f32": Row("tiny", 2, 2, 16, f32_adapters=True),
     "tiny-checkpointing": Row("tiny", 2, 2, 16, checkpointing=True),
+    "tiny-dropout": Row("tiny", 2, 2, 16, dropout=0.05),
     "tiny-compile": Row("tiny", 2, 2, 16, compiled=True),
 }
 
@@ -66,7 +69,7 @@ def models(row: Row, rank: int) -> dict[str, torch.nn.Module]:
         if name == "frozen" or row.checkpointing:
             model.enable_input_require_grads()
         if name != "frozen":
-            model = with_lora(model, rank, row.f32_adapters)
+            model = with_lora(model, rank, row.f32_adapters, lora_dropout=row.dropout)
         if name == "patched":
             found = lora_kernels.patch(model)
             print(found, flush=True)

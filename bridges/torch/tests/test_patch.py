@@ -5,7 +5,7 @@ import io
 
 import pytest
 import torch
-from lora_kernels import _siblings, patch, report, unpatch
+from lora_kernels import _linear, _passes, _siblings, patch, report, unpatch
 from models import SEVEN, error, fill, ids, in_f64, llama, step
 from peft import LoraConfig
 
@@ -92,6 +92,28 @@ def test_checkpointing(device, reentrant):
     _, got = step(model)
     assert not report(model).fell_back
     assert all(torch.equal(got[name], want[name]) for name in want)
+
+
+def test_a_checkpoint_ends_before_the_last_gemm_of_a_block(device, monkeypatch):
+    monkeypatch.setattr(_linear, "_LATE", 1)
+    model = llama(device, BF16)
+    patch(model)
+    _, want = step(model)
+    model.enable_input_require_grads()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    outputs, whole = [], _passes.Passes.forward
+
+    def counted(self, tensors, *arguments):
+        outputs.append([one.shape[0] for one in tensors[1 : 1 + len(tensors) // 3]])
+        return whole(self, tensors, *arguments)
+
+    monkeypatch.setattr(_passes.Passes, "forward", counted)
+    _, got = step(model)
+    qkv, o, gate_up, down = [64, 32, 32], [64], [96, 96], [64]
+    assert outputs[:8] == [qkv, o, gate_up, down] * 2
+    # Layers that may be a block's last make S first, here beside 8 outputs.
+    assert outputs[8:] == [qkv, [8], o, gate_up, [8]] * 2
+    assert error(got, want) == 0 if device == "cpu" else error(got, want) < 0.01
 
 
 def compared(model, message, **arguments):

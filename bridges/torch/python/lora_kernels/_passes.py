@@ -52,10 +52,10 @@ def find(tensors: Sequence[Tensor], dropout: float) -> "Passes":
             b.shape, b.dtype, b.device, b.requires_grad,
         )  # fmt: skip
     else:
-        key = (dropout, *[
-            value for one in tensors
-            for value in (one.shape, one.dtype, one.device, one.requires_grad)
-        ])  # fmt: skip
+        values: list[object] = [dropout]
+        for one in tensors:
+            values += (one.shape, one.dtype, one.device, one.requires_grad)
+        key = tuple(values)
     found = _passes.get(key)
     if found is None:
         if len(_passes) >= _KEPT:

@@ -81,18 +81,18 @@ def report(model: nn.Module) -> Report:
             # As in a model that was pickled: its methods are found by their names.
             found.left[name] = "its forward was replaced; unpatch and patch the model"
             continue
-        reason = operands(module, None)
-        if isinstance(reason, str):
-            found.left[name] = reason
+        own = operands(module, None)
+        if isinstance(own, str):
+            found.left[name] = own
             continue
         found.served.append(name)
-        if reason[4] > 0:
-            found.dropout[name] = reason[4]
+        if own[4] > 0:
+            found.dropout[name] = own[4]
         if state.fell_back is not None:
             found.fell_back[name] = state.fell_back
         if state.siblings is not None and module is state.siblings.members[0]:
             parent = name.rpartition(".")[0]
-            groups = found.apart if state.siblings.mask_each(reason) else found.shared
+            groups = found.apart if state.siblings.mask_each(own) else found.shared
             groups.append(tuple(f"{parent}.{one}" for one in state.names))
     return found
 

@@ -50,6 +50,16 @@ impl<'a> Dropout<'a> {
         Ok(Dropout { p: check_p(p)?, source: Source::Memory(state.0.view()) })
     }
 
+    /// The same with a seed and an offset in memory that the caller has filled, for a framework that
+    /// draws them on the device: the words of 32 bits of the seed, then of the offset, low word
+    /// first. `state` is a view of 4 elements of f32, whose bits they are.
+    ///
+    /// # Errors
+    /// As for [`Dropout::from_state`]; the call refuses a view of any other shape or type.
+    pub fn from_view(p: f32, state: TensorView<'a>) -> Result<Self> {
+        Ok(Dropout { p: check_p(p)?, source: Source::Memory(state) })
+    }
+
     /// The seed and the offset, unless they are in device memory.
     pub fn seed_and_offset(&self) -> Option<(u64, u64)> {
         match self.source {
@@ -272,6 +282,10 @@ mod tests {
         for (seed, offset) in [(1, 2), (u64::MAX, 0x7fc0_0000_0000_0001), (0xffc0_0001, 3 << 40)] {
             state.set(seed, offset).unwrap();
             let mask = Dropout::from_state(0.5, &state).unwrap().mask();
+            assert_eq!([mask.seed, mask.offset], [seed, offset]);
+            let words = [seed, seed >> 32, offset, offset >> 32].map(|w| f32::from_bits(w as u32));
+            let view = TensorView::from_host(&words, [4]).unwrap();
+            let mask = Dropout::from_view(0.5, view).unwrap().mask();
             assert_eq!([mask.seed, mask.offset], [seed, offset]);
             let on_host = Dropout::from_state(0.5, &state).unwrap().kept([1, 1]);
             assert!(matches!(on_host, Err(Error::Dropout { .. })));

@@ -15,5 +15,6 @@ if [[ ${DOCS_RS-} == "" ]]; then export LORA_KERNELS_REQUIRE_NVCC=1; fi
 tools=${CARGO_TARGET_DIR:-target}/wheel-tools
 [[ -x $tools/bin/maturin ]] || python3 -m venv "$tools"
 "$tools/bin/pip" install --quiet "maturin>=1.9,<2" ziglang
+python3 licenses.py
 PATH=$PWD/$tools/bin:$tools/bin:$PATH maturin build --release --locked --zig \
     --compatibility manylinux_2_28 --out "$out"

@@ -23,8 +23,8 @@ def e2e(result: dict) -> str:
         "|---|---:|---:|---|---:|---:|---:|---:|",
     ]
     for row in result["rows"].values():
-        names = ["graph", "f32_adapters", "checkpointing", "compiled"]
-        how = ", ".join(name.replace("_", " ") for name in names if row[name])
+        names = ["graph", "f32_adapters", "checkpointing", "compiled", "dropout"]
+        how = ", ".join(name.replace("_", " ") for name in names if row.get(name))
         of = row["contenders"]
         lines.append(
             f"| {row['size']} | {row['layers']} | {row['batch']} × {row['seq']} | {how} "

@@ -1,25 +1,28 @@
 //! Both passes of projections that share x, planned.
 
+use crate::addresses::Addresses;
 use crate::exception;
 use crate::memory::{read, write};
 use crate::streams::{self, CPU, Stream};
 use lora_kernels::ops::{
     Accumulation, Backward, Forward, GradientsMut, Projection, Weights, round,
 };
-use lora_kernels::{DType, Problem, Result, TensorView, TensorViewMut};
+use lora_kernels::{DType, Device, Dropout, Problem, Result, TensorView, TensorViewMut};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use pyo3::types::PyList;
 
 /// Elements of 16 bits in a line of 16 bytes, at which rounded operands start.
 const LINE: usize = 8;
 
 /// Both passes of 1 to 4 projections that share x, planned for one device.
 ///
-/// Arguments of the passes are addresses of dense matrices, 0 for what is not wanted. The caller
-/// keeps the memory alive, in the order of the stream, and vouches for the addresses.
+/// Operands are addresses of dense matrices, 0 for what is not wanted. The caller keeps the memory
+/// alive, in the order of the stream, and vouches for the addresses.
 ///
-/// x is T×k, each w0 d×k, s T×R with R the sum of the ranks. `a` is one R×k, and each b d×r: or,
-/// with masters, one A r×k for each projection. `operands` then receives A and every B, rounded.
+/// x is T×k, each w0 d×k, each a r×k, each b d×r, and s T×R with R the sum of the ranks. `operands`
+/// is the A of all, R×k. With masters, a, b and their gradients are f32, and `operands` receives A
+/// and every B, rounded.
 #[pyclass(frozen, module = "lora_kernels._native")]
 #[derive(Debug)]
 pub(crate) struct Plan {
@@ -27,20 +30,20 @@ pub(crate) struct Plan {
     problem: Problem,
     forward: Forward,
     backward: Backward,
+    /// p of the adapters' input, or 0.
+    dropout: f32,
     /// Where masters A and B are f32: the first element of every B among the rounded operands, and
     /// their end.
     rounded: Option<(Vec<usize>, usize)>,
 }
 
-/// A and B as the kernels read them.
-type Operands = (TensorView<'static>, Vec<TensorView<'static>>);
-
 #[pymethods]
 impl Plan {
     /// `device` is the ordinal of a CUDA device, or -1 for the CPU; `sizes` has (d, r) of each
     /// projection; `dtype` is `"bf16"`, `"f16"` or, on the CPU, `"f32"`; with `masters`, A, B and
-    /// their gradients are f32 beside a `dtype` of 16 bits.
+    /// their gradients are f32 beside a `dtype` of 16 bits. `dropout` is p of the adapters' input.
     #[new]
+    #[allow(clippy::too_many_arguments)] // what decides a plan
     fn new(
         py: Python<'_>,
         device: i32,
@@ -49,12 +52,14 @@ impl Plan {
         sizes: Vec<(usize, usize)>,
         dtype: &str,
         masters: bool,
+        dropout: f32,
     ) -> PyResult<Self> {
         let dtype: DType =
             dtype.parse().map_err(|error| PyValueError::new_err(format!("{error}")))?;
         let of = format!("T={t} k={k} (d, r)={sizes:?} {dtype}");
         let plan = || {
-            let problem = Problem::new(t, k, &sizes, dtype)?;
+            Dropout::new(dropout, 0, 0)?;
+            let problem = Problem::new(t, k, &sizes, dtype)?.with_dropout(dropout > 0.0);
             let stream = streams::get(device, 0)?;
             let gradients = if masters { DType::F32 } else { dtype };
             let rounded = (masters && dtype != DType::F32).then(|| {
@@ -71,6 +76,7 @@ impl Plan {
                 problem,
                 forward: Forward::new(&stream.device, &problem)?,
                 backward: Backward::new(&stream.device, &problem)?.with_gradients(gradients)?,
+                dropout,
                 rounded,
             })
         };
@@ -107,102 +113,79 @@ impl Plan {
         format!("{}\n{}", self.forward, self.backward)
     }
 
-    /// Enqueues a forward pass: each h T×d, and s unless it is 0. `flags` is the address of zeros,
-    /// or 0 for the stream's own, which a CUDA graph must not use.
+    /// Enqueues a forward pass: each h T×d, and s unless it is 0. `addresses` are those of x, then
+    /// of each w0, each a, each b and each h. `operands` is the A of all, or receives the rounded
+    /// masters. `dropout` is the address of the seed and the offset of its mask, 64 bits each.
+    /// `flags` is the address of zeros, or 0 for the stream's own, which a CUDA graph must not use.
     #[allow(clippy::too_many_arguments)] // the operands of the formulas
     fn forward(
         &self,
         py: Python<'_>,
         stream: u64,
-        x: u64,
-        w0: Vec<u64>,
-        a: Vec<u64>,
-        b: Vec<u64>,
-        scales: Vec<f32>,
+        addresses: &Bound<'_, PyList>,
+        scales: &Bound<'_, PyAny>,
         operands: u64,
-        h: Vec<u64>,
         s: u64,
+        dropout: u64,
         scratch: u64,
         flags: u64,
     ) -> PyResult<()> {
-        let n = self.problem.projections().len();
-        let of_a = if self.rounded.is_some() { n } else { 1 };
-        Self::check(&[
-            ("w0", w0.len(), n),
-            ("a", a.len(), of_a),
-            ("b", b.len(), n),
-            ("scales", scales.len(), n),
-            ("h", h.len(), n),
-        ])?;
-        let run = || {
-            let stream = streams::get(self.device, stream)?;
-            let (t, k, dtype) = (self.problem.t(), self.problem.k(), self.problem.dtype());
+        let sizes = self.problem.projections();
+        let n = sizes.len();
+        let at = Addresses::new(addresses, 1 + 4 * n)?;
+        let ([x], [w0, a, b, h]) = at.split([n; 4]);
+        let scales = self.scales(scales)?;
+        let (t, k, dtype) = (self.problem.t(), self.problem.k(), self.problem.dtype());
+        self.run(py, stream, |stream| {
             let device = &stream.device;
             // SAFETY: the caller vouches for the addresses, as the class says.
             unsafe {
-                let (a, b) = match &self.rounded {
-                    Some(_) => self.round(&stream, &a, &b, operands)?,
-                    None => self.given(&stream, &a, &b)?,
-                };
-                let projections = self.projections(&stream, &w0, &b, &scales)?;
-                let sizes = self.problem.projections().iter();
+                if let Some((starts, _)) = &self.rounded {
+                    self.round(device, [a, b], starts, operands)?;
+                }
+                let (a, projections) = self.weights(device, w0, b, operands, &scales)?;
                 let h = h.iter().zip(sizes);
                 let h = h.map(|(&h, &(d, _))| write(device, h, [t, d], dtype));
                 let mut h = h.collect::<Result<Vec<_>>>()?;
                 let s = (s != 0).then(|| write(device, s, [t, self.problem.rank()], dtype));
                 let (x, s) = (read(device, x, [t, k], dtype)?, s.transpose()?);
+                let weights = self.dropped(Weights::new(a, &projections), device, dropout)?;
                 let forward = self.forward.on(device)?;
                 stream.with_workspace(forward.workspace(), [scratch, flags], |workspace| {
-                    forward.run(&Weights::new(a, &projections), x, &mut h, s, workspace)
+                    forward.run(&weights, x, &mut h, s, workspace)
                 })
             }
-        };
-        self.run(py, run)
+        })
     }
 
-    /// Enqueues a backward pass with the s, and the operands, of the forward pass: dx T×k unless it
-    /// is 0, da R×k, and each db d×r. With masters `a` and `b` are empty. Flags as for `forward`.
+    /// Enqueues a backward pass: dx T×k unless it is 0, da R×k, and each db d×r. `addresses` are
+    /// those of x, s and the operands of the forward pass, then of each w0, of each b unless there
+    /// are masters, of each dh, of da, and of each db. The others as for `forward`.
     #[allow(clippy::too_many_arguments)] // the operands of the formulas
     fn backward(
         &self,
         py: Python<'_>,
         stream: u64,
-        x: u64,
-        s: u64,
-        w0: Vec<u64>,
-        a: Vec<u64>,
-        b: Vec<u64>,
-        scales: Vec<f32>,
-        operands: u64,
-        dh: Vec<u64>,
+        addresses: &Bound<'_, PyList>,
+        scales: &Bound<'_, PyAny>,
         dx: u64,
-        da: u64,
-        db: Vec<u64>,
+        dropout: u64,
         scratch: u64,
         flags: u64,
     ) -> PyResult<()> {
-        let n = self.problem.projections().len();
-        let (of_a, of_b) = if self.rounded.is_some() { (0, 0) } else { (1, n) };
-        Self::check(&[
-            ("w0", w0.len(), n),
-            ("a", a.len(), of_a),
-            ("b", b.len(), of_b),
-            ("scales", scales.len(), n),
-            ("dh", dh.len(), n),
-            ("db", db.len(), n),
-        ])?;
-        let run = || {
-            let stream = streams::get(self.device, stream)?;
-            let (t, k, dtype) = (self.problem.t(), self.problem.k(), self.problem.dtype());
+        let sizes = self.problem.projections();
+        let n = sizes.len();
+        let of_b = if self.rounded.is_some() { 0 } else { n };
+        let at = Addresses::new(addresses, 4 + 3 * n + of_b)?;
+        let ([x, s, operands], [w0, b, dh, da, db]) = at.split([n, of_b, n, 1, n]);
+        let scales = self.scales(scales)?;
+        let (t, k, dtype) = (self.problem.t(), self.problem.k(), self.problem.dtype());
+        self.run(py, stream, |stream| {
             let (device, rank) = (&stream.device, self.problem.rank());
-            let (sizes, gradients) = (self.problem.projections(), self.backward.gradients());
+            let gradients = self.backward.gradients();
             // SAFETY: the caller vouches for the addresses, as the class says.
             unsafe {
-                let (a, b) = match &self.rounded {
-                    Some((starts, _)) => self.operands_at(&stream, starts, operands)?,
-                    None => self.given(&stream, &a, &b)?,
-                };
-                let projections = self.projections(&stream, &w0, &b, &scales)?;
+                let (a, projections) = self.weights(device, w0, b, operands, &scales)?;
                 let dh = dh.iter().zip(sizes);
                 let dh = dh.map(|(&dh, &(d, _))| read(device, dh, [t, d], dtype));
                 let dh = dh.collect::<Result<Vec<_>>>()?;
@@ -212,86 +195,89 @@ impl Plan {
                 let x = read(device, x, [t, k], dtype)?;
                 let s = read(device, s, [t, rank], dtype)?;
                 let dx = (dx != 0).then(|| write(device, dx, [t, k], dtype)).transpose()?;
-                let da = write(device, da, [rank, k], gradients)?;
-                let accumulation = Accumulation::Overwrite;
-                let out = GradientsMut { da, db: &mut db, accumulation };
-                let (backward, weights) =
-                    (self.backward.on(device)?, Weights::new(a, &projections));
+                let da = write(device, da[0], [rank, k], gradients)?;
+                let out = GradientsMut { da, db: &mut db, accumulation: Accumulation::Overwrite };
+                let weights = self.dropped(Weights::new(a, &projections), device, dropout)?;
+                let backward = self.backward.on(device)?;
                 let size = backward.workspace();
                 stream.with_workspace(size, [scratch, flags], |workspace| match dx {
                     Some(dx) => backward.run(&weights, &dh, x, s, dx, out, workspace),
                     None => backward.run_params(&weights, &dh, x, s, out, workspace),
                 })
             }
-        };
-        self.run(py, run)
+        })
     }
 }
 
 impl Plan {
-    /// Runs without Python's lock where that takes long: on the CPU.
-    fn run(&self, py: Python<'_>, run: impl FnOnce() -> Result<()> + Send) -> PyResult<()> {
+    /// Runs a call on a stream, without Python's lock where that takes long: on the CPU.
+    fn run(
+        &self,
+        py: Python<'_>,
+        stream: u64,
+        call: impl FnOnce(&Stream) -> Result<()> + Send,
+    ) -> PyResult<()> {
+        let run = || call(&*streams::get(self.device, stream)?);
         let done = if self.device == CPU { py.detach(run) } else { run() };
         done.map_err(|error| exception(&error, &self.problem))
     }
 
-    /// Refuses lists that do not have as many entries as they must.
-    fn check(lists: &[(&str, usize, usize)]) -> PyResult<()> {
-        match lists.iter().find(|(_, got, expected)| got != expected) {
-            None => Ok(()),
-            Some((name, got, expected)) => {
-                let message = format!("{name} is a list of {got}, expected {expected}");
-                Err(PyValueError::new_err(message))
-            }
+    /// One for every projection.
+    fn scales(&self, scales: &Bound<'_, PyAny>) -> PyResult<Vec<f32>> {
+        let scales: Vec<f32> = scales.extract()?;
+        let (got, expected) = (scales.len(), self.problem.projections().len());
+        if got == expected {
+            return Ok(scales);
         }
+        let message = format!("scales is a list of {got}, expected {expected}");
+        Err(PyValueError::new_err(message))
     }
 
+    /// A of all, and W0, B and s of each, A and B as they were rounded.
+    ///
     /// # Safety
     /// The addresses are as the class says.
-    unsafe fn projections(
+    unsafe fn weights(
         &self,
-        stream: &Stream,
+        device: &Device,
         w0: &[u64],
-        b: &[TensorView<'static>],
+        b: &[u64],
+        operands: u64,
         scales: &[f32],
-    ) -> Result<Vec<Projection<'static>>> {
+    ) -> Result<(TensorView<'static>, Vec<Projection<'static>>)> {
         let (k, dtype) = (self.problem.k(), self.problem.dtype());
-        let each = self.problem.projections().iter().zip(w0).zip(b).zip(scales);
-        let each = each.map(|(((&(d, _), &w0), &b), &scale)| {
+        let each = self.problem.projections().iter().zip(w0).zip(scales).enumerate();
+        let each = each.map(|(i, ((&(d, r), &w0), &scale))| {
+            let b = match &self.rounded {
+                Some((starts, _)) => operands + 2 * starts[i] as u64,
+                None => b[i],
+            };
             // SAFETY: the caller's promise.
-            let w0 = unsafe { read(&stream.device, w0, [d, k], dtype)? };
+            let (w0, b) =
+                unsafe { (read(device, w0, [d, k], dtype)?, read(device, b, [d, r], dtype)?) };
             Ok(Projection::new(w0, b, scale))
         });
-        each.collect()
+        let projections = each.collect::<Result<Vec<_>>>()?;
+        // SAFETY: the caller's promise.
+        Ok((unsafe { read(device, operands, [self.problem.rank(), k], dtype)? }, projections))
     }
 
-    /// A and B in the type of x.
+    /// The weights with the plan's dropout, if it has one.
     ///
     /// # Safety
-    /// The addresses are as the class says.
-    unsafe fn given(&self, stream: &Stream, a: &[u64], b: &[u64]) -> Result<Operands> {
-        let (k, dtype, device) = (self.problem.k(), self.problem.dtype(), &stream.device);
-        let each = b.iter().zip(self.problem.projections());
-        // SAFETY: the caller's promise.
-        let each = each.map(|(&b, &(d, r))| unsafe { read(device, b, [d, r], dtype) });
-        let b = each.collect::<Result<Vec<_>>>()?;
-        // SAFETY: the caller's promise.
-        Ok((unsafe { read(device, a[0], [self.problem.rank(), k], dtype)? }, b))
-    }
-
-    /// A and B as they were rounded.
-    ///
-    /// # Safety
-    /// `operands` points to as many elements as the plan says.
-    unsafe fn operands_at(
+    /// The address is as the class says.
+    unsafe fn dropped<'a>(
         &self,
-        stream: &Stream,
-        starts: &[usize],
-        operands: u64,
-    ) -> Result<Operands> {
-        let at = starts.iter().map(|&start| operands + 2 * start as u64).collect::<Vec<_>>();
+        weights: Weights<'a>,
+        device: &Device,
+        state: u64,
+    ) -> Result<Weights<'a>> {
+        if self.dropout == 0.0 {
+            return Ok(weights);
+        }
         // SAFETY: the caller's promise.
-        unsafe { self.given(stream, &[operands], &at) }
+        let state = unsafe { read(device, state, [1, 4], DType::F32)? };
+        Ok(weights.with_dropout(Dropout::from_view(self.dropout, state)?))
     }
 
     /// Enqueues the rounding of f32 A and B, in one launch.
@@ -300,13 +286,12 @@ impl Plan {
     /// The addresses are as the class says.
     unsafe fn round(
         &self,
-        stream: &Stream,
-        a: &[u64],
-        b: &[u64],
+        device: &Device,
+        [a, b]: [&[u64]; 2],
+        starts: &[usize],
         operands: u64,
-    ) -> Result<Operands> {
-        let Some((starts, _)) = &self.rounded else { unreachable!("there are masters") };
-        let (k, dtype, device) = (self.problem.k(), self.problem.dtype(), &stream.device);
+    ) -> Result<()> {
+        let (k, dtype) = (self.problem.k(), self.problem.dtype());
         let (mut sources, mut outputs) = (Vec::new(), Vec::<TensorViewMut<'_>>::new());
         let mut row = 0;
         let each = self.problem.projections().iter().zip(a).zip(b).zip(starts);
@@ -320,8 +305,6 @@ impl Plan {
             }
             row += r;
         }
-        round(device, &sources, &mut outputs)?;
-        // SAFETY: the caller's promise.
-        unsafe { self.operands_at(stream, starts, operands) }
+        round(device, &sources, &mut outputs)
     }
 }

@@ -66,7 +66,7 @@ def test_the_operators_are_what_they_say(device, types):
                 torch.library.opcheck(
                     torch.ops.lora_kernels.forward.default,
                     (x.detach(), w0, [one.detach() for one in a], [one.detach() for one in b],
-                     scales, save),
+                     scales, 0.0, None, save),
                 )  # fmt: skip
-        assert _operators._rounded(48, sizes) == _operators.find(
-            x, w0, [one.float() for one in a], [one.float() for one in b])._operands  # fmt: skip
+        masters = [one.float() for one in (*a, *b)]
+        assert _operators._rounded(48, sizes) == _operators.find((x, *w0, *masters), 0.0)._operands

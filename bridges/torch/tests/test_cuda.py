@@ -6,7 +6,7 @@ import threading
 import pytest
 import torch
 from cases import BF16, F32, gradients, leaves, operands, weights_of
-from lora_kernels import linear, linears
+from lora_kernels import dropout_state, linear, linears
 
 pytestmark = pytest.mark.gpu
 
@@ -18,10 +18,10 @@ def case(masters=F32, t=(4, 512)):
     return operands("cuda", BF16, masters, t=t, k=256, sizes=SIZES)
 
 
-def both_passes(x, projections, weights):
+def both_passes(x, projections, weights, *dropout):
     """All results, without the graph: its nodes that accumulate would stay on the stream that made
     them, and a capture on another would wait for it."""
-    h = linears(x, projections)
+    h = linears(x, projections, *dropout)
     of_weights = gradients(h, leaves(x, projections), weights)
     return [*(one.detach() for one in h), *of_weights]
 
@@ -76,16 +76,16 @@ def test_threads_with_streams_of_their_own(cuda):
     assert not failed, failed
 
 
-def captured(x, projections, weights):
-    """A graph of both passes, and where it puts its results."""
+def captured(work):
+    """A graph of this work, and where it puts its results."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        both_passes(x, projections, weights)
+        work()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        results = both_passes(x, projections, weights)
+        results = work()
     return graph, results
 
 
@@ -94,7 +94,7 @@ def captured(x, projections, weights):
 def test_a_graph_reads_new_values(cuda, t, masters):
     x, projections = case(masters, t)
     weights = weights_of(linears(x, projections))
-    graph, results = captured(x, projections, weights)
+    graph, results = captured(lambda: both_passes(x, projections, weights))
     for seed in range(3):
         with torch.no_grad():
             x.copy_(operands("cuda", BF16, masters, t=t, k=256, seed=10 + seed)[0])
@@ -110,7 +110,7 @@ def test_graphs_run_beside_each_other_and_beside_calls(cuda):
     cases = [case(t=(1, 256)), case(t=(1, 256))]
     weights = weights_of(linears(*cases[0]))
     want = both_passes(*cases[0], weights)
-    graphs = [captured(*one, weights) for one in cases]
+    graphs = [captured(lambda one=one: both_passes(*one, weights)) for one in cases]
     streams = [torch.cuda.Stream() for _ in range(2)]
     torch.cuda.synchronize()
     for _ in range(50):
@@ -121,6 +121,42 @@ def test_graphs_run_beside_each_other_and_beside_calls(cuda):
         torch.cuda.synchronize()
         for results in (got, *(results for _, results in graphs)):
             assert all(map(torch.equal, results, want))
+
+
+@pytest.mark.parametrize("masters", [BF16, F32])
+@pytest.mark.parametrize("t", T)
+def test_a_graph_has_another_mask_at_each_replay(cuda, t, masters):
+    x, projections = case(masters, t)
+    weights = weights_of(linears(x, projections))
+
+    def work():
+        state = dropout_state(x.device)
+        return [state, *both_passes(x, projections, weights, 0.5, state)]
+
+    graph, results = captured(work)
+    states = set()
+    for _ in range(3):
+        graph.replay()
+        state, *got = (one.clone() for one in results)
+        want = both_passes(x, projections, weights, 0.5, state)
+        assert all(map(torch.equal, got, want))
+        states.add(tuple(state.tolist()))
+    assert len(states) == 3
+
+
+@pytest.mark.parametrize("t", T)
+def test_a_graph_without_a_state_draws_masks_too(cuda, t):
+    x, projections = case(t=t)
+    weights = weights_of(linears(x, projections))
+    torch.cuda.manual_seed(7)
+    graph, results = captured(lambda: both_passes(x, projections, weights, 0.5))
+    seen = []
+    for seed in (1, 1, 2):
+        torch.cuda.manual_seed(seed)
+        graph.replay()
+        seen.append([one.clone() for one in results])
+    assert all(map(torch.equal, seen[0], seen[1]))
+    assert not torch.equal(seen[0][0], seen[2][0])
 
 
 def test_compiled_with_cuda_graphs(cuda):
@@ -148,26 +184,40 @@ def test_memory_is_given_back(cuda):
     assert torch.cuda.memory_allocated() == before
 
 
-def test_a_call_never_synchronises(cuda):
+@pytest.mark.parametrize("p", [0.0, 0.5])
+def test_a_call_never_synchronises(cuda, p):
     x, projections = case()
     weights = weights_of(linears(x, projections))
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        both_passes(x, projections, weights)
+        both_passes(x, projections, weights, p)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_a_call_does_not_wait_for_the_gpu(cuda):
+@pytest.mark.parametrize("p", [0.0, 0.5])
+def test_a_call_does_not_wait_for_the_gpu(cuda, p):
     x, projections = case()
     weights = weights_of(linears(x, projections))
-    both_passes(x, projections, weights)
+    both_passes(x, projections, weights, p)
     torch.cuda.synchronize()
     torch.cuda._sleep(1_000_000_000)
-    both_passes(x, projections, weights)
+    both_passes(x, projections, weights, p)
     assert not torch.cuda.current_stream().query()
     torch.cuda.synchronize()
+
+
+@pytest.mark.parametrize("t", T)
+def test_another_device_than_the_current_one(cuda, t):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one CUDA device")
+    x, projections = case(t=t)
+    weights = weights_of(linears(x, projections))
+    want = both_passes(x, projections, weights)
+    with torch.cuda.device(1):
+        got = both_passes(x, projections, weights)
+    assert all(one.device.index == 0 for one in got) and all(map(torch.equal, got, want))
 
 
 def test_f32_is_refused(cuda):

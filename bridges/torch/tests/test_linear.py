@@ -17,8 +17,8 @@ from cases import (
     types,
     weights_of,
 )  # fmt: skip
-from lora_kernels import linear, linears
-from torch.utils.checkpoint import checkpoint
+from lora_kernels import _linear, _passes, linear, linears
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 SIZES = [((32, 4),), ((32, 4), (16, 8), (8, 4)), ((33, 3), (7, 1), (16, 16), (5, 2))]
 
@@ -140,6 +140,45 @@ def test_checkpoint(device, reentrant):
     torch.autograd.backward(h, weights)
     for leaf, one in zip(leaves(x, projections), want, strict=True):
         assert torch.equal(leaf.grad, one)
+
+
+@pytest.mark.parametrize("early_stop", [True, False])
+@pytest.mark.parametrize("p", [0.0, 0.3])
+@pytest.mark.parametrize("masters", [BF16, F32])
+def test_a_checkpoint_computes_no_h_again_that_nobody_takes(
+    device, masters, p, early_stop, monkeypatch
+):
+    """What PyTorch does for its own operators: the second forward pass ends with the last tensor
+    that the backward pass takes."""
+    monkeypatch.setattr(_linear, "_LATE", 1)
+    outputs, whole = [], _passes.Passes.forward
+
+    def counted(self, tensors, *arguments):
+        outputs.append(tensors[1].shape[0])
+        return whole(self, tensors, *arguments)
+
+    monkeypatch.setattr(_passes.Passes, "forward", counted)
+
+    def two(x):
+        for one in projections:
+            x = linear(x, *one, p)
+        return x
+
+    x, projections = operands(device, BF16, masters, sizes=((48, 4), (48, 8)))
+    torch.manual_seed(4)
+    h = two(x)
+    weights = weights_of([h])
+    want = gradients([h], leaves(x, projections), weights)
+    torch.manual_seed(4)
+    with set_checkpoint_early_stop(early_stop):
+        h = checkpoint(two, x, use_reentrant=False)
+    outputs.clear()
+    h.backward(*weights)
+    # S by the first outputs. The first layer's h is the second one's x.
+    assert outputs == ([8, 48, 8] if early_stop else [8, 48, 8, 48])
+    for leaf, one in zip(leaves(x, projections), want, strict=True):
+        assert error(leaf.grad, one) < bound(BF16)
+        assert device == "cuda" or torch.equal(leaf.grad, one)
 
 
 def test_autocast(device):

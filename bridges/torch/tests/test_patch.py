@@ -5,7 +5,7 @@ import io
 
 import pytest
 import torch
-from lora_kernels import patch, report, unpatch
+from lora_kernels import _linear, _passes, _siblings, patch, report, unpatch
 from models import SEVEN, error, fill, ids, in_f64, llama, step
 from peft import LoraConfig
 
@@ -94,6 +94,28 @@ def test_checkpointing(device, reentrant):
     assert all(torch.equal(got[name], want[name]) for name in want)
 
 
+def test_a_checkpoint_ends_before_the_last_gemm_of_a_block(device, monkeypatch):
+    monkeypatch.setattr(_linear, "_LATE", 1)
+    model = llama(device, BF16)
+    patch(model)
+    _, want = step(model)
+    model.enable_input_require_grads()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    outputs, whole = [], _passes.Passes.forward
+
+    def counted(self, tensors, *arguments):
+        outputs.append([one.shape[0] for one in tensors[1 : 1 + len(tensors) // 3]])
+        return whole(self, tensors, *arguments)
+
+    monkeypatch.setattr(_passes.Passes, "forward", counted)
+    _, got = step(model)
+    qkv, o, gate_up, down = [64, 32, 32], [64], [96, 96], [64]
+    assert outputs[:8] == [qkv, o, gate_up, down] * 2
+    # Layers that may be a block's last make S first, here beside 8 outputs.
+    assert outputs[8:] == [qkv, [8], o, gate_up, [8]] * 2
+    assert error(got, want) == 0 if device == "cpu" else error(got, want) < 0.01
+
+
 def compared(model, message, **arguments):
     """A step that PEFT's forward serves, with the reason in the report."""
     loss, got = step(model, **arguments)
@@ -105,20 +127,72 @@ def compared(model, message, **arguments):
 
 
 def test_dropout(device):
+    """In training each layer has a mask of its own, and in evaluation none."""
     model = llama(device, BF16, lora_dropout=0.5)
+    _, without = step(in_f64(model.eval()))
     found = patch(model)
-    assert not found.served
-    assert set(found.left.values()) == {"dropout 0.5 while training"}
-    model.eval()
-    assert len(report(model).served) == 14
-    step(model)
+    assert len(found.served) == 14 and not found.dropout and len(found.shared) == 4
+    _, got = step(model)
+    assert error(got, without) < 0.05
+    found = report(model.train())
+    assert len(found.served) == 14 and set(found.dropout.values()) == {0.5}
+    assert not found.shared and [len(one) for one in found.apart] == [3, 2, 3, 2]
+    assert "dropout 0.5: " in str(found) and "4 groups" in str(found)
+    torch.manual_seed(0)
+    loss, want = step(model)
     assert not report(model).fell_back
+    assert error(want, without) > 0.2
     torch.manual_seed(0)
-    model.train()
+    again, got = step(model)
+    assert torch.equal(loss, again) and error(got, want) == 0
+    assert not torch.equal(loss, step(model)[0])
+    model.enable_input_require_grads()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    torch.manual_seed(0)
+    again, got = step(model)
+    assert torch.equal(loss, again) and error(got, want) == 0
+
+
+def test_gradients_with_dropout_are_peft_s_on_average(device):
+    """The masks are others than PEFT's, so the mean of many steps is compared."""
+    means = []
+    for apply in (lambda _: None, patch):
+        model = llama(device, BF16, lora_dropout=0.2, targets=["o_proj", "down_proj"])
+        apply(model)
+        steps = [step(model)[1] for _ in range(64)]
+        means.append({n: torch.stack([one[n].double() for one in steps]).mean(0) for n in steps[0]})
+    assert error(means[1], means[0]) < 0.15
+
+
+def test_dropout_that_siblings_share(device, monkeypatch):
+    model = llama(device, BF16, lora_dropout=0.5)
+    together, calls = _siblings.linears, []
+
+    def counted(x, projections, p):
+        calls.append((len(projections), p))
+        return together(x, projections, p)
+
+    monkeypatch.setattr(_siblings, "linears", counted)
+    patch(model)
+    step(model)
+    assert not calls
+    found = patch(model, share_dropout=True)
+    assert len(found.shared) == 4 and not found.apart
+    torch.manual_seed(0)
     loss, _ = step(model)
-    unpatch(model)
+    assert calls == [(3, 0.5), (2, 0.5)] * 2
     torch.manual_seed(0)
-    assert torch.equal(loss, step(model)[0])
+    assert torch.equal(step(model)[0], loss) and not report(model).fell_back
+
+
+def test_dropout_that_peft_serves(device):
+    model = llama(device, BF16, lora_dropout=0.5)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 1.0
+    found = patch(model)
+    assert set(found.dropout.values()) == {1.0}
+    compared(model, "dropout_p is 1.0, expected 0 <= p < 1")
 
 
 def test_what_stays_with_peft(device):

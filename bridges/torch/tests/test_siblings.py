@@ -18,9 +18,9 @@ def calls(monkeypatch):
     made = []
     together = _siblings.linears
 
-    def counted(x, projections):
+    def counted(x, projections, *dropout):
         made.append(len(projections))
-        return together(x, projections)
+        return together(x, projections, *dropout)
 
     monkeypatch.setattr(_siblings, "linears", counted)
     return made

@@ -12,6 +12,10 @@ def address(values: array) -> int:
     return values.buffer_info()[0]
 
 
+def at(*arrays: array) -> list[int]:
+    return [address(one) for one in arrays]
+
+
 def matrix(rows: int, cols: int, seed: int) -> array:
     """Small integers, so that no sum rounds."""
     return array("f", [(seed + 7 * i) % 5 - 2 for i in range(rows * cols)])
@@ -41,13 +45,10 @@ def test_it_imports_without_torch():
 def test_both_passes():
     t, k, d, r, scale = 3, 8, 4, 2, 2.0
     x, w0, a, b = matrix(t, k, 0), matrix(d, k, 1), matrix(r, k, 2), matrix(d, r, 3)
-    plan = _native.Plan(-1, t, k, [(d, r)], "f32", False)
+    plan = _native.Plan(-1, t, k, [(d, r)], "f32", False, 0.0)
     assert (plan.rank, plan.operands) == (r, 0)
     h, s = array("f", [float("nan")] * t * d), array("f", [float("nan")] * t * r)
-    plan.forward(
-        0, address(x), [address(w0)], [address(a)], [address(b)], [scale], 0, [address(h)],
-        address(s), 0, 0,
-    )  # fmt: skip
+    plan.forward(0, at(x, w0, a, b, h), [scale], address(a), address(s), 0, 0, 0)
     want_s = [scale * one for one in times(x, a, t, k, r, b_t=True)]
     low_rank = times(array("f", want_s), b, t, r, d, b_t=True)
     want_h = [one + two for one, two in zip(times(x, w0, t, k, d, b_t=True), low_rank, strict=True)]
@@ -55,10 +56,7 @@ def test_both_passes():
 
     dh = matrix(t, d, 4)
     dx, da, db = (array("f", [float("nan")] * n) for n in (t * k, r * k, d * r))
-    plan.backward(
-        0, address(x), address(s), [address(w0)], [address(a)], [address(b)], [scale], 0,
-        [address(dh)], address(dx), address(da), [address(db)], 0, 0,
-    )  # fmt: skip
+    plan.backward(0, at(x, s, a, w0, b, dh, da, db), [scale], address(dx), 0, 0, 0)
     ds = array("f", [scale * one for one in times(dh, b, t, d, r, b_t=False)])
     low_rank = times(ds, a, t, r, k, b_t=False)
     want_dx = [
@@ -72,7 +70,7 @@ def test_both_passes():
 def test_masters_are_rounded():
     """f32 A and B beside bf16 x: the operands are bf16, A and each B at a multiple of 8."""
     t, k, sizes = 2, 4, [(3, 1), (2, 1)]
-    plan = _native.Plan(-1, t, k, sizes, "bf16", True)
+    plan = _native.Plan(-1, t, k, sizes, "bf16", True, 0.0)
     assert plan.operands == 8 + 8 + 2
     bits = {0.0: 0x0000, 1.0: 0x3F80, 2.0: 0x4000, 3.0: 0x4040}
     x = array("H", [bits[1.0]] * t * k)
@@ -82,10 +80,8 @@ def test_masters_are_rounded():
     b = [array("f", [1.0] * 3), array("f", [3.0] * 2)]
     operands, s = array("H", [0xFFFF] * plan.operands), array("H", [0] * t * 2)
     h = [array("H", [0] * t * d) for d, _ in sizes]
-    at = lambda arrays: [address(one) for one in arrays]  # noqa: E731
     plan.forward(
-        0, address(x), at(w0), at(a), at(b), [0.25, 0.125], address(operands), at(h), address(s),
-        0, 0,
+        0, at(x, *w0, *a, *b, *h), [0.25, 0.125], address(operands), address(s), 0, 0, 0
     )  # fmt: skip
     assert list(operands[:8]) == [bits[1.0]] * 4 + [bits[2.0]] * 4
     assert list(operands[8:11]) == [bits[1.0]] * 3
@@ -96,32 +92,31 @@ def test_masters_are_rounded():
 
 def test_errors_have_types_and_numbers():
     with pytest.raises(ValueError, match=r"rank 300 is outside 1\.\.=256 .*T=2 k=4"):
-        _native.Plan(-1, 2, 4, [(3, 300)], "f32", False)
+        _native.Plan(-1, 2, 4, [(3, 300)], "f32", False, 0.0)
     with pytest.raises(ValueError, match=r"\"f64\" is not an element type"):
-        _native.Plan(-1, 2, 4, [(3, 1)], "f64", False)
+        _native.Plan(-1, 2, 4, [(3, 1)], "f64", False, 0.0)
     with pytest.raises(ValueError, match="1 to 4"):
-        _native.Plan(-1, 2, 4, [(3, 1)] * 5, "f32", False)
-    plan = _native.Plan(-1, 2, 4, [(3, 1)], "f32", False)
+        _native.Plan(-1, 2, 4, [(3, 1)] * 5, "f32", False, 0.0)
+    plan = _native.Plan(-1, 2, 4, [(3, 1)], "f32", False, 0.0)
     with pytest.raises(ValueError, match="scales is a list of 0, expected 1"):
-        plan.forward(0, 8, [8], [8], [8], [], 0, [8], 0, 0, 0)
+        plan.forward(0, [8] * 5, [], 8, 0, 0, 0, 0)
+    with pytest.raises(ValueError, match="a list of 4 addresses, expected 5"):
+        plan.forward(0, [8] * 4, [1.0], 8, 0, 0, 0, 0)
     with pytest.raises(ValueError, match=r"0x0 is not aligned for f32"):
-        plan.forward(0, 0, [8], [8], [8], [1.0], 0, [8], 0, 0, 0)
+        plan.forward(0, [0, 8, 8, 8, 8], [1.0], 8, 0, 0, 0, 0)
 
 
 def test_a_device_that_is_not_there_is_an_error():
     reason = _native.missing(999)
     assert reason and "CUDA" in reason
     with pytest.raises(RuntimeError, match="CUDA"):
-        _native.Plan(999, 2, 4, [(3, 1)], "bf16", False)
+        _native.Plan(999, 2, 4, [(3, 1)], "bf16", False, 0.0)
 
 
 def test_an_empty_batch():
-    plan = _native.Plan(-1, 0, 4, [(3, 1)], "f32", False)
+    plan = _native.Plan(-1, 0, 4, [(3, 1)], "f32", False, 0.0)
     da, db = array("f", [float("nan")] * 4), array("f", [float("nan")] * 3)
     w0, a, b = matrix(3, 4, 0), matrix(1, 4, 0), matrix(3, 1, 0)
-    plan.backward(
-        0, 0, 0, [address(w0)], [address(a)], [address(b)], [1.0], 0, [0], 0, address(da),
-        [address(db)], 0, 0,
-    )  # fmt: skip
+    plan.backward(0, [0, 0, *at(a, w0, b), 0, *at(da, db)], [1.0], 0, 0, 0, 0)
     assert (list(da), list(db)) == ([0.0] * 4, [0.0] * 3)
     assert "T=0" in repr(plan)

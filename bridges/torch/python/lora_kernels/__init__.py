@@ -13,13 +13,26 @@ from typing import TYPE_CHECKING
 from ._native import __version__
 
 if TYPE_CHECKING:
+    from ._dropout import dropout_mask, dropout_state
     from ._linear import linear, linears
     from ._patch import patch, report, unpatch
     from ._report import Report
 
-__all__ = ["Report", "__version__", "linear", "linears", "patch", "report", "unpatch"]
+__all__ = [
+    "Report",
+    "__version__",
+    "dropout_mask",
+    "dropout_state",
+    "linear",
+    "linears",
+    "patch",
+    "report",
+    "unpatch",
+]
 
 _HOMES = {
+    "dropout_mask": "_dropout",
+    "dropout_state": "_dropout",
     "linear": "_linear",
     "linears": "_linear",
     "patch": "_patch",

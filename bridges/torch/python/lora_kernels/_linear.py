@@ -7,87 +7,134 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from . import _operators
+from ._dropout import checked_state
 from ._passes import Passes, find, input_gradient
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+_any_autocast = torch._C._is_any_autocast_enabled
+_graph_task = torch._C._current_graph_task_id
+_saved_tensors_hooks = torch._C._autograd._top_saved_tensors_default_hooks
+
+# Multiplications of H from which on a checkpoint's second forward pass makes S first, and H when S
+# was saved. Where nothing else is to be saved, the checkpoint stops there: the last GEMM of a block
+# is not computed again. An nn.Linear, which saves its operands before it computes, has the same.
+_LATE = 1 << 35
 
 
-def linear(x: Tensor, w0: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+def linear(
+    x: Tensor,
+    w0: Tensor,
+    a: Tensor,
+    b: Tensor,
+    scale: float,
+    dropout_p: float = 0.0,
+    dropout_state: Tensor | None = None,
+) -> Tensor:
     """h [..., d] = x W0ᵀ + scale · (x Aᵀ) Bᵀ of x [..., k].
 
     W0 [d, k] is frozen. A [r, k] and B [d, r] have the type of x, or are f32 beside an x of 16
     bits: they are then rounded for each call, and their gradients are f32.
+
+    With `dropout_p` above 0, the adapter's x is m ∘ x / (1 - p), with a mask m that is 0 with
+    probability p. It is a function of `dropout_state`, by default a new one: see
+    :func:`dropout_state` and :func:`dropout_mask`.
     """
-    return _call(x, (w0,), (a,), (b,), (scale,))[0]
+    return _call((x, w0, a, b), (scale,), dropout_p, dropout_state)[0]
 
 
 def linears(
-    x: Tensor, projections: Sequence[tuple[Tensor, Tensor, Tensor, float]]
+    x: Tensor,
+    projections: Sequence[tuple[Tensor, Tensor, Tensor, float]],
+    dropout_p: float = 0.0,
+    dropout_state: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """h [..., d] of 1 to 4 projections (w0, a, b, scale) that share x [..., k].
 
     They are computed together, with one dx in the backward pass. The shapes are those of `linear`;
     d, r and scale of each may differ. An output that the loss does not use leaves its A and B
-    without gradients.
+    without gradients. They share the mask of the dropout.
     """
     if not projections:
         raise ValueError("no projections, expected 1 to 4")
-    return tuple(_call(x, *zip(*projections, strict=True)))
+    w0, a, b, scales = zip(*projections, strict=True)
+    return tuple(_call((x, *w0, *a, *b), scales, dropout_p, dropout_state))
 
 
 def _call(
-    x: Tensor,
-    w0: Sequence[Tensor],
-    a: Sequence[Tensor],
-    b: Sequence[Tensor],
-    scales: Sequence[float],
+    tensors: Sequence[Tensor], scales: Sequence[float], p: float, state: Tensor | None
 ) -> Sequence[Tensor]:
-    kind = "cuda" if x.is_cuda else "cpu"
-    if torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
-        x, w0 = _cast(x, dtype), [_cast(one, dtype) for one in w0]
-        # f32 masters stay: they are rounded in the call.
-        a, b = ([one if one.dtype == torch.float32 else _cast(one, dtype) for one in ab]
-                for ab in (a, b))  # fmt: skip
-    for one in w0:
-        if one.requires_grad:
-            raise ValueError("w0 requires a gradient, expected a frozen weight")
-    save = torch.is_grad_enabled() and (
-        x.requires_grad or any([one.requires_grad for one in (*a, *b)])
-    )
+    """h of each, given x, the w0 of every projection, then every a, then every b."""
+    autocast = autocast_dtype(tensors[0])
+    if autocast is not None:
+        tensors = _autocast(tensors, autocast)
     if (
         torch.compiler.is_compiling()
-        or type(x) not in _PLAIN
+        or type(tensors[0]) not in _PLAIN
         or torch._C._are_functorch_transforms_active()
     ):
-        return _operators.call(x, w0, a, b, scales, save)
+        return _operators.call(tensors, scales, p, state)
     if forward_ad._current_level >= 0:
         raise RuntimeError("lora_kernels has no forward-mode derivatives")
-    passes = find(x, w0, a, b)
-    x = x.contiguous()
-    w0, a, b = ([one.contiguous() for one in wab] for wab in (w0, a, b))
-    if not save:
-        return passes.forward(x, w0, a, b, scales, False)[0]
-    return _apply(passes, scales, x, *w0, *a, *b)
+    passes = find(tensors, p)
+    state = checked_state(tensors[0].device, state) if p else None
+    tensors = [one.contiguous() for one in tensors]
+    if not (passes.saves and torch.is_grad_enabled()):
+        return passes.forward(tensors, scales, state, False)[0]
+    late = passes.work >= _LATE and _recomputes()
+    h = _apply(passes, scales, state, late, *tensors)
+    if late:
+        with torch.no_grad():
+            passes.forward(tensors, scales, state, False, h)
+    return h
 
 
-def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """As autocast casts: not f64."""
-    return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
+def _recomputes() -> bool:
+    """Whether a checkpoint computes again what its backward pass takes: a forward pass within a
+    backward pass, with hooks on what is saved."""
+    return _graph_task() != -1 and _saved_tensors_hooks(False) is not None
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """What autocast casts to on the device of x, if it is on."""
+    if not _any_autocast():
+        return None
+    kind = "cuda" if x.is_cuda else "cpu"
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+
+def _autocast(tensors: Sequence[Tensor], dtype: torch.dtype) -> Sequence[Tensor]:
+    """As autocast casts: not f64. f32 masters stay: they are rounded in the call."""
+    n = len(tensors) // 3
+    stays = [
+        one.dtype == torch.float64 or (i > n and one.dtype == torch.float32)
+        for i, one in enumerate(tensors)
+    ]
+    return [one if stay else one.to(dtype) for one, stay in zip(tensors, stays, strict=True)]
 
 
 class _Linears(Function):
     @staticmethod
-    def forward(ctx, passes: Passes, scales: Sequence[float], x: Tensor, *weights: Tensor):
-        n = len(scales)
-        w0, a, b = weights[:n], weights[n : 2 * n], weights[2 * n :]
-        params = any(ctx.needs_input_grad[3 + n :])
-        h, s, operands = passes.forward(x, w0, a, b, scales, params)
+    def forward(
+        ctx,
+        passes: Passes,
+        scales: Sequence[float],
+        state: Tensor | None,
+        late: bool,
+        *tensors: Tensor,
+    ):
+        if late:
+            h, s, operands = passes.project(tensors, scales, state)
+        else:
+            h, s, operands = passes.forward(tensors, scales, state, passes.keeps)
         ctx.set_materialize_grads(False)
-        ctx.passes, ctx.scales = passes, scales
-        # Adapters without gradients need only the weights.
-        ctx.save_for_backward(*((x, s, operands) if params else (None,) * 3), *weights)
-        ctx.shape = x.shape
+        ctx.call = passes, scales
+        n = len(scales)
+        if passes.keeps:
+            b = () if passes.masters else tensors[1 + 2 * n :]
+            dropout = () if state is None else (state,)
+            ctx.save_for_backward(tensors[0], s, operands, *tensors[1 : 1 + n], *b, *dropout)
+        else:
+            ctx.save_for_backward(*tensors[1:])
         return tuple(h)
 
     @staticmethod
@@ -104,24 +151,24 @@ _apply = super(Function, _Linears).apply
 
 
 def _gradients(ctx, dh: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
-    passes, scales = ctx.passes, ctx.scales
-    x, s, operands, *weights = ctx.saved_tensors
+    (passes, scales), kept, wants = ctx.call, ctx.saved_tensors, ctx.needs_input_grad
     n = len(scales)
-    w0, a, b = weights[:n], weights[n : 2 * n], weights[2 * n :]
-    wants = ctx.needs_input_grad
-    none = (None,) * n
-    if x is None:
-        with torch.autocast(w0[0].device.type, enabled=False):
-            dx = input_gradient(dh, w0, a, b, scales)
-        return (None, None, dx.view(ctx.shape), *none, *none, *none)
-    dx, da, db = passes.backward(dh, x, w0, a, b, s, operands, scales, wants[2])
+    if not passes.keeps:
+        with torch.autocast(kept[0].device.type, enabled=False):
+            dx = input_gradient(dh, kept, scales)
+        return (*(None,) * 4, dx.view(passes.shape), *(None,) * (3 * n))
+    state = None
+    if passes.dropout:
+        *kept, state = kept
+    dx, da, db = passes.backward(kept, dh, scales, state, wants[4])
     if n == 1:
-        return None, None, dx, None, da if wants[4] else None, db[0] if wants[5] else None
+        da, db = da if wants[6] else None, db[0] if wants[7] else None
+        return None, None, None, None, dx, None, da, db
     # What the loss does not use has no gradient, as if it had been computed apart.
     used = [one is not None for one in dh]
-    wanted = [want and used[i % n] for i, want in enumerate(wants[3 + n :])]
+    wanted = [want and used[i % n] for i, want in enumerate(wants[5 + n :])]
     params = zip((*passes.split(da), *db), wanted, strict=True)
-    return (None, None, dx, *none, *[one if want else None for one, want in params])
+    return (*(None,) * 4, dx, *(None,) * n, *[one if want else None for one, want in params])
 
 
 class _Once(Function):

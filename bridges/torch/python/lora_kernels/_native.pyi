@@ -7,10 +7,13 @@ __version__: str
 def missing(device: int) -> str | None:
     """Why calls on this CUDA device are not possible, or None."""
 
+def kept(p: float, seed: int, offset: int, t: int, k: int) -> bytes:
+    """Which elements of x [t, k] dropout keeps: a byte each, 1 or 0."""
+
 class Plan:
     """Both passes of 1 to 4 projections that share x, planned for one device.
 
-    Arguments of the passes are addresses of dense matrices, 0 for what is not wanted. The caller
+    Operands of the passes are addresses of dense matrices, 0 for what is not wanted. The caller
     keeps the memory alive, in the order of the stream, and vouches for the addresses.
     """
 
@@ -22,8 +25,12 @@ class Plan:
         sizes: Sequence[tuple[int, int]],
         dtype: str,
         masters: bool,
+        dropout: float,
     ) -> Plan:
-        """For T tokens of k inputs, and (d, r) of each projection, on a CUDA device or -1."""
+        """For T tokens of k inputs, and (d, r) of each projection, on a CUDA device or -1.
+
+        `dropout` is p of the adapters' input.
+        """
 
     @property
     def rank(self) -> int:
@@ -44,34 +51,33 @@ class Plan:
     def forward(
         self,
         stream: int,
-        x: int,
-        w0: Sequence[int],
-        a: Sequence[int],
-        b: Sequence[int],
+        addresses: list[int],
         scales: Sequence[float],
         operands: int,
-        h: Sequence[int],
         s: int,
+        dropout: int,
         scratch: int,
         flags: int,
     ) -> None:
-        """Enqueues h [T, d] of each projection, and s [T, R] unless it is 0."""
+        """Enqueues h [T, d] of each projection, and s [T, R] unless it is 0.
+
+        `addresses` are those of x, then of each w0, each a, each b and each h. `operands` is the A
+        of all, or receives the rounded masters. `dropout` is the address of the seed and the offset
+        of its mask, 64 bits each.
+        """
 
     def backward(
         self,
         stream: int,
-        x: int,
-        s: int,
-        w0: Sequence[int],
-        a: Sequence[int],
-        b: Sequence[int],
+        addresses: list[int],
         scales: Sequence[float],
-        operands: int,
-        dh: Sequence[int],
         dx: int,
-        da: int,
-        db: Sequence[int],
+        dropout: int,
         scratch: int,
         flags: int,
     ) -> None:
-        """Enqueues dx [T, k] unless it is 0, da [R, k], and db [d, r] of each projection."""
+        """Enqueues dx [T, k] unless it is 0, da [R, k], and db [d, r] of each projection.
+
+        `addresses` are those of x, s and the operands of the forward pass, then of each w0, of each
+        b unless there are masters, of each dh, of da, and of each db.
+        """

@@ -29,12 +29,15 @@ class _State:
         self.fell_back: str | None = None
 
 
-def patch(model: nn.Module) -> Report:
+def patch(model: nn.Module, share_dropout: bool = False) -> Report:
     """Serves the LoRA layers of a PEFT model by lora_kernels, and says which.
 
     Their class, names, parameters and hooks stay. A layer that cannot be served stays PEFT's. So
     does a call that cannot, such as one with merged or disabled adapters. q, k, v and gate, up of
     one module are computed together when they are called with the same x.
+
+    With adapter dropout in training, PEFT draws a mask for each layer. Layers that are computed
+    together share one: so they are only with `share_dropout`, and else computed one by one.
     """
     served = {}
     for name, module in _layers(model):
@@ -43,9 +46,13 @@ def patch(model: nn.Module) -> Report:
             module.forward = MethodType(forward, module)
             module._replicate_for_data_parallel = MethodType(_replicate_for_data_parallel, module)
             served[module] = name
+    for _, module in _layers(model):
+        state = module.__dict__.get(_STATE)
+        if state is not None and state.siblings is not None:
+            state.siblings.share_dropout = share_dropout
     for name, parent in list(model.named_modules()):
         for names in families(name, parent, served.keys()):
-            siblings = Siblings(parent, names)
+            siblings = Siblings(parent, names, share_dropout)
             for member in siblings.members:
                 member.__dict__[_STATE].siblings = siblings
                 member.__dict__[_STATE].names = names
@@ -74,16 +81,19 @@ def report(model: nn.Module) -> Report:
             # As in a model that was pickled: its methods are found by their names.
             found.left[name] = "its forward was replaced; unpatch and patch the model"
             continue
-        reason = operands(module, None)
-        if isinstance(reason, str):
-            found.left[name] = reason
+        own = operands(module, None)
+        if isinstance(own, str):
+            found.left[name] = own
             continue
         found.served.append(name)
+        if own[4] > 0:
+            found.dropout[name] = own[4]
         if state.fell_back is not None:
             found.fell_back[name] = state.fell_back
         if state.siblings is not None and module is state.siblings.members[0]:
             parent = name.rpartition(".")[0]
-            found.shared.append(tuple(f"{parent}.{one}" for one in state.names))
+            groups = found.apart if state.siblings.mask_each(own) else found.shared
+            groups.append(tuple(f"{parent}.{one}" for one in state.names))
     return found
 
 
@@ -122,9 +132,9 @@ def forward(self: nn.Module, x: Tensor, *args: object, **kwargs: object) -> Tens
     """In place of `peft.tuners.lora.layer.Linear.forward`, on the instance."""
     state = self.__dict__[_STATE]
     found = "further arguments" if args or kwargs else operands(self, x)
-    if not isinstance(found, str):
+    if type(found) is tuple:
         try:
-            h = _serve(self, state, x, found)
+            h = _serve(self, state.siblings, x, found)
         except ValueError as error:
             found = str(error)
         else:
@@ -134,13 +144,13 @@ def forward(self: nn.Module, x: Tensor, *args: object, **kwargs: object) -> Tens
     return type(self).forward(self, x, *args, **kwargs)
 
 
-def _serve(self: nn.Module, state: _State, x: Tensor, own: Operands) -> Tensor:
-    compiling = torch.compiler.is_compiling()
-    h = None
-    if state.siblings is not None and not compiling:
-        h = state.siblings.forward(self, x, own)
+def _serve(self: nn.Module, siblings: Siblings | None, x: Tensor, own: Operands) -> Tensor:
+    h, compiling = None, torch.compiler.is_compiling()
+    if siblings is not None and not compiling:
+        h = siblings.forward(self, x, own)
+    w0, a, b, scale, p, bias = own
     if h is None:
-        h = linear(x, *own[:4])
-    if own.bias is None:
+        h = linear(x, w0, a, b, scale, p)
+    if bias is None:
         return h
-    return h + own.bias if compiling else h.add_(own.bias)
+    return h + bias if compiling else h.add_(bias)

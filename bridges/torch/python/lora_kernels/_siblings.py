@@ -11,8 +11,8 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor, nn
 
-from ._linear import linears
-from ._operands import Operands, operands
+from ._linear import autocast_dtype, linears
+from ._operands import Operands, operands, stamp
 from ._passes import current_stream
 
 # Children that models call with one x. Whether siblings are served together must not depend on
@@ -58,16 +58,16 @@ _shelves = _Shelves()
 
 def _key(x: Tensor) -> tuple[object, ...]:
     """What must not change between the calls of siblings, besides their operands."""
-    kind = "cuda" if x.is_cuda else "cpu"
-    autocast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
-    grad = torch.is_grad_enabled(), x.requires_grad
-    return x._version, grad, autocast, current_stream(x.get_device())
+    autocast = autocast_dtype(x)
+    stream = current_stream(x.get_device())
+    return x._version, torch.is_grad_enabled(), x.requires_grad, autocast, stream
 
 
 class Siblings:
     """Two to four children of a module."""
 
-    def __init__(self, parent: nn.Module, names: Sequence[str]) -> None:
+    def __init__(self, parent: nn.Module, names: Sequence[str], share_dropout: bool) -> None:
+        self.share_dropout = share_dropout
         self.members = [parent.get_submodule(name) for name in names]
         self._hooks = [
             parent.register_forward_pre_hook(self._begin),
@@ -86,10 +86,14 @@ class Siblings:
         if not torch.compiler.is_compiling():
             _shelves.open.pop(self, None)
 
+    def mask_each(self, own: Operands) -> bool:
+        """Whether each needs a dropout mask of its own, as PEFT has it. A call has one for all."""
+        return own[4] > 0 and not self.share_dropout
+
     def forward(self, module: nn.Module, x: Tensor, own: Operands) -> Tensor | None:
         """h of this module without its bias, or None where it has to be computed alone."""
         shelf = _shelves.open.get(self)
-        if shelf is None or x.is_inference():
+        if shelf is None or self.mask_each(own) or x.is_inference():
             return None
         key = _key(x)
         if not shelf.computed:
@@ -97,7 +101,7 @@ class Siblings:
             shelf.computed = True
             return self._compute(shelf, module, x, own, key)
         found = shelf.outputs.get(module)
-        if found is None or shelf.x is not x or shelf.key != key or found[2] != own.stamp():
+        if found is None or shelf.x is not x or shelf.key != key or found[2] != stamp(own):
             return None
         del shelf.outputs[module]
         if not shelf.outputs:
@@ -108,11 +112,11 @@ class Siblings:
         self, shelf: _Shelf, module: nn.Module, x: Tensor, own: Operands, key: tuple[object, ...]
     ) -> Tensor | None:
         each = [own if one is module else operands(one, x) for one in self.members]
-        fit = [one for one in each if not isinstance(one, str)]
+        fit = [one for one in each if not isinstance(one, str) and one[4] == own[4]]
         if len(fit) < len(each):
             return None
         try:
-            h = linears(x, [one[:4] for one in fit])
+            h = linears(x, [one[:4] for one in fit], own[4])
         except ValueError:
             # They do not fit each other: a shard that was not gathered, say.
             return None
@@ -120,7 +124,7 @@ class Siblings:
             if one is module:
                 mine = out
             else:
-                shelf.outputs[one] = (out, of, of.stamp())
+                shelf.outputs[one] = (out, of, stamp(of))
         shelf.x, shelf.key = x, key
         return mine
 

@@ -44,12 +44,12 @@ const MAY_SPILL: [(&str, u32); 10] = [
     ("decode_forward_t32_rows64_splits1_loads1_", 44),
     ("decode_input_grad_t32_rows64_splits1_loads1_", 72),
     ("linear_input_grad_dropout_m64_n64_aligned1_", 276),
-    ("linear_input_grad_dropout_slice0_n256_", 536),
-    ("linear_input_grad_dropout_slice16_n256_", 1600),
-    ("linear_input_grad_dropout_slice64_n256_", 844),
-    ("linear_group_input_grad_dropout_slice0_n256_", 536),
-    ("linear_group_input_grad_dropout_slice16_n256_", 1600),
-    ("linear_group_input_grad_dropout_slice64_n256_", 844),
+    ("linear_input_grad_dropout_slice0_n256_", 360),
+    ("linear_input_grad_dropout_slice16_n256_", 684),
+    ("linear_input_grad_dropout_slice64_n256_", 696),
+    ("linear_group_input_grad_dropout_slice0_n256_", 360),
+    ("linear_group_input_grad_dropout_slice16_n256_", 684),
+    ("linear_group_input_grad_dropout_slice64_n256_", 696),
     ("grads_dropout_r128_", 8),
 ];
 /// In OUT_DIR, the headers that kernels/manifest/codegen.rs writes.

@@ -50,6 +50,10 @@ constants! {
             const TILE_K: usize = 128;
             const STAGES: usize = 4;
             const THREADS: usize = 256;
+            /// Rows and threads with dropout and tiles of 16 ranks, which random numbers bind: more
+            /// SMs share a short batch.
+            const DROPOUT_TILE_M: usize = 16;
+            const DROPOUT_THREADS: usize = 128;
         }
         decode {
             /// Tokens of a layer, at most.

@@ -103,11 +103,20 @@ fn of_sm80() -> Vec<Kernel> {
         Kernel { axes: &["m", "n", "aligned"], instances, ..kernel }
     };
     let linear = |name, body| linear_in(name, body, &linear::TILES, &linear::UNALIGNED_TILES);
-    let project = |name, body| {
-        by_rank(kernel("project", name, "ProjectParams", body, |axes| {
-            use project::{STAGES, THREADS, TILE_K, TILE_M};
-            Cta::of_tiles(THREADS, STAGES, [TILE_M, axes[0], TILE_K])
-        }))
+    let project = |name, body, of_cta: fn(&[usize]) -> Cta| {
+        by_rank(kernel("project", name, "ProjectParams", body, of_cta))
+    };
+    let whole_cta: fn(&[usize]) -> Cta = |axes| {
+        use project::{STAGES, THREADS, TILE_K, TILE_M};
+        Cta::of_tiles(THREADS, STAGES, [TILE_M, axes[0], TILE_K])
+    };
+    let dropout_cta: fn(&[usize]) -> Cta = |axes| {
+        use project::{DROPOUT_THREADS, DROPOUT_TILE_M, STAGES, THREADS, TILE_K, TILE_M};
+        let (threads, tile_m) = match axes[0] {
+            16 => (DROPOUT_THREADS, DROPOUT_TILE_M),
+            _ => (THREADS, TILE_M),
+        };
+        Cta::of_tiles(threads, STAGES, [tile_m, axes[0], TILE_K])
     };
     let decode = |name, body, instances: &[[usize; 4]]| {
         use decode::{BY_LANES, LANES_SHARED_BYTES, SHARED_BYTES, THREADS};
@@ -145,12 +154,16 @@ fn of_sm80() -> Vec<Kernel> {
                 &linear::UNALIGNED_DROPOUT_TILES,
             ),
         ),
-        project("project_s", "project<{E}, {r}, Major::K>(p);"),
+        project("project_s", "project<{E}, {r}, Major::K>(p);", whole_cta),
         with_dropout(
             "project",
-            project("project_s_dropout", "project<{E}, {r}, Major::K>(p.pass, p.dropout);"),
+            project(
+                "project_s_dropout",
+                "project<{E}, {r}, Major::K>(p.pass, p.dropout);",
+                dropout_cta,
+            ),
         ),
-        project("project_ds", "project<{E}, {r}, Major::MN>(p);"),
+        project("project_ds", "project<{E}, {r}, Major::MN>(p);", whole_cta),
         kernel("merge", "merge", "MergeParams", "merge<{E}>(p);", |_| {
             use merge::{STAGES, STEP_R, THREADS, TILE_D, TILE_K};
             Cta::of_tiles(THREADS, STAGES, [TILE_D, TILE_K, STEP_R])
@@ -162,9 +175,9 @@ fn of_sm80() -> Vec<Kernel> {
     ]
 }
 
-/// The two passes of linear.cuh, for one layer or for a group that shares X, and the same with
-/// dropout. A slice of 0 columns is none.
-fn of_linear(file: &'static str, dropout_file: &'static str, group: bool) -> [Kernel; 4] {
+/// The two passes of linear.cuh, for one layer or for a group that shares X, and the input gradient
+/// with dropout. A slice of 0 columns is none.
+fn of_linear(file: &'static str, dropout_file: &'static str, group: bool) -> [Kernel; 3] {
     use sm90a::linear::{DROPOUT_TILES_N, FORWARD_TILES_N, SLICES, TILES_N};
     let kernel = |pass, params: &str, major, body, instances| Kernel {
         arch: "sm90a",
@@ -182,11 +195,12 @@ fn of_linear(file: &'static str, dropout_file: &'static str, group: bool) -> [Ke
         instances.extend(product(&SLICES, of_slices));
         instances
     };
-    let forward = |pass, body, instances| kernel(pass, "ForwardParams", "K", body, instances);
     let input_grad = |pass, body, instances| kernel(pass, "InputGradParams", "MN", body, instances);
     [
-        forward(
+        kernel(
             "forward",
+            "ForwardParams",
+            "K",
             "hopper_linear<{E}, {n}, Major::K, {slice}>(p);",
             instances(&FORWARD_TILES_N, &TILES_N),
         ),
@@ -194,14 +208,6 @@ fn of_linear(file: &'static str, dropout_file: &'static str, group: bool) -> [Ke
             "input_grad",
             "hopper_linear<{E}, {n}, Major::MN, {slice}>(p);",
             instances(&TILES_N, &TILES_N),
-        ),
-        with_dropout(
-            dropout_file,
-            forward(
-                "forward_dropout",
-                "hopper_linear<{E}, {n}, Major::K, {slice}>(p.pass, p.dropout);",
-                product(&SLICES, &TILES_N),
-            ),
         ),
         with_dropout(
             dropout_file,

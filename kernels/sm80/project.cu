@@ -10,10 +10,11 @@
 // Bound by reading lhs, so every byte of it is read once from memory: a CTA takes 32 whole rows,
 // and its four warps along k split each step of 128 columns. Accumulated in f32, the four partial
 // sums added in a fixed order, scaled, and rounded once; an f16 saturates (element.cuh).
+// With dropout, bound by random numbers: at kRank = 16 a CTA takes 16 rows, the bits are the same.
 //
-// Grid: ⌈r/kRank⌉ · ⌈T/32⌉, the CTAs that share rows of lhs next to each other, so that all but
-// the first find them in the L2. Block: 8 warps, 2 along m × 4 along k.
-// Shared memory: 4 stages of (32 + kRank)×128 elements: 48 KiB for kRank = 16, 96 KiB for 64.
+// Grid: ⌈r/kRank⌉ · ⌈T/kTileM⌉, the CTAs that share rows of lhs next to each other, so that all but
+// the first find them in the L2. Block: 4 warps along k, for every 16 rows.
+// Shared memory: 4 stages of (kTileM + kRank)×128 elements: 96 KiB for kRank = 64.
 // Reads lhs and rhs; writes out, every element once. Needs nothing initialised.
 #include "../common/dropout.cuh"
 #include "tile.cuh"
@@ -31,7 +32,8 @@ __device__ __forceinline__ float scale_of(const ProjectParams& p, int col) {
 // With dropout, lhs is X, of which elements are dropped; the scale has the factor 1 / (1 - p).
 template <typename E, int kRank, Major kRhs, typename D = NoDropout>
 __device__ __forceinline__ void project(const ProjectParams& p, const D& dropout = {}) {
-    using Product = TileProduct<E, kTileM, kRank, kTileK, 2, 1, 4, Major::K, kRhs, kStages>;
+    constexpr int kTileM = kDrops<D> && kRank == 16 ? kDropoutTileM : ::kTileM;
+    using Product = TileProduct<E, kTileM, kRank, kTileK, kTileM / 16, 1, 4, Major::K, kRhs, kStages>;
     extern __shared__ __align__(128) unsigned char shared[];
     const int rank_tiles = (p.r + kRank - 1) / kRank;
     const int m0 = blockIdx.x / rank_tiles * kTileM, n0 = blockIdx.x % rank_tiles * kRank;
@@ -40,9 +42,19 @@ __device__ __forceinline__ void project(const ProjectParams& p, const D& dropout
     const Segment whole[] = {{p.lhs, p.rhs, p.k}};
     if constexpr (kDrops<D>) {
         const auto mask = mask_of(dropout);
+        const int lane = threadIdx.x % 32, row = m0 + Product::warp_m() * 16 + lane / 4;
+        const int col = Product::warp_k() * 32;
+        // Of rows 8 on too; a warp has 32 columns of a step.
+        DropoutWords words[2];
         product.run(shared, whole, 1, p.m, p.r, m0, n0, BeforeNone(),
-                    [&](uint32_t stage, int step) {
-                        Product::Lhs::template drop<kThreads>(mask, stage, m0, step * kTileK);
+                    [&](uint32_t(&x)[1][4], int step, int k16) {
+                        if (k16 == 0)
+#pragma unroll
+                            for (int i = 0; i < 2; i++)
+                                words[i] = mask.words(row + i * 8, col + step * kTileK, lane % 4);
+#pragma unroll
+                        for (int i = 0; i < 4; i++)
+                            x[0][i] = mask.apply(x[0][i], words[i % 2].of[k16 * 2 + i / 2]);
                     });
     } else {
         product.run(shared, whole, 1, p.m, p.r, m0, n0);

@@ -36,7 +36,7 @@ struct BeforeNone {
     __device__ __forceinline__ void operator()(int) const {}
 };
 
-// What a product does with a stage before it multiplies it, if that is nothing.
+// What a product does with X before it multiplies it, if that is nothing.
 struct KeepAll {};
 
 // kM×kN of acc += lhs · rhsᵀ by kWarpsM·kWarpsN·kWarpsK warps. Warps along k each take a slice of
@@ -81,13 +81,15 @@ struct TileProduct {
 
     // The whole sum for the tile at (m0, n0) of an output of m×n: over `count` segments, one after
     // the other in one pipeline. before(i) is called before anything of segment i is loaded, by all
-    // threads. drop(stage, step) is called for each step, when its stage is there. With kAdds, it is
-    // added to what is in acc. Afterwards shared memory is free.
+    // threads. drop(stage, step) is called for each step, when its stage is there; or drop(lhs, step,
+    // k16) for the fragments of each 16 columns of a warp in a step, before they are multiplied. With
+    // kAdds, it is added to what is in acc. Afterwards shared memory is free.
     template <bool kAdds = false, int kMost, typename F = BeforeNone, typename D = KeepAll>
     __device__ __forceinline__ void run(unsigned char* shared, const Segment (&segments)[kMost],
                                         int count, int m, int n, int m0, int n0,
                                         const F& before = F(), const D& drop = D()) {
-        constexpr bool kDropsStages = !std::is_same_v<D, KeepAll>;
+        constexpr bool kDropsLhs = std::is_invocable_v<D, uint32_t(&)[kM16][4], int, int>;
+        constexpr bool kDropsStages = !kDropsLhs && !std::is_same_v<D, KeepAll>;
         const uint32_t stages = shared_address(shared);
         // What is loaded next: the segment, and from where on along its k.
         int at = 0, k0 = 0;
@@ -178,7 +180,7 @@ struct TileProduct {
         // direction, so that an mma has a fragment in common with the one before.
         constexpr int kMmas = kM16 * kN16 * 2, kSlots = kK16 * (kMmas + 1);
         constexpr int kFreeSlot = kSlots - (kMmas + 1) + (kMmas < 24 ? kMmas : 24);
-        [[maybe_unused]] int dropped = 0;
+        [[maybe_unused]] int steps_done = 0;
         auto step = [&](uint32_t read, uint32_t next, auto&& copies) {
             constexpr int kFragments = kM16 + kN16;
             static_assert(kK16 % 2 == 0, "fragments alternate: a step must end where it began");
@@ -189,10 +191,11 @@ struct TileProduct {
                     cp_async_wait<kStages - 2>();
                     __syncthreads();
                     if constexpr (kDropsStages) {
-                        drop(next, ++dropped);
+                        drop(next, steps_done + 1);
                         __syncthreads();
                     }
                 }
+                if constexpr (kDropsLhs) drop(a[k16 % 2], steps_done, k16);
 #pragma unroll
                 for (int q = 0; q <= kMmas; q++) {
                     // The last step reads a stage that was not filled; its fragments are not used.
@@ -207,6 +210,7 @@ struct TileProduct {
                 }
                 if (kAligned && is_last) cp_async_commit();
             }
+            if constexpr (kDropsLhs || kDropsStages) steps_done++;
         };
 
 #pragma unroll

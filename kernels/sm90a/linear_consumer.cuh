@@ -82,11 +82,10 @@ __device__ __forceinline__ void store_slice(const HopperProduct& p, const uint32
 // 64 columns of a slice have wgmmas of their own. 16 would take as long, to read lhs, so they are
 // multiplied together with others: K-major in one wgmma with all columns, or with half of them
 // where that makes more than 256; MN-major with the last box, wherever they lie. All steps do so,
-// though only the steps along k have a slice: what the steps along r add to it is not read. With
-// dropout a slice has another lhs than the columns of the output: X in registers.
-template <typename Layout, int kN, Major kRhs, int kSlice, bool kProjects, bool kDropsLhs>
+// though only the steps along k have a slice: what the steps along r add to it is not read.
+template <typename Layout, int kN, Major kRhs, int kSlice, bool kProjects>
 struct StepShape {
-    static constexpr bool kApart = kProjects && (kSlice == 64 || kDropsLhs);
+    static constexpr bool kApart = kProjects && kSlice == 64;
     static constexpr bool kTogether = kProjects && !kApart;
     static constexpr bool kToLastBox = kTogether && kRhs == Major::MN;
     static constexpr int kCols = kTogether ? Layout::kRhsCols + kSlice : kN;
@@ -97,8 +96,8 @@ struct StepShape {
 template <typename E, int kN, Major kRhs, int kSlice, bool kShared, typename D>
 __device__ __forceinline__ void consume(const HopperLinearParams<kRhs, kShared>& p, uint32_t base,
                                         const D& dropout) {
-    constexpr bool kDropsLhs = kDrops<D> && kRhs == Major::K;
-    constexpr bool kDropsOutput = kDrops<D> && kRhs == Major::MN;
+    constexpr bool kDropsOutput = kDrops<D>;
+    static_assert(!kDropsOutput || kRhs == Major::MN, "a launch before drops elements of X");
     using Layout = LinearLayout<kN, kRhs, kSlice>;
     using Lhs = typename Layout::Lhs;
     using Rhs = typename Layout::Rhs;
@@ -116,11 +115,12 @@ __device__ __forceinline__ void consume(const HopperLinearParams<kRhs, kShared>&
         part++;
     };
     TileScheduler<kN, (kSlice > 0)> tiles(p);
+    [[maybe_unused]] const auto mask = mask_of(dropout);
     // A tile from its first wgmma to its accumulators, rounded. With a slice and without are two
     // functions: wgmmas that divide the same registers in different ways are serialised.
     auto compute_tile = [&](const Tile<kN>& tile, auto projects) {
         constexpr bool kProjects = decltype(projects)::value;
-        using Shape = StepShape<Layout, kN, kRhs, kSlice, kProjects, kDropsLhs>;
+        using Shape = StepShape<Layout, kN, kRhs, kSlice, kProjects>;
         constexpr bool kApart = Shape::kApart;
         constexpr int kLeft = Shape::kLeft, kRight = Shape::kRight;
         const int row0 = tile.m0 + half * 64;
@@ -155,7 +155,7 @@ __device__ __forceinline__ void consume(const HopperLinearParams<kRhs, kShared>&
             if constexpr (kRight > 0)
                 wgmma<E, kRight, Major::K, kRhs, kLeft / 2>(
                     acc, lhs, right(rhs_at) + k16 * Rhs::kStepK16, accumulate);
-            if constexpr (kApart && !kDropsLhs) {
+            if constexpr (kApart) {
                 const uint32_t proj_weight_at =
                     Layout::proj_weight(base, consumer.ring.stage, rhs_at);
                 const uint64_t proj_weight =
@@ -167,13 +167,8 @@ __device__ __forceinline__ void consume(const HopperLinearParams<kRhs, kShared>&
         // Adds the product of a stage along r, without what is dropped, 64 columns at a time. acc is
         // complete without it.
         [[maybe_unused]] KeptBits<kDropsOutput ? kN : 64> kept;
-        [[maybe_unused]] auto add_kept = [&] {
-            if constexpr (kDropsOutput)
-                kept.add(DropoutMask(dropout), row0 + warp * 16, tile.n0);
-        };
         [[maybe_unused]] auto add_dropped_columns = [&](uint32_t stage) {
             if constexpr (kDropsOutput) {
-                const float inv_keep = dropout.inv_keep;
 #pragma unroll
                 for (int box = 0; box < kN / 64; box++) {
                     float product[32];
@@ -182,69 +177,52 @@ __device__ __forceinline__ void consume(const HopperLinearParams<kRhs, kShared>&
                         product, Lhs::descriptor(stage + half * (Lhs::kBytes / 2)),
                         Rhs::descriptor(stage + Lhs::kBytes + box * Rhs::kBoxBytes), accumulate);
                     wgmma_wait<0>();
+                    // NOTES: otherwise all tests of bits come first, and their results are spilled.
+                    uint32_t bits = kept.of_box[box];
+                    pin_register(bits);
 #pragma unroll
                     for (int i = 0; i < 32; i++)
-                        if (kept.keeps(box * 32 + i)) acc[box * 32 + i] += product[i] * inv_keep;
+                        if (kept.keeps(bits, i)) acc[box * 32 + i] += product[i] * mask.inv_keep;
                 }
             }
         };
         // A slice and the tile before do not both fit in registers.
-        if (kProjects && (!kApart || kDropsLhs))
+        if (kProjects && !kApart)
             while (part < Layout::kParts) store_next();
-        // Adds the product of a stage's X, without what is dropped, to the slice. What is kept of the
-        // next, from column k0 on, is known before its turn: wgmmas hide the random numbers.
-        [[maybe_unused]] const auto mask = mask_of(dropout);
-        [[maybe_unused]] KeptOperands kept_operands;
-        if constexpr (kDropsLhs)
-            if constexpr (kProjects) kept_operands.make(mask, row0 + warp * 16, 0);
-        [[maybe_unused]] uint32_t lhs_at, proj_weight_at;
-        [[maybe_unused]] auto project_dropped = [&](int k0) {
-            if constexpr (kDropsLhs) {
-                if constexpr (kProjects) {
-                    uint32_t lhs[kTileK / 16][4];
-                    kept_operands.load(lhs, lhs_at);
-                    wgmma_fence();
-#pragma unroll
-                    for (int k16 = 0; k16 < kTileK / 16; k16++)
-                        wgmma_of_registers<E, kSlice, kRhs>(
-                            acc_apart, lhs[k16],
-                            ProjWeight::descriptor(proj_weight_at) + k16 * ProjWeight::kStepK16);
-                    wgmma_commit();
-                    kept_operands.make(mask, row0 + warp * 16, k0);
-                }
-            }
-        };
-        auto step = [&](int i) {
+        auto step = [&] {
             consumer.step([&](uint32_t stage) {
                 wgmma_fence();
 #pragma unroll
                 for (int k16 = 0; k16 < kTileK / 16; k16++) multiply_k16(stage, k16);
                 wgmma_commit();
-                lhs_at = stage + half * (Lhs::kBytes / 2) + warp * 16 * 128;
-                proj_weight_at =
-                    Layout::proj_weight(base, consumer.ring.stage, stage + Lhs::kBytes);
             });
-            // While they run. The slice of the step before has read its registers.
-            project_dropped((i + 1) * kTileK);
         };
         if constexpr (kDropsOutput) {
             // The tile before is stored before the first random number: its registers are free then.
             int i = 0;
             for (; i < tile.steps && part < Layout::kParts; i++) {
-                step(i);
+                step();
                 if (i > 0) store_next();
             }
             while (part < Layout::kParts) store_next();
+            // NOTES: by both warpgroups at once, and with no wgmma in flight, which fill the ports of the
+            // register file: beside them random numbers take up to five times as long, and they wait
+            // for random numbers too.
+            bool wants_kept = !tiles.writes_partial(tile);
             for (; i < tile.steps; i++) {
-                step(i);
-                if (kept.calls < kept.kCalls) add_kept();
+                step();
+                if (wants_kept) {
+                    wgmma_wait<0>();
+                    bar_sync<256>(3);
+                    kept.make(mask, row0 + warp * 16, tile.n0);
+                    wants_kept = false;
+                }
             }
             consumer.drain();
-            if (!tiles.writes_partial(tile))
-                while (kept.calls < kept.kCalls) add_kept();
+            if (wants_kept) kept.make(mask, row0 + warp * 16, tile.n0);
         } else {
             for (int i = 0; i < tile.steps; i++) {
-                step(i);
+                step();
                 // With two steps in flight: otherwise the tensor cores would wait for the third.
                 if (!kProjects && i > 0 && part < Layout::kParts) store_next();
             }

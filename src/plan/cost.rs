@@ -104,9 +104,7 @@ cost_model! {
     shorter_beside_longer: Fixed,
 
     // ---- Dropout: estimates, which `calibrate` does not fit ----
-    /// µs that it adds to a step of a tile that computes a slice of S.
-    drop_step_us: Clock,
-    /// Bytes of X that a grad CTA beside dX drops elements of.
+    /// Bytes of X that a grad CTA drops elements of, beside what else it does.
     drop_bytes: SmBytes,
 
     // ---- `decode`: bytes are of W0, and of a CTA ----
@@ -170,8 +168,7 @@ impl CostModel {
         item_bytes_128: 42e3,
         narrow_beside_grads: 6e-4,
         shorter_beside_longer: 0.01,
-        drop_step_us: 0.2,
-        drop_bytes: 30e3,
+        drop_bytes: 31e3,
         decode_short_elements: 524_288.0,
         decode_half_in_flight: 81_920.0,
         decode_in_flight: 65_536.0,
@@ -204,8 +201,7 @@ impl CostModel {
         item_bytes_128: 42e3,
         narrow_beside_grads: 1.515e-4,
         shorter_beside_longer: 0.0377,
-        drop_step_us: 0.2,
-        drop_bytes: 30e3,
+        drop_bytes: 31e3,
         decode_short_elements: 524_288.0,
         decode_half_in_flight: 81_920.0,
         decode_in_flight: 65_536.0,

@@ -47,12 +47,13 @@ impl Project {
     pub(crate) fn run_s(&self, run: &Run<'_>, layers: &Layers) -> Result<()> {
         let &Layers { t, k, x, a, s, dropout, .. } = layers;
         let scaled = layers.scaled_for_s();
-        let (blocks, pass) = params([t, k], [x, a, s], scaled.of());
-        match (&self.dropped, dropout) {
-            (Some(kernel), Some(dropout)) => {
+        let dropped = self.dropped.as_ref().zip(dropout);
+        let (blocks, pass) = params([t, k], [x, a, s], scaled.of(), dropped.is_some());
+        match dropped {
+            Some((kernel, dropout)) => {
                 run.launch(kernel, blocks, LaunchMode::default(), &WithDropout { pass, dropout })
             }
-            _ => run.launch(&self.of_all, blocks, LaunchMode::default(), &pass),
+            None => run.launch(&self.of_all, blocks, LaunchMode::default(), &pass),
         }
     }
 
@@ -60,7 +61,8 @@ impl Project {
     pub(super) fn run_ds(&self, run: &Run<'_>, layers: &Layers) -> Result<()> {
         for ((layer, ds), kernel) in layers.with_columns().zip(&self.of_each) {
             let operands = [layer.h, layer.b, ds];
-            let (blocks, pass) = params([layers.t, layer.d], operands, slice::from_ref(layer));
+            let sizes = [layers.t, layer.d];
+            let (blocks, pass) = params(sizes, operands, slice::from_ref(layer), false);
             run.launch(kernel, blocks, LaunchMode::default(), &pass)?;
         }
         Ok(())
@@ -73,6 +75,7 @@ fn params(
     [m, k]: [usize; 2],
     [lhs, rhs, out]: [Operand; 3],
     layers: &[Layer],
+    dropout: bool,
 ) -> ([usize; 2], ProjectParams) {
     let (mut ends, mut scales) = ([i32::MAX; MAX_PROJECTIONS], [0.0; MAX_PROJECTIONS]);
     let mut r = 0;
@@ -80,7 +83,7 @@ fn params(
         r += layer.r;
         (*end, *scale) = (r as i32, layer.scale);
     }
-    let blocks = project_blocks(m, r);
+    let blocks = project_blocks(m, r, dropout);
     let (m, r, k) = (m as i32, r as i32, k as i32);
     ([blocks, 1], ProjectParams { lhs, rhs, out, m, r, k, ends, scales })
 }

@@ -8,8 +8,8 @@ use crate::driver::params::{
     KernelParams, Operand, OutBoxes, Parts,
 };
 use crate::driver::sm90a::{
-    LinearForward, LinearForwardDropout, LinearGroupForward, LinearGroupForwardDropout,
-    LinearGroupInputGrad, LinearGroupInputGradDropout, LinearInputGrad, LinearInputGradDropout,
+    LinearForward, LinearGroupForward, LinearGroupInputGrad, LinearGroupInputGradDropout,
+    LinearInputGrad, LinearInputGradDropout,
 };
 use crate::driver::{Gpu, LaunchMode, Run};
 use crate::error::Result;
@@ -107,21 +107,11 @@ impl LargeForward {
         let kernels = &gpu.kernels.of(problem.dtype()).sm90a;
         let (slice, n) = (schedule.slice(), schedule.tile_n);
         let single = problem.projections().len() == 1;
-        // Without a slice, another launch drops elements of X.
-        let kernel = match (single, problem.dropout() && slice > 0) {
-            (true, false) => {
-                dropout::Launch::whole(kernels.linear_forward.get(LinearForward { slice, n }))
-            }
-            (false, false) => dropout::Launch::whole(
-                kernels.linear_group_forward.get(LinearGroupForward { slice, n }),
-            ),
-            (true, true) => dropout::Launch::dropped(
-                kernels.linear_forward_dropout.get(LinearForwardDropout { slice, n }),
-            ),
-            (false, true) => dropout::Launch::dropped(
-                kernels.linear_group_forward_dropout.get(LinearGroupForwardDropout { slice, n }),
-            ),
+        let kernel = match single {
+            true => kernels.linear_forward.get(LinearForward { slice, n }),
+            false => kernels.linear_group_forward.get(LinearGroupForward { slice, n }),
         };
+        let kernel = dropout::Launch::whole(kernel);
         LargeForward(Launch::new(gpu, schedule, kernel))
     }
 

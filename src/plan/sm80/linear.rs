@@ -233,8 +233,12 @@ impl fmt::Display for LinearSchedule {
 }
 
 /// The grid of kernels/sm80/project.cu for an output of m×r.
-pub(crate) fn project_blocks(m: usize, r: usize) -> usize {
-    m.div_ceil(project::TILE_M) * r.div_ceil(rank_tile(r))
+pub(crate) fn project_blocks(m: usize, r: usize, dropout: bool) -> usize {
+    let tile_m = match (dropout, rank_tile(r)) {
+        (true, 16) => project::DROPOUT_TILE_M,
+        _ => project::TILE_M,
+    };
+    m.div_ceil(tile_m) * r.div_ceil(rank_tile(r))
 }
 
 /// The grid of kernels/sm80/round.cu for segments of so many elements: a CTA for every chunk of

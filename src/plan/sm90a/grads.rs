@@ -82,10 +82,19 @@ fn items_of_da(sizes: &Sizes, cols: usize) -> usize {
     sizes.n[0].div_ceil(cols) * r.div_ceil(rank_tile(r))
 }
 
-/// µs of a launch for dA and dB.
-pub(crate) fn alone_us(sizes: &Sizes, cost: &CostModel) -> f64 {
+/// µs of a launch for dA and dB on so many SMs.
+pub(crate) fn alone_us(sizes: &Sizes, sms: usize, cost: &CostModel) -> f64 {
     let d = sizes.k.iter().sum::<usize>();
-    cost.grads_launch_us + (sizes.m * (sizes.n[0] + d) * 2) as f64 / cost.grads_bytes
+    let us = (sizes.m * (sizes.n[0] + d) * 2) as f64 / cost.grads_bytes;
+    let items = items_of_db(sizes, ITEM_COLS) + items_of_da(sizes, ITEM_COLS);
+    let waves = items.div_ceil(sms) as f64;
+    let drop_us = if sizes.dropout { waves * drop_us(sizes.m, ITEM_COLS, cost) } else { 0.0 };
+    cost.grads_launch_us + us + drop_us
+}
+
+/// µs of random numbers for an item of dA.
+fn drop_us(t: usize, cols: usize, cost: &CostModel) -> f64 {
+    (t * cols * 2) as f64 / cost.drop_bytes
 }
 
 /// Columns of an item beside dX, and its µs.
@@ -113,7 +122,7 @@ impl Items {
         let of_db = items_of_db(sizes, cols);
         let da_us = match sizes.dropout {
             false => db_us,
-            true => db_us.max((sizes.m * cols * 2) as f64 / cost.drop_bytes),
+            true => db_us + drop_us(sizes.m, cols, cost),
         };
         Items { of_db, all: of_db + items_of_da(sizes, cols), db_us, da_us }
     }

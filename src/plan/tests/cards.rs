@@ -69,7 +69,7 @@ impl Launches {
     }
 
     fn project(&mut self, name: &'static str, t: usize, r: usize) {
-        self.add(name, &[rank_tile(r)], [project_blocks(t, r), 1]);
+        self.add(name, &[rank_tile(r)], [project_blocks(t, r, false), 1]);
     }
 
     /// H of every layer, with S if that is wanted. Its tiles serve rows that decode.cu does not.

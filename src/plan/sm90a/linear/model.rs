@@ -32,7 +32,6 @@ pub(super) struct Model<'a> {
     /// Columns of S, and of lhs of the first layer.
     rank: usize,
     k: usize,
-    dropout: bool,
     /// Clusters that run at once and compute tiles: full waves of them, and the tiles of a tail
     /// wave.
     clusters: usize,
@@ -60,7 +59,6 @@ impl<'a> Model<'a> {
             project_us: sizes.lhs_bytes() as f64 / cost.separate_bytes + cost.separate_launch_us,
             rank: sizes.rank(),
             k: sizes.k[0],
-            dropout: sizes.dropout,
             clusters: 0,
             waves: 0,
             tail: 0,
@@ -109,8 +107,7 @@ impl<'a> Model<'a> {
 
     /// What a slice adds to a tile.
     fn slice_us(&self, slice: usize) -> f64 {
-        let drop_us = if self.dropout { self.cost.drop_step_us } else { 0.0 };
-        self.steps * (self.cost.step_column_us * slice as f64 + drop_us)
+        self.steps * self.cost.step_column_us * slice as f64
     }
 
     /// Until S is complete, after `slice_waves` waves of tiles that compute slices.
@@ -193,7 +190,7 @@ impl<'a> Model<'a> {
             // nearly.
             1 => {
                 let enough = (self.clusters / self.rows).clamp(1, self.cols);
-                (if self.dropout { 1 } else { enough }, (enough + 1).min(self.cols))
+                (enough, (enough + 1).min(self.cols))
             }
             // A tile computes one slice, and all slices of a row of tiles are computed at once.
             2.. if slices <= self.cols.min(self.clusters) => (slices, slices),

@@ -68,12 +68,15 @@ pub(crate) fn forward(sizes: &Sizes, clusters: usize, cost: &CostModel) -> Sched
     best.schedule
 }
 
-/// The same for X with dropout. Tiles that compute slices have time for random numbers, dedicated
-/// CTAs do not.
+/// The same for X with dropout, of which a launch before makes S. Beside wgmmas, which fill the ports
+/// of the register file, random numbers would take five times as long.
 pub(crate) fn forward_dropout(sizes: &Sizes, clusters: usize, cost: &CostModel) -> Schedule {
-    let sizes = sizes.with_dropout(true);
-    let models = TILES_N.map(|tile_n| Model::new(&sizes, tile_n, clusters, cost));
-    best_without_dedicated(&models, &sizes).schedule
+    let models = TILES_N.map(|tile_n| Model::new(sizes, tile_n, clusters, cost));
+    let mut best = Best::new(models[0].product_after_projection());
+    for model in &models {
+        model.separate().for_each(|c| best.take(c.us, c.schedule));
+    }
+    best.schedule
 }
 
 fn best_without_dedicated(models: &[Model], sizes: &Sizes) -> Best {
@@ -99,13 +102,11 @@ pub(crate) fn input_grad_dropout(sizes: &Sizes, clusters: usize, cost: &CostMode
 }
 
 fn input_grad_in(tiles_n: &[usize], sizes: &Sizes, clusters: usize, cost: &CostModel) -> Schedule {
-    // dS is of dH, which has none.
-    let of_dx = sizes.with_dropout(false);
-    let model = |&tile_n: &usize| Model::new(&of_dx, tile_n, clusters, cost);
+    let model = |&tile_n: &usize| Model::new(sizes, tile_n, clusters, cost);
     let models: Vec<_> = tiles_n.iter().map(model).collect();
     let slices = input_grad_slices(sizes.rank());
     // dA and dB in a launch of their own.
-    let grads_us = grads::alone_us(sizes, cost);
+    let grads_us = grads::alone_us(sizes, 2 * clusters, cost);
     let first = models[0].product_after_projection();
     let mut best = Best::new(Candidate { us: first.us + grads_us, ..first });
     for model in &models {
@@ -171,7 +172,7 @@ pub(crate) fn all_input_grad(
             let model = Model::new(sizes, tile_n, clusters - grad_clusters, cost);
             for c in separate_or_fused(&model, slices) {
                 let us = match grad_clusters {
-                    0 => c.us + grads::alone_us(sizes, cost),
+                    0 => c.us + grads::alone_us(sizes, 2 * clusters, cost),
                     // Kernels without slices have grad CTAs for the ranks that allow none.
                     _ if (c.schedule.slice() == 0) != slices.is_empty() => continue,
                     _ => {

@@ -61,7 +61,10 @@ pub fn costs(files: &[File], page: &str) -> String {
     for file in by_date {
         let (_, results) = file;
         let generic = results.is_generic();
-        let in_table = |layer: &&Layer| regime(&layer.key, generic).is_some();
+        // Files with dropout tell of that.
+        let in_table = |layer: &&Layer| {
+            regime(&layer.key, generic).is_some() && layer.ratio("forward_dropout").is_none()
+        };
         let layers: Vec<&Layer> = results.layers.iter().filter(in_table).collect();
         if layers.is_empty() {
             continue;

@@ -6,16 +6,18 @@ use std::fmt::Write;
 /// A name, and what it says of a layer. A column that says nothing of any layer is left out.
 type Column = (&'static str, fn(&Overhead, &Layer) -> Option<String>);
 
-const COLUMNS: [Column; 13] = [
+const COLUMNS: [Column; 15] = [
     ("H, µs", |_, layer| base_us(layer, "forward")),
     ("forward", |_, layer| ratio(layer, "forward").map(bold)),
     ("no adapter", |_, layer| ratio(layer, "frozen")),
     ("one by one", |_, layer| ratio(layer, "forward_apart")),
     ("addmm", |_, layer| ratio(layer, "addmm_forward")),
     ("augmented", |_, layer| ratio(layer, "augmented_forward")),
+    ("dropout", |_, layer| ratio(layer, "forward_dropout")),
     ("dX, µs", |_, layer| base_us(layer, "backward")),
     ("backward", |_, layer| ratio(layer, "backward").map(bold)),
     ("addmm", |_, layer| ratio(layer, "addmm_backward")),
+    ("dropout", |_, layer| ratio(layer, "backward_dropout")),
     ("dA dB, µs", |_, layer| layer.measured.get("backward_ab").map(|m| us(m.us))),
     ("of reading", |_, layer| ratio(layer, "backward_ab")),
     ("W0 read at", weight_rate),
@@ -28,9 +30,10 @@ Columns: *H* and *dX* are the frozen layer's times by the best cuBLASLt algorith
 after each are ratios to it, medians over the rounds of a run. *forward* and *backward* are this \
 crate with the adapter, *no adapter* is its kernel for the frozen layer, *one by one* runs \
 projections that share X one after the other, *addmm* adds the adapter in place by cuBLASLt calls \
-with beta = 1, and *augmented* is [x | x Aᵀ][W0 | s·B]ᵀ by cuBLASLt. *dA dB* is the backward \
-without dX, *of reading* its ratio to the time that reading X and dH once takes. *W0 read at* is \
-the bytes of W0 over the forward's time, and their share of the rate at which the card reads.";
+with beta = 1, and *augmented* is [x | x Aᵀ][W0 | s·B]ᵀ by cuBLASLt. *dropout* is this crate with \
+dropout over the same without. *dA dB* is the backward without dX, *of reading* its ratio to the \
+time that reading X and dH once takes. *W0 read at* is the bytes of W0 over the forward's time, and \
+their share of the rate at which the card reads.";
 
 pub fn table(results: &Overhead) -> String {
     let says = |(_, value): &&Column| results.layers.iter().any(|l| value(results, l).is_some());

@@ -33,7 +33,8 @@ __device__ __forceinline__ float scale_of(const ProjectParams& p, int col) {
 template <typename E, int kRank, Major kRhs, typename D = NoDropout>
 __device__ __forceinline__ void project(const ProjectParams& p, const D& dropout = {}) {
     constexpr int kTileM = kDrops<D> && kRank == 16 ? kDropoutTileM : ::kTileM;
-    using Product = TileProduct<E, kTileM, kRank, kTileK, kTileM / 16, 1, 4, Major::K, kRhs, kStages>;
+    using Product =
+        TileProduct<E, kTileM, kRank, kTileK, kTileM / 16, 1, 4, Major::K, kRhs, kStages>;
     extern __shared__ __align__(128) unsigned char shared[];
     const int rank_tiles = (p.r + kRank - 1) / kRank;
     const int m0 = blockIdx.x / rank_tiles * kTileM, n0 = blockIdx.x % rank_tiles * kRank;

@@ -14,8 +14,8 @@ __device__ __forceinline__ void drop_box(const DropoutMask& mask, uint32_t box, 
     });
 }
 
-// Which elements are kept of a warp's 16×kCols of dX, from (row0, col0) on: for each box of 64 columns
-// a bit for each of a lane's accumulators, in their order, those of even columns in the low half.
+// Which elements are kept of a warp's 16×kCols of dX, from (row0, col0) on: for each box of 64
+// columns a bit for each of a lane's accumulators, those of even columns in the low half.
 template <int kCols>
 struct KeptBits {
     static constexpr int kBoxes = kCols / 64;

@@ -198,16 +198,17 @@ __device__ __forceinline__ void consume(const HopperLinearParams<kRhs, kShared>&
             });
         };
         if constexpr (kDropsOutput) {
-            // The tile before is stored before the first random number: its registers are free then.
+            // The tile before is stored before the first random number, so that its registers are
+            // free then.
             int i = 0;
             for (; i < tile.steps && part < Layout::kParts; i++) {
                 step();
                 if (i > 0) store_next();
             }
             while (part < Layout::kParts) store_next();
-            // NOTES: by both warpgroups at once, and with no wgmma in flight, which fill the ports of the
-            // register file: beside them random numbers take up to five times as long, and they wait
-            // for random numbers too.
+            // NOTES: by both warpgroups at once, and with no wgmma in flight. Beside wgmmas, which
+            // fill the ports of the register file, random numbers take up to five times as long, and
+            // the wgmmas wait for them.
             bool wants_kept = !tiles.writes_partial(tile);
             for (; i < tile.steps; i++) {
                 step();

@@ -50,9 +50,9 @@ impl<'a> Dropout<'a> {
         Ok(Dropout { p: check_p(p)?, source: Source::Memory(state.0.view()) })
     }
 
-    /// The same with a seed and an offset in memory that the caller has filled, for a framework that
-    /// draws them on the device: the words of 32 bits of the seed, then of the offset, low word
-    /// first. `state` is a view of 4 elements of f32, whose bits they are.
+    /// The same with a seed and an offset in the caller's memory, for a framework that draws them
+    /// on the device. `state` is a view of 4 elements of f32; their bits are the seed and the
+    /// offset, 64 bits each, low word first.
     ///
     /// # Errors
     /// As for [`Dropout::from_state`]; the call refuses a view of any other shape or type.

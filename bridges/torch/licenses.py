@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Writes licenses/: the project's own, and THIRD-PARTY.txt with those of all crates in the wheel.
+"""Writes licenses/: the project's own, and THIRD-PARTY.txt for all crates in the wheel.
 
-The texts are those that each crate brings. Crates that run while others are built, such as
+Each crate brings its own text. Crates that run while others are built, such as
 procedural macros, are not in the wheel.
 """
 

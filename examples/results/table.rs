@@ -32,8 +32,8 @@ crate with the adapter, *no adapter* is its kernel for the frozen layer, *one by
 projections that share X one after the other, *addmm* adds the adapter in place by cuBLASLt calls \
 with beta = 1, and *augmented* is [x | x Aᵀ][W0 | s·B]ᵀ by cuBLASLt. *dropout* is this crate with \
 dropout over the same without. *dA dB* is the backward without dX, *of reading* its ratio to the \
-time that reading X and dH once takes. *W0 read at* is the bytes of W0 over the forward's time, and \
-their share of the rate at which the card reads.";
+time that reading X and dH once takes. *W0 read at* is the bytes of W0 over the forward's time, \
+and their share of the rate at which the card reads.";
 
 pub fn table(results: &Overhead) -> String {
     let says = |(_, value): &&Column| results.layers.iter().any(|l| value(results, l).is_some());

@@ -4,8 +4,8 @@
 #include "../common/dropout.cuh"
 #include "wgmma.cuh"
 
-// Drops elements of a box of 64×64 of X, from (row0, col0) on, by a warpgroup. A fence and a barrier
-// must follow before wgmma reads it.
+// Drops elements of a box of 64×64 of X, from (row0, col0) on, by a warpgroup. A fence and a
+// barrier must follow before wgmma reads it.
 __device__ __forceinline__ void drop_box(const DropoutMask& mask, uint32_t box, int row0,
                                          int col0) {
     const int row = threadIdx.x % 128 / 2, chunk = threadIdx.x % 2 * 4;
@@ -15,7 +15,8 @@ __device__ __forceinline__ void drop_box(const DropoutMask& mask, uint32_t box, 
 }
 
 // Which elements are kept of a warp's 16×kCols of dX, from (row0, col0) on: for each box of 64
-// columns a bit for each of a lane's accumulators, those of even columns in the low half.
+// columns a bit for each of a lane's accumulators, even columns in the low half. A box a round of
+// one loop, so that little code needs few registers; of_box moves up, as registers have no index.
 template <int kCols>
 struct KeptBits {
     static constexpr int kBoxes = kCols / 64;

@@ -6,7 +6,7 @@
 //   proj[m, r]    = scale · Σk lhs[m, k] proj_weight[r, k]            rounded once, saturated in f16
 //   out[m, n]     = Σk lhs[m, k] rhs[n, k] + Σr proj[m, r] up_weight[n, r]   rounded once
 //
-// With dropout, elements of X are dropped in dA, and those of dS A in dX, where it is added in f32
+// With dropout, elements of X are dropped in dA, and elements of dS A in dX, where it is added in f32
 // behind the steps along k (common/dropout.cuh). The forward then gets S from a launch before, and
 // has no instances of its own.
 //

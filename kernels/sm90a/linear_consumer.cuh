@@ -207,8 +207,8 @@ __device__ __forceinline__ void consume(const HopperLinearParams<kRhs, kShared>&
             }
             while (part < Layout::kParts) store_next();
             // NOTES: by both warpgroups at once, and with no wgmma in flight. Beside wgmmas, which
-            // fill the ports of the register file, random numbers take up to five times as long, and
-            // the wgmmas wait for them.
+            // fill the ports of the register file, random numbers take three to seven times as
+            // long, and the wgmmas wait for them.
             bool wants_kept = !tiles.writes_partial(tile);
             for (; i < tile.steps; i++) {
                 step();

@@ -65,8 +65,8 @@ pub fn run(layer: &LoraLinear, module: &str) -> Result<Outputs<&'static str>> {
     Ok(outputs.map(|(name, tensor)| (name, values(tensor))).into())
 }
 
-/// The layers of the case [`DROPOUT`] by their modules, in training with the p of the file. Checks
-/// on the way that their masks are those of dropout.py.
+/// The layers of the case [`DROPOUT`] by their modules, in training with the p of the file. Asserts
+/// that their masks equal the masks of dropout.py.
 pub fn layers_with_dropout(device: &Device, dtype: DType) -> Result<Vec<(String, LoraLinear)>> {
     let loaded = peft::load(fixture(DROPOUT), device, Some(dtype))?;
     let p = loaded.config.dropout() as f32;

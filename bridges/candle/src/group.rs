@@ -83,8 +83,8 @@ impl LoraGroup {
         self.layers.iter_mut().try_for_each(|layer| layer.train(p, seed, offset))
     }
 
-    /// The same with a mask for each layer, as PEFT has it: the rows of layer i are those from
-    /// `offset` + 2⁴⁸·i on. The layers are computed one by one then, and candle adds their dX.
+    /// The same with a mask for each layer, as PEFT has it: the rows of layer i begin
+    /// at `offset` + 2⁴⁸·i. The layers are then computed one by one, and candle adds their dX.
     ///
     /// # Errors
     /// As for [`LoraGroup::train`].

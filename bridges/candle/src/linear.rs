@@ -180,9 +180,9 @@ impl LoraLinear {
     }
 
     /// From now on forward passes drop elements of the adapter's input with probability p: see
-    /// [`Dropout`]. Every pass has a mask of its own, whose rows follow on those of the pass
-    /// before, and its backward pass has the same. The first begins with row `offset`: the same arguments
-    /// make the same masks again. Give every layer another seed, or see [`LoraGroup`] and
+    /// [`Dropout`]. Every pass has a mask of its own, which its backward pass uses again. Rows of
+    /// masks are counted from `offset` on, over all passes: the same arguments make the same masks
+    /// again. Give every layer another seed, or see [`LoraGroup`] and
     /// [`Llama::train`]. A layer that is merged drops nothing.
     ///
     /// [`LoraGroup`]: crate::LoraGroup

@@ -113,8 +113,8 @@ impl Plan {
         format!("{}\n{}", self.forward, self.backward)
     }
 
-    /// Enqueues a forward pass: each h T×d, and s unless it is 0. `addresses` are those of x, then
-    /// of each w0, each a, each b and each h. `operands` is the A of all, or receives the rounded
+    /// Enqueues a forward pass: each h T×d, and s unless it is 0. `addresses` holds x, then
+    /// each w0, each a, each b and each h. `operands` is the A of all, or receives the rounded
     /// masters. `dropout` is the address of the seed and the offset of its mask, 64 bits each.
     /// `flags` is the address of zeros, or 0 for the stream's own, which a CUDA graph must not use.
     #[allow(clippy::too_many_arguments)] // the operands of the formulas
@@ -158,9 +158,9 @@ impl Plan {
         })
     }
 
-    /// Enqueues a backward pass: dx T×k unless it is 0, da R×k, and each db d×r. `addresses` are
-    /// those of x, s and the operands of the forward pass, then of each w0, of each b unless there
-    /// are masters, of each dh, of da, and of each db. The others as for `forward`.
+    /// Enqueues a backward pass: dx T×k unless it is 0, da R×k, and each db d×r. `addresses`
+    /// holds x, s and the operands of the forward pass, then each w0, each b unless there are
+    /// masters, each dh, da, and each db. The other arguments are as for `forward`.
     #[allow(clippy::too_many_arguments)] // the operands of the formulas
     fn backward(
         &self,

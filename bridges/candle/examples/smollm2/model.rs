@@ -51,8 +51,8 @@ impl Model {
         })
     }
 
-    /// From now on the adapters' input has dropout, with masks that begin with this row. Those of
-    /// the contender follow from no seed.
+    /// From now on the adapters' input has dropout, with masks that begin with this row. Masks
+    /// of the contender follow from no seed.
     pub fn train(&mut self, settings: &Settings, row: usize) -> Result<()> {
         let p = settings.dropout as f32;
         match self {

@@ -167,7 +167,7 @@ impl Llama {
 
     /// From now on forward passes drop elements of the adapters' input with probability p: see
     /// [`LoraGroup::train`]. q, k and v share a mask, and so do gate and up. The rows of group n,
-    /// counted from the first layer on, are those from `offset` + 2⁵⁰·n on. Every pass of T tokens
+    /// counted from the first layer on, begin at `offset` + 2⁵⁰·n. Every pass of T tokens
     /// moves them on by T: the next step, or one that resumes a run, begins with `offset` larger by
     /// the tokens so far.
     ///

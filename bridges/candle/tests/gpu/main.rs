@@ -28,18 +28,18 @@ fn gpu() -> Device {
 #[test]
 #[ignore = "needs a GPU"]
 fn gradients_of_a_llama() -> Result<()> {
-    compare_llamas(0.0, |_| Ok(()))
+    compare_llamas(|_| Ok(()))
 }
 
 #[test]
 #[ignore = "needs a GPU"]
 fn gradients_of_a_llama_with_dropout() -> Result<()> {
-    compare_llamas(P, |model| model.train(P, 5, OFFSET))?;
-    compare_llamas(P, |model| model.train_each(P, 5, OFFSET))
+    compare_llamas(|model| model.train(P, 5, OFFSET))?;
+    compare_llamas(|model| model.train_each(P, 5, OFFSET))
 }
 
 /// The gradients of a Llama in bf16 are as near to those in f32 on the GPU as on the CPU.
-fn compare_llamas(p: f32, train: impl Fn(&mut Llama) -> Result<()>) -> Result<()> {
+fn compare_llamas(train: impl Fn(&mut Llama) -> Result<()>) -> Result<()> {
     let (config, (ids, labels), gpu) = (config(""), batch(2, 11)?, gpu());
     let targets = ["all-linear"];
     let mut exact = model(&config, &targets, DType::F32, &Device::Cpu)?;
@@ -68,10 +68,8 @@ fn compare_llamas(p: f32, train: impl Fn(&mut Llama) -> Result<()>) -> Result<()
         }
     }
     let [cpu, _, once, refreshed] = distances[..] else { panic!("{distances:?}") };
-    // Rounding averages out over the elements that are kept.
-    let most = GRADIENTS_BF16 / (1.0 - p).sqrt();
     for gpu in [once, refreshed] {
-        assert!(gpu < most && gpu < 1.5 * cpu, "GPU {gpu}, CPU {cpu}");
+        assert!(gpu < GRADIENTS_BF16 && gpu < 1.5 * cpu, "GPU {gpu}, CPU {cpu}");
     }
     Ok(())
 }

@@ -68,8 +68,8 @@ pub(crate) fn forward(sizes: &Sizes, clusters: usize, cost: &CostModel) -> Sched
     best.schedule
 }
 
-/// The same for X with dropout, of which a launch before makes S. Beside wgmmas, which fill the ports
-/// of the register file, random numbers would take five times as long.
+/// The same for X with dropout, of which a launch before makes S. Beside wgmmas, which fill the
+/// ports of the register file, random numbers would take three to seven times as long.
 pub(crate) fn forward_dropout(sizes: &Sizes, clusters: usize, cost: &CostModel) -> Schedule {
     let models = TILES_N.map(|tile_n| Model::new(sizes, tile_n, clusters, cost));
     let mut best = Best::new(models[0].product_after_projection());

@@ -30,11 +30,27 @@ struct DropoutWords {
     uint32_t of[4];
 };
 
+// What the first two rounds of a call make of its row alone, and of its columns alone: the third is
+// the first to multiply what depends on both.
+struct DropoutRow {
+    uint32_t of[3];
+};
+struct DropoutCols {
+    uint32_t of[3];
+};
+
 // Each half filled with its sign.
 __device__ __forceinline__ uint32_t halves_of_signs(uint32_t signs) {
     uint32_t halves;  // the sign of byte 1 twice, and that of byte 3
     asm("prmt.b32 %0, %1, 0, 0xbb99;\n" : "=r"(halves) : "r"(signs));
     return halves;
+}
+
+// A byte filled with the sign of each half, of `low` and then of `high`.
+__device__ __forceinline__ uint32_t bytes_of_signs(uint32_t low, uint32_t high) {
+    uint32_t bytes;
+    asm("prmt.b32 %0, %1, %2, 0xfdb9;\n" : "=r"(bytes) : "r"(low), "r"(high));
+    return bytes;
 }
 
 struct DropoutMask {
@@ -50,19 +66,54 @@ struct DropoutMask {
         }
     }
 
-    // Of columns col + 2 pair and the next, and 8, 16 and 24 columns on. col is a multiple of 32.
-    __device__ __forceinline__ DropoutWords words(int row, int col, int pair) const {
+    static constexpr uint64_t kFactor0 = 0xd2511f53, kFactor1 = 0xcd9e8d57;
+    static constexpr uint32_t kKeyStep0 = 0x9e3779b9, kKeyStep1 = 0xbb67ae85;
+
+    __device__ __forceinline__ DropoutRow row(int row) const {
         const uint32_t low = offset[0] + row, high = offset[1] + (low < offset[0]);
-        uint32_t c[4] = {col / 8u + pair, low, high, 0}, key[2] = {seed[0], seed[1]};
+        const uint64_t b = kFactor1 * high;
+        const uint64_t a = kFactor0 * ((uint32_t)(b >> 32) ^ low ^ seed[0]);
+        return {{(uint32_t)b, (uint32_t)(a >> 32) ^ (seed[1] + kKeyStep1), (uint32_t)a}};
+    }
+
+    // Columns col + 2 pair and the next, and 8, 16 and 24 columns on. col is a multiple of 32.
+    __device__ __forceinline__ DropoutCols cols(int col, int pair) const {
+        const uint64_t a = kFactor0 * (col / 8u + pair);
+        const uint64_t b = kFactor1 * ((uint32_t)(a >> 32) ^ seed[1]);
+        return {{(uint32_t)(b >> 32) ^ (seed[0] + kKeyStep0), (uint32_t)b, (uint32_t)a}};
+    }
+
+    // kCalls at once, of each row and columns.
+    // NOTES: with kUnroll below 8 rounds are a loop, so that calls are computed side by side.
+    // Unrolled, ptxas orders one behind the other where registers are few.
+    template <int kCalls, int kUnroll = 8>
+    __device__ __forceinline__ void words(DropoutWords (&words)[kCalls],
+                                          const DropoutRow (&rows)[kCalls],
+                                          const DropoutCols (&cols)[kCalls]) const {
 #pragma unroll
-        for (int round = 0; round < 10; round++) {
-            const uint64_t a = (uint64_t)0xd2511f53 * c[0], b = (uint64_t)0xcd9e8d57 * c[2];
-            c[0] = (uint32_t)(b >> 32) ^ c[1] ^ key[0];
-            c[2] = (uint32_t)(a >> 32) ^ c[3] ^ key[1];
-            c[1] = (uint32_t)b, c[3] = (uint32_t)a;
-            key[0] += 0x9e3779b9, key[1] += 0xbb67ae85;
+        for (int i = 0; i < kCalls; i++) {
+            const uint32_t(&row)[3] = rows[i].of, (&col)[3] = cols[i].of;
+            words[i] = {{row[0] ^ col[0], col[1], row[1] ^ col[2], row[2]}};
         }
-        return {{c[0], c[1], c[2], c[3]}};
+        uint32_t key[2] = {seed[0] + 2 * kKeyStep0, seed[1] + 2 * kKeyStep1};
+#pragma unroll kUnroll
+        for (int round = 2; round < 10; round++) {
+#pragma unroll
+            for (int i = 0; i < kCalls; i++) {
+                uint32_t(&c)[4] = words[i].of;
+                const uint64_t a = kFactor0 * c[0], b = kFactor1 * c[2];
+                c[0] = (uint32_t)(b >> 32) ^ c[1] ^ key[0];
+                c[2] = (uint32_t)(a >> 32) ^ c[3] ^ key[1];
+                c[1] = (uint32_t)b, c[3] = (uint32_t)a;
+            }
+            key[0] += kKeyStep0, key[1] += kKeyStep1;
+        }
+    }
+    __device__ __forceinline__ DropoutWords words(const DropoutRow& row,
+                                                  const DropoutCols& cols) const {
+        DropoutWords one[1];
+        words(one, {row}, {cols});
+        return one[0];
     }
 
     __device__ __forceinline__ bool keeps_low(uint32_t word) const {
@@ -94,10 +145,21 @@ __device__ __forceinline__ DropoutMask mask_of(const Dropout& dropout) {
     return DropoutMask(dropout);
 }
 
-// Drops 32 columns of a row in shared memory, from a multiple of 32 on, by one thread: at(i) is
-// where its i-th 16 bytes are.
+// 32 columns from a multiple of 32 on.
+struct DropoutCols32 {
+    DropoutCols of[4];
+
+    DropoutCols32() = default;
+    __device__ __forceinline__ DropoutCols32(const DropoutMask& mask, int col) {
+#pragma unroll
+        for (int pair = 0; pair < 4; pair++) of[pair] = mask.cols(col, pair);
+    }
+};
+
+// Drops 32 columns of a row in shared memory, by one thread: at(i) is where its i-th 16 bytes are.
 template <typename At>
-__device__ __forceinline__ void drop_32(const DropoutMask& mask, int row, int col, At&& at) {
+__device__ __forceinline__ void drop_32(const DropoutMask& mask, int row,
+                                        const DropoutCols32& cols, At&& at) {
     uint32_t v[4][4];
 #pragma unroll
     for (int i = 0; i < 4; i++)
@@ -105,9 +167,9 @@ __device__ __forceinline__ void drop_32(const DropoutMask& mask, int row, int co
                      : "=r"(v[i][0]), "=r"(v[i][1]), "=r"(v[i][2]), "=r"(v[i][3])
                      : "r"(at(i))
                      : "memory");
+    const DropoutRow of_row = mask.row(row);
     DropoutWords words[4];
-#pragma unroll
-    for (int pair = 0; pair < 4; pair++) words[pair] = mask.words(row, col, pair);
+    mask.words(words, {of_row, of_row, of_row, of_row}, cols.of);
 #pragma unroll
     for (int i = 0; i < 4; i++) {
 #pragma unroll

@@ -65,7 +65,7 @@ params! {
             struct LinearGradient {
                 lhs: Operand,
                 rhs: Operand,
-                /// f32, dense.
+                /// Dense.
                 out: Operand,
                 /// As of a projection, if there is more than one split.
                 partials: F32,
@@ -102,6 +102,8 @@ params! {
                 ctas: i32,
                 /// Whether gradients are added to what is there.
                 accumulate: i32,
+                /// Whether they have the elements of the operands, and not f32.
+                rounds: i32,
                 /// Waiters that are done, then for every FLAG_ROWS rows the tiles of projections
                 /// that are there.
                 flags: Flags,
@@ -131,9 +133,9 @@ params! {
                 /// In the input gradient, X and the S of the forward.
                 y: Operand,
                 saved_s: Operand,
-                /// f32, dense.
-                da: F32,
-                db: F32,
+                /// Dense, f32 or 16 bits.
+                da: Memory,
+                db: Memory,
                 /// Partial tiles: of S, then of H.
                 partials: F32,
                 /// Waiters that have seen S, tiles of S that are there, then the CTAs that have
@@ -157,7 +159,9 @@ params! {
                 /// f32 elements of the partial tiles of S.
                 proj_partials: i32,
                 scale: f32,
+                /// Of dA and dB, as in LinearParams.
                 accumulate: i32,
+                rounds: i32,
             }
         }
         merge {
@@ -179,7 +183,6 @@ params! {
                 elements: [i64; MAX_SEGMENTS],
                 /// Segments that are used.
                 count: i32,
-                accumulate: i32,
             }
         }
     }
@@ -210,9 +213,9 @@ params! {
                 ds_out: Memory,
                 /// A counter, then one for every kFlagRows rows of dS.
                 flags: Flags,
-                db: [F32; MAX_PROJECTIONS],
+                db: [Memory; MAX_PROJECTIONS],
                 /// Null if dA and dB are not wanted.
-                da: F32,
+                da: Memory,
                 /// 0 of unused layers.
                 d: [i32; MAX_PROJECTIONS],
                 t: i32,
@@ -226,6 +229,14 @@ params! {
                 /// What a flag counts up to when its rows of dS are there; 0 if all are.
                 ds_flag_count: i32,
                 accumulate: i32,
+                /// Whether dA and dB have 16 bits.
+                rounds: i32,
+                /// With dropout: the splits of T in which dA is computed, rows of each, its partial
+                /// sums, and for every item a counter for each warp.
+                splits: i32,
+                rows_per_split: i32,
+                partials: F32,
+                arrivals: Flags,
                 parts: Parts,
             }
         }

@@ -94,9 +94,17 @@ __device__ __forceinline__ void gradient(const DecodeParams& p, int tile, float*
             for (int j = 0; j < 4; j++) {
                 const int row = r0 + rank + j;
                 if (row >= p.r) break;
-                float* to = of_a ? p.da + (int64_t)row * p.d + col0 + col
-                                 : p.db + (int64_t)(col0 + col) * p.r + row;
-                *to = p.accumulate ? *to + sum[j] : sum[j];
+                const int64_t at = of_a ? (int64_t)row * p.d + col0 + col
+                                        : (int64_t)(col0 + col) * p.r + row;
+                auto store = [&](auto* out) {
+                    round_to(out[at], p.accumulate ? widen(out[at]) + sum[j] : sum[j]);
+                };
+                void* out = of_a ? p.da : p.db;
+                if (p.rounds) {
+                    store(static_cast<E*>(out));
+                } else {
+                    store(static_cast<float*>(out));
+                }
             }
         }
     }

@@ -1,4 +1,5 @@
-// The CTAs of linear.cuh that compute dA and dB: out (r×n) (=|+=) lhsᵀ rhs over T, f32.
+// The CTAs of linear.cuh that compute dA and dB: out (r×n) (=|+=) lhsᵀ rhs over T, summed in f32,
+// and f32 or rounded once to the 16 bits of the operands.
 //
 //   dA  (r×k) = dSᵀ X     lhs dS (T×r), rhs X  (T×k)
 //   dBᵀ (r×d) = Sᵀ dH     lhs S  (T×r), rhs dH (T×d)     stored transposed
@@ -46,20 +47,28 @@ __device__ __forceinline__ void gradient(const LinearParams& p, const LinearGrad
     const int m0 = tile % rank_tiles * kRank, n0 = tile / rank_tiles * kGradCols;
     const int t0 = split * of.rows_per_split, rows = min(of.rows_per_split, p.m - t0);
 
-    auto store = [&](int row, int col, float(&v)[8]) {
+    auto store_as = [&](auto type, int row, int col, float(&v)[8]) {
+        using G = decltype(type);
         const int rank = m0 + row, n = n0 + col;
         if (rank >= of.r) return;
         if (of.transpose) {
-            float* to = static_cast<float*>(of.out.data) + (int64_t)n * of.r + rank;
+            G* to = static_cast<G*>(of.out.data) + (int64_t)n * of.r + rank;
 #pragma unroll
             for (int i = 0; i < 8; i++, to += of.r)
-                if (n + i < of.n) *to = p.accumulate ? *to + v[i] : v[i];
+                if (n + i < of.n) round_to(*to, p.accumulate ? widen(*to) + v[i] : v[i]);
         } else {
             float old[8] = {};
-            if (p.accumulate) load_chunk<float>(old, of.out, rank, n, of.n);
+            if (p.accumulate) load_chunk<G>(old, of.out, rank, n, of.n);
 #pragma unroll
             for (int i = 0; i < 8; i++) v[i] = p.accumulate ? old[i] + v[i] : v[i];
-            store_chunk<float>(of.out, rank, n, of.r, of.n, v);
+            store_chunk<G>(of.out, rank, n, of.r, of.n, v);
+        }
+    };
+    auto store = [&](int row, int col, float(&v)[8]) {
+        if (p.rounds) {
+            store_as(E(), row, col, v);
+        } else {
+            store_as(float(), row, col, v);
         }
     };
     auto before = [&](int) {

@@ -166,7 +166,7 @@ struct OperandTile {
         constexpr int kBlocks = kCols / 32;
         for (int i = threadIdx.x; i < kRows * kBlocks; i += kThreads) {
             const int row = i / kBlocks, chunk = i % kBlocks * 4;
-            drop_32(mask, row0 + row, col0 + chunk * 8, [&](int at) {
+            drop_32(mask, row0 + row, {mask, col0 + chunk * 8}, [&](int at) {
                 return tile + row * kRowBytes + swizzle(row, chunk + at) * 16;
             });
         }

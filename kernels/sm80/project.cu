@@ -45,14 +45,15 @@ __device__ __forceinline__ void project(const ProjectParams& p, const D& dropout
         const auto mask = mask_of(dropout);
         const int lane = threadIdx.x % 32, row = m0 + Product::warp_m() * 16 + lane / 4;
         const int col = Product::warp_k() * 32;
+        const DropoutRow rows[2] = {mask.row(row), mask.row(row + 8)};
         // Of rows 8 on too; a warp has 32 columns of a step.
         DropoutWords words[2];
         product.run(shared, whole, 1, p.m, p.r, m0, n0, BeforeNone(),
                     [&](uint32_t(&x)[1][4], int step, int k16) {
-                        if (k16 == 0)
-#pragma unroll
-                            for (int i = 0; i < 2; i++)
-                                words[i] = mask.words(row + i * 8, col + step * kTileK, lane % 4);
+                        if (k16 == 0) {
+                            const DropoutCols cols = mask.cols(col + step * kTileK, lane % 4);
+                            mask.words(words, rows, {cols, cols});
+                        }
 #pragma unroll
                         for (int i = 0; i < 4; i++)
                             x[0][i] = mask.apply(x[0][i], words[i % 2].of[k16 * 2 + i / 2]);

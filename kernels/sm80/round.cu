@@ -1,37 +1,23 @@
-// Rounds f32 tensors to bf16 or f16, up to eight in one launch:
+// Rounds f32 tensors to bf16 or f16, up to eight in one launch: dst[i] = round(src[i]) for every
+// segment, a dense f32 tensor and a dense 16-bit tensor of as many elements. f16 overflows to inf.
 //
-//   dst[i] = round(src[i])                    or, with `accumulate`,
-//   dst[i] = round(float(dst[i]) + src[i])    summed in f32, rounded to 16 bits once
-//
-// for every segment, a dense f32 tensor and a dense 16-bit tensor of as many elements. f16
-// overflows to inf.
-//
-// Callers: the refresh of the 16-bit copies of f32 master weights A and B, and the output of dA and
-// dB in 16 bits from f32 scratch.
+// Callers: the refresh of the 16-bit copies of f32 master weights A and B.
 //
 // Alignment: 4 bytes for src, 2 for dst. Where src starts at a multiple of 16 bytes and dst at a
 // multiple of 8, whole chunks are read and written four elements at a time; 16 bytes for both will
 // do. No dst may overlap another tensor of the launch. A segment may be empty, or longer than 2^32.
 //
-// Bound by memory: 6 bytes an element, 8 with `accumulate`.
+// Bound by memory: 6 bytes an element.
 //
 // Grid: any, 1-D. Chunks of kChunk elements go to the CTAs in turns, through all segments; only the
 // last chunk of a segment is shorter. Block: 256 threads, 8 elements of a chunk each.
-// Reads src, and dst with `accumulate`; writes dst, every element once.
+// Writes every element once.
 #include "../common/element.cuh"
 
 #include "manifest/sm80/round.cuh"
 
-// `before` is what dst holds, used only with kAccumulate.
-template <bool kAccumulate, typename E>
-__device__ __forceinline__ E rounded(E before, float src) {
-    E to;
-    round_to(to, kAccumulate ? widen(before) + src : src);
-    return to;
-}
-
 // A whole chunk of aligned tensors. Here and below, all loads are in flight before the first store.
-template <bool kAccumulate, typename E>
+template <typename E>
 __device__ __forceinline__ void round_aligned(E* dst, const float* src) {
     constexpr int kFours = kElements / 4;
     auto* to = reinterpret_cast<uint2*>(dst) + threadIdx.x;
@@ -39,39 +25,33 @@ __device__ __forceinline__ void round_aligned(E* dst, const float* src) {
     alignas(16) float v[kFours][4];
     alignas(8) E out[kFours][4];
 #pragma unroll
-    for (int i = 0; i < kFours; i++) {
-        reinterpret_cast<float4&>(v[i]) = from[i * kThreads];
-        if (kAccumulate) reinterpret_cast<uint2&>(out[i]) = to[i * kThreads];
-    }
+    for (int i = 0; i < kFours; i++) reinterpret_cast<float4&>(v[i]) = from[i * kThreads];
 #pragma unroll
     for (int i = 0; i < kFours; i++) {
 #pragma unroll
-        for (int j = 0; j < 4; j++) out[i][j] = rounded<kAccumulate>(out[i][j], v[i][j]);
+        for (int j = 0; j < 4; j++) round_to(out[i][j], v[i][j]);
         to[i * kThreads] = reinterpret_cast<const uint2&>(out[i]);
     }
 }
 
 // The first `count` elements of a chunk, one at a time.
-template <bool kAccumulate, typename E>
+template <typename E>
 __device__ __forceinline__ void round_unaligned(E* dst, const float* src, int count) {
     float v[kElements];
-    E out[kElements];
 #pragma unroll
     for (int i = 0; i < kElements; i++) {
         const int at = i * kThreads + threadIdx.x;
-        if (at >= count) continue;
-        v[i] = src[at];
-        if (kAccumulate) out[i] = dst[at];
+        if (at < count) v[i] = src[at];
     }
 #pragma unroll
     for (int i = 0; i < kElements; i++) {
         const int at = i * kThreads + threadIdx.x;
-        if (at < count) dst[at] = rounded<kAccumulate>(out[i], v[i]);
+        if (at < count) round_to(dst[at], v[i]);
     }
 }
 
-template <typename E, bool kAccumulate>
-__device__ __forceinline__ void round_tensors(const RoundParams& p) {
+template <typename E>
+__device__ __forceinline__ void round(const RoundParams& p) {
     int64_t chunk = blockIdx.x;  // in segment i; past its end, in a later one
     for (int i = 0; i < p.count; i++) {
         const int64_t elements = p.elements[i], chunks = (elements + kChunk - 1) / kChunk;
@@ -83,21 +63,12 @@ __device__ __forceinline__ void round_tensors(const RoundParams& p) {
             const int64_t start = chunk * kChunk;
             const int count = (int)min((int64_t)kChunk, elements - start);
             if (aligned && count == kChunk) {
-                round_aligned<kAccumulate>(dst + start, src + start);
+                round_aligned(dst + start, src + start);
             } else {
-                round_unaligned<kAccumulate>(dst + start, src + start, count);
+                round_unaligned(dst + start, src + start, count);
             }
         }
         chunk -= chunks;
-    }
-}
-
-template <typename E>
-__device__ __forceinline__ void round(const RoundParams& p) {
-    if (p.accumulate) {
-        round_tensors<E, true>(p);
-    } else {
-        round_tensors<E, false>(p);
     }
 }
 

@@ -327,10 +327,11 @@ struct TileProduct {
         const int lane = threadIdx.x % 32;
         row0 += warp_m() * kWarpM + lane / 4, col0 += warp_n() * kWarpN;
 #pragma unroll
-        for (int i = 0; i < kM16 * 2; i++)
+        for (int i = 0; i < kM16 * 2; i++) {
+            const auto row = mask.row(row0 + i * 8);
 #pragma unroll
             for (int j = 0; j < kN16 * 2; j += 4) {
-                const auto words = mask.words(row0 + i * 8, col0 + j * 8, lane % 4);
+                const auto words = mask.words(row, mask.cols(col0 + j * 8, lane % 4));
 #pragma unroll
                 for (int c = 0; c < 4; c++) {
                     float* v = &acc[i / 2][j + c][i % 2 * 2];
@@ -338,6 +339,7 @@ struct TileProduct {
                     v[1] = mask.keeps_high(words.of[c]) ? v[1] * mask.inv_keep : 0.f;
                 }
             }
+        }
     }
 
     // Adds the partial sums of the warps along k, the first one's first. Afterwards only the warps

@@ -8,10 +8,12 @@
 
 #include "manifest/sm90a/grads.cuh"
 
-// What a stage and an item are.
-template <int kRank_, int kCols_>
+// What a stage and an item are. With kSplits, items of dA are of a split of T.
+template <int kRank_, int kCols_, bool kSplits_ = false>
 struct GradTile {
     static constexpr int kRank = kRank_, kCols = kCols_, kRows = kStepRows;
+    static constexpr bool kSplits = kSplits_;
+    static constexpr int kWarps = 8;  // that consume
     static_assert((kRank == 16 || kRank == 32 || kRank % 64 == 0) && kCols % 64 == 0);
     using Y = SmemTile<Major::MN, kCols, kRows>;
     using L = SmemTile<Major::MN, kRank, kRows, (kRank < 64 ? kRank : 64)>;
@@ -31,6 +33,7 @@ struct GradItem {
     int part;         // the projection of a dB
     int cols, ranks;  // of its dH and S, or of X and dS
     int col0, rank0;  // the item's first column and rank
+    int split;        // of T
 
     __device__ __forceinline__ GradItem(const HopperGradsParams& p, int index) {
         part = 0;
@@ -41,6 +44,11 @@ struct GradItem {
         }
         of_da = part == kMaxParts;
         if (of_da) part = 0;
+        split = 0;
+        if (T::kSplits && of_da) {
+            const int count = count_of(p, p.k, p.r);
+            split = index / count, index %= count;
+        }
         cols = of_da ? p.k : p.d[part];
         ranks = of_da ? p.r : p.parts.rank[part];
         // Items that read the same columns of Y follow one another.
@@ -49,8 +57,16 @@ struct GradItem {
         rank0 = index % tiles * T::kRank;
     }
 
+    // Its rows of T.
+    __device__ __forceinline__ int first_row(const HopperGradsParams& p) const {
+        return T::kSplits && of_da ? split * p.rows_per_split : 0;
+    }
+    __device__ __forceinline__ int end_row(const HopperGradsParams& p) const {
+        return T::kSplits && of_da ? min(p.t, (split + 1) * p.rows_per_split) : p.t;
+    }
+
     static __device__ __forceinline__ int count(const HopperGradsParams& p) {
-        int all = count_of(p, p.k, p.r);
+        int all = count_of(p, p.k, p.r) * (T::kSplits ? p.splits : 1);
         for (int i = 0; i < kMaxParts; i++) all += count_of(p, p.d[i], p.parts.rank[i]);
         return all;
     }
@@ -75,7 +91,8 @@ __device__ __forceinline__ void grads_produce(const HopperGradsParams& p, uint32
         const GradItem<T> item(p, index);
         const TensorMap &y = item.of_da ? p.x : p.dh[item.part], &l = item.of_da ? p.ds : p.s;
         const int rank0 = item.rank0 + (item.of_da ? 0 : p.parts.rank_start[item.part]);
-        for (int t0 = 0; t0 < p.t; t0 += T::kRows) {
+        const int end = item.end_row(p);
+        for (int t0 = item.first_row(p); t0 < end; t0 += T::kRows) {
             if (item.of_da && t0 >= ds_rows) {
                 GridFlags{p.flags}.wait(t0 / kFlagRows, p.ds_flag_count);
                 ds_rows = t0 + kFlagRows;
@@ -93,10 +110,14 @@ __device__ __forceinline__ void grads_done(const HopperGradsParams& p) {
     if (p.ds_flag_count > 0) GridFlags{p.flags}.done(gridDim.x, p.t, kFlagRows);
 }
 
-// Stores a warpgroup's 64 columns of an item, from `col0` on, for the columns of L that v has.
-template <typename T, int kFloats>
-__device__ __forceinline__ void grads_store(const HopperGradsParams& p, const GradItem<T>& item,
-                                            int col0, float (&v)[kFloats]) {
+// Stores a warpgroup's 64 columns of an item, from `col0` on, for the columns of L that v has, as
+// elements G.
+template <typename G, typename T, int kFloats>
+__device__ __forceinline__ void grads_store_as(const HopperGradsParams& p, const GradItem<T>& item,
+                                               int col0, float (&v)[kFloats]) {
+    struct alignas(2 * sizeof(G)) Two {
+        G low, high;
+    };
     const int lane = threadIdx.x % 32;
     const int first_col = item.col0 + col0 + threadIdx.x / 32 % 4 * 16 + lane / 4;
     const int first_rank = item.rank0 + lane % 4 * 2;
@@ -110,28 +131,76 @@ __device__ __forceinline__ void grads_store(const HopperGradsParams& p, const Gr
     };
     // With `accumulate`, all loads are issued before any of them is used.
     if (item.of_da) {
-        auto at = [&](int rank, int col) { return p.da + (int64_t)rank * p.k + col; };
-        if (p.accumulate)
-            each([&](float& a, float& b, int rank, int col) {
-                a = *at(rank, col) + a;
-                b = *at(rank + 1, col) + b;
-            });
-        each([&](float a, float b, int rank, int col) {
-            *at(rank, col) = a;
-            *at(rank + 1, col) = b;
-        });
-    } else {
         auto at = [&](int rank, int col) {
-            return reinterpret_cast<float2*>(p.db[item.part] + (int64_t)col * item.ranks + rank);
+            return static_cast<G*>(p.da) + (int64_t)rank * p.k + col;
         };
         if (p.accumulate)
             each([&](float& a, float& b, int rank, int col) {
-                const float2 before = *at(rank, col);
-                a = before.x + a;
-                b = before.y + b;
+                a = widen(*at(rank, col)) + a;
+                b = widen(*at(rank + 1, col)) + b;
             });
-        each([&](float a, float b, int rank, int col) { *at(rank, col) = {a, b}; });
+        each([&](float a, float b, int rank, int col) {
+            round_to(*at(rank, col), a);
+            round_to(*at(rank + 1, col), b);
+        });
+    } else {
+        auto at = [&](int rank, int col) {
+            G* to = static_cast<G*>(p.db[item.part]) + (int64_t)col * item.ranks + rank;
+            return reinterpret_cast<Two*>(to);
+        };
+        if (p.accumulate)
+            each([&](float& a, float& b, int rank, int col) {
+                const Two before = *at(rank, col);
+                a = widen(before.low) + a;
+                b = widen(before.high) + b;
+            });
+        each([&](float a, float b, int rank, int col) {
+            Two two;
+            round_to(two.low, a), round_to(two.high, b);
+            *at(rank, col) = two;
+        });
     }
+}
+
+template <typename E, typename T, int kFloats>
+__device__ __forceinline__ void grads_store(const HopperGradsParams& p, const GradItem<T>& item,
+                                            int col0, float (&v)[kFloats]) {
+    if (p.rounds) {
+        grads_store_as<E>(p, item, col0, v);
+    } else {
+        grads_store_as<float>(p, item, col0, v);
+    }
+}
+
+// Adds up the sums of all splits of an item of dA in their order, by each warp that is the last of
+// the splits to have its part of them: whether it is. The counters are zero before and after.
+template <typename T, int kFloats>
+__device__ __forceinline__ bool add_splits(const HopperGradsParams& p, const GradItem<T>& item,
+                                           float (&sum)[T::kBoxes][kFloats]) {
+    const int warp = threadIdx.x / 32 - 4, lane = threadIdx.x % 32;
+    const int tiles = (p.r + T::kRank - 1) / T::kRank;
+    const int part = (item.col0 / T::kCols * tiles + item.rank0 / T::kRank) * T::kWarps + warp;
+    constexpr int kFours = T::kBoxes * kFloats / 4;
+    auto* sums = reinterpret_cast<float4*>(p.partials) + (int64_t)part * p.splits * kFours * 32;
+    auto each = [&](int split, auto&& use) {
+        float4* of_split = sums + split * kFours * 32 + lane;
+#pragma unroll
+        for (int i = 0; i < kFours; i++)
+            use(*reinterpret_cast<float4*>(&sum[i / (kFloats / 4)][i % (kFloats / 4) * 4]),
+                of_split + i * 32);
+    };
+    each(item.split, [](const float4& v, float4* at) { *at = v; });
+    __syncwarp();
+    bool is_last = lane == 0 && GridFlags{p.arrivals + part}.is_last(p.splits);
+    if (!__any_sync(~0u, is_last)) return false;
+    __syncwarp();
+    each(0, [](float4& v, const float4* at) { v = __ldcg(at); });
+    for (int split = 1; split < p.splits; split++)
+        each(split, [](float4& v, const float4* at) {
+            const float4 other = __ldcg(at);
+            v.x += other.x, v.y += other.y, v.z += other.z, v.w += other.w;
+        });
+    return true;
 }
 
 // By the two warpgroups behind the first.
@@ -147,14 +216,19 @@ __device__ __forceinline__ void grads_consume(const HopperGradsParams& p, uint32
     const int count = GradItem<T>::count(p);
     for (int index = worker; index < count; index += workers) {
         [[maybe_unused]] bool of_da;
-        [[maybe_unused]] int col0;
+        [[maybe_unused]] DropoutCols32 cols[T::kBoxes];
+        int t0 = 0, end = p.t;
         if constexpr (kDrops<D>) {
             const GradItem<T> item(p, index);
-            of_da = item.of_da, col0 = item.col0;
+            of_da = item.of_da;
+#pragma unroll
+            for (int i = 0; i < T::kBoxes; i++)
+                cols[i] = box_cols(mask, item.col0 + (half * T::kBoxes + i) * 64);
+            t0 = item.first_row(p), end = item.end_row(p);
         }
         float sum[T::kBoxes][kFloats] = {};
-        for (int t0 = 0; t0 < p.t; t0 += T::kChainRows) {
-            const int steps = (min(T::kChainRows, p.t - t0) + T::kRows - 1) / T::kRows;
+        for (; t0 < end; t0 += T::kChainRows) {
+            const int steps = (min(T::kChainRows, end - t0) + T::kRows - 1) / T::kRows;
             float acc[T::kBoxes][kFloats];
             int accumulate = 0;
             for (int step = 0; step < steps; step++)
@@ -164,8 +238,7 @@ __device__ __forceinline__ void grads_consume(const HopperGradsParams& p, uint32
 #pragma unroll
                             for (int i = 0; i < T::kBoxes; i++)
                                 drop_box(mask, stage + (half * T::kBoxes + i) * Y::kBoxBytes,
-                                         t0 + step * T::kRows,
-                                         col0 + (half * T::kBoxes + i) * 64);
+                                         t0 + step * T::kRows, cols[i]);
                             fence_proxy_async_shared();
                             bar_sync<128>(1 + half);
                         }
@@ -192,6 +265,7 @@ __device__ __forceinline__ void grads_consume(const HopperGradsParams& p, uint32
         const GradItem<T> item(p, index);
         if constexpr (kDrops<D>)
             if (item.of_da) {
+                if (p.splits > 1 && !add_splits(p, item, sum)) continue;
 #pragma unroll
                 for (int i = 0; i < T::kBoxes; i++)
 #pragma unroll
@@ -199,7 +273,7 @@ __device__ __forceinline__ void grads_consume(const HopperGradsParams& p, uint32
             }
 #pragma unroll
         for (int i = 0; i < T::kBoxes; i++)
-            grads_store(p, item, (half * T::kBoxes + i) * 64, sum[i]);
+            grads_store<E>(p, item, (half * T::kBoxes + i) * 64, sum[i]);
     }
 }
 
@@ -238,7 +312,7 @@ __device__ __forceinline__ void grads_by_steps(const HopperGradsParams& p, uint3
             wgmma_groups<E, T::kRank, Y, L>(acc, y, l, p.t - t0);
             wgmma_wait<0>();
         }
-        grads_store(p, item, 0, acc);
+        grads_store<E>(p, item, 0, acc);
     }
 }
 

@@ -4,10 +4,11 @@
 //   dB (d×r) (=|+=) dHᵀ S      Y dH (T×d), L S  (T×r)
 //   dA (r×k) (=|+=) dSᵀ X      Y X  (T×k), L dS (T×r)
 //
-// in f32, of one projection or of all that share X (their dS side by side, one dA of all ranks).
+// of one projection or of all that share X (their dS side by side, one dA of all ranks). dA and dB
+// are summed in f32, and f32 or rounded once to the 16 bits of the operands (`rounds`).
 // With dropout, elements of X are dropped in dA (common/dropout.cuh).
-// With `accumulate` the finished sum is added to the output: the bits of an overwrite and an
-// addition. dA and dB may be null, and are then left out.
+// With `accumulate` the finished sum is added to the output in f32: the bits of an overwrite and
+// an addition. dA and dB may be null, and are then left out.
 //
 // Needs: rows at multiples of 16 bytes; 225 KiB of shared memory; where dS is computed and used,
 // flags that are zero, and are zero again after the launch, and a cooperative launch. Writes every
@@ -34,7 +35,7 @@
 template <typename E, int kRank, typename D = NoDropout>
 __device__ __forceinline__ void hopper_grads(const HopperGradsParams& p, const D& dropout = {}) {
     using DsTile = ProjectionTile<kRank, Major::MN, 64>;
-    using T = GradTile<kRank, kItemCols>;
+    using T = GradTile<kRank, kItemCols, kDrops<D>>;
     const uint32_t base = shared_base();
     const int workers = gridDim.x - p.proj_ctas, worker = (int)blockIdx.x - p.proj_ctas;
     const bool projects = worker < 0;
@@ -45,7 +46,7 @@ __device__ __forceinline__ void hopper_grads(const HopperGradsParams& p, const D
         if (projects) {
             DsTile::Stages::init(base, 8);
         } else {
-            T::Stages::init(base, 8);
+            T::Stages::init(base, T::kWarps);
         }
         fence_mbarrier_init();
     }

@@ -198,7 +198,7 @@ template <typename E, int kRank, typename D>
 __device__ __forceinline__ void grad_cta(const HopperGradsParams& p, uint32_t base, int worker,
                                          int workers, const D& dropout) {
     // As wide as fits: S is read again for every item.
-    using T = GradTile<kRank, kRank == 128 ? 128 : 256>;
+    using T = GradTile<kRank, kRank == 128 ? 128 : 256, kDrops<D>>;
     if (threadIdx.x == 0) {
         T::Stages::init(base, kConsumerWarps);
         fence_mbarrier_init();

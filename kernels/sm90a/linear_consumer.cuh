@@ -164,18 +164,23 @@ __device__ __forceinline__ void consume(const HopperLinearParams<kRhs, kShared>&
             }
             accumulate = 1;
         };
-        // Adds the product of a stage along r, without what is dropped, 64 columns at a time. acc is
-        // complete without it.
+        // Adds the product of the first kRanks columns of a stage along r, without what is dropped,
+        // 64 columns at a time. acc is complete without it.
         [[maybe_unused]] KeptBits<kDropsOutput ? kN : 64> kept;
-        [[maybe_unused]] auto add_dropped_columns = [&](uint32_t stage) {
+        [[maybe_unused]] auto add_dropped_columns = [&](uint32_t stage, auto ranks) {
             if constexpr (kDropsOutput) {
+                const uint64_t lhs = Lhs::descriptor(stage + half * (Lhs::kBytes / 2));
 #pragma unroll
                 for (int box = 0; box < kN / 64; box++) {
+                    const uint64_t rhs =
+                        Rhs::descriptor(stage + Lhs::kBytes + box * Rhs::kBoxBytes);
                     float product[32];
-                    int accumulate = 0;
-                    wgmma_group<E, 64, Lhs, Rhs>(
-                        product, Lhs::descriptor(stage + half * (Lhs::kBytes / 2)),
-                        Rhs::descriptor(stage + Lhs::kBytes + box * Rhs::kBoxBytes), accumulate);
+                    wgmma_fence();
+#pragma unroll
+                    for (int k16 = 0; k16 < decltype(ranks)::value / 16; k16++)
+                        wgmma<E, 64, Major::K, kRhs>(product, lhs + k16 * Lhs::kStepK16,
+                                                     rhs + k16 * Rhs::kStepK16, k16 > 0);
+                    wgmma_commit();
                     wgmma_wait<0>();
                     // NOTES: otherwise all tests of bits come first, and their results are spilled.
                     uint32_t bits = kept.of_box[box];
@@ -206,15 +211,13 @@ __device__ __forceinline__ void consume(const HopperLinearParams<kRhs, kShared>&
                 if (i > 0) store_next();
             }
             while (part < Layout::kParts) store_next();
-            // NOTES: by both warpgroups at once, and with no wgmma in flight. Beside wgmmas, which
-            // fill the ports of the register file, random numbers take three to seven times as
-            // long, and the wgmmas wait for them.
+            // NOTES: with no wgmma in flight. Beside wgmmas, which fill the ports of the register
+            // file, random numbers take three to seven times as long, and the wgmmas wait for them.
             bool wants_kept = !tiles.writes_partial(tile);
             for (; i < tile.steps; i++) {
                 step();
                 if (wants_kept) {
                     wgmma_wait<0>();
-                    bar_sync<256>(3);
                     kept.make(mask, row0 + warp * 16, tile.n0);
                     wants_kept = false;
                 }
@@ -254,19 +257,14 @@ __device__ __forceinline__ void consume(const HopperLinearParams<kRhs, kShared>&
                         const uint32_t lhs_at = stage + half * (Lhs::kBytes / 2);
                         const int row = warp * 16 + lane % 16;
 #pragma unroll
-                        for (int i = 0; i < kTileK / 16; i++) {
-                            const uint32_t to =
-                                lhs_at + row * 128 + ((2 * i + lane / 16) ^ row % 8) * 16;
-                            if (i < kSlice / 16) {
-                                const auto& v = slice[i];
-                                stmatrix_x4(to, v[0], v[1], v[2], v[3]);
-                            } else {
-                                stmatrix_x4(to, 0, 0, 0, 0);
-                            }
+                        for (int i = 0; i < kSlice / 16; i++) {
+                            const auto& v = slice[i];
+                            stmatrix_x4(lhs_at + row * 128 + ((2 * i + lane / 16) ^ row % 8) * 16,
+                                        v[0], v[1], v[2], v[3]);
                         }
                         fence_proxy_async_shared();
                         bar_sync<128>(threadIdx.x / 128);
-                        add_dropped_columns(stage);
+                        add_dropped_columns(stage, std::integral_constant<int, kSlice>{});
                     });
             } else if (has_all_of_s)
                 consumer.last_step([&](uint32_t stage) {
@@ -288,7 +286,13 @@ __device__ __forceinline__ void consume(const HopperLinearParams<kRhs, kShared>&
         if (kProjects ? kSlice != 64 && p.slices > 1 : !tiles.writes_partial(tile))
             for (int r0 = 0; r0 < r; r0 += kTileK) {
                 if constexpr (kDropsOutput) {
-                    consumer.step([&](uint32_t stage) { add_dropped_columns(stage); });
+                    consumer.step([&](uint32_t stage) {
+                        if (r <= 16) {
+                            add_dropped_columns(stage, std::integral_constant<int, 16>{});
+                        } else {
+                            add_dropped_columns(stage, std::integral_constant<int, kTileK>{});
+                        }
+                    });
                     continue;
                 }
                 // A group each: branches between the wgmmas of one group would serialise them.

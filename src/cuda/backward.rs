@@ -2,7 +2,6 @@
 
 use super::buffers::Buffers;
 use super::operands::{Gradients, Handover, Layer, Layers};
-use super::round::{Rounding, Segment};
 use super::sm80::decode::Decode;
 use super::sm80::linear::MmaBackward;
 use super::sm90a::few_tokens;
@@ -11,27 +10,25 @@ use super::sm90a::linear::LargeInputGrad;
 use crate::call::{Accumulation, BackwardCall};
 use crate::driver::params::Operand;
 use crate::driver::{Gpu, Run};
-use crate::dtype::DType;
 use crate::error::Result;
-use crate::plan::sm90a::grads::Makes;
+use crate::plan::sm80::Needs;
+use crate::plan::sm90a::grads::{Makes, Splits};
 use crate::plan::sm90a::linear::{Projection, Schedule};
 use crate::plan::sm90a::{decode, short};
-use crate::plan::{Alone, Path, Plan, Strategy, projection_elements};
+use crate::plan::{Alone, Path, Plan, Strategy, large_backward_needs, projection_elements};
 use crate::problem::{MAX_PROJECTIONS, Problem};
 use crate::tensor::TensorViewMut;
 use crate::workspace::Workspace;
-
-/// f32 elements in a line of 128 bytes, at which what is in the scratch starts.
-const LINE: usize = 32;
 
 /// The launches of a backward pass, with dX or without.
 pub(crate) struct Backward {
     best: Best,
     mma: MmaBackward,
-    rounding: Rounding,
-    /// f32 elements from the start of the scratch: to the partial sums, and behind them.
+    /// f32 elements from the start of the scratch to the partial sums.
     partials: usize,
-    end: usize,
+    splits: Splits,
+    /// What lies before the needs of the splits.
+    before_splits: Needs,
 }
 
 /// What serves a call: Hopper's kernels where all rows start at multiples of 16 bytes.
@@ -85,12 +82,6 @@ impl LargeBackward {
     }
 }
 
-/// f32 elements of scratch in which dA and dB are summed before they are rounded to 16 bits.
-pub(crate) fn rounding_elements(problem: &Problem) -> usize {
-    let db = problem.projections().iter().map(|&(d, r)| (d * r).next_multiple_of(LINE));
-    (problem.rank() * problem.k()).next_multiple_of(LINE) + db.sum::<usize>()
-}
-
 impl Backward {
     pub(crate) fn new(gpu: &Gpu, problem: &Problem, plan: &Plan) -> Self {
         let best = match plan.strategy {
@@ -106,20 +97,16 @@ impl Backward {
             }
             _ => Best::Mma,
         };
+        let (before_splits, splits) = match &plan.strategy {
+            Strategy::Large(schedule) => large_backward_needs(problem, schedule),
+            _ => (Needs::default(), Splits::whole(problem.t())),
+        };
         Backward {
             best,
             mma: MmaBackward::new(gpu, problem, plan.path() == Path::MmaShort),
-            rounding: Rounding::new(gpu, problem.dtype()),
             partials: projection_elements(problem),
-            end: plan.scratch.next_multiple_of(LINE),
-        }
-    }
-
-    /// f32 elements of scratch for gradients of this element type.
-    pub(crate) fn scratch(&self, problem: &Problem, gradients: DType) -> usize {
-        match gradients {
-            DType::F32 => self.end,
-            _ => self.end + rounding_elements(problem),
+            splits,
+            before_splits,
         }
     }
 
@@ -130,8 +117,7 @@ impl Backward {
         workspace: &mut Workspace,
     ) -> Result<()> {
         let BackwardCall { problem, weights, names, dh, x, s, mut dx, mut out } = call;
-        let (k, rank, dtype) = (problem.k(), problem.rank(), problem.dtype());
-        let rounds = out.da.dtype() != DType::F32;
+        let (dtype, accumulate) = (out.da.dtype(), out.accumulation == Accumulation::Add);
         let run = gpu.stream.enter()?;
         let mut buffers = Buffers::new(&run);
         let a = buffers.read("a", &weights.a)?;
@@ -155,28 +141,16 @@ impl Backward {
         let [scratch, flags] = buffers.workspace(workspace)?;
         buffers.check_overlap()?;
 
-        layers.s = Operand::new(scratch, rank, dtype);
+        layers.s = Operand::new(scratch, problem.rank(), problem.dtype());
         let partials = scratch + 4 * self.partials as u64;
-        let accumulate = out.accumulation == Accumulation::Add;
-        let mut gradients = Gradients { x, s, da, db, accumulate };
-        // Gradients of 16 bits are summed in f32 in the scratch, and rounded from there.
-        let mut segments = [Segment { src: 0, dst: 0, elements: 0 }; 1 + MAX_PROJECTIONS];
-        if rounds {
-            gradients.accumulate = false;
-            let mut end = scratch + 4 * self.end as u64;
-            let db = gradients.db.iter_mut().zip(problem.projections());
-            let all = [(&mut gradients.da, rank * k)].into_iter();
-            let all = all.chain(db.map(|(db, &(d, r))| (db, d * r)));
-            for (segment, (out, elements)) in segments.iter_mut().zip(all) {
-                *segment = Segment { src: end, dst: *out, elements };
-                *out = end;
-                end += 4 * elements.next_multiple_of(LINE) as u64;
-            }
-        }
-
+        let handover = Handover { flags, partials };
+        let Needs { partials: sums, flags: counters } = self.before_splits;
+        let splits_at =
+            Handover { flags: flags + 4 * counters as u64, partials: partials + 4 * sums as u64 };
+        let splits = self.splits;
+        let gradients = Gradients { x, s, da, db, dtype, accumulate, splits, splits_at };
         let wants_dx = dx.is_some();
         let aligned = layers.is_aligned() && gradients.is_aligned();
-        let handover = Handover { flags, partials };
         match &self.best {
             Best::MmaDecode(decode) if layers.is_aligned() => {
                 decode.run_input_grad(&run, &layers, wants_dx, Some(&gradients), handover)?;
@@ -192,10 +166,7 @@ impl Backward {
             }
             _ => self.mma.run(&run, &layers, wants_dx, &gradients, handover)?,
         }
-        match rounds {
-            true => self.rounding.run(&run, &segments[..1 + layers.of().len()], accumulate),
-            false => Ok(()),
-        }
+        Ok(())
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::driver::params::{Dropout, Operand, Parts};
 use crate::dtype::DType;
 use crate::error::Result;
+use crate::plan::sm90a::grads::Splits;
 use crate::problem::{MAX_PROJECTIONS, Problem};
 
 /// Projections that share X, and what a pass works on: the forward, or the backward up to dX.
@@ -140,14 +141,24 @@ pub(super) fn parts(layers: &Layers, unit: usize) -> (Parts, i32) {
 pub(super) struct Gradients {
     pub(super) x: Operand,
     pub(super) s: Operand,
-    /// f32, dense, as every dB.
+    /// Dense, as every dB.
     pub(super) da: u64,
     pub(super) db: [u64; MAX_PROJECTIONS],
+    /// Of dA and dB.
+    pub(super) dtype: DType,
     /// Added to what is there.
     pub(super) accumulate: bool,
+    /// The splits of T in which Hopper's kernels compute dA, and where they meet.
+    pub(super) splits: Splits,
+    pub(super) splits_at: Handover,
 }
 
 impl Gradients {
+    /// Whether dA and dB are rounded to 16 bits.
+    pub(super) fn rounds(&self) -> bool {
+        self.dtype != DType::F32
+    }
+
     /// As [`Layers::is_aligned`].
     pub(super) fn is_aligned(&self) -> bool {
         let all = self.db.iter().fold(self.da, |all, db| all | db);

@@ -29,13 +29,12 @@ impl Rounding {
     }
 
     /// As many segments as a launch takes, at most.
-    pub(super) fn run(&self, run: &Run<'_>, segments: &[Segment], accumulate: bool) -> Result<()> {
+    fn run(&self, run: &Run<'_>, segments: &[Segment]) -> Result<()> {
         let mut params = RoundParams {
             src: [0; MAX_SEGMENTS],
             dst: [0; MAX_SEGMENTS],
             elements: [0; MAX_SEGMENTS],
             count: segments.len() as i32,
-            accumulate: accumulate.into(),
         };
         for (i, segment) in segments.iter().enumerate() {
             (params.src[i], params.dst[i]) = (segment.src, segment.dst);
@@ -62,8 +61,7 @@ pub(crate) fn round(gpu: &Gpu, call: RoundCall<'_, '_>) -> Result<()> {
         segment.dst = buffers.write("outputs", output)?.data;
     }
     buffers.check_overlap()?;
-    Rounding::new(gpu, dtype).run(&run, &segments[..count], false)
+    Rounding::new(gpu, dtype).run(&run, &segments[..count])
 }
 
 const _: () = assert!(MAX_SEGMENTS >= crate::call::MOST_ROUNDED);
-const _: () = assert!(MAX_SEGMENTS > crate::problem::MAX_PROJECTIONS, "dA and every dB");

@@ -53,8 +53,7 @@ impl Backward {
     }
 
     /// The same with dA and dB in another element type: f32, or that of the problem. In 16 bits
-    /// they are summed in f32 and rounded once. This takes one more launch, and R·k + Σ d·r more
-    /// f32 elements of workspace.
+    /// they are summed in f32 and rounded once.
     ///
     /// # Errors
     /// [`Error::DType`] for any other type.
@@ -96,12 +95,8 @@ impl Backward {
 
     /// The least size of a call's workspace.
     pub fn workspace(&self) -> WorkspaceSize {
-        let Planned { problem, plan, launches, .. } = &*self.plan;
-        let scratch = match launches {
-            Some(launches) if problem.t() > 0 => launches.scratch(problem, self.gradients),
-            _ => 0,
-        };
-        WorkspaceSize { scratch, flags: plan.flags }
+        let Plan { scratch, flags, .. } = self.plan.plan;
+        WorkspaceSize { scratch, flags }
     }
 
     /// Enqueues a pass with dX [..., k], which is overwritten. `dh` has one [..., d] for every

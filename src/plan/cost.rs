@@ -106,6 +106,8 @@ cost_model! {
     // ---- Dropout: estimates, which `calibrate` does not fit ----
     /// Bytes of X that a grad CTA drops elements of, beside what else it does.
     drop_bytes: SmBytes,
+    /// Bytes of dX that a CTA drops elements of.
+    drop_tile_bytes: SmBytes,
 
     // ---- `decode`: bytes are of W0, and of a CTA ----
     /// Elements of W0 that a cluster reads, up to which a launch is short.
@@ -168,7 +170,8 @@ impl CostModel {
         item_bytes_128: 42e3,
         narrow_beside_grads: 6e-4,
         shorter_beside_longer: 0.01,
-        drop_bytes: 31e3,
+        drop_bytes: 22e3,
+        drop_tile_bytes: 15e3,
         decode_short_elements: 524_288.0,
         decode_half_in_flight: 81_920.0,
         decode_in_flight: 65_536.0,
@@ -201,7 +204,8 @@ impl CostModel {
         item_bytes_128: 42e3,
         narrow_beside_grads: 1.515e-4,
         shorter_beside_longer: 0.0377,
-        drop_bytes: 31e3,
+        drop_bytes: 22e3,
+        drop_tile_bytes: 15e3,
         decode_short_elements: 524_288.0,
         decode_half_in_flight: 81_920.0,
         decode_in_flight: 65_536.0,

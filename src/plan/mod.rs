@@ -80,7 +80,7 @@ pub(crate) fn backward(problem: &Problem, profile: Option<&DeviceProfile>) -> Pl
     let strategy = match hopper_clusters([t, k], layers, profile) {
         None => sm80::backward(problem, profile),
         Some(clusters) => {
-            let sizes = Sizes::of_input_grad(t, k, layers.iter().copied());
+            let sizes = input_grad_sizes(problem);
             if problem.dropout() {
                 let schedule = linear::input_grad_dropout(&sizes, clusters, &profile.cost());
                 return backward_by(problem, Strategy::Large(schedule));
@@ -99,8 +99,8 @@ fn backward_by(problem: &Problem, strategy: Strategy) -> Plan {
     let t = problem.t();
     let needs = match &strategy {
         Strategy::Large(schedule) => {
-            let flags = schedule.flags(t).max(grads::flags(t));
-            Needs { partials: schedule.partials(), flags }
+            let (before, splits) = large_backward_needs(problem, schedule);
+            before.and(splits.needs)
         }
         Strategy::Small(launches) => small_needs(launches, t),
         Strategy::MmaDecode(launches) => sm80::decode_needs(launches),
@@ -113,6 +113,22 @@ fn backward_by(problem: &Problem, strategy: Strategy) -> Plan {
         _ => needs.or(sm80::backward_needs(problem, false)),
     };
     Plan { strategy, scratch: projection_elements(problem) + partials, flags }
+}
+
+/// What the launches of a large batch need, and the splits of dA, whose needs lie behind it.
+pub(crate) fn large_backward_needs(
+    problem: &Problem,
+    schedule: &linear::Schedule,
+) -> (Needs, grads::Splits) {
+    let flags = schedule.flags(problem.t()).max(grads::flags(problem.t()));
+    let needs = Needs { partials: schedule.partials(), flags };
+    (needs, grads::Splits::new(&input_grad_sizes(problem)))
+}
+
+/// The sizes of dX.
+pub(crate) fn input_grad_sizes(problem: &Problem) -> Sizes {
+    let layers = problem.projections().iter().copied();
+    Sizes::of_input_grad(problem.t(), problem.k(), layers).with_dropout(problem.dropout())
 }
 
 fn small_needs(launches: &[Option<Alone>], t: usize) -> Needs {

@@ -62,9 +62,10 @@ impl Decode {
         let &Layer { d: k, r, w0, b: a, h: x, scale } = &layers.of()[0];
         let launch = if wants_dx { self.launch } else { self.launch.without_out() };
         let mut params = params(&launch, [t, k, d, r], scale, handover);
-        if let Some(&Gradients { x: y, s: saved_s, da, db: [db, ..], accumulate }) = gradients {
-            let accumulate = accumulate.into();
-            params = DecodeParams { y, saved_s, da, db, accumulate, ..params };
+        if let Some(gradients) = gradients {
+            let &Gradients { x: y, s: saved_s, da, db: [db, ..], accumulate, .. } = gradients;
+            let (accumulate, rounds) = (accumulate.into(), gradients.rounds().into());
+            params = DecodeParams { y, saved_s, da, db, accumulate, rounds, ..params };
         }
         let params = DecodeParams { x, w0, a, b, s, h, ..params };
         run.launch(&self.kernel, [launch.grid(), 1], LaunchMode::default(), &params)
@@ -107,5 +108,6 @@ fn params(
         proj_partials: proj.needs().partials as i32,
         scale,
         accumulate: 0,
+        rounds: 0,
     }
 }

@@ -7,7 +7,6 @@ use crate::driver::params::{
 };
 use crate::driver::sm80::{LinearForward, LinearInputGrad, LinearInputGradDropout};
 use crate::driver::{Gpu, Kernel, LaunchMode, Run};
-use crate::dtype::DType;
 use crate::error::Result;
 use crate::plan::sm80::{GradSplit, LinearSchedule, LinearTile, Needs, ProjSplit, s_flags};
 use crate::problem::{MAX_PROJECTIONS, Problem};
@@ -80,6 +79,7 @@ impl Linear {
         waiters: 0,
         ctas: 0,
         accumulate: 0,
+        rounds: 0,
         flags: 0,
     };
 
@@ -161,7 +161,7 @@ fn add_gradient(
     memory: &mut Memory,
     split: GradSplit,
     [lhs, rhs]: [Operand; 2],
-    out: u64,
+    out: Operand,
     [transpose, waits]: [bool; 2],
 ) {
     let Handover { flags: arrivals, partials } = memory.take(split.needs());
@@ -171,7 +171,7 @@ fn add_gradient(
     *unused.expect("there are as many as layers, and one") = LinearGradient {
         lhs,
         rhs,
-        out: Operand::new(out, if transpose { r } else { n }, DType::F32),
+        out,
         partials,
         arrivals,
         r: r as i32,
@@ -325,15 +325,17 @@ impl MmaBackward {
                 add_projection(&mut params, &mut memory, split, [h, b, ds], [d, r], scale);
             }
         }
-        let &Gradients { x, s, da, db, accumulate } = gradients;
-        params.accumulate = accumulate.into();
+        let &Gradients { x, s, da, db, dtype, accumulate, .. } = gradients;
+        (params.accumulate, params.rounds) = (accumulate.into(), gradients.rounds().into());
         let mut of_s = *layers;
         of_s.s = s;
         for ((&Layer { d, r, h, .. }, s), db) in of_s.with_columns().zip(db) {
             let split = GradSplit::new(t, r, d);
+            let db = Operand::new(db, r, dtype);
             add_gradient(&mut params, &mut memory, split, [s, h], db, [true, false]);
         }
         let split = GradSplit::new(t, layers.rank(), k);
+        let da = Operand::new(da, k, dtype);
         add_gradient(&mut params, &mut memory, split, [layers.s, x], da, [false, with_ds]);
         tiles.run(run, params, layers.dropout)
     }

@@ -7,7 +7,7 @@ use crate::driver::params::HopperGradsParams;
 use crate::driver::{Gpu, LaunchMode, Run};
 use crate::error::Result;
 use crate::manifest::sm90a::{grads::STEP_ROWS, linear_tiles::TILE_K, ptx::BOX_COLS};
-use crate::plan::Sizes;
+use crate::plan::input_grad_sizes;
 use crate::plan::sm90a::grads::{Makes, Schedule, box_beside, rank_tile};
 use crate::problem::{MAX_PROJECTIONS, Problem};
 use bytemuck::Zeroable;
@@ -32,7 +32,7 @@ pub(crate) fn grads_params(
     [rows, rank_cols]: [usize; 2],
 ) -> Result<HopperGradsParams> {
     let &Layers { dtype, t, k, s: ds, .. } = layers;
-    let &Gradients { x, s, da, db, accumulate } = gradients;
+    let &Gradients { x, s, da, db, accumulate, splits, splits_at, .. } = gradients;
     let r = layers.rank();
     let (parts, outputs) = parts(layers, TILE_K);
     let mut d = [0; MAX_PROJECTIONS];
@@ -57,6 +57,11 @@ pub(crate) fn grads_params(
         proj_ctas: 0,
         ds_flag_count: 0,
         accumulate: accumulate.into(),
+        rounds: gradients.rounds().into(),
+        splits: splits.count as i32,
+        rows_per_split: splits.rows as i32,
+        partials: splits_at.partials,
+        arrivals: splits_at.flags,
         parts,
     };
     layers.fill(&mut params.dh, |layer| layer.h.boxes([t, layer.d], dtype, [rows, BOX_COLS]))?;
@@ -84,9 +89,7 @@ impl Grads {
         };
         let (cooperative, after) = (makes == Makes::All, makes == Makes::DaDb);
         let mode = LaunchMode { overlap: gpu.kernels.overlap && after, cooperative };
-        let sizes =
-            Sizes::of_input_grad(problem.t(), problem.k(), problem.projections().iter().copied());
-        let schedule = Schedule::new(&sizes, makes, 2 * gpu.profile.clusters());
+        let schedule = Schedule::new(&input_grad_sizes(problem), makes, 2 * gpu.profile.clusters());
         Grads { kernel, mode, makes, schedule }
     }
 

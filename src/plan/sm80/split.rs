@@ -21,7 +21,7 @@ impl Needs {
     }
 
     /// Enough for both at once.
-    fn and(self, other: Needs) -> Needs {
+    pub(crate) fn and(self, other: Needs) -> Needs {
         let Needs { partials, flags } = self;
         Needs { partials: partials + other.partials, flags: flags + other.flags }
     }

@@ -3,9 +3,11 @@
 //! An item is a tile of dA or dB over all of T.
 
 use crate::manifest::sm90a::grads::{ITEM_COLS, RANK_TILES, STEP_ROWS};
+use crate::manifest::sm90a::linear_tiles::CONSUMER_WARPS;
 use crate::manifest::sm90a::{projection::FLAG_ROWS, ptx::BOX_COLS};
 use crate::plan::cost::CostModel;
 use crate::plan::sizes::Sizes;
+use crate::plan::sm80::Needs;
 
 /// The tile that serves this rank.
 pub(crate) fn rank_tile(r: usize) -> usize {
@@ -33,6 +35,41 @@ pub(crate) fn flags(t: usize) -> usize {
     1 + t.div_ceil(FLAG_ROWS)
 }
 
+/// The splits of T in which dA is computed where X has dropout, each by a CTA of its own, whatever
+/// the plan: random numbers make its few items long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Splits {
+    pub(crate) count: usize,
+    /// Rows of each, the last one's at most.
+    pub(crate) rows: usize,
+    /// Partial sums, and a counter for every item and warp.
+    pub(crate) needs: Needs,
+}
+
+impl Splits {
+    /// None.
+    pub(crate) fn whole(t: usize) -> Self {
+        Splits { count: 1, rows: t, needs: Needs::default() }
+    }
+
+    pub(crate) fn new(sizes: &Sizes) -> Self {
+        /// A CTA drops elements of so many rows while it starts and ends an item.
+        const LEAST_ROWS: usize = 512;
+        const MOST: usize = 4;
+        let most = if sizes.dropout { sizes.m.div_ceil(LEAST_ROWS).min(MOST) } else { 1 };
+        let rows = sizes.m.div_ceil(most).next_multiple_of(FLAG_ROWS);
+        let count = sizes.m.div_ceil(rows);
+        if count == 1 {
+            return Splits::whole(sizes.m);
+        }
+        // Items are as wide, or twice as wide beside dX.
+        let (k, rank) = (sizes.n[0], sizes.rank().next_multiple_of(rank_tile(sizes.rank())));
+        let partials = count * k.next_multiple_of(2 * ITEM_COLS) * rank;
+        let flags = items_of_da(sizes, ITEM_COLS) * CONSUMER_WARPS;
+        Splits { count, rows, needs: Needs { partials, flags } }
+    }
+}
+
 /// What a launch computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Makes {
@@ -54,7 +91,8 @@ impl Schedule {
     pub(crate) fn new(sizes: &Sizes, makes: Makes, sms: usize) -> Self {
         let r = sizes.rank();
         let tiles = sizes.m.div_ceil(FLAG_ROWS) * r.div_ceil(rank_tile(r));
-        let items = items_of_db(sizes, ITEM_COLS) + items_of_da(sizes, ITEM_COLS);
+        let of_da = items_of_da(sizes, ITEM_COLS) * Splits::new(sizes).count;
+        let items = items_of_db(sizes, ITEM_COLS) + of_da;
         match makes {
             Makes::Ds => Schedule { proj_ctas: tiles.min(sms), blocks: tiles.min(sms) },
             Makes::DaDb => Schedule { proj_ctas: 0, blocks: items.min(sms) },
@@ -76,7 +114,7 @@ fn items_of_db(sizes: &Sizes, cols: usize) -> usize {
     layers.map(|(d, r)| d.div_ceil(cols) * r.div_ceil(rank_tile)).sum()
 }
 
-/// Items of dA, of `cols` columns of X and a tile of dS.
+/// Items of dA, of `cols` columns of X and a tile of dS, in each split of T.
 fn items_of_da(sizes: &Sizes, cols: usize) -> usize {
     let r = sizes.rank();
     sizes.n[0].div_ceil(cols) * r.div_ceil(rank_tile(r))
@@ -86,9 +124,10 @@ fn items_of_da(sizes: &Sizes, cols: usize) -> usize {
 pub(crate) fn alone_us(sizes: &Sizes, sms: usize, cost: &CostModel) -> f64 {
     let d = sizes.k.iter().sum::<usize>();
     let us = (sizes.m * (sizes.n[0] + d) * 2) as f64 / cost.grads_bytes;
-    let items = items_of_db(sizes, ITEM_COLS) + items_of_da(sizes, ITEM_COLS);
+    let splits = Splits::new(sizes);
+    let items = items_of_db(sizes, ITEM_COLS) + items_of_da(sizes, ITEM_COLS) * splits.count;
     let waves = items.div_ceil(sms) as f64;
-    let drop_us = if sizes.dropout { waves * drop_us(sizes.m, ITEM_COLS, cost) } else { 0.0 };
+    let drop_us = if sizes.dropout { waves * drop_us(splits.rows, ITEM_COLS, cost) } else { 0.0 };
     cost.grads_launch_us + us + drop_us
 }
 
@@ -120,11 +159,18 @@ impl Items {
     pub(crate) fn new(sizes: &Sizes, cost: &CostModel) -> Self {
         let (cols, db_us) = item_beside(sizes.m, sizes.rank(), cost);
         let of_db = items_of_db(sizes, cols);
-        let da_us = match sizes.dropout {
-            false => db_us,
-            true => db_us + drop_us(sizes.m, cols, cost),
+        let splits = Splits::new(sizes);
+        let rows = match splits.count {
+            1 => splits.rows,
+            // Its sums in f32 are written, and read by the last of the splits.
+            _ => splits.rows + 4 * rank_tile(sizes.rank()),
         };
-        Items { of_db, all: of_db + items_of_da(sizes, cols), db_us, da_us }
+        let (_, mut da_us) = item_beside(rows, sizes.rank(), cost);
+        if sizes.dropout {
+            da_us += drop_us(splits.rows, cols, cost);
+        }
+        let of_da = items_of_da(sizes, cols) * splits.count;
+        Items { of_db, all: of_db + of_da, db_us, da_us }
     }
 
     /// The times of `clusters` clusters of grad CTAs, which go through dB, then dA, in turns.
@@ -186,6 +232,28 @@ mod tests {
                 assert_eq!(blocks > proj_ctas, makes != Makes::Ds, "{context}");
                 assert!(proj_ctas <= tiles * ranks, "{context}");
                 assert!(blocks - proj_ctas <= items * ranks, "{context}");
+            }
+        }
+    }
+
+    #[test]
+    fn splits_cover_t() {
+        for sizes in shapes() {
+            let [t, k, ..] = sizes;
+            let sizes = Sizes::of_layer(sizes);
+            assert_eq!(Splits::new(&sizes), Splits::whole(t));
+            let Splits { count, rows, needs } = Splits::new(&sizes.with_dropout(true));
+            let context = format!("T={t}: {count} of {rows} rows");
+            assert!((count - 1) * rows < t && t <= count * rows, "{context}");
+            assert!(count == 1 || rows.is_multiple_of(FLAG_ROWS), "{context}: flags");
+            let [beside, alone] = [2, 1].map(|times| {
+                let cols = times * ITEM_COLS;
+                let items = items_of_da(&sizes, cols);
+                (items * count * cols * rank_tile(sizes.rank()), items * CONSUMER_WARPS)
+            });
+            if count > 1 {
+                assert!(needs.partials >= beside.0.max(alone.0), "{context}, k={k}");
+                assert!(needs.flags >= beside.1.max(alone.1), "{context}, k={k}");
             }
         }
     }

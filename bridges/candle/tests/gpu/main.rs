@@ -28,18 +28,37 @@ fn gpu() -> Device {
 #[test]
 #[ignore = "needs a GPU"]
 fn gradients_of_a_llama() -> Result<()> {
-    compare_llamas(|_| Ok(()))
+    compare_llamas(&[|_: &mut Llama| Ok(())])
 }
 
 #[test]
 #[ignore = "needs a GPU"]
 fn gradients_of_a_llama_with_dropout() -> Result<()> {
-    compare_llamas(|model| model.train(P, 5, OFFSET))?;
-    compare_llamas(|model| model.train_each(P, 5, OFFSET))
+    // How far bf16 is from f32 varies with the mask, by a factor of two: hence several.
+    let seeds = [5, 6, 7, 8];
+    compare_llamas(&seeds.map(|seed| move |model: &mut Llama| model.train(P, seed, OFFSET)))?;
+    compare_llamas(&seeds.map(|seed| move |model: &mut Llama| model.train_each(P, seed, OFFSET)))
 }
 
-/// The gradients of a Llama in bf16 are as near to those in f32 on the GPU as on the CPU.
-fn compare_llamas(train: impl Fn(&mut Llama) -> Result<()>) -> Result<()> {
+/// The gradients of a Llama in bf16 are as near to those in f32 on the GPU as on the CPU: in the
+/// mean over these ways to train.
+fn compare_llamas(trains: &[impl Fn(&mut Llama) -> Result<()>]) -> Result<()> {
+    let mut means = [0.0; 3];
+    for train in trains {
+        for (mean, distance) in means.iter_mut().zip(distances(train)?) {
+            *mean += distance / trains.len() as f32;
+        }
+    }
+    let [cpu, once, refreshed] = means;
+    for gpu in [once, refreshed] {
+        assert!(gpu < GRADIENTS_BF16 && gpu < 1.5 * cpu, "GPU {gpu}, CPU {cpu}");
+    }
+    Ok(())
+}
+
+/// From the gradients in f32 to those in bf16: on the CPU, then on the GPU before a refresh of the
+/// adapters' copies and after it.
+fn distances(train: impl Fn(&mut Llama) -> Result<()>) -> Result<[f32; 3]> {
     let (config, (ids, labels), gpu) = (config(""), batch(2, 11)?, gpu());
     let targets = ["all-linear"];
     let mut exact = model(&config, &targets, DType::F32, &Device::Cpu)?;
@@ -68,10 +87,7 @@ fn compare_llamas(train: impl Fn(&mut Llama) -> Result<()>) -> Result<()> {
         }
     }
     let [cpu, _, once, refreshed] = distances[..] else { panic!("{distances:?}") };
-    for gpu in [once, refreshed] {
-        assert!(gpu < GRADIENTS_BF16 && gpu < 1.5 * cpu, "GPU {gpu}, CPU {cpu}");
-    }
-    Ok(())
+    Ok([cpu, once, refreshed])
 }
 
 /// A layer whose B is not zero.

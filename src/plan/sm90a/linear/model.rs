@@ -1,6 +1,7 @@
 //! The time of a schedule.
 
 use super::schedule::{CLUSTER_M, GROUP, Projection, Schedule};
+use crate::manifest::sm90a::linear_tiles::TILE_M;
 use crate::plan::cost::CostModel;
 use crate::plan::sizes::Sizes;
 use crate::plan::sm90a::grads;
@@ -27,6 +28,8 @@ pub(super) struct Model<'a> {
     steps: f64,
     /// A tile, with S given.
     tile_us: f64,
+    /// What of it drops elements.
+    drop_us: f64,
     /// A separate projection.
     project_us: f64,
     /// Columns of S, and of lhs of the first layer.
@@ -48,6 +51,10 @@ impl<'a> Model<'a> {
         let steps = sizes.steps() as f64;
         let with_ranks = steps + sizes.tile_rank().div_ceil(16) as f64 / 4.0;
         let step_us = cost.step_us + cost.step_column_us * tile_n as f64;
+        let drop_us = match sizes.dropout {
+            false => 0.0,
+            true => (TILE_M * tile_n * 2) as f64 / cost.drop_tile_bytes,
+        };
         let model = Model {
             cost,
             tile_n,
@@ -55,7 +62,8 @@ impl<'a> Model<'a> {
             cols,
             tiles: rows * cols,
             steps,
-            tile_us: with_ranks * step_us + cost.tile_end_us,
+            tile_us: with_ranks * step_us + drop_us + cost.tile_end_us,
+            drop_us,
             project_us: sizes.lhs_bytes() as f64 / cost.separate_bytes + cost.separate_launch_us,
             rank: sizes.rank(),
             k: sizes.k[0],
@@ -70,10 +78,11 @@ impl<'a> Model<'a> {
 
     /// The same tiles on this number of clusters.
     pub(super) fn on(&self, clusters: usize) -> Self {
-        let &Model { cost, tiles, tile_us, steps, .. } = self;
+        let &Model { cost, tiles, tile_us, drop_us, steps, .. } = self;
         let (waves, tail) = (tiles / clusters, tiles % clusters);
         let full_tiles_us = (waves + usize::from(tail > 0)) as f64 * tile_us;
-        let stream_k_us = cost.stream_k_us + cost.stream_k_step_us * steps;
+        // The last sums of two tiles, of which elements are dropped behind all steps.
+        let stream_k_us = cost.stream_k_us + cost.stream_k_step_us * steps + 2.0 * drop_us;
         let stream_k_us = tiles as f64 / clusters as f64 * tile_us + stream_k_us;
         Model { clusters, waves, tail, full_tiles_us, stream_k_us, ..*self }
     }

@@ -11,8 +11,9 @@ use crate::plan::cost::CostModel;
 use crate::plan::sizes::Sizes;
 use crate::plan::sm90a::grads::{self, Items};
 
-/// Clusters of grad CTAs, at most.
+/// Clusters of grad CTAs, at most: with dropout, dA takes six times as long.
 const MAX_GRAD_CLUSTERS: usize = 12;
+const MAX_DROPOUT_GRAD_CLUSTERS: usize = 24;
 
 /// Projection clusters, at most.
 const MAX_PROJ_CLUSTERS: usize = 4;
@@ -96,9 +97,9 @@ pub(crate) fn input_grad(sizes: &Sizes, clusters: usize, cost: &CostModel) -> Sc
     input_grad_in(&TILES_N, sizes, clusters, cost)
 }
 
-/// The same with dropout.
+/// The same where X has dropout.
 pub(crate) fn input_grad_dropout(sizes: &Sizes, clusters: usize, cost: &CostModel) -> Schedule {
-    input_grad_in(&DROPOUT_TILES_N, &sizes.with_dropout(true), clusters, cost)
+    input_grad_in(&DROPOUT_TILES_N, sizes, clusters, cost)
 }
 
 fn input_grad_in(tiles_n: &[usize], sizes: &Sizes, clusters: usize, cost: &CostModel) -> Schedule {
@@ -117,7 +118,7 @@ fn input_grad_in(tiles_n: &[usize], sizes: &Sizes, clusters: usize, cost: &CostM
     }
     // By grad CTAs, which leave fewer clusters to dX.
     let items = Items::new(sizes, cost);
-    for grad_clusters in grad_clusters(clusters) {
+    for grad_clusters in grad_clusters(clusters, sizes.dropout) {
         let grads = items.on(grad_clusters);
         for model in &models {
             let model = model.on(clusters - grad_clusters);
@@ -167,7 +168,7 @@ pub(crate) fn all_input_grad(
 ) -> Vec<(f64, Schedule)> {
     let slices = input_grad_slices(sizes.rank());
     let mut all = Vec::new();
-    for grad_clusters in [0].into_iter().chain(grad_clusters(clusters)) {
+    for grad_clusters in [0].into_iter().chain(grad_clusters(clusters, sizes.dropout)) {
         for tile_n in TILES_N {
             let model = Model::new(sizes, tile_n, clusters - grad_clusters, cost);
             for c in separate_or_fused(&model, slices) {
@@ -242,6 +243,7 @@ fn proj_clusters(clusters: usize) -> impl Iterator<Item = usize> {
 }
 
 /// Numbers of clusters of grad CTAs.
-fn grad_clusters(clusters: usize) -> impl Iterator<Item = usize> {
-    1..=MAX_GRAD_CLUSTERS.min(clusters - 1)
+fn grad_clusters(clusters: usize, dropout: bool) -> impl Iterator<Item = usize> {
+    let most = if dropout { MAX_DROPOUT_GRAD_CLUSTERS } else { MAX_GRAD_CLUSTERS };
+    1..=most.min(clusters - 1)
 }

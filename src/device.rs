@@ -192,6 +192,15 @@ impl Device {
         Ok(Device { backend })
     }
 
+    /// Whether this device's stream captures a CUDA graph.
+    ///
+    /// # Errors
+    /// [`Error::Capture`] if the capture was invalidated, or if this is the default stream while a
+    /// blocking stream captures; [`Error::Driver`].
+    pub fn is_capturing(&self) -> Result<bool> {
+        self.queue().map_or(Ok(false), |stream| Ok(stream.enter()?.graph().is_some()))
+    }
+
     /// Waits until all work enqueued on this device's stream is done.
     ///
     /// # Errors

@@ -117,7 +117,7 @@ impl<'a> Run<'a> {
     }
 
     /// The graph that the call is captured into, if it is.
-    pub(super) fn graph(&self) -> Option<sys::CUgraph> {
+    pub(crate) fn graph(&self) -> Option<sys::CUgraph> {
         self.capture.map(|capture| capture.graph)
     }
 

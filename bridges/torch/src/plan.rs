@@ -116,7 +116,8 @@ impl Plan {
     /// Enqueues a forward pass: each h T×d, and s unless it is 0. `addresses` holds x, then
     /// each w0, each a, each b and each h. `operands` is the A of all, or receives the rounded
     /// masters. `dropout` is the address of the seed and the offset of its mask, 64 bits each.
-    /// `flags` is the address of zeros, or 0 for the stream's own, which a CUDA graph must not use.
+    /// `scratch` and `flags` are addresses, of zeros for the flags, or 0 for the stream's own.
+    /// `False` if nothing was enqueued: the stream captures, and a graph must not use its own.
     #[allow(clippy::too_many_arguments)] // the operands of the formulas
     fn forward(
         &self,
@@ -129,7 +130,7 @@ impl Plan {
         dropout: u64,
         scratch: u64,
         flags: u64,
-    ) -> PyResult<()> {
+    ) -> PyResult<bool> {
         let sizes = self.problem.projections();
         let n = sizes.len();
         let at = Addresses::new(addresses, 1 + 4 * n)?;
@@ -140,18 +141,18 @@ impl Plan {
             let device = &stream.device;
             // SAFETY: the caller vouches for the addresses, as the class says.
             unsafe {
-                if let Some((starts, _)) = &self.rounded {
-                    self.round(device, [a, b], starts, operands)?;
-                }
-                let (a, projections) = self.weights(device, w0, b, operands, &scales)?;
+                let (all_a, projections) = self.weights(device, w0, b, operands, &scales)?;
                 let h = h.iter().zip(sizes);
                 let h = h.map(|(&h, &(d, _))| write(device, h, [t, d], dtype));
                 let mut h = h.collect::<Result<Vec<_>>>()?;
                 let s = (s != 0).then(|| write(device, s, [t, self.problem.rank()], dtype));
                 let (x, s) = (read(device, x, [t, k], dtype)?, s.transpose()?);
-                let weights = self.dropped(Weights::new(a, &projections), device, dropout)?;
+                let weights = self.dropped(Weights::new(all_a, &projections), device, dropout)?;
                 let forward = self.forward.on(device)?;
                 stream.with_workspace(forward.workspace(), [scratch, flags], |workspace| {
+                    if let Some((starts, _)) = &self.rounded {
+                        self.round(device, [a, b], starts, operands)?;
+                    }
                     forward.run(&weights, x, &mut h, s, workspace)
                 })
             }
@@ -172,7 +173,7 @@ impl Plan {
         dropout: u64,
         scratch: u64,
         flags: u64,
-    ) -> PyResult<()> {
+    ) -> PyResult<bool> {
         let sizes = self.problem.projections();
         let n = sizes.len();
         let of_b = if self.rounded.is_some() { 0 } else { n };
@@ -215,8 +216,8 @@ impl Plan {
         &self,
         py: Python<'_>,
         stream: u64,
-        call: impl FnOnce(&Stream) -> Result<()> + Send,
-    ) -> PyResult<()> {
+        call: impl FnOnce(&Stream) -> Result<bool> + Send,
+    ) -> PyResult<bool> {
         let run = || call(&*streams::get(self.device, stream)?);
         let done = if self.device == CPU { py.detach(run) } else { run() };
         done.map_err(|error| exception(&error, &self.problem))

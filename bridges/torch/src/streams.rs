@@ -1,4 +1,4 @@
-//! The streams that Python calls on, each with the flags of its calls.
+//! The streams that Python calls on, each with scratch and flags of its own.
 
 use lora_kernels::{Device, Result, Workspace, WorkspaceSize};
 use std::collections::HashMap;
@@ -10,12 +10,12 @@ pub(crate) const CPU: i32 = -1;
 /// A stream of a device, or the CPU.
 pub(crate) struct Stream {
     pub(crate) device: Device,
-    /// The flags of the stream's calls, which run one after the other and each leave them zero.
-    /// The scratch is lent by each call.
+    /// Of calls that lend their scratch, and of calls that do not. Calls run one after the other,
+    /// and each leaves the flags zero.
     ///
-    /// NOTES: the flags are not PyTorch's memory. PyTorch's allocator may serve a call from the
-    /// pool of a CUDA graph before anything is captured, and then expects it back.
-    flags: Mutex<Option<Workspace>>,
+    /// NOTES: this is not PyTorch's memory. PyTorch's allocator may serve a call from the pool of a
+    /// CUDA graph before anything is captured, and then expects it back.
+    own: [Mutex<Option<Workspace>>; 2],
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -44,14 +44,15 @@ pub(crate) fn get(device: i32, handle: u64) -> Result<Arc<Stream>> {
         // handle is used only when it is so again.
         (Ok(_), handle) => unsafe { Device::from_raw_stream(handle as *mut _)? },
     };
-    let stream = Arc::new(Stream { device: own, flags: Mutex::default() });
+    let stream = Arc::new(Stream { device: own, own: Default::default() });
     streams.insert((device, handle), stream.clone());
     Ok(stream)
 }
 
 impl Stream {
-    /// Calls `run` with a workspace of this size. `flags` is 0, for the stream's own, or the
-    /// address of zeros.
+    /// Calls `run` with a workspace of this size. `scratch` and `flags` are addresses, of zeros for
+    /// the flags, or 0 for the stream's own. `false` if the stream captures and would have to give
+    /// its own: a graph's replays are not ordered against its calls.
     ///
     /// # Safety
     /// `scratch` and `flags`, unless 0, point to memory as `Workspace::from_raw` asks for.
@@ -60,22 +61,30 @@ impl Stream {
         size: WorkspaceSize,
         [scratch, flags]: [u64; 2],
         run: impl FnOnce(&mut Workspace) -> Result<()>,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let device = &self.device;
+        let is_lent = |address, bytes| address != 0 || bytes == 0;
         if !device.is_cuda() {
-            return run(&mut Workspace::new(device, size)?);
-        }
-        if flags != 0 || size.flag_bytes() == 0 {
+            run(&mut Workspace::new(device, size)?)?;
+        } else if is_lent(scratch, size.scratch_bytes()) && is_lent(flags, size.flag_bytes()) {
             // SAFETY: the caller's promise.
-            return run(&mut unsafe { Workspace::from_raw(device, size, scratch, flags)? });
+            run(&mut unsafe { Workspace::from_raw(device, size, scratch, flags)? })?;
+        } else if device.is_capturing()? {
+            return Ok(false);
+        } else {
+            let own_part = |of: WorkspaceSize| if scratch == 0 { of } else { of.without_scratch() };
+            let mut own = lock(&self.own[usize::from(scratch == 0)]);
+            let needed = own.as_ref().map_or(size, |own| own.size().max(size));
+            let own = match &mut *own {
+                Some(own) if own_part(own.size()) == own_part(needed) => own,
+                other => other.insert(Workspace::new(device, own_part(needed))?),
+            };
+            if scratch != 0 {
+                // SAFETY: the caller's promise.
+                unsafe { own.lend_scratch(device, size, scratch)? };
+            }
+            run(own)?;
         }
-        let mut own = lock(&self.flags);
-        let own = match &mut *own {
-            Some(own) if own.size().flag_bytes() >= size.flag_bytes() => own,
-            other => other.insert(Workspace::new(device, size.without_scratch())?),
-        };
-        // SAFETY: the caller's promise.
-        unsafe { own.lend_scratch(device, size, scratch)? };
-        run(own)
+        Ok(true)
     }
 }

@@ -34,9 +34,10 @@ def test_two_runs_have_the_same_bits(cuda, t):
     assert all(map(torch.equal, first, both_passes(x, projections, weights)))
 
 
+@pytest.mark.parametrize("masters", [BF16, F32])
 @pytest.mark.parametrize("t", T)
-def test_streams_beside_each_other(cuda, t):
-    x, projections = case(t=t)
+def test_streams_beside_each_other(cuda, t, masters):
+    x, projections = case(masters, t)
     weights = weights_of(linears(x, projections))
     want = both_passes(x, projections, weights)
     torch.cuda.synchronize()
@@ -105,9 +106,10 @@ def test_a_graph_reads_new_values(cuda, t, masters):
         assert all(map(torch.equal, results, want))
 
 
-def test_graphs_run_beside_each_other_and_beside_calls(cuda):
-    """Each has flags of its own, though both were captured on one stream."""
-    cases = [case(t=(1, 256)), case(t=(1, 256))]
+@pytest.mark.parametrize("masters", [BF16, F32])
+def test_graphs_run_beside_each_other_and_beside_calls(cuda, masters):
+    """Each has scratch and flags of its own, though both were captured on one stream."""
+    cases = [case(masters, (1, 256)), case(masters, (1, 256))]
     weights = weights_of(linears(*cases[0]))
     want = both_passes(*cases[0], weights)
     graphs = [captured(lambda one=one: both_passes(*one, weights)) for one in cases]

@@ -286,6 +286,36 @@ def test_errors_name_the_shapes(device):
         linear(*(one.to("meta") for one in (x, w0, a, b)), scale)
 
 
+def test_passes_are_of_operands_like_these_alone(device):
+    """Those that a call recalls: for any other operands they are looked up anew."""
+    x, projections = operands(device, BF16, BF16, k=32)
+    tensors = x, *projections[0][:3]
+    linear(*tensors, 1.0)
+    known = _passes.recall(tensors, 0.0)
+    assert known is _passes.find(tensors, 0.0)
+    for i, one in enumerate(tensors):
+        others = [one.half(), one.to("meta"), one[..., :-1].contiguous(), one[:1].clone()]
+        others += [one.detach().requires_grad_(not one.requires_grad), torch.nn.Parameter(one)]
+        if one.dim() == 2:
+            others.append(one.detach().T.contiguous().T.requires_grad_(one.requires_grad))
+        for other in others:
+            changed = *tensors[:i], other, *tensors[i + 1 :]
+            assert _passes.recall(changed, 0.0) is None, (i, other.shape, other.dtype)
+    assert _passes.recall(tensors, 0.1) is None
+    with torch.autocast(device, torch.float16):
+        assert linear(*tensors, 1.0).dtype == torch.float16
+    with torch.autocast(device, BF16):
+        linear(*tensors, 1.0)
+        assert _passes.recall(tensors, 0.0, BF16) is _passes.find(tensors, 0.0, BF16)
+    found = []
+    looked = torch.func.vmap(
+        lambda x: found.append(_passes.recall((x, *tensors[1:]), 0.0)), out_dims=None
+    )
+    looked(x[None])
+    assert found == [None]
+    assert linear(*tensors, 1.0).dtype == BF16 and _passes.recall(tensors, 0.0) is known
+
+
 def test_forward_mode_is_refused(device):
     x, projections = operands(device, BF16, BF16)
     refused = pytest.raises(RuntimeError, match="no forward-mode derivatives")

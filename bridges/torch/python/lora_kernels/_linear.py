@@ -8,7 +8,7 @@ from torch.autograd import Function, forward_ad
 
 from . import _operators
 from ._dropout import checked_state
-from ._passes import Passes, find, input_gradient
+from ._passes import find, input_gradient, recall, remember
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 _any_autocast = torch._C._is_any_autocast_enabled
@@ -39,7 +39,7 @@ def linear(
     probability p. It is a function of `dropout_state`, by default a new one: see
     :func:`dropout_state` and :func:`dropout_mask`.
     """
-    return _call((x, w0, a, b), (scale,), dropout_p, dropout_state)[0]
+    return _call((x, w0, a, b), (scale,), dropout_p, dropout_state)
 
 
 def linears(
@@ -57,35 +57,44 @@ def linears(
     if not projections:
         raise ValueError("no projections, expected 1 to 4")
     w0, a, b, scales = zip(*projections, strict=True)
-    return tuple(_call((x, *w0, *a, *b), scales, dropout_p, dropout_state))
+    h = _call((x, *w0, *a, *b), scales, dropout_p, dropout_state)
+    return h if len(scales) > 1 else (h,)
 
 
 def _call(
     tensors: Sequence[Tensor], scales: Sequence[float], p: float, state: Tensor | None
-) -> Sequence[Tensor]:
-    """h of each, given x, the w0 of every projection, then every a, then every b."""
+) -> Tensor | tuple[Tensor, ...]:
+    """h, of several a tuple, given x, the w0 of every projection, then every a, then every b."""
     autocast = autocast_dtype(tensors[0])
     if autocast is not None:
         tensors = _autocast(tensors, autocast)
-    if (
-        torch.compiler.is_compiling()
-        or type(tensors[0]) not in _PLAIN
-        or torch._C._are_functorch_transforms_active()
-    ):
-        return _operators.call(tensors, scales, p, state)
+    compiling = torch.compiler.is_compiling()
+    passes = None if compiling else recall(tensors, p, autocast)
+    if passes is None:
+        if (
+            compiling
+            or type(tensors[0]) not in _PLAIN
+            or torch._C._are_functorch_transforms_active()
+        ):
+            return _result(_operators.call(tensors, scales, p, state))
+        passes = find(tensors, p, autocast)
+        tensors = [one.contiguous() for one in tensors]
+        remember(passes, tensors, autocast)
     if forward_ad._current_level >= 0:
         raise RuntimeError("lora_kernels has no forward-mode derivatives")
-    passes = find(tensors, p)
     state = checked_state(tensors[0].device, state) if p else None
-    tensors = [one.contiguous() for one in tensors]
     if not (passes.saves and torch.is_grad_enabled()):
-        return passes.forward(tensors, scales, state, False)[0]
+        return _result(passes.forward(tensors, scales, state, False)[0])
     late = passes.work >= _LATE and _recomputes()
-    h = _apply(passes, scales, state, late, *tensors)
+    h = _apply((passes, scales, state, late), *tensors)
     if late:
         with torch.no_grad():
-            passes.forward(tensors, scales, state, False, h)
+            passes.forward(tensors, scales, state, False, [h])
     return h
+
+
+def _result(h: Sequence[Tensor]) -> Tensor | tuple[Tensor, ...]:
+    return h[0] if len(h) == 1 else tuple(h)
 
 
 def _recomputes() -> bool:
@@ -114,27 +123,23 @@ def _autocast(tensors: Sequence[Tensor], dtype: torch.dtype) -> Sequence[Tensor]
 
 class _Linears(Function):
     @staticmethod
-    def forward(
-        ctx,
-        passes: Passes,
-        scales: Sequence[float],
-        state: Tensor | None,
-        late: bool,
-        *tensors: Tensor,
-    ):
+    def forward(ctx, call: tuple, *tensors: Tensor):
+        passes, scales, state, late = call
         if late:
             h, s, operands = passes.project(tensors, scales, state)
         else:
             h, s, operands = passes.forward(tensors, scales, state, passes.keeps)
-        ctx.set_materialize_grads(False)
-        ctx.call = passes, scales
         n = len(scales)
+        ctx.call = passes, scales
         if passes.keeps:
             b = () if passes.masters else tensors[1 + 2 * n :]
             dropout = () if state is None else (state,)
             ctx.save_for_backward(tensors[0], s, operands, *tensors[1 : 1 + n], *b, *dropout)
         else:
             ctx.save_for_backward(*tensors[1:])
+        if n == 1:
+            return h[0]
+        ctx.set_materialize_grads(False)
         return tuple(h)
 
     @staticmethod
@@ -146,8 +151,10 @@ class _Linears(Function):
         return _Once.apply(torch.empty(0, requires_grad=True), *gradients)
 
 
-# Function.apply without its search for wrappers of functorch, which takes a third of the time.
+# Without what these do first: Function.apply looks for wrappers of functorch, for a third of its
+# time, and the node's apply for a vjp.
 _apply = super(Function, _Linears).apply
+_Linears._backward_cls.apply = _Linears.backward
 
 
 def _gradients(ctx, dh: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
@@ -156,19 +163,20 @@ def _gradients(ctx, dh: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
     if not passes.keeps:
         with torch.autocast(kept[0].device.type, enabled=False):
             dx = input_gradient(dh, kept, scales)
-        return (*(None,) * 4, dx.view(passes.shape), *(None,) * (3 * n))
+        return None, dx.view(passes.shape), *(None,) * (3 * n)
     state = None
     if passes.dropout:
         *kept, state = kept
-    dx, da, db = passes.backward(kept, dh, scales, state, wants[4])
     if n == 1:
-        da, db = da if wants[6] else None, db[0] if wants[7] else None
-        return None, None, None, None, dx, None, da, db
+        dx, da, (db,) = passes.backward(kept, dh, scales, state, wants[1])
+        return None, dx, None, da if wants[3] else None, db if wants[4] else None
     # What the loss does not use has no gradient, as if it had been computed apart.
     used = [one is not None for one in dh]
-    wanted = [want and used[i % n] for i, want in enumerate(wants[5 + n :])]
+    dh = [passes.zeros(i) if one is None else one for i, one in enumerate(dh)]
+    dx, da, db = passes.backward(kept, dh, scales, state, wants[1])
+    wanted = [want and used[i % n] for i, want in enumerate(wants[2 + n :])]
     params = zip((*passes.split(da), *db), wanted, strict=True)
-    return (*(None,) * 4, dx, *(None,) * n, *[one if want else None for one, want in params])
+    return None, dx, *(None,) * n, *[one if want else None for one, want in params]
 
 
 class _Once(Function):

@@ -58,12 +58,14 @@ class Plan:
         dropout: int,
         scratch: int,
         flags: int,
-    ) -> None:
+    ) -> bool:
         """Enqueues h [T, d] of each projection, and s [T, R] unless it is 0.
 
         `addresses` are those of x, then of each w0, each a, each b and each h. `operands` is the A
         of all, or receives the rounded masters. `dropout` is the address of the seed and the offset
-        of its mask, 64 bits each.
+        of its mask, 64 bits each. `scratch` and `flags` are addresses, of zeros for the flags, or 0
+        for the stream's own. False if nothing was enqueued: the stream captures, and a graph must
+        not use its own.
         """
 
     def backward(
@@ -75,9 +77,10 @@ class Plan:
         dropout: int,
         scratch: int,
         flags: int,
-    ) -> None:
+    ) -> bool:
         """Enqueues dx [T, k] unless it is 0, da [R, k], and db [d, r] of each projection.
 
         `addresses` are those of x, s and the operands of the forward pass, then of each w0, of each
-        b unless there are masters, of each dh, of da, and of each db.
+        b unless there are masters, of each dh, of da, and of each db. The other arguments and the
+        result are those of `forward`.
         """

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ _NAMES = {torch.bfloat16: "bf16", torch.float16: "f16", torch.float32: "f32"}
 # A model has a handful of shapes; the number of tokens may change with every batch.
 _KEPT = 1024
 _passes: dict[tuple[object, ...], "Passes"] = {}
+_last: dict[tuple[object, ...], "Passes"] = {}
 
 # Outputs that S is computed beside where it is wanted alone: a line of 16 bytes.
 _NARROW = 8
@@ -20,7 +22,12 @@ _NARROW = 8
 # The handle of the stream that PyTorch's operators run on, without an object for it.
 _current_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None)
 _current_device = getattr(torch._C, "_cuda_getDevice", None)
-_is_capturing = getattr(torch._C, "_cuda_isCurrentStreamCapturing", None)
+
+# Bytes of scratch that a stream keeps, at most. dA and dB of gate and up of an 8B Llama, summed in
+# f32, take half of it at r = 16. cuBLAS keeps 32 MiB.
+_SMALL = 4 << 20
+
+_address = Tensor.data_ptr
 
 # (shape, strides, dtype) to a tensor, on the CPU and on the current CUDA device: what Inductor's
 # code allocates by. It takes a third of the time of torch.empty.
@@ -35,27 +42,19 @@ def current_stream(device: int) -> int:
     return 0 if device < 0 else _current_stream(device)
 
 
-def find(tensors: Sequence[Tensor], dropout: float) -> "Passes":
+def find(
+    tensors: Sequence[Tensor], dropout: float, autocast: torch.dtype | None = None
+) -> "Passes":
     """The passes of operands of these shapes, types, devices and needs of gradients: x, then the w0
     of every projection, then every a, then every b. `dropout` is p of the adapters' input.
+    `autocast` is what is on: it is part of what `recall` compares.
 
     Raises ValueError, with the shapes, for operands that no call takes.
     """
-    if len(tensors) == 4:
-        # Spelled out: a loop takes twice the time.
-        x, w0, a, b = tensors
-        key = (
-            dropout,
-            x.shape, x.dtype, x.device, x.requires_grad,
-            w0.shape, w0.dtype, w0.device, w0.requires_grad,
-            a.shape, a.dtype, a.device, a.requires_grad,
-            b.shape, b.dtype, b.device, b.requires_grad,
-        )  # fmt: skip
-    else:
-        values: list[object] = [dropout]
-        for one in tensors:
-            values += (one.shape, one.dtype, one.device, one.requires_grad)
-        key = tuple(values)
+    values: list[object] = [dropout, autocast]
+    for one in tensors:
+        values += (one.shape, one.dtype, one.device, one.requires_grad)
+    key = tuple(values)
     found = _passes.get(key)
     if found is None:
         if len(_passes) >= _KEPT:
@@ -64,18 +63,53 @@ def find(tensors: Sequence[Tensor], dropout: float) -> "Passes":
     return found
 
 
+def recall(
+    tensors: Sequence[Tensor], dropout: float, autocast: torch.dtype | None = None
+) -> "Passes | None":
+    """What `remember` was told last for these shapes, if the operands are as they were then: in all
+    that `find` asks for, and in class, strides and functorch's transforms."""
+    passes = _last.get((tensors[0].shape, tensors[-1].shape, len(tensors), autocast))
+    if passes is not None and passes.dropout == dropout and passes.fit(*tensors):
+        return passes
+    return None
+
+
+def remember(passes: "Passes", tensors: Sequence[Tensor], autocast: torch.dtype | None) -> None:
+    """For operands like these, which are contiguous."""
+    if passes.fit is None:
+        passes.fit = _guard(tensors)
+    if len(_last) >= _KEPT:
+        _last.clear()
+    _last[tensors[0].shape, tensors[-1].shape, len(tensors), autocast] = passes
+
+
+def _guard(tensors: Sequence[Tensor]) -> Callable[..., bool]:
+    """Whether tensors are as these: one call, of what torch.compile guards its code with."""
+    # Another PyTorch may not have it, or not in this form: then every call takes `find`.
+    with suppress(Exception):
+        from torch._C._dynamo.guards import TensorGuards
+
+        sizes, strides = [[*one.shape] for one in tensors], [[*one.stride()] for one in tensors]
+        made = TensorGuards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides)
+        return made.check
+    return lambda *_: False
+
+
 def thirds(weights: Sequence[Tensor]) -> list[Sequence[Tensor]]:
     """w0, a and b."""
     n = len(weights) // 3
     return [weights[:n], weights[n : 2 * n], weights[2 * n :]]
 
 
-def _dense(*shape: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """A shape, with its strides."""
+_Dense: TypeAlias = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
+
+
+def _dense(dtype: torch.dtype, *shape: int) -> _Dense:
+    """Shape, strides and dtype."""
     strides = [1]
     for size in shape[:0:-1]:
         strides.insert(0, strides[0] * max(size, 1))
-    return shape, tuple(strides[: len(shape)])
+    return shape, tuple(strides[: len(shape)]), dtype
 
 
 class Passes:
@@ -88,9 +122,8 @@ class Passes:
         "_backward_needs",
         "_da",
         "_db",
-        "_dtype",
+        "_dx",
         "_forward_needs",
-        "_gradients",
         "_h",
         "_n",
         "_operands",
@@ -100,11 +133,11 @@ class Passes:
         "_where",
         "device",
         "dropout",
+        "fit",
         "keeps",
         "masters",
         "saves",
         "shape",
-        "strides",
         "work",
     )
 
@@ -117,25 +150,26 @@ class Passes:
         self.masters = a[0].dtype != x.dtype
         """Whether A and B are f32 beside an x of 16 bits."""
         self.dropout = dropout
+        self.fit: Callable[..., bool] | None = None
         params = any(one.requires_grad for one in weights)
         self.saves = params or x.requires_grad
         """Whether there is a backward pass."""
         self.keeps = params or dropout > 0
         """Whether it needs more than the weights."""
-        self._where, self._dtype, self._gradients = x.device, x.dtype, a[0].dtype
+        self._where = x.device
         self._n = len(b)
         # Outputs of several are used together: they are not the last of a checkpoint.
         self.work = t * k * b[0].shape[0] if self.keeps and len(b) == 1 else 0
         """Multiplications of an H that a checkpoint may not need."""
         sizes = [tuple(one.shape) for one in b]
         self._ranks = [r for _, r in sizes]
-        dtype = _NAMES[x.dtype]
-        self._plan = Plan(self.device, t, k, sizes, dtype, self.masters, dropout)
-        self.shape, self.strides = _dense(*x.shape)
-        self._s, self._da = _dense(t, self._plan.rank), _dense(self._plan.rank, k)
-        self._h = [_dense(*x.shape[:-1], d) for d, _ in sizes]
-        self._db = [_dense(*size) for size in sizes]
-        self._operands = self._plan.operands
+        self._plan = Plan(self.device, t, k, sizes, _NAMES[x.dtype], self.masters, dropout)
+        dtype, gradients, rank = x.dtype, a[0].dtype, self._plan.rank
+        self.shape = x.shape
+        self._h = [_dense(dtype, *x.shape[:-1], d) for d, _ in sizes]
+        self._s, self._operands = _dense(dtype, t, rank), _dense(dtype, self._plan.operands)
+        self._dx, self._da = _dense(dtype, *x.shape), _dense(gradients, rank, k)
+        self._db = [_dense(gradients, *size) for size in sizes]
         self._forward_needs = self._plan.forward_workspace
         self._backward_needs = self._plan.backward_workspace
 
@@ -155,27 +189,25 @@ class Passes:
         A backward pass takes the latter two. The only A is itself. `state` is that of the dropout.
         Given h, it is filled.
         """
-        empty, dtype = self._allocator(), self._dtype
+        empty = self._allocator()
         if h is None:
-            h = [empty(shape, strides, dtype) for shape, strides in self._h]
-        s = empty(*self._s, dtype) if save else None
+            h = self._each(empty, self._h)
+        s = empty(*self._s) if save else None
         operands = self._stacked(tensors, empty)
-        scratch, flags = self._workspace(empty, self._forward_needs)
-        self._plan.forward(
-            current_stream(self.device),
-            [one.data_ptr() for one in (*tensors, *h)],
+        self._enqueue(
+            self._plan.forward,
+            self._forward_needs,
+            [*map(_address, (*tensors, *h))],
             scales,
             operands.data_ptr(),
-            0 if s is None else s.data_ptr(),
+            s.data_ptr() if save else 0,
             0 if state is None else state.data_ptr(),
-            0 if scratch is None else scratch.data_ptr(),
-            0 if flags is None else flags.data_ptr(),
         )
         return h, s, operands
 
     def project(
         self, tensors: Sequence[Tensor], scales: Sequence[float], state: Tensor | None
-    ) -> tuple[list[Tensor], Tensor, Tensor]:
+    ) -> tuple[Sequence[Tensor], Tensor, Tensor]:
         """As `forward` of one projection, but h is only allocated: s is that of the first outputs.
 
         Its sums may be in another order.
@@ -188,49 +220,52 @@ class Passes:
             a, b = (to.copy_(one) for to, one in zip(rounded, (a, b), strict=True))
         narrow = x, w0[:_NARROW], a, b[:_NARROW]
         _, s, _ = find(narrow, self.dropout).forward(narrow, scales, state, True)
-        return [empty(shape, strides, self._dtype) for shape, strides in self._h], s, operands
+        return self._each(empty, self._h), s, operands
 
     def backward(
         self,
         kept: Sequence[Tensor],
-        dh: Sequence[Tensor | None],
+        dh: Sequence[Tensor],
         scales: Sequence[float],
         state: Tensor | None,
         want_dx: bool,
-    ) -> tuple[Tensor | None, Tensor, list[Tensor]]:
+    ) -> tuple[Tensor | None, Tensor, Sequence[Tensor]]:
         """dx in the shape of x, or None; dA of all [R, k]; and each dB [d, r].
 
         `kept` are x, s and the operands of the forward pass, each w0, and each b unless they were
-        rounded. A missing dh counts as zeros.
+        rounded.
         """
-        empty, gradients = self._allocator(), self._gradients
-        dh = [
-            kept[0].new_zeros(shape) if one is None else one.contiguous()
-            for one, (shape, _) in zip(dh, self._h, strict=True)
-        ]
-        dx = empty(self.shape, self.strides, self._dtype) if want_dx else None
-        da = empty(*self._da, gradients)
-        db = [empty(shape, strides, gradients) for shape, strides in self._db]
-        scratch, flags = self._workspace(empty, self._backward_needs)
-        self._plan.backward(
-            current_stream(self.device),
-            [one.data_ptr() for one in (*kept, *dh, da, *db)],
+        empty = self._allocator()
+        dh = (dh[0].contiguous(),) if self._n == 1 else [one.contiguous() for one in dh]
+        dx = empty(*self._dx) if want_dx else None
+        da, db = empty(*self._da), self._each(empty, self._db)
+        self._enqueue(
+            self._plan.backward,
+            self._backward_needs,
+            [*map(_address, (*kept, *dh, da, *db))],
             scales,
             dx.data_ptr() if want_dx else 0,
             0 if state is None else state.data_ptr(),
-            0 if scratch is None else scratch.data_ptr(),
-            0 if flags is None else flags.data_ptr(),
         )
         return dx, da, db
+
+    def zeros(self, i: int) -> Tensor:
+        """dh of projection i, where the loss does not use its h."""
+        shape, _, dtype = self._h[i]
+        return torch.zeros(shape, dtype=dtype, device=self._where)
 
     def split(self, da: Tensor) -> Sequence[Tensor]:
         """dA [r, k] of each projection."""
         return (da,) if self._n == 1 else torch.split_with_sizes(da, self._ranks)
 
+    def _each(self, empty: Callable[..., Tensor], of: Sequence[_Dense]) -> Sequence[Tensor]:
+        # Without a loop for one.
+        return (empty(*of[0]),) if self._n == 1 else [empty(*one) for one in of]
+
     def _stacked(self, tensors: Sequence[Tensor], empty: Callable[..., Tensor]) -> Tensor:
         """The A of all, or where A and each B will be rounded."""
         if self.masters:
-            return empty((self._operands,), (1,), self._dtype)
+            return empty(*self._operands)
         n = self._n
         return tensors[2] if n == 1 else torch.cat(tensors[1 + n : 1 + 2 * n])
 
@@ -246,19 +281,24 @@ class Passes:
     ) -> Tensor:
         return torch.empty_strided(shape, strides, dtype=dtype, device=self._where)
 
-    def _workspace(
-        self, empty: Callable[..., Tensor], needs: tuple[int, int]
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Scratch, and flags where those of the stream will not do.
+    def _enqueue(
+        self, call: Callable[..., bool], needs: tuple[int, int], *arguments: object
+    ) -> None:
+        """Calls with the stream before the arguments, and scratch and flags after them: those of
+        the stream, but for large scratch.
 
-        NOTES: a graph gets flags of its own, zeroed at each use. Its replays may run beside the
-        stream that captured it, or beside another graph.
+        NOTES: a graph gets both for itself, the flags zeroed at each use. Its replays may run
+        beside the stream that captured it, or beside another graph.
         """
-        scratch, flags = needs
-        own = None
-        if flags and self.device >= 0 and _is_capturing():
+        stream, (scratch, flags) = current_stream(self.device), needs
+        lent = self._bytes(scratch) if scratch > _SMALL else None
+        if not call(stream, *arguments, 0 if lent is None else lent.data_ptr(), 0):
+            lent = self._bytes(scratch) if lent is None else lent
             own = torch.zeros(flags, dtype=torch.uint8, device=self._where)
-        return (empty((scratch,), (1,), torch.uint8) if scratch else None), own
+            call(stream, *arguments, lent.data_ptr(), own.data_ptr())
+
+    def _bytes(self, n: int) -> Tensor:
+        return self._allocator()((n,), (1,), torch.uint8)
 
 
 def input_gradient(

@@ -23,9 +23,8 @@ _NARROW = 8
 _current_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None)
 _current_device = getattr(torch._C, "_cuda_getDevice", None)
 
-# Bytes of scratch that a stream keeps, at most. dA and dB of gate and up of an 8B Llama, summed in
-# f32, take half of it at r = 16. cuBLAS keeps 32 MiB.
-_SMALL = 4 << 20
+# Bytes of scratch that a stream keeps, at most: S of 8192 tokens at r = 64. cuBLAS keeps 32 MiB.
+_SMALL = 1 << 20
 
 _address = Tensor.data_ptr
 

@@ -50,10 +50,12 @@ constants! {
             const TILE_K: usize = 128;
             const STAGES: usize = 4;
             const THREADS: usize = 256;
-            /// Rows and threads with dropout and tiles of 16 ranks, which random numbers bind: more
-            /// SMs share a short batch.
+            /// Rows of a tile of 16 ranks with dropout, which random numbers bind: more SMs share a
+            /// short batch.
             const DROPOUT_TILE_M: usize = 16;
-            const DROPOUT_THREADS: usize = 128;
+            /// With dropout, ranks of a tile and warps along k. Eight hide each other's latencies
+            /// where an SM has a CTA or two.
+            const DROPOUT_TILES: [[usize; 2]; 3] = [[16, 4], [16, 8], [64, 4]];
         }
         decode {
             /// Tokens of a layer, at most.

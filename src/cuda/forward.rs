@@ -12,6 +12,7 @@ use crate::driver::params::Operand;
 use crate::driver::{Gpu, Run};
 use crate::dtype::DType;
 use crate::error::Result;
+use crate::plan::sm80::project_dropout_warps;
 use crate::plan::sm90a::{decode, short};
 use crate::plan::{Alone, Path, Plan, Strategy, projection_elements};
 use crate::problem::{MAX_PROJECTIONS, Problem};
@@ -82,9 +83,10 @@ impl Forward {
             }
             Strategy::Mma(_) | Strategy::Reference => Best::Mma,
         };
+        let warps = project_dropout_warps(problem.t(), problem.rank(), gpu.profile.sms());
         Forward {
             best,
-            project: Project::s(gpu.kernels, problem),
+            project: Project::s(gpu.kernels, problem, warps),
             mma: MmaForward::new(gpu, problem, plan.path() == Path::MmaShort),
         }
     }

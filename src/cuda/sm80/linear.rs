@@ -8,7 +8,9 @@ use crate::driver::params::{
 use crate::driver::sm80::{LinearForward, LinearInputGrad, LinearInputGradDropout};
 use crate::driver::{Gpu, Kernel, LaunchMode, Run};
 use crate::error::Result;
-use crate::plan::sm80::{GradSplit, LinearSchedule, LinearTile, Needs, ProjSplit, s_flags};
+use crate::plan::sm80::{
+    GradSplit, LinearSchedule, LinearTile, Needs, PROJECT_WARPS, ProjSplit, s_flags,
+};
 use crate::problem::{MAX_PROJECTIONS, Problem};
 
 /// A kernel of a tile, with dropout or without.
@@ -208,7 +210,11 @@ impl MmaForward {
                 kernels.get(LinearForward { m, n, aligned }).map(TileKernel::Whole)
             })
         });
-        MmaForward { linears, project: Project::s(gpu.kernels, problem), with_s: short }
+        MmaForward {
+            linears,
+            project: Project::s(gpu.kernels, problem, PROJECT_WARPS),
+            with_s: short,
+        }
     }
 
     pub(crate) fn run(&self, run: &Run<'_>, layers: &Layers, handover: Handover) -> Result<()> {

@@ -5,7 +5,8 @@ pub(crate) mod linear;
 mod split;
 
 pub(crate) use linear::{
-    LinearSchedule, LinearTile, merge_blocks, project_blocks, rank_tile, round_blocks,
+    LinearSchedule, LinearTile, PROJECT_WARPS, merge_blocks, project_blocks, project_dropout_warps,
+    rank_tile, round_blocks,
 };
 pub(crate) use split::{GradSplit, Needs, ProjSplit, backward_needs, forward_needs, s_flags};
 

@@ -19,7 +19,7 @@ mod tests;
 pub use path::Path;
 pub use profile::DeviceProfile;
 pub(crate) use rates::Rates;
-pub(crate) use scratch::projection_elements;
+pub(crate) use scratch::{Needs, projection_elements};
 pub(crate) use sizes::Sizes;
 pub(crate) use sm90a::small::Alone;
 pub(crate) use strategy::{Plan, Strategy};
@@ -27,7 +27,7 @@ pub(crate) use strategy::{Plan, Strategy};
 use crate::manifest::sm90a::linear::TILES_N;
 use crate::problem::{MAX_PROJECTIONS, Problem};
 use cost::CostModel;
-use sm80::{LinearSchedule, Needs};
+use sm80::LinearSchedule;
 use sm90a::{grads, linear, small};
 
 /// The plan of a forward pass; `profile` is `None` on the CPU.

@@ -7,3 +7,24 @@ use crate::problem::Problem;
 pub(crate) fn projection_elements(problem: &Problem) -> usize {
     (problem.t() * problem.rank() * problem.dtype().bytes()).div_ceil(128) * 32
 }
+
+/// f32 elements of partial tiles, and flags.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Needs {
+    pub(crate) partials: usize,
+    pub(crate) flags: usize,
+}
+
+impl Needs {
+    /// Enough for either.
+    pub(crate) fn or(self, other: Needs) -> Needs {
+        let Needs { partials, flags } = self;
+        Needs { partials: partials.max(other.partials), flags: flags.max(other.flags) }
+    }
+
+    /// Enough for both at once.
+    pub(crate) fn and(self, other: Needs) -> Needs {
+        let Needs { partials, flags } = self;
+        Needs { partials: partials + other.partials, flags: flags + other.flags }
+    }
+}

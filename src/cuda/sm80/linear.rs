@@ -8,9 +8,8 @@ use crate::driver::params::{
 use crate::driver::sm80::{LinearForward, LinearInputGrad, LinearInputGradDropout};
 use crate::driver::{Gpu, Kernel, LaunchMode, Run};
 use crate::error::Result;
-use crate::plan::sm80::{
-    GradSplit, LinearSchedule, LinearTile, Needs, PROJECT_WARPS, ProjSplit, s_flags,
-};
+use crate::plan::Needs;
+use crate::plan::sm80::{GradSplit, LinearSchedule, LinearTile, PROJECT_WARPS, ProjSplit, s_flags};
 use crate::problem::{MAX_PROJECTIONS, Problem};
 
 /// A kernel of a tile, with dropout or without.

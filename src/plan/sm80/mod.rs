@@ -8,9 +8,10 @@ pub(crate) use linear::{
     LinearSchedule, LinearTile, PROJECT_WARPS, merge_blocks, project_blocks, project_dropout_warps,
     rank_tile, round_blocks,
 };
-pub(crate) use split::{GradSplit, Needs, ProjSplit, backward_needs, forward_needs, s_flags};
+pub(crate) use split::{GradSplit, ProjSplit, backward_needs, forward_needs, s_flags};
 
 use super::profile::DeviceProfile;
+use super::scratch::Needs;
 use super::strategy::Strategy;
 use crate::problem::{MAX_PROJECTIONS, Problem};
 use decode::Launch;

@@ -4,28 +4,8 @@
 use super::linear::rank_tile;
 use crate::manifest::sm80::linear::{FLAG_ROWS, GRAD_COLS};
 use crate::manifest::sm80::projection::{PROJ_ROWS, PROJ_SPLIT};
+use crate::plan::scratch::Needs;
 use crate::problem::Problem;
-
-/// f32 elements of partial tiles, and flags.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Needs {
-    pub(crate) partials: usize,
-    pub(crate) flags: usize,
-}
-
-impl Needs {
-    /// Enough for either.
-    pub(crate) fn or(self, other: Needs) -> Needs {
-        let Needs { partials, flags } = self;
-        Needs { partials: partials.max(other.partials), flags: flags.max(other.flags) }
-    }
-
-    /// Enough for both at once.
-    pub(crate) fn and(self, other: Needs) -> Needs {
-        let Needs { partials, flags } = self;
-        Needs { partials: partials + other.partials, flags: flags + other.flags }
-    }
-}
 
 /// Flags at the start: the waiters that are done, and the rows of S.
 pub(crate) fn s_flags(t: usize) -> usize {

@@ -6,8 +6,8 @@ use crate::manifest::sm90a::grads::{ITEM_COLS, RANK_TILES, STEP_ROWS};
 use crate::manifest::sm90a::linear_tiles::CONSUMER_WARPS;
 use crate::manifest::sm90a::{projection::FLAG_ROWS, ptx::BOX_COLS};
 use crate::plan::cost::CostModel;
+use crate::plan::scratch::Needs;
 use crate::plan::sizes::Sizes;
-use crate::plan::sm80::Needs;
 
 /// The tile that serves this rank.
 pub(crate) fn rank_tile(r: usize) -> usize {

@@ -3,8 +3,9 @@
 use super::card_shapes::CARDS;
 use crate::dtype::DType;
 use crate::manifest::sm80::linear::TILES;
+use crate::plan::Needs;
 use crate::plan::sm80::decode::{Instance, Launch};
-use crate::plan::sm80::{GradSplit, LinearSchedule, LinearTile, Needs, ProjSplit};
+use crate::plan::sm80::{GradSplit, LinearSchedule, LinearTile, ProjSplit};
 use crate::plan::sm80::{
     backward_needs, forward_needs, merge_blocks, project_blocks, rank_tile, round_blocks,
 };

@@ -2,9 +2,10 @@
 
 use crate::dtype::DType;
 use crate::manifest::sm80::decode::MAX_TOKENS;
+use crate::plan::Needs;
 use crate::plan::Path;
 use crate::plan::cost::CostModel;
-use crate::plan::sm80::{self, LinearSchedule, Needs, backward_needs, decode, forward_needs};
+use crate::plan::sm80::{self, LinearSchedule, backward_needs, decode, forward_needs};
 use crate::plan::sm90a::linear;
 use crate::plan::sm90a::linear::Projection;
 use crate::plan::testing::{problems, single_problems};

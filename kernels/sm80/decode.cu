@@ -6,9 +6,10 @@
 //                dX (T×k) = dH W0 + dS A      rounded once
 //                dA (r×k) (=|+=) dSᵀ X,  dB (d×r) (=|+=) dHᵀ S
 //
-// in f32 sums, r <= 256. r = 0 is the frozen layer; without row tiles it is S alone, or dS, dA and
-// dB. The parameters have the names of the forward. In the input gradient, x is dH, w0 is W0ᵀ, a is
-// Bᵀ, b is Aᵀ, s is dS and h is dX, d and k are exchanged, and weights are MN-major.
+// in f32 sums, r <= 256; dA and dB are f32, or rounded once to the 16 bits of the operands. r = 0
+// is the frozen layer; without row tiles it is S alone, or dS, dA and dB. The parameters have the
+// names of the forward. In the input gradient, x is dH, w0 is W0ᵀ, a is Bᵀ, b is Aᵀ, s is dS and h
+// is dX, d and k are exchanged, and weights are MN-major.
 //
 // The weights are m of an mma, the tokens n: Hᵀ = W0 Xᵀ + B Sᵀ. Weights are read once. Sums have
 // one order, whatever T, the tile and the splits are (decode_sums.cuh): a token has the same bits

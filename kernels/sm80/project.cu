@@ -8,14 +8,14 @@
 // each, into columns of one matrix.
 //
 // Bound by reading lhs, so every byte of it is read once from memory: a CTA takes 32 whole rows,
-// and its four warps along k split each step of 128 columns. Accumulated in f32, the partial sums of
-// the warps added in a fixed order, scaled, and rounded once; an f16 saturates (element.cuh).
+// and its four warps along k split each step of 128 columns. Accumulated in f32, the partial sums
+// of the warps added in a fixed order, scaled, and rounded once; an f16 saturates (element.cuh).
 // With dropout, bound by random numbers: at kRank = 16 a CTA takes 16 rows, in a short batch with
 // eight warps along k and steps of 256 columns.
 //
 // Grid: ⌈r/kRank⌉ · ⌈T/kTileM⌉, the CTAs that share rows of lhs next to each other, so that all but
 // the first find them in the L2. Block: kWarpsK warps along k, for every 16 rows.
-// Shared memory: 4 stages of (kTileM + kRank)×128 elements: 96 KiB for kRank = 64.
+// Shared memory: 4 stages of (kTileM + kRank)×32 kWarpsK elements: 96 KiB for kRank = 64.
 // Reads lhs and rhs; writes out, every element once. Needs nothing initialised.
 #include "../common/dropout.cuh"
 #include "tile.cuh"

@@ -11,11 +11,15 @@
 // an addition. dA and dB may be null, and are then left out.
 //
 // Needs: rows at multiples of 16 bytes; 225 KiB of shared memory; where dS is computed and used,
-// flags that are zero, and are zero again after the launch, and a cooperative launch. Writes every
-// element once.
+// flags that are zero, and are zero again after the launch, and a cooperative launch. Where there
+// are splits, `arrivals` that are zero, and are again, and `partials` with any content. Writes
+// every element of an output once.
 //
 // An item is kItemCols columns of Y times kRank columns of L over all of T, by one CTA: no float
 // atomics, no partial sums in memory, the same bits whatever the grid, and in the other kernels.
+// With dropout an item of dA is of one split of T, as random numbers make it long. Each warp writes
+// its sums to its own place in `partials` and counts itself in `arrivals`; the last of all splits
+// adds them in the order of T and stores. The splits depend on T alone, and so do the bits.
 // Bound by reading Y once for each tile of ranks; dH is read for dS at about the same time and
 // partly found in the L2.
 //
@@ -29,7 +33,8 @@
 //   consumers    |4 k16 of stage 0|4 k16 of stage 1| ... |add|4 k16| ... |add|store| |next item|
 //
 // Deadlock freedom: items of dA wait for flags of dS, which projection CTAs publish without
-// waiting; all CTAs run at the same time (a cooperative launch guarantees it, or fails).
+// waiting; all CTAs run at the same time (a cooperative launch guarantees it, or fails). Splits
+// wait for none.
 #include "gradients.cuh"
 
 template <typename E, int kRank, typename D = NoDropout>

@@ -6,9 +6,9 @@
 //   proj[m, r]    = scale · Σk lhs[m, k] proj_weight[r, k]            rounded once, saturated in f16
 //   out[m, n]     = Σk lhs[m, k] rhs[n, k] + Σr proj[m, r] up_weight[n, r]   rounded once
 //
-// With dropout, elements of X are dropped in dA, and elements of dS A in dX, where it is added in f32
-// behind the steps along k (common/dropout.cuh). The forward then gets S from a launch before, and
-// has no instances of its own.
+// With dropout, elements of X are dropped in dA, and elements of dS A in dX, where it is added in
+// f32 behind the steps along k (common/dropout.cuh). The forward then gets S from a launch before,
+// and has no instances of its own.
 //
 // rhs, proj_weight and up_weight are K-major in the forward, MN-major in the input gradient. r = 0
 // is the frozen layer. linear.cu serves one projection, linear_group.cu up to four that

@@ -53,7 +53,7 @@ impl Splits {
     }
 
     pub(crate) fn new(sizes: &Sizes) -> Self {
-        /// A CTA drops elements of so many rows while it starts and ends an item.
+        /// With fewer, the start, the end and the partial sums of an item weigh too much.
         const LEAST_ROWS: usize = 512;
         const MOST: usize = 4;
         let most = if sizes.dropout { sizes.m.div_ceil(LEAST_ROWS).min(MOST) } else { 1 };

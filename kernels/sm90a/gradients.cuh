@@ -78,28 +78,56 @@ struct GradItem {
     }
 };
 
-// By one thread, elect_one(), of worker `worker` of `workers`: items go to workers in turns.
-template <typename T>
+// By one thread, elect_one(), of worker `worker` of `workers`: items go to workers in turns. With
+// kWaits, the kernel before has not been waited for; of what is loaded here it may have computed dS.
+template <typename T, bool kWaits = false>
 __device__ __forceinline__ void grads_produce(const HopperGradsParams& p, uint32_t base, int worker,
                                               int workers) {
     using Y = typename T::Y;
     using L = typename T::L;
     Producer<typename T::Stages> producer(base);
     int ds_rows = p.ds_flag_count > 0 ? 0 : p.t;  // rows of dS whose flags were seen
+    bool has_waited = !kWaits;
     const int count = GradItem<T>::count(p);
     for (int index = worker; index < count; index += workers) {
         const GradItem<T> item(p, index);
         const TensorMap &y = item.of_da ? p.x : p.dh[item.part], &l = item.of_da ? p.ds : p.s;
         const int rank0 = item.rank0 + (item.of_da ? 0 : p.parts.rank_start[item.part]);
         const int end = item.end_row(p);
-        for (int t0 = item.first_row(p); t0 < end; t0 += T::kRows) {
-            if (item.of_da && t0 >= ds_rows) {
-                GridFlags{p.flags}.wait(t0 / kFlagRows, p.ds_flag_count);
-                ds_rows = t0 + kFlagRows;
-            }
-            const Slot slot = producer.acquire(T::kStageBytes);
+        auto load_y = [&](const Slot& slot, int t0) {
             Y::load(slot.to, y, item.col0, t0, slot.full);
+        };
+        auto wait_for_l = [&](int t0) {
+            if (!item.of_da || t0 < ds_rows) return;
+            GridFlags{p.flags}.wait(t0 / kFlagRows, p.ds_flag_count);
+            ds_rows = t0 + kFlagRows;
+        };
+        auto load_l = [&](const Slot& slot, int t0) {
             L::load(slot.to + Y::kBytes, l, rank0, t0, slot.full);
+        };
+        int t0 = item.first_row(p);
+        if (item.of_da && !has_waited) {
+            // As much of X as fits is loaded beside the end of the kernel before.
+            auto of_ds = producer;
+            int t_ds = t0;
+            for (int stage = 0; stage < T::kCount && t0 < end; stage++, t0 += T::kRows) {
+                load_y(producer.acquire(T::kStageBytes), t0);
+                producer.commit();
+            }
+            pdl_wait();
+            pdl_trigger();
+            has_waited = true;
+            for (; t_ds < t0; t_ds += T::kRows) {
+                wait_for_l(t_ds);
+                load_l(of_ds.slot(), t_ds);
+                of_ds.commit();
+            }
+        }
+        for (; t0 < end; t0 += T::kRows) {
+            wait_for_l(t0);
+            const Slot slot = producer.acquire(T::kStageBytes);
+            load_y(slot, t0);
+            load_l(slot, t0);
             producer.commit();
         }
     }

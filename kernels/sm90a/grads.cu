@@ -56,9 +56,6 @@ __device__ __forceinline__ void hopper_grads(const HopperGradsParams& p, const D
         fence_mbarrier_init();
     }
     __syncthreads();
-    // Up to here, CTAs may run beside the end of the kernel before.
-    pdl_wait();
-    pdl_trigger();
     const int warp = warp_index();
     if (warp < 4) {
         setmaxnreg_dec<40>();
@@ -66,12 +63,15 @@ __device__ __forceinline__ void hopper_grads(const HopperGradsParams& p, const D
             if (projects) {
                 DsTile::produce(ds, base);
             } else {
-                grads_produce<T>(p, base, worker, workers);
+                grads_produce<T, true>(p, base, worker, workers);
             }
             grads_done(p);
         }
     } else {
         setmaxnreg_inc<232>();
+        // Up to here, and loads of all but dS (grads_produce), CTAs may run beside the end of the
+        // kernel before. A launch that computes dS does not.
+        if (p.accumulate) pdl_wait();
         if (projects) {
             DsTile::template consume<E>(ds, base);
         } else {

@@ -56,7 +56,7 @@ params! {
                 k: i32,
                 r: i32,
                 scale: f32,
-                /// 0 of unused ones.
+                /// Or tiles, of which a CTA has whole ones. 0 of unused ones.
                 ctas: i32,
             }
         }
@@ -94,6 +94,8 @@ params! {
                 gradients: [LinearGradient; MAX_PROJECTIONS + 1],
                 /// CTAs of all projections.
                 proj_ctas: i32,
+                /// Their tiles of S, if each CTA computes whole ones, else 0.
+                whole_tiles: i32,
                 /// Tiles of all projections in the same rows.
                 s_tiles: i32,
                 /// CTAs that wait for projections.

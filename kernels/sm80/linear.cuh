@@ -32,9 +32,14 @@
 // Grid, 1-D, in this order:
 //
 //   CTAs of S, dS    |k of lhs, rhs|add the splits|publish|        projection.cuh
+//   or whole S       |-- k of lhs, rhs --|publish|-- ... --|publish|
 //   CTAs of H, dX    |------------ X, W0 ------------|wait|S, B|
 //   CTAs of dB, dA   |T of dH, S|   |wait|T of X, dS|              linear_gradients.cuh
-//   idle CTAs        fill the GPU: plan/sm80/linear.rs
+//   idle CTAs        fill the GPU, unless S is whole: plan/sm80/linear.rs
+//
+// CTAs of splits are more than the SMs that a single wave of tiles leaves idle: as many tiles start
+// late. There, in the forward of aligned rows, a CTA for each idle SM computes S whole, tile by
+// tile, beside the tiles of H (plan/sm80/split.rs).
 //
 // Tiles are taken in groups of 2048 rows, column by column, so that the CTAs that run at the same
 // time share about as many rows of lhs as of rhs in the L2.
@@ -102,9 +107,27 @@ __device__ __forceinline__ void linear(const LinearParams& p, const D& dropout =
     if (cta >= p.ctas) return;
     if constexpr (!kDrops<D>) {
         if (cta < p.proj_ctas) {
-            int i = 0;
-            for (; cta >= p.projections[i].ctas; i++) cta -= p.projections[i].ctas;
-            project<E, kRhs, kStagesBytes, kM == 64>(p.projections[i], p.m, cta, shared,
+            // What the `at`-th CTA or tile is of; `at` then counts from the first of that.
+            auto projection_of = [&](int& at) -> const ProjectionParams& {
+                int i = 0;
+                for (; at >= p.projections[i].ctas; i++) at -= p.projections[i].ctas;
+                return p.projections[i];
+            };
+            if constexpr (kRhs == Major::K && kAligned && kN < kWideTileN) {
+                if (p.whole_tiles > 0) {
+                    for (; cta < p.whole_tiles; cta += p.proj_ctas) {
+                        int tile = cta;
+                        const ProjectionParams& of = projection_of(tile);
+                        const int m0 = tile * kProjRows;
+                        project_whole_tile<E, kRhs, kStagesBytes>(of, p.m, m0, shared);
+                        __syncthreads();
+                        if (threadIdx.x == 0) publish(s_flag(p, m0));
+                    }
+                    return;
+                }
+            }
+            const ProjectionParams& of = projection_of(cta);
+            project<E, kRhs, kStagesBytes, kM == 64>(of, p.m, cta, shared,
                                                      [&](int m0) { return s_flag(p, m0); });
             return;
         }

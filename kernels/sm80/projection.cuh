@@ -3,6 +3,9 @@
 // 32 rows of out, of 16 or 64 of its columns, are one tile. Its sum over k is cut into splits of
 // 512, one for each CTA, whatever T is: all that a CTA reads is under way at once. The last CTA to
 // arrive adds the partial sums in order, scales, rounds once and stores. An f16 saturates.
+//
+// Or a CTA computes a whole tile of 16 columns, split by split, with the same bits: in linear.cuh,
+// on SMs that its tiles leave idle.
 #pragma once
 
 #include "grid_flags.cuh"
@@ -112,4 +115,41 @@ __device__ __forceinline__ void project(const ProjectionParams& p, int m, int ct
     } else {
         project_and_publish<E, 64, kRhs, kShared, kApart>(p, m, cta, shared, flag);
     }
+}
+
+// A whole tile of 16 columns: all splits in one pipeline, which stays full where a split ends. A
+// function of its own, as `project_tile_apart`.
+template <typename E, Major kRhs, int kShared>
+__device__ __noinline__ void project_whole_tile(const ProjectionParams p, int m, int m0,
+                                                unsigned char* shared) {
+    constexpr int kRank = 16, kStageBytes = (kProjRows + kRank) * kProjStep * 2;
+    // Behind the stages: the sums that three of the four warps along k give the first.
+    constexpr int kStages = (kShared - 3 * kProjRows * kRank * 4) / kStageBytes;
+    using Product = TileProduct<E, kProjRows, kRank, kProjStep, 2, 1, 4, Major::K, kRhs, kStages>;
+    static_assert(Product::kThreads == kProjThreads && kProjSplit % kProjStep == 0);
+
+    Product product;
+    float sums[2][4] = {};  // of all splits before, as product.acc
+    auto end_split = [&] {
+        product.reduce_warps_k(shared + Product::kSharedBytes);
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            float& acc = product.acc[0][i / 4][i % 4];
+            sums[i / 4][i % 4] += acc, acc = 0.f;
+        }
+    };
+    const Segment whole[] = {{p.lhs, p.rhs, p.k}};
+    product.run(shared, whole, 1, m, p.r, m0, 0, BeforeNone(),
+                [&](uint32_t(&)[1][4], int step, int k16) {
+                    if (k16 == 0 && step > 0 && step % (kProjSplit / kProjStep) == 0) end_split();
+                });
+    end_split();
+    if (Product::warp_k() > 0) return;
+#pragma unroll
+    for (int i = 0; i < 8; i++) product.acc[0][i / 4][i % 4] = sums[i / 4][i % 4];
+    product.for_each_chunk(shared, [&](int row, int col, float(&v)[8]) {
+#pragma unroll
+        for (int i = 0; i < 8; i++) v[i] *= p.scale;
+        store_chunk<E, true>(p.out, m0 + row, col, m, p.r, v);
+    });
 }

@@ -82,8 +82,9 @@ struct TileProduct {
     // The whole sum for the tile at (m0, n0) of an output of m×n: over `count` segments, one after
     // the other in one pipeline. before(i) is called before anything of segment i is loaded, by all
     // threads. `drop` is one of two: drop(stage, step) is called for each step when its stage has
-    // arrived; drop(lhs, step, k16) for a warp's fragments of 16 columns, before they are multiplied.
-    // With kAdds, the sum is added to acc. Afterwards shared memory is free.
+    // arrived; drop(lhs, step, k16) for a warp's fragments of 16 columns, before they are
+    // multiplied: acc is then the sum of all before. With kAdds, the sum is added to acc.
+    // Afterwards shared memory is free.
     template <bool kAdds = false, int kMost, typename F = BeforeNone, typename D = KeepAll>
     __device__ __forceinline__ void run(unsigned char* shared, const Segment (&segments)[kMost],
                                         int count, int m, int n, int m0, int n0,

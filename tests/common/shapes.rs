@@ -125,6 +125,15 @@ pub const MMA: &[Layer] = &[
     ([9, 1131, 1291, 9], 132),
 ];
 
+/// Layers of which kernels/sm80/linear.cuh computes S whole, beside each tile of H that leaves SMs
+/// idle: a CTA has one tile of S, or several, also of several layers.
+pub const MMA_WHOLE_S: &[Group] = &[
+    (100, 2056, &[(200, 9)], 18),
+    (100, 2056, &[(200, 16)], 12),
+    (200, 712, &[(328, 16), (136, 8), (72, 9)], 23),
+    (300, 1544, &[(520, 16), (8, 8)], 22),
+];
+
 /// Every instance of kernels/sm80/decode.cu, with more steps along k than its pipelines are deep,
 /// and several steps along r.
 pub const MMA_DECODE: &[Layer] = &[

@@ -7,7 +7,7 @@ use crate::common::{DeviceElement, Inputs, Place, Placement, Sizes, assert_same_
 use crate::cuda::cuda;
 use crate::device::{forward_path, on_cuda};
 use crate::oracle::{Expect, check_samples, on_cpu};
-use crate::shapes::MMA_DECODE;
+use crate::shapes::{MMA_DECODE, MMA_WHOLE_S};
 use half::{bf16, f16};
 use lora_kernels::ops::{Backward, BaseForward, BaseInputGrad, Path};
 use lora_kernels::{DType, Device};
@@ -89,7 +89,16 @@ fn groups_are_exact() {
     }
 }
 
-/// Whatever T, the tile and the SMs are. Of short batches, also whatever the alignment is; few
+#[test]
+#[ignore = "needs a CUDA GPU"]
+fn whole_s_is_exact() {
+    for &(t, k, of, sms) in MMA_WHOLE_S {
+        let inputs = Inputs::<f16>::integers(Sizes::group(t, k, of), 7);
+        is_exact(&inputs, &cuda().generic().with_sm_limit(sms), &Placement::ALL);
+    }
+}
+
+/// Whatever T, the tile and the SMs are: of 2568 columns, S is whole for some T on 132 SMs. Of short batches, also whatever the alignment is; few
 /// tokens of unaligned rows have other kernels.
 #[test]
 #[ignore = "needs a CUDA GPU"]
@@ -98,6 +107,8 @@ fn a_token_has_the_same_bits_in_every_batch() {
     let short = |k, d, r| (Sizes::new(1000, k, d, r), &SHORT[..]);
     for (sizes, tokens) in
         [few(1032, 1000, 16), few(4104, 520, 256), short(1032, 1000, 16), short(1544, 520, 72)]
+            .into_iter()
+            .chain([short(2568, 4096, 16)])
     {
         let all = Inputs::<bf16>::reals(sizes, 9);
         let want = [Placement::Aligned, Placement::Odd].map(|placement| {
@@ -133,6 +144,7 @@ fn large_layers_are_exact_and_accurate() {
         Sizes::new(31, 1024, 14_336, 64),
         Sizes::new(16, 14_336, 1032, 16),
         Sizes::new(64, 4096, 4096, 64),
+        Sizes::new(256, 4096, 4096, 16),
         Sizes::new(200, 14_336, 1032, 16),
     ];
     let place = Place::aligned(&cuda().generic());

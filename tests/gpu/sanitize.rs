@@ -14,7 +14,8 @@
 use crate::common::{Buffers, DeviceElement, Inputs, Place, Placement, Sizes};
 use crate::cuda::cuda_paths;
 use crate::oracle::on_cpu;
-use crate::shapes::{self, HOPPER, HOPPER_DECODE, HOPPER_GROUPS, HOPPER_SHORT, MMA, MMA_DECODE};
+use crate::shapes::{self, HOPPER, HOPPER_DECODE, HOPPER_GROUPS, HOPPER_SHORT};
+use crate::shapes::{MMA, MMA_DECODE, MMA_WHOLE_S};
 use half::{bf16, f16};
 use lora_kernels::Device;
 
@@ -64,6 +65,10 @@ fn on_every_gpu<E: DeviceElement>() {
         for placement in [Placement::Aligned, Placement::Odd] {
             check::<E>(Sizes::new(t, k, d, r), &generic.with_sm_limit(sms), placement);
         }
+    }
+    for &(t, k, projections, sms) in MMA_WHOLE_S {
+        let sizes = Sizes::group(t, k, projections);
+        check::<E>(sizes, &generic.with_sm_limit(sms), Placement::Aligned);
     }
 }
 

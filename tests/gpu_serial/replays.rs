@@ -2,7 +2,8 @@
 
 use super::alone;
 use crate::common::{Buffers, Inputs, Place, Placement, Sizes};
-use crate::shapes::{HOPPER, HOPPER_DECODE, HOPPER_GROUPS, HOPPER_SHORT, MMA, MMA_DECODE};
+use crate::shapes::{HOPPER, HOPPER_DECODE, HOPPER_GROUPS, HOPPER_SHORT};
+use crate::shapes::{MMA, MMA_DECODE, MMA_WHOLE_S};
 use half::bf16;
 use lora_kernels::Device;
 use lora_kernels::cudarc::driver::{CudaContext, sys};
@@ -34,6 +35,9 @@ fn replays_give_the_bits_of_direct_calls() {
     }
     for &([t, d, k, r], sms) in [MMA, MMA_DECODE].into_iter().flatten() {
         replays(5, Sizes::new(t, k, d, r), |device| generic(device.with_sm_limit(sms)));
+    }
+    for &(t, k, of, sms) in MMA_WHOLE_S {
+        replays(5, Sizes::group(t, k, of), |device| generic(device.with_sm_limit(sms)));
     }
     replays(5, Sizes::group(7, 1032, &[(1288, 16), (520, 8), (72, 24)]), generic);
 }

@@ -9,8 +9,11 @@ use crate::driver::sm80::{LinearForward, LinearInputGrad, LinearInputGradDropout
 use crate::driver::{Gpu, Kernel, LaunchMode, Run};
 use crate::error::Result;
 use crate::plan::Needs;
-use crate::plan::sm80::{GradSplit, LinearSchedule, LinearTile, PROJECT_WARPS, ProjSplit, s_flags};
+use crate::plan::sm80::{
+    GradSplit, LinearSchedule, LinearTile, PROJECT_WARPS, ProjSplit, s_flags, whole_s_ctas,
+};
 use crate::problem::{MAX_PROJECTIONS, Problem};
+use std::mem;
 
 /// A kernel of a tile, with dropout or without.
 #[derive(Clone, Copy)]
@@ -76,6 +79,7 @@ impl Linear {
         projections: [ProjectionParams::NONE; MAX_PROJECTIONS],
         gradients: [LinearGradient::NONE; MAX_PROJECTIONS + 1],
         proj_ctas: 0,
+        whole_tiles: 0,
         s_tiles: 0,
         waiters: 0,
         ctas: 0,
@@ -106,7 +110,7 @@ impl Tiles {
         let gradients = params.gradients.iter().map(|gradient| gradient.ctas);
         params.ctas = params.proj_ctas + params.tiles + gradients.sum::<i32>();
         let mut grid = params.ctas as usize;
-        if params.proj_ctas > 0 {
+        if params.proj_ctas > 0 && params.whole_tiles == 0 {
             grid = grid.max(self.whole_gpu);
         }
         let (grid, mode) = ([grid, 1], LaunchMode::default());
@@ -192,6 +196,8 @@ pub(crate) struct MmaForward {
     project: Project,
     /// Whether the first launch computes S.
     with_s: bool,
+    /// CTAs that compute it whole, where operands are aligned.
+    whole_s_ctas: Option<usize>,
 }
 
 impl MmaForward {
@@ -209,10 +215,15 @@ impl MmaForward {
                 kernels.get(LinearForward { m, n, aligned }).map(TileKernel::Whole)
             })
         });
+        let whole_s_ctas = schedule.tiles[0].and_then(|tile| {
+            let ranks = layers.iter().map(|&(_, r)| r);
+            whole_s_ctas(tile, [problem.t(), layers[0].0, problem.k()], ranks, &gpu.profile)
+        });
         MmaForward {
             linears,
             project: Project::s(gpu.kernels, problem, PROJECT_WARPS),
             with_s: short,
+            whole_s_ctas,
         }
     }
 
@@ -231,10 +242,16 @@ impl MmaForward {
             let (tiles, mut params) = linear.params([t, d], segments, 1, r > 0, h);
             if has_s && self.with_s && i == 0 {
                 params.flags = handover.flags;
+                let aligned = [x, w0, layers.a].iter().all(|operand| operand.is_aligned());
+                let whole = self.whole_s_ctas.filter(|_| aligned);
                 let mut memory = Memory::new(handover, t);
                 for (&Layer { r, scale, .. }, [a, s]) in layers.with_operands() {
                     let split = ProjSplit::new([t, k, r]);
+                    let split = if whole.is_some() { split.whole() } else { split };
                     add_projection(&mut params, &mut memory, split, [x, a, s], [k, r], scale);
+                }
+                if let Some(ctas) = whole {
+                    params.whole_tiles = mem::replace(&mut params.proj_ctas, ctas as i32);
                 }
             }
             tiles.run(run, params, None)?;

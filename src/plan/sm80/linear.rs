@@ -64,10 +64,10 @@ impl LinearTile {
 
     /// CTAs that run at once, at most.
     ///
-    /// A launch with projections has idle CTAs up to this number. An H200 deals out a smaller grid
-    /// badly: with 16 projection CTAs before 128 tiles, 4 SMs get two tiles, which take twice as
-    /// long. In a grid that fills the GPU, the SMs of the first CTAs, the projections, get a second
-    /// CTA first.
+    /// A launch with projections has idle CTAs up to this number, unless it is one wave. An H200
+    /// deals out a smaller grid badly: with 16 projection CTAs before 128 tiles, 4 SMs get two
+    /// tiles, which take twice as long. In a grid that fills the GPU, the SMs of the first CTAs,
+    /// the projections, get a second CTA first.
     pub(crate) fn whole_gpu(self, aligned: bool, profile: &DeviceProfile) -> usize {
         let by_registers = if self.m == 64 && aligned { 2 } else { 1 };
         profile.sms() * profile.ctas_per_sm(STAGES_BYTES).min(by_registers)

@@ -8,7 +8,9 @@ pub(crate) use linear::{
     LinearSchedule, LinearTile, PROJECT_WARPS, merge_blocks, project_blocks, project_dropout_warps,
     rank_tile, round_blocks,
 };
-pub(crate) use split::{GradSplit, ProjSplit, backward_needs, forward_needs, s_flags};
+pub(crate) use split::{
+    GradSplit, ProjSplit, backward_needs, forward_needs, s_flags, whole_s_ctas,
+};
 
 use super::profile::DeviceProfile;
 use super::scratch::Needs;

@@ -1,9 +1,11 @@
 //! How kernels/sm80/linear.cuh cuts S, dS, dA and dB into CTAs, as decode.cu S and dS, and the
 //! memory that takes.
 
-use super::linear::rank_tile;
+use super::linear::{LinearTile, rank_tile};
 use crate::manifest::sm80::linear::{FLAG_ROWS, GRAD_COLS};
 use crate::manifest::sm80::projection::{PROJ_ROWS, PROJ_SPLIT};
+use crate::manifest::sm80::tile::RANK_TILES;
+use crate::plan::profile::DeviceProfile;
 use crate::plan::scratch::Needs;
 use crate::problem::Problem;
 
@@ -31,6 +33,11 @@ impl ProjSplit {
         ProjSplit { rank_tiles, tiles, splits, partials }
     }
 
+    /// The same with a CTA for each tile, which leaves the memory unused.
+    pub(crate) fn whole(self) -> Self {
+        ProjSplit { splits: 1, ..self }
+    }
+
     pub(crate) fn ctas(&self) -> usize {
         self.tiles * self.splits
     }
@@ -38,6 +45,38 @@ impl ProjSplit {
     pub(crate) fn needs(&self) -> Needs {
         Needs { partials: self.partials, flags: self.tiles }
     }
+}
+
+/// The clocks that a CTA takes for a whole tile of S: for 64 of k, and for the rest. An estimate,
+/// not a measurement: 84 KiB of stages are on their way for about 1 µs, 48 bytes a clock.
+const WHOLE_CLOCKS: [f64; 2] = [128.0, 2000.0];
+/// S is there after this part of the time of a tile of H, at most: a tile waits for it at its end.
+const WHOLE_SHARE: f64 = 0.7;
+
+/// CTAs that compute S for these ranks, each one or more whole tiles of it, on the SMs that the
+/// first layer's H (T×d), in tiles like this, leaves idle.
+///
+/// With them and the tiles of H, the grid is one wave, so that no tile starts late. Splits of S are
+/// more CTAs: where one CTA fits on an SM, tiles wait for them; where two fit, tiles share with
+/// them. `None` where splits serve S: where all CTAs start at once anyway, where no SM is idle, and
+/// where S would be late.
+pub(crate) fn whole_s_ctas(
+    tile: LinearTile,
+    [t, d, k]: [usize; 3],
+    mut ranks: impl Iterator<Item = usize> + Clone,
+    profile: &DeviceProfile,
+) -> Option<usize> {
+    let splits = ranks.clone().map(|r| ProjSplit::new([t, k, r]));
+    let (tiles, ctas) =
+        splits.fold((0, 0), |(tiles, ctas), split| (tiles + split.tiles, ctas + split.ctas()));
+    let idle = profile.sms().saturating_sub(tile.ctas([t, d]));
+    if idle == 0 || ctas <= idle || ranks.any(|r| rank_tile(r) > RANK_TILES[0]) {
+        return None;
+    }
+    let clocks = |[k64, rest]: [f64; 2]| k as f64 / 64.0 * k64 + rest;
+    let s_clocks = tiles.div_ceil(idle) as f64 * clocks(WHOLE_CLOCKS);
+    let in_time = s_clocks <= WHOLE_SHARE * clocks(tile.tile_clocks(profile));
+    in_time.then_some(idle.min(tiles))
 }
 
 /// dA (r×n), or dB's transpose: a sum over T.
@@ -106,6 +145,8 @@ pub(crate) fn backward_needs(problem: &Problem, with_ds: bool) -> Needs {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dtype::DType;
+    use crate::plan::sm80::LinearSchedule;
     use crate::plan::testing::{problems, shapes};
     use crate::problem::{MAX_PROJECTIONS, MAX_RANK};
 
@@ -156,6 +197,63 @@ mod tests {
             let tile = PROJ_ROWS * rank_tile(r);
             assert_eq!(split.needs().partials, split.ctas() * tile, "{context}");
         }
+    }
+
+    fn whole_s(problem: &Problem, card: &DeviceProfile) -> Option<(LinearTile, usize)> {
+        let (t, k, layers) = (problem.t(), problem.k(), problem.projections());
+        let schedule = LinearSchedule::forward([t, k], layers, card);
+        let tile = schedule.tiles[0].filter(|_| schedule.short)?;
+        let ranks = layers.iter().map(|&(_, r)| r);
+        Some((tile, whole_s_ctas(tile, [t, layers[0].0, k], ranks, card)?))
+    }
+
+    /// CTAs of whole tiles of S and of H are one wave, and in the kernel's order each tile of S is
+    /// computed once.
+    #[test]
+    fn whole_tiles_of_s_are_beside_the_tiles_of_h() {
+        let cards = DeviceProfile::presets().into_iter().chain([DeviceProfile::h200()]);
+        for card in cards {
+            let mut serves = 0;
+            for problem in problems() {
+                let (k, layers) = (problem.k(), problem.projections());
+                let ranks: Vec<_> = layers.iter().map(|&(d, r)| (d, 1 + r % 20)).collect();
+                let t = 1 + problem.t() % LinearSchedule::SHORT_TOKENS;
+                let problem = Problem::new(t, k, &ranks, problem.dtype()).unwrap();
+                let Some((tile, ctas)) = whole_s(&problem, &card) else { continue };
+                let context = format!("{problem} on {}: {ctas} beside {tile}", card.name());
+                let tiles = tile.ctas([t, ranks[0].0]);
+                assert!(ctas >= 1 && ctas + tiles <= card.sms(), "{context}");
+                let splits = ranks.iter().map(|&(_, r)| ProjSplit::new([t, k, r]));
+                let in_splits = splits.clone().map(|split| split.ctas()).sum::<usize>();
+                assert!(in_splits + tiles > card.sms(), "all start at once: {context}");
+                assert!(splits.clone().all(|split| split.rank_tiles == 1), "{context}");
+                let s_tiles = splits.map(|split| split.whole().ctas()).sum::<usize>();
+                assert_eq!(s_tiles, ranks.len() * t.div_ceil(PROJ_ROWS), "{context}");
+                let mut computed = vec![0; s_tiles];
+                let each = (0..ctas).flat_map(|cta| (cta..s_tiles).step_by(ctas));
+                each.for_each(|tile| computed[tile] += 1);
+                assert_eq!(computed, vec![1; s_tiles], "{context}");
+                serves += 1;
+            }
+            assert!(serves > 0, "never on {}", card.name());
+        }
+    }
+
+    #[test]
+    fn whole_tiles_of_s_serve_what_they_are_for() {
+        let h200 = DeviceProfile::h200();
+        let ctas = |[t, k, d, r]: [usize; 4]| {
+            let problem = Problem::single(t, k, d, r, DType::Bf16).unwrap();
+            whole_s(&problem, &h200).map(|(_, ctas)| ctas)
+        };
+        let of_t = [64, 128, 256, 512, 1024].map(|t| ctas([t, 4096, 4096, 16]));
+        assert_eq!(of_t, [Some(2), Some(4), Some(4), Some(4), None]);
+        // What tests/gpu/mma.rs compares.
+        let compared = [33, 65, 129, 1000].map(|t| ctas([t, 2568, 4096, 16]));
+        assert_eq!(compared, [Some(2), Some(3), Some(4), None]);
+        // Many ranks, no idle SM, and splits that start at once with all tiles.
+        let others = [[256, 4096, 4096, 64], [256, 4096, 14_336, 16], [64, 4096, 1024, 16]];
+        assert_eq!(others.map(ctas), [None; 3]);
     }
 
     /// All that a launch hands out is counted.

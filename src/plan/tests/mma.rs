@@ -1,9 +1,9 @@
 //! Tiles of kernels/sm80/linear.cuh that compute-sanitizer runs on.
 
-use super::gpu_shapes::MMA;
+use super::gpu_shapes::{MMA, MMA_WHOLE_S};
 use crate::manifest::sm80::linear::{STAGES_BYTES, TILES, UNALIGNED_TILES};
 use crate::plan::DeviceProfile;
-use crate::plan::sm80::{LinearSchedule, LinearTile};
+use crate::plan::sm80::{LinearSchedule, LinearTile, ProjSplit, whole_s_ctas};
 use std::collections::HashSet;
 
 fn h200(sms: usize) -> DeviceProfile {
@@ -32,4 +32,25 @@ fn everything_is_sanitized() {
         each.collect::<HashSet<_>>()
     };
     assert_eq!(seen, &of(true, &TILES) | &of(false, &UNALIGNED_TILES));
+}
+
+/// S is whole beside every tile of short batches, of a CTA's one tile of S or of several.
+#[test]
+fn whole_s_is_sanitized() {
+    let mut seen = HashSet::new();
+    let mut several = 0;
+    for &(t, k, layers, sms) in MMA_WHOLE_S {
+        let card = h200(sms);
+        let schedule = LinearSchedule::forward([t, k], layers, &card);
+        let tile @ LinearTile { m, n } = schedule.tiles[0].expect("there is an output");
+        let ranks = layers.iter().map(|&(_, r)| r);
+        let ctas = whole_s_ctas(tile, [t, layers[0].0, k], ranks.clone(), &card);
+        let ctas = ctas.unwrap_or_else(|| panic!("splits serve {layers:?} at {t}, {k}: {tile}"));
+        assert!(schedule.short);
+        let tiles: usize = ranks.map(|r| ProjSplit::new([t, k, r]).whole().ctas()).sum();
+        several += usize::from(tiles > ctas);
+        seen.insert([m, n]);
+    }
+    assert_eq!(seen, TILES[1..].iter().copied().collect());
+    assert!((1..MMA_WHOLE_S.len()).contains(&several));
 }

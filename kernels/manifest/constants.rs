@@ -73,8 +73,8 @@ constants! {
             const FORWARD: [[usize; 4]; 7] = [
                 [8, 16, 1, BY_LANES],
                 [8, 32, 1, BY_LANES],
+                [16, 32, 1, BY_LANES],
                 [16, 32, 1, BY_STAGES],
-                [16, 64, 1, BY_STAGES],
                 [32, 32, 1, BY_STAGES],
                 [32, 64, 1, BY_STAGES],
                 [32, 64, 2, BY_STAGES],

@@ -91,7 +91,7 @@ impl Launch {
             8 if narrow => Instance::new([8, 16, 1], BY_LANES),
             8 => Instance::new([8, 32, 1], BY_LANES),
             16 if narrow => Instance::new([16, 32, 1], BY_STAGES),
-            16 => Instance::new([16, 64, 1], BY_STAGES),
+            16 => Instance::new([16, 32, 1], BY_LANES),
             _ if narrow && r > 0 && k >= 2 * d => Instance::new([32, 64, 2], BY_STAGES),
             _ if narrow => Instance::new([32, 32, 1], BY_STAGES),
             _ => Instance::new([32, 64, 1], BY_STAGES),

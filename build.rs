@@ -44,7 +44,7 @@ const DEFAULT_ARCHS: &str = "80,90";
 const MAY_SPILL: [(&str, u32); 9] = [
     ("decode_forward_t32_rows64_splits1_loads1_", 44),
     ("decode_input_grad_t32_rows64_splits1_loads1_", 72),
-    ("linear_input_grad_dropout_m64_n64_aligned1_", 12),
+    ("linear_input_grad_dropout_m64_n64_shifts0_", 12),
     ("linear_input_grad_dropout_slice0_n256_", 312),
     ("linear_input_grad_dropout_slice16_n256_", 752),
     ("linear_input_grad_dropout_slice64_n256_", 756),

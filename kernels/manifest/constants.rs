@@ -19,9 +19,10 @@ constants! {
         linear {
             /// Rows and columns of a tile of the output.
             const TILES: [[usize; 2]; 5] = [[128, 256], [128, 128], [128, 64], [64, 64], [64, 32]];
-            /// Of these there is one for rows that do not start at multiples of 16 bytes.
+            /// Of these there are two for rows that do not start at multiples of 16 bytes: those of
+            /// rhs, or of both.
             const UNALIGNED_TILES: [[usize; 2]; 3] = [[128, 64], [64, 64], [64, 32]];
-            /// Of these there is one of dX with dropout, and one for such rows.
+            /// Of these there is one of dX with dropout, and two for such rows.
             const DROPOUT_TILES: [[usize; 2]; 3] = [[128, 256], [128, 128], [64, 64]];
             const UNALIGNED_DROPOUT_TILES: [[usize; 2]; 1] = [[64, 64]];
             /// Columns of a tile that a step is one warp deep for; two for narrower ones.
@@ -43,6 +44,13 @@ constants! {
             const PROJ_STEP: usize = 128;
             const PROJ_SPLIT: usize = 512;
             const PROJ_THREADS: usize = 256;
+        }
+        align {
+            const THREADS: usize = 128;
+            /// Columns that a CTA copies of a row.
+            const COLS: usize = THREADS * 8;
+            /// Copies of a launch: X, A, and dH of each layer.
+            const COPIES: usize = super::super::common::limits::MAX_PROJECTIONS + 2;
         }
         project {
             /// Rows of a tile, and a step.

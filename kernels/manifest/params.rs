@@ -111,6 +111,20 @@ params! {
                 flags: Flags,
             }
         }
+        align {
+            /// A matrix and its copy.
+            struct AlignedCopy {
+                from: Operand,
+                to: Operand,
+                rows: i32,
+                cols: i32,
+                /// CTAs of a row; 0 of unused ones.
+                ctas: i32,
+            }
+            struct AlignParams {
+                copies: [AlignedCopy; COPIES],
+            }
+        }
         project {
             struct ProjectParams {
                 lhs: Operand,

@@ -147,6 +147,7 @@ macro_rules! params {
 #[allow(dead_code)] // Only their layout counts.
 mod layout {
     use super::common::limits::MAX_PROJECTIONS;
+    use super::sm80::align::COPIES;
     use super::sm80::round::MAX_SEGMENTS;
     use super::{Cpp, Field, Struct};
     use std::mem::{offset_of, size_of};

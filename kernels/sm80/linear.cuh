@@ -25,9 +25,9 @@
 // Two warps along k each sum half of every step, and the halves are added at the end: the sums of
 // narrow tiles have one order, that of the widest is another.
 //
-// kAligned = false, for rows that do not start at multiples of 16 bytes, is 128×64, 64×64 and 64×32
-// in 3 stages: pieces of 16 bytes go through registers (operand_tile.cuh). Other tiles gather such
-// rows element by element.
+// Rows that do not start at multiples of 16 bytes are shifted on their way through registers
+// (operand_tile.cuh), in tiles of 128×64, 64×64 and 64×32: those of rhs alone, where align.cu has
+// copied lhs before, or those of both in 3 stages. Other tiles gather such rows element by element.
 //
 // Grid, 1-D, in this order:
 //
@@ -53,14 +53,21 @@
 
 constexpr int kGroupRows = 2048;
 
-template <typename E, int kM, int kN, bool kAligned, Major kRhs, typename D>
+// Steps in registers on their way to shared memory, as many as do not spill.
+__device__ constexpr int shifted_depth(Shifts shifts, int m, int n) {
+    if (shifts == Shifts::Both) return m == 128 ? 1 : n == 64 ? 3 : 4;
+    return m == 128 ? 4 : 5;
+}
+
+template <typename E, int kM, int kN, Shifts kShifts, Major kRhs, typename D>
 __device__ __forceinline__ void output_tile(const LinearParams& p, int tile, unsigned char* shared,
                                             const D& dropout) {
     constexpr int kWarpsK = kN == kWideTileN ? 1 : 2, kWarpsN = 4 / kWarpsK;
     constexpr int kK = kWarpsK * kWarpK;
-    constexpr int kStages = kAligned ? kStagesBytes / ((kM + kN) * kK * 2) : 3;
-    using Product =
-        TileProduct<E, kM, kN, kK, 2, kWarpsN, kWarpsK, Major::K, kRhs, kStages, kAligned>;
+    constexpr int kMostStages = kStagesBytes / ((kM + kN) * kK * 2);
+    constexpr int kStages = kShifts == Shifts::None ? kMostStages : kShifts == Shifts::Rhs ? 4 : 3;
+    using Product = TileProduct<E, kM, kN, kK, 2, kWarpsN, kWarpsK, Major::K, kRhs, kStages, kShifts,
+                                shifted_depth(kShifts, kM, kN)>;
     static_assert(Product::kThreads == kThreads && Product::kSharedBytes <= kStagesBytes);
     static_assert(kFlagRows % kM == 0);
 
@@ -100,7 +107,7 @@ __device__ __forceinline__ void output_tile(const LinearParams& p, int tile, uns
     });
 }
 
-template <typename E, int kM, int kN, bool kAligned, Major kRhs, typename D = NoDropout>
+template <typename E, int kM, int kN, Shifts kShifts, Major kRhs, typename D = NoDropout>
 __device__ __forceinline__ void linear(const LinearParams& p, const D& dropout = {}) {
     extern __shared__ __align__(128) unsigned char shared[];
     int cta = blockIdx.x;
@@ -147,5 +154,5 @@ __device__ __forceinline__ void linear(const LinearParams& p, const D& dropout =
             return;
         }
     }
-    output_tile<E, kM, kN, kAligned, kRhs>(p, cta, shared, dropout);
+    output_tile<E, kM, kN, kShifts, kRhs>(p, cta, shared, dropout);
 }

@@ -88,6 +88,20 @@ __device__ __forceinline__ void load_chunk(float (&v)[8], const Operand& op, int
     }
 }
 
+// The bits of eight elements of a row that starts anywhere; from `valid` on, they are zeros.
+template <typename E>
+__device__ __forceinline__ uint4 gather_chunk(const E* from, int valid) {
+    const auto* bits = reinterpret_cast<const unsigned short*>(from);
+    uint32_t pairs[4];
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+        const uint32_t low = 2 * j < valid ? bits[2 * j] : 0;
+        const uint32_t high = 2 * j + 1 < valid ? bits[2 * j + 1] : 0;
+        pairs[j] = low | high << 16;
+    }
+    return make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+}
+
 // Rounds and stores eight elements from (row, col) on, those within rows×cols. With kSaturate, an
 // f16 saturates.
 template <typename E, bool kSaturate = false>
@@ -203,6 +217,7 @@ struct OperandTile {
             return op.vectors && op.ld < 1 << 23 && (kMajor == Major::K || mn % 8 == 0);
         }
 
+        Stream() = default;
         __device__ __forceinline__ Stream(const Operand& op, int mn, int mn0, int k0) {
             row_bytes = op.ld * 2;
             if constexpr (kMajor == Major::K) {
@@ -318,16 +333,8 @@ struct OperandTile {
 #pragma unroll 1
             for (int i = 0; i < P::kPasses; i++) {
                 const int valid = row + i * P::kPassRows < rows ? in_row : 0;
-                const auto* bits = reinterpret_cast<const unsigned short*>(from + i * pass);
-                uint32_t pairs[4];
-#pragma unroll
-                for (int j = 0; j < 4; j++) {
-                    const uint32_t low = 2 * j < valid ? bits[2 * j] : 0;
-                    const uint32_t high = 2 * j + 1 < valid ? bits[2 * j + 1] : 0;
-                    pairs[j] = low | high << 16;
-                }
                 store_shared(tile + P::to() + i * P::kPassBytes,
-                             make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]));
+                             gather_chunk(from + i * pass, valid));
             }
         }
     }

@@ -3,8 +3,10 @@
 use crate::driver::params::{Dropout, Operand, Parts};
 use crate::dtype::DType;
 use crate::error::Result;
+use crate::plan::Needs;
 use crate::plan::sm90a::grads::Splits;
 use crate::problem::{MAX_PROJECTIONS, Problem};
+use std::iter;
 
 /// Projections that share X, and what a pass works on: the forward, or the backward up to dX.
 #[derive(Clone, Copy, PartialEq)]
@@ -68,6 +70,14 @@ impl Layers {
 
     pub(super) fn of(&self) -> &[Layer] {
         &self.of[..self.count]
+    }
+
+    /// A, and H or dH of each, with their rows and columns.
+    pub(super) fn a_and_h_mut(&mut self) -> impl Iterator<Item = (&mut Operand, [usize; 2])> {
+        let (t, of_a) = (self.t, [self.rank(), self.k]);
+        let of_each =
+            self.of[..self.count].iter_mut().map(move |layer| (&mut layer.h, [t, layer.d]));
+        iter::once((&mut self.a, of_a)).chain(of_each)
     }
 
     /// R.
@@ -177,4 +187,12 @@ pub(super) struct Handover {
 impl Handover {
     /// For a launch that needs none.
     pub(super) const NONE: Handover = Handover { flags: 0, partials: 0 };
+
+    /// Hands out what `needs` counts, and goes on behind it.
+    pub(super) fn take(&mut self, needs: Needs) -> Handover {
+        let taken = *self;
+        self.flags += 4 * needs.flags as u64;
+        self.partials += 4 * needs.partials as u64;
+        taken
+    }
 }

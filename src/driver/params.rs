@@ -4,6 +4,7 @@ use super::tensor_map::TensorMap;
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::manifest::common::limits::MAX_PROJECTIONS;
+use crate::manifest::sm80::align::COPIES;
 use crate::manifest::sm80::round::MAX_SEGMENTS;
 use bytemuck::Zeroable;
 use cudarc::driver::sys;
@@ -105,6 +106,11 @@ impl Segment {
     }
 
     pub(crate) const NONE: Segment = Segment { lhs: Operand::NONE, rhs: Operand::NONE, k: 0 };
+}
+
+impl AlignedCopy {
+    pub(crate) const NONE: AlignedCopy =
+        AlignedCopy { from: Operand::NONE, to: Operand::NONE, rows: 0, cols: 0, ctas: 0 };
 }
 
 impl ProjectionParams {

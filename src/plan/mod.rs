@@ -63,8 +63,8 @@ fn forward_by(problem: &Problem, strategy: Strategy) -> Plan {
         }
         Strategy::Small(launches) => small_needs(launches, t),
         Strategy::MmaDecode(launches) => sm80::decode_needs(launches),
-        Strategy::Mma(schedule) if schedule.short => sm80::forward_needs(problem),
-        Strategy::Mma(_) | Strategy::Reference => Needs::default(),
+        Strategy::Mma(schedule) => sm80::forward_needs(problem, schedule.short),
+        Strategy::Reference => Needs::default(),
     };
     let Needs { partials, flags } = needs;
     Plan { strategy, scratch: projection_elements(problem) + partials, flags }

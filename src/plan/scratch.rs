@@ -8,7 +8,7 @@ pub(crate) fn projection_elements(problem: &Problem) -> usize {
     (problem.t() * problem.rank() * problem.dtype().bytes()).div_ceil(128) * 32
 }
 
-/// f32 elements of partial tiles, and flags.
+/// f32 elements of partial tiles, and of copies of operands; and flags.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Needs {
     pub(crate) partials: usize,

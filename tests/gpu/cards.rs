@@ -20,8 +20,8 @@ fn is_exact<E: DeviceElement>(inputs: &Inputs<E>) {
             "{} is served by {path}",
             inputs.sizes
         );
-        // Rows that start at multiples of 16 bytes, and others.
-        for placement in [Placement::Aligned, Placement::Odd] {
+        // Rows that start at multiples of 16 bytes, and others: all, or those of weights.
+        for placement in [Placement::Aligned, Placement::Odd, Placement::OddWeights] {
             let outputs = on_cuda(&Place { device: device.clone(), placement }, inputs);
             let context = format!("{}, {}, {placement:?}, {}", inputs.sizes, E::DTYPE, card.name());
             outputs.assert_same_values(&reference, &context);

@@ -61,7 +61,7 @@ fn every_instance_is_exact_f16() {
 #[test]
 #[ignore = "needs a CUDA GPU"]
 fn every_rank_and_number_of_tokens_is_exact() {
-    let placements = [Placement::Aligned, Placement::Odd];
+    let placements = [Placement::Aligned, Placement::Odd, Placement::OddWeights];
     for r in [1, 8, 16, 24, 64, 65, 256] {
         for t in TOKENS.into_iter().chain(SHORT) {
             // Rows of whole pieces of 16 bytes, and of none.

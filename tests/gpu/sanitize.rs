@@ -62,7 +62,7 @@ fn on_every_gpu<E: DeviceElement>() {
         }
     }
     for &([t, d, k, r], sms) in MMA {
-        for placement in [Placement::Aligned, Placement::Odd] {
+        for placement in [Placement::Aligned, Placement::Odd, Placement::OddWeights] {
             check::<E>(Sizes::new(t, k, d, r), &generic.with_sm_limit(sms), placement);
         }
     }

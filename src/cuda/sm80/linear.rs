@@ -1,5 +1,6 @@
 //! Launches of kernels/sm80/linear.cuh.
 
+use super::align::Align;
 use super::project::Project;
 use crate::cuda::operands::{Gradients, Handover, Layer, Layers};
 use crate::driver::params::{
@@ -8,12 +9,11 @@ use crate::driver::params::{
 use crate::driver::sm80::{LinearForward, LinearInputGrad, LinearInputGradDropout};
 use crate::driver::{Gpu, Kernel, LaunchMode, Run};
 use crate::error::Result;
-use crate::plan::Needs;
 use crate::plan::sm80::{
     GradSplit, LinearSchedule, LinearTile, PROJECT_WARPS, ProjSplit, s_flags, whole_s_ctas,
 };
 use crate::problem::{MAX_PROJECTIONS, Problem};
-use std::mem;
+use std::{iter, mem};
 
 /// A kernel of a tile, with dropout or without.
 #[derive(Clone, Copy)]
@@ -35,36 +35,40 @@ struct Tiles {
 #[derive(Clone, Copy)]
 struct Linear {
     tiles: Tiles,
-    /// If `None`, the same, which are slow then.
-    unaligned: Option<Tiles>,
+    /// Where rows of the weights are not aligned, and where others are not either. If `None`, the
+    /// same, which are slow then.
+    unaligned: Option<[Tiles; 2]>,
 }
 
 impl Linear {
-    /// The i-th output of a schedule, given its kernel by m, n and whether rows are aligned.
+    /// The i-th output of a schedule, given its kernel by m, n and the operands that it shifts.
     fn new(
         schedule: &LinearSchedule,
         i: usize,
         gpu: &Gpu,
         kernel: impl Fn([usize; 3]) -> Option<TileKernel>,
     ) -> Option<Self> {
-        let tiles = |tile: LinearTile, aligned: bool| {
-            let kernel = kernel([tile.m, tile.n, aligned.into()]);
+        let tiles = |tile: LinearTile, shifts| {
+            let kernel = kernel([tile.m, tile.n, shifts]);
             let kernel = kernel.expect("there is a kernel for every tile");
-            Tiles { tile, kernel, whole_gpu: tile.whole_gpu(aligned, &gpu.profile) }
+            Tiles { tile, kernel, whole_gpu: tile.whole_gpu(shifts, &gpu.profile) }
         };
         Some(Linear {
-            tiles: tiles(schedule.tiles[i]?, true),
-            unaligned: schedule.unaligned[i].map(|tile| tiles(tile, false)),
+            tiles: tiles(schedule.tiles[i]?, 0),
+            unaligned: schedule.unaligned[i].map(|tile| [1, 2].map(|shifts| tiles(tile, shifts))),
         })
     }
 
     /// What serves these products with frozen weights. The rows of S and B have no say: they are
     /// one step.
     fn of(&self, products: &[Segment]) -> Tiles {
-        let aligned = |s: &Segment| s.lhs.is_aligned() && s.rhs.is_aligned();
-        match self.unaligned {
-            Some(unaligned) if !products.iter().all(aligned) => unaligned,
-            _ => self.tiles,
+        let Some([shifted_rhs, shifted]) = self.unaligned else { return self.tiles };
+        let lhs = products.iter().all(|segment| segment.lhs.is_aligned());
+        let rhs = products.iter().all(|segment| segment.rhs.is_aligned());
+        match (lhs, rhs) {
+            (true, true) => self.tiles,
+            (true, false) => shifted_rhs,
+            (false, _) => shifted,
         }
     }
 
@@ -124,27 +128,15 @@ impl Tiles {
     }
 }
 
-/// Hands out the memory of a launch, of the sizes and in the order of plan/sm80/split.rs.
-struct Memory(Handover);
-
-impl Memory {
-    /// Behind the flags of S.
-    fn new(handover: Handover, t: usize) -> Self {
-        Memory(Handover { flags: handover.flags + 4 * s_flags(t) as u64, ..handover })
-    }
-
-    fn take(&mut self, needs: Needs) -> Handover {
-        let taken = self.0;
-        self.0.flags += 4 * needs.flags as u64;
-        self.0.partials += 4 * needs.partials as u64;
-        taken
-    }
+/// The memory of a pass behind the flags of S, of the sizes and in the order of plan/sm80/split.rs.
+fn behind_s_flags(handover: Handover, t: usize) -> Handover {
+    Handover { flags: handover.flags + 4 * s_flags(t) as u64, ..handover }
 }
 
 /// Adds the projection out (T×r) = scale · lhs · rhsᵀ over k to a launch, before its gradients.
 fn add_projection(
     params: &mut LinearParams,
-    memory: &mut Memory,
+    memory: &mut Handover,
     split: ProjSplit,
     [lhs, rhs, out]: [Operand; 3],
     [k, r]: [usize; 2],
@@ -163,7 +155,7 @@ fn add_projection(
 /// Adds the gradient (r×n) = lhsᵀ rhs, or its transpose, to a launch. `waits`: that computes lhs.
 fn add_gradient(
     params: &mut LinearParams,
-    memory: &mut Memory,
+    memory: &mut Handover,
     split: GradSplit,
     [lhs, rhs]: [Operand; 2],
     out: Operand,
@@ -192,6 +184,7 @@ fn add_gradient(
 
 /// H of every layer, and S.
 pub(crate) struct MmaForward {
+    align: Align,
     linears: [Option<Linear>; MAX_PROJECTIONS],
     project: Project,
     /// Whether the first launch computes S.
@@ -202,7 +195,7 @@ pub(crate) struct MmaForward {
 
 impl MmaForward {
     /// `short`: the plan is of these launches, for a short batch. Where they serve what another
-    /// kernel cannot, there is memory only for S.
+    /// kernel cannot, there is memory only for S, and no size needs a copy.
     pub(crate) fn new(gpu: &Gpu, problem: &Problem, short: bool) -> Self {
         let kernels = &gpu.kernels.of(problem.dtype()).sm80.linear_forward;
         let (sizes, layers) = ([problem.t(), problem.k()], problem.projections());
@@ -211,8 +204,8 @@ impl MmaForward {
             true => LinearSchedule::forward_after_s(sizes, layers, &gpu.profile),
         };
         let linears = std::array::from_fn(|i| {
-            Linear::new(&schedule, i, gpu, |[m, n, aligned]| {
-                kernels.get(LinearForward { m, n, aligned }).map(TileKernel::Whole)
+            Linear::new(&schedule, i, gpu, |[m, n, shifts]| {
+                kernels.get(LinearForward { m, n, shifts }).map(TileKernel::Whole)
             })
         });
         let whole_s_ctas = schedule.tiles[0].and_then(|tile| {
@@ -220,6 +213,7 @@ impl MmaForward {
             whole_s_ctas(tile, [problem.t(), layers[0].0, problem.k()], ranks, &gpu.profile)
         });
         MmaForward {
+            align: Align::new(gpu, problem.dtype()),
             linears,
             project: Project::s(gpu.kernels, problem, PROJECT_WARPS),
             with_s: short,
@@ -228,11 +222,18 @@ impl MmaForward {
     }
 
     pub(crate) fn run(&self, run: &Run<'_>, layers: &Layers, handover: Handover) -> Result<()> {
-        let &Layers { t, k, x, .. } = layers;
-        let has_s = layers.rank() > 0;
-        if has_s && !self.with_s {
-            self.project.run_s(run, layers)?;
+        let (mut layers, mut memory) = (*layers, behind_s_flags(handover, layers.t));
+        let (t, k, rank) = (layers.t, layers.k, layers.rank());
+        let has_s = rank > 0;
+        // The frozen layer alone has no memory.
+        if has_s {
+            let operands = [(&mut layers.x, [t, k]), (&mut layers.a, [rank, k])];
+            self.align.run(run, operands.into_iter(), &mut memory)?;
         }
+        if has_s && !self.with_s {
+            self.project.run_s(run, &layers)?;
+        }
+        let x = layers.x;
         let each = layers.with_columns().zip(self.linears.iter().flatten());
         for (i, ((layer, s), linear)) in each.enumerate() {
             let &Layer { d, r, w0, b, h, .. } = layer;
@@ -244,7 +245,6 @@ impl MmaForward {
                 params.flags = handover.flags;
                 let aligned = [x, w0, layers.a].iter().all(|operand| operand.is_aligned());
                 let whole = self.whole_s_ctas.filter(|_| aligned);
-                let mut memory = Memory::new(handover, t);
                 for (&Layer { r, scale, .. }, [a, s]) in layers.with_operands() {
                     let split = ProjSplit::new([t, k, r]);
                     let split = if whole.is_some() { split.whole() } else { split };
@@ -272,14 +272,14 @@ impl MmaInputGrad {
             false => LinearSchedule::input_grad(sizes, layers, &gpu.profile),
             true => LinearSchedule::input_grad_dropout(sizes, layers, &gpu.profile),
         };
-        let linear = Linear::new(&schedule, 0, gpu, |[m, n, aligned]| match problem.dropout() {
+        let linear = Linear::new(&schedule, 0, gpu, |[m, n, shifts]| match problem.dropout() {
             false => {
                 let kernels = &kernels.linear_input_grad;
-                kernels.get(LinearInputGrad { m, n, aligned }).map(TileKernel::Whole)
+                kernels.get(LinearInputGrad { m, n, shifts }).map(TileKernel::Whole)
             }
             true => {
                 let kernels = &kernels.linear_input_grad_dropout;
-                kernels.get(LinearInputGradDropout { m, n, aligned }).map(TileKernel::Dropped)
+                kernels.get(LinearInputGradDropout { m, n, shifts }).map(TileKernel::Dropped)
             }
         });
         MmaInputGrad(linear.expect("there is an output"))
@@ -306,6 +306,7 @@ impl MmaInputGrad {
 
 /// A backward pass.
 pub(crate) struct MmaBackward {
+    align: Align,
     input_grad: MmaInputGrad,
     project: Project,
     /// Whether the launch computes dS.
@@ -316,6 +317,7 @@ impl MmaBackward {
     /// `short` as for [`MmaForward::new`].
     pub(crate) fn new(gpu: &Gpu, problem: &Problem, short: bool) -> Self {
         MmaBackward {
+            align: Align::new(gpu, problem.dtype()),
             input_grad: MmaInputGrad::new(gpu, problem, problem.projections()),
             project: Project::ds(gpu.kernels, problem),
             with_ds: short,
@@ -332,24 +334,26 @@ impl MmaBackward {
         handover: Handover,
     ) -> Result<()> {
         let (t, k, with_ds) = (layers.t, layers.k, self.with_ds);
+        let (mut layers, mut memory) = (*layers, behind_s_flags(handover, t));
+        let &Gradients { mut x, s, da, db, dtype, accumulate, .. } = gradients;
+        let operands = iter::once((&mut x, [t, k])).chain(layers.a_and_h_mut());
+        self.align.run(run, operands, &mut memory)?;
         if !with_ds {
-            self.project.run_ds(run, layers)?;
+            self.project.run_ds(run, &layers)?;
         }
-        let (tiles, mut params) = self.input_grad.params(layers);
+        let (tiles, mut params) = self.input_grad.params(&layers);
         if !wants_dx {
             params.tiles = 0;
         }
         params.flags = handover.flags;
-        let mut memory = Memory::new(handover, t);
         if with_ds {
             for (&Layer { d, r, b, h, scale, .. }, ds) in layers.with_columns() {
                 let split = ProjSplit::new([t, d, r]);
                 add_projection(&mut params, &mut memory, split, [h, b, ds], [d, r], scale);
             }
         }
-        let &Gradients { x, s, da, db, dtype, accumulate, .. } = gradients;
         (params.accumulate, params.rounds) = (accumulate.into(), gradients.rounds().into());
-        let mut of_s = *layers;
+        let mut of_s = layers;
         of_s.s = s;
         for ((&Layer { d, r, h, .. }, s), db) in of_s.with_columns().zip(db) {
             let split = GradSplit::new(t, r, d);

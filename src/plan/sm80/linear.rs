@@ -3,7 +3,7 @@
 use crate::manifest::sm80::linear::{
     DROPOUT_TILES, STAGES_BYTES, TILES, UNALIGNED_DROPOUT_TILES, UNALIGNED_TILES,
 };
-use crate::manifest::sm80::{merge, project, round, tile::RANK_TILES};
+use crate::manifest::sm80::{align, merge, project, round, tile::RANK_TILES};
 use crate::plan::profile::DeviceProfile;
 use crate::plan::rates::HOPPER_MMA_RATE;
 use crate::problem::MAX_PROJECTIONS;
@@ -68,8 +68,13 @@ impl LinearTile {
     /// deals out a smaller grid badly: with 16 projection CTAs before 128 tiles, 4 SMs get two
     /// tiles, which take twice as long. In a grid that fills the GPU, the SMs of the first CTAs,
     /// the projections, get a second CTA first.
-    pub(crate) fn whole_gpu(self, aligned: bool, profile: &DeviceProfile) -> usize {
-        let by_registers = if self.m == 64 && aligned { 2 } else { 1 };
+    ///
+    /// `shifts` is the kernel's, of a launch with projections.
+    pub(crate) fn whole_gpu(self, shifts: usize, profile: &DeviceProfile) -> usize {
+        let by_registers = match (self.m, self.n, shifts) {
+            (64, _, 0) | (64, 32, 1) => 2,
+            _ => 1,
+        };
         profile.sms() * profile.ctas_per_sm(STAGES_BYTES).min(by_registers)
     }
 
@@ -250,6 +255,13 @@ pub(crate) fn project_dropout_warps(m: usize, r: usize, sms: usize) -> usize {
         16 if project_blocks(m, r, true) <= 2 * sms => 8,
         _ => PROJECT_WARPS,
     }
+}
+
+/// The grid of kernels/sm80/align.cu for matrices of so many rows and columns.
+pub(crate) fn align_grid(sizes: impl Iterator<Item = [usize; 2]>) -> [usize; 2] {
+    sizes.fold([0, 1], |[ctas, most_rows], [rows, cols]| {
+        [ctas + cols.div_ceil(align::COLS), most_rows.max(rows).min(u16::MAX.into())]
+    })
 }
 
 /// The grid of kernels/sm80/round.cu for segments of so many elements: a CTA for every chunk of

@@ -5,11 +5,11 @@ pub(crate) mod linear;
 mod split;
 
 pub(crate) use linear::{
-    LinearSchedule, LinearTile, PROJECT_WARPS, merge_blocks, project_blocks, project_dropout_warps,
-    rank_tile, round_blocks,
+    LinearSchedule, LinearTile, PROJECT_WARPS, align_grid, merge_blocks, project_blocks,
+    project_dropout_warps, rank_tile, round_blocks,
 };
 pub(crate) use split::{
-    GradSplit, ProjSplit, backward_needs, forward_needs, s_flags, whole_s_ctas,
+    GradSplit, ProjSplit, backward_needs, copy_needs, forward_needs, s_flags, whole_s_ctas,
 };
 
 use super::profile::DeviceProfile;

@@ -124,21 +124,38 @@ impl GradSplit {
     }
 }
 
-/// What the forward pass of a short batch needs: its first launch computes S of all layers.
-pub(crate) fn forward_needs(problem: &Problem) -> Needs {
-    let (t, k) = (problem.t(), problem.k());
-    let each = problem.projections().iter().map(|&(_, r)| ProjSplit::new([t, k, r]).needs());
-    each.fold(Needs { partials: 0, flags: s_flags(t) }, Needs::and)
+/// The copy of a matrix of 16-bit elements by kernels/sm80/align.cu, if rows of this size cannot all
+/// start at multiples of 16 bytes: whole lines of 128 bytes, so that what follows starts aligned.
+pub(crate) fn copy_needs([rows, cols]: [usize; 2]) -> Needs {
+    match cols % 8 {
+        0 => Needs::default(),
+        _ => Needs { partials: (rows * cols.next_multiple_of(8)).div_ceil(64) * 32, flags: 0 },
+    }
 }
 
-/// What the launch of a backward pass needs, with dS in it or before it.
+/// What a forward pass needs: copies of X and A, then S of all layers if its first launch computes
+/// it.
+pub(crate) fn forward_needs(problem: &Problem, with_s: bool) -> Needs {
+    let (t, k) = (problem.t(), problem.k());
+    let copies = copy_needs([t, k]).and(copy_needs([problem.rank(), k]));
+    if !with_s {
+        return copies;
+    }
+    let each = problem.projections().iter().map(|&(_, r)| ProjSplit::new([t, k, r]).needs());
+    each.fold(copies.and(Needs { partials: 0, flags: s_flags(t) }), Needs::and)
+}
+
+/// What a backward pass needs: copies of X, A and each dH, then what its launch does, with dS in it
+/// or before it.
 pub(crate) fn backward_needs(problem: &Problem, with_ds: bool) -> Needs {
     let (t, k, layers) = (problem.t(), problem.k(), problem.projections());
+    let copies = [copy_needs([t, k]), copy_needs([problem.rank(), k])];
+    let of_dh = layers.iter().map(|&(d, _)| copy_needs([t, d]));
     let ds = layers.iter().filter(|_| with_ds);
     let ds = ds.map(|&(d, r)| ProjSplit::new([t, d, r]).needs());
     let da = GradSplit::new(t, problem.rank(), k).needs();
     let db = layers.iter().map(|&(d, r)| GradSplit::new(t, r, d).needs());
-    let all = ds.chain(db).chain([da]);
+    let all = copies.into_iter().chain(of_dh).chain(ds).chain(db).chain([da]);
     all.fold(Needs { partials: 0, flags: s_flags(t) }, Needs::and)
 }
 
@@ -270,7 +287,27 @@ mod tests {
             assert_eq!(with.partials - without.partials, partials, "{problem}");
             assert_eq!(with.flags - without.flags, flags, "{problem}");
             assert!(without.flags >= s_flags(t), "{problem}");
-            assert!(forward_needs(&problem).flags > s_flags(t), "{problem}");
+            let [without, with] = [false, true].map(|with_s| forward_needs(&problem, with_s));
+            assert!(with.flags > s_flags(t) && without.flags == 0, "{problem}");
+            let copies = [[t, problem.k()], [problem.rank(), problem.k()]].map(copy_needs);
+            assert_eq!(copies[0].and(copies[1]), without, "{problem}");
+            let of_s = layers.iter().map(|&(_, r)| ProjSplit::new([t, problem.k(), r]).needs());
+            let partials = of_s.map(|needs| needs.partials).sum::<usize>();
+            assert_eq!(with.partials - without.partials, partials, "{problem}");
+        }
+    }
+
+    /// Whole chunks of 16 bytes hold every row of a copy, and the next one starts aligned.
+    #[test]
+    fn copies_have_room() {
+        for [rows, cols, ..] in shapes() {
+            let Needs { partials, flags } = copy_needs([rows, cols]);
+            let context = format!("{rows}×{cols}");
+            assert_eq!((partials % 32, flags), (0, 0), "{context}");
+            match cols % 8 {
+                0 => assert_eq!(partials, 0, "{context}"),
+                _ => assert!(4 * partials >= rows * cols.div_ceil(8) * 16, "{context}"),
+            }
         }
     }
 }

@@ -7,7 +7,8 @@ use crate::plan::Needs;
 use crate::plan::sm80::decode::{Instance, Launch};
 use crate::plan::sm80::{GradSplit, LinearSchedule, LinearTile, ProjSplit};
 use crate::plan::sm80::{
-    backward_needs, forward_needs, merge_blocks, project_blocks, rank_tile, round_blocks,
+    align_grid, backward_needs, copy_needs, forward_needs, merge_blocks, project_blocks, rank_tile,
+    round_blocks,
 };
 use crate::plan::testing::{problems, shapes, single_problems};
 use crate::plan::{DeviceProfile, Plan, Strategy, projection_elements};
@@ -63,14 +64,23 @@ impl Launches {
         output: [usize; 2],
         more: usize,
     ) {
-        for (tile, aligned) in [(tile, 1), (unaligned, 0)] {
+        for (tile, shifts) in [(tile, 0), (unaligned, 1), (unaligned, 2)] {
             let Some(tile) = tile else { continue };
-            self.add(name, &[tile.m, tile.n, aligned], [tile.ctas(output) + more, 1]);
+            self.add(name, &[tile.m, tile.n, shifts], [tile.ctas(output) + more, 1]);
         }
     }
 
     fn project(&mut self, name: &'static str, t: usize, r: usize) {
         self.add(name, &[rank_tile(r)], [project_blocks(t, r, false), 1]);
+    }
+
+    /// Those of them that need a copy.
+    fn align(&mut self, sizes: &[[usize; 2]]) {
+        let copied = sizes.iter().copied().filter(|&size| copy_needs(size) != Needs::default());
+        let grid = align_grid(copied);
+        if grid[0] > 0 {
+            self.add("align", &[], grid);
+        }
     }
 
     /// H of every layer, with S if that is wanted. Its tiles serve rows that decode.cu does not.
@@ -85,10 +95,11 @@ impl Launches {
         let mut more = 0;
         if wants_s && of.short {
             more = layers.iter().map(|&(_, r)| ProjSplit::new([t, k, r]).ctas()).sum();
-            let Needs { partials, flags } = forward_needs(problem);
-            if matches!(plan.strategy, Strategy::Mma(_)) {
-                self.workspaces.push([partials, flags]);
-            }
+        }
+        if wants_s && matches!(plan.strategy, Strategy::Mma(_)) {
+            let Needs { partials, flags } = forward_needs(problem, of.short);
+            self.workspaces.push([partials, flags]);
+            self.align(&[[t, k], [problem.rank(), k]]);
         }
         for (i, &(d, _)) in layers.iter().enumerate() {
             self.linear("linear_forward", [of.tiles[i], of.unaligned[i]], [t, d], more);
@@ -113,6 +124,8 @@ impl Launches {
             let Needs { partials, flags } = backward_needs(problem, of.short);
             if matches!(plan.strategy, Strategy::Mma(_)) {
                 self.workspaces.push([partials, flags]);
+                let of_dh = layers.iter().map(|&(d, _)| [t, d]);
+                self.align(&of_dh.chain([[t, k], [problem.rank(), k]]).collect::<Vec<_>>());
             }
         }
         self.linear("linear_input_grad", [of.tiles[0], of.unaligned[0]], [t, k], more);

@@ -40,8 +40,7 @@ fn scratch_holds_s_or_ds_and_the_partial_sums() {
                 Strategy::Mma(schedule) if is_backward == 1 => {
                     backward_needs(&problem, schedule.short)
                 }
-                Strategy::Mma(schedule) if schedule.short => forward_needs(&problem),
-                Strategy::Mma(_) => Needs::default(),
+                Strategy::Mma(schedule) => forward_needs(&problem, schedule.short),
                 _ => panic!("{problem}: {plan}"),
             };
             assert_eq!(plan.path() == Path::MmaDecode, few, "{problem}: {plan}");
@@ -71,7 +70,7 @@ fn plans_agree_with_what_the_launches_use() {
             Plan { strategy, scratch: scratch + partials, flags }
         };
         let none = Needs::default();
-        let needs = if of_h.short { forward_needs(&problem) } else { none };
+        let needs = forward_needs(&problem, of_h.short);
         let mma_forward = mma(decode::Launch::forward([t, d, k, r], &generic), of_h, s, needs);
         let needs = backward_needs(&problem, of_dx.short);
         let mma_backward = mma(decode::Launch::input_grad([t, k, d, r], &generic), of_dx, s, needs);

@@ -26,8 +26,9 @@
 // narrow tiles have one order, that of the widest is another.
 //
 // Rows that do not start at multiples of 16 bytes are shifted on their way through registers
-// (operand_tile.cuh), in tiles of 128×64, 64×64 and 64×32: those of rhs alone, where align.cu has
-// copied lhs before, or those of both in 3 stages. Other tiles gather such rows element by element.
+// (operand_tile.cuh), in tiles of 128×64, 64×64 and 64×32: those of rhs alone in 4 stages, where
+// lhs is aligned, as align.cu's copies are; or those of both in 3 stages. Other tiles gather such
+// rows element by element.
 //
 // Grid, 1-D, in this order:
 //
@@ -53,7 +54,8 @@
 
 constexpr int kGroupRows = 2048;
 
-// Steps in registers on their way to shared memory, as many as do not spill.
+// Steps in registers on their way to shared memory, as many as do not spill: two CTAs of 64×32 with
+// a shifted rhs fit on an SM, one of the others.
 __device__ constexpr int shifted_depth(Shifts shifts, int m, int n) {
     if (shifts == Shifts::Both) return m == 128 ? 1 : n == 64 ? 3 : 4;
     return m == 128 ? 4 : 5;
@@ -66,8 +68,9 @@ __device__ __forceinline__ void output_tile(const LinearParams& p, int tile, uns
     constexpr int kK = kWarpsK * kWarpK;
     constexpr int kMostStages = kStagesBytes / ((kM + kN) * kK * 2);
     constexpr int kStages = kShifts == Shifts::None ? kMostStages : kShifts == Shifts::Rhs ? 4 : 3;
-    using Product = TileProduct<E, kM, kN, kK, 2, kWarpsN, kWarpsK, Major::K, kRhs, kStages, kShifts,
-                                shifted_depth(kShifts, kM, kN)>;
+    constexpr int kDepth = shifted_depth(kShifts, kM, kN);
+    using Product =
+        TileProduct<E, kM, kN, kK, 2, kWarpsN, kWarpsK, Major::K, kRhs, kStages, kShifts, kDepth>;
     static_assert(Product::kThreads == kThreads && Product::kSharedBytes <= kStagesBytes);
     static_assert(kFlagRows % kM == 0);
 

@@ -150,7 +150,7 @@ struct TileProduct {
             if (k0 == 0 && (at == 0 || at < count - 1)) {
                 const Segment& s = segment();
                 const bool serves_lhs = kShifts == Shifts::Both ? LhsShifted::serves(s.lhs)
-                                                         : LhsStream::serves(s.lhs, m);
+                                                                : LhsStream::serves(s.lhs, m);
                 const bool serves = serves_lhs && RhsShifted::serves(s.rhs);
                 to_store = to_fetch = serves ? RhsShifted::steps(s.k) : 0;
                 if (to_store > 0) {

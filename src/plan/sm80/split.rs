@@ -124,8 +124,9 @@ impl GradSplit {
     }
 }
 
-/// The copy of a matrix of 16-bit elements by kernels/sm80/align.cu, if rows of this size cannot all
-/// start at multiples of 16 bytes: whole lines of 128 bytes, so that what follows starts aligned.
+/// The copy of a matrix of 16-bit elements by kernels/sm80/align.cu, if dense rows of this size
+/// cannot all start at multiples of 16 bytes: whole lines of 128 bytes, so that what follows starts
+/// aligned.
 pub(crate) fn copy_needs([rows, cols]: [usize; 2]) -> Needs {
     match cols % 8 {
         0 => Needs::default(),

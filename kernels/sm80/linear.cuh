@@ -123,7 +123,7 @@ __device__ __forceinline__ void linear(const LinearParams& p, const D& dropout =
                 for (; at >= p.projections[i].ctas; i++) at -= p.projections[i].ctas;
                 return p.projections[i];
             };
-            if constexpr (kRhs == Major::K && kAligned && kN < kWideTileN) {
+            if constexpr (kRhs == Major::K && kShifts == Shifts::None && kN < kWideTileN) {
                 if (p.whole_tiles > 0) {
                     for (; cta < p.whole_tiles; cta += p.proj_ctas) {
                         int tile = cta;

@@ -201,8 +201,10 @@ struct OperandTile {
     };
 
     // One tile after the other along k, whole steps of a matrix with aligned rows: the loads of the
-    // main loop, without checks. Rows of a K-major tile beyond the matrix are copies of its last
-    // row, and 16-byte chunks of an MN-major one of its last chunk: their sums are never stored.
+    // main loop, without checks. Rows of a K-major tile beyond the matrix are copies of rows of it,
+    // and 16-byte chunks of an MN-major one of its last chunk: their sums are never stored.
+    // NOTES: of half of its rows or more, in turns. With copies of the last alone, all CTAs ask a
+    // few slices of the L2 for the same lines: 66 µs, not 31, for 16 tokens of 4095² on an H200.
     template <int kThreads>
     struct Stream {
         using P = Passes<kThreads>;
@@ -222,10 +224,13 @@ struct OperandTile {
             row_bytes = op.ld * 2;
             if constexpr (kMajor == Major::K) {
                 from = reinterpret_cast<const unsigned char*>(element<E>(op, mn0, k0));
+                const int rows = mn - mn0, turn = 1 << (31 - __clz(rows));
 #pragma unroll
-                for (int i = 0; i < P::kPasses; i++)
-                    offsets[i] = min(P::row() + i * P::kPassRows, mn - 1 - mn0) * row_bytes +
-                                 P::chunk() * 16;
+                for (int i = 0; i < P::kPasses; i++) {
+                    const int row = P::row() + i * P::kPassRows;
+                    offsets[i] =
+                        (row < rows ? row : (row & (turn - 1))) * row_bytes + P::chunk() * 16;
+                }
             } else {
                 const int col = min(mn0 + P::chunk() * 8, mn - 8);
                 from = reinterpret_cast<const unsigned char*>(element<E>(op, k0 + P::row(), col));

@@ -57,10 +57,7 @@ impl Schedule {
     ) -> impl Iterator<Item = Schedule> {
         let tiles_n = if m > MOST_TOKENS { &[] } else { tiles_n };
         let tile_m = if m <= 2 * TILES_M[0] { TILES_M[0] } else { TILES_M[1] };
-        let rows = match m.div_ceil(tile_m) {
-            1 => m.div_ceil(2).next_multiple_of(8),
-            tiles => m.div_ceil(tiles).next_multiple_of(8),
-        };
+        let rows = rows(m, tile_m);
         let rank_tile = rank_tile(r);
         let ext_tiles = m.div_ceil(rows) * r.div_ceil(rank_tile);
         tiles_n.iter().filter_map(move |&tile_n| {
@@ -75,10 +72,12 @@ impl Schedule {
         })
     }
 
-    /// For the same S or dS (T×r) without an output.
+    /// For the same S or dS (T×r) without an output, by as many clusters as possible.
     pub(crate) fn without_out(&self, [t, r]: [usize; 2], clusters: usize) -> Self {
-        let proj_clusters = (t.div_ceil(self.rows) * r.div_ceil(rank_tile(r))).min(clusters);
-        Schedule { clusters: 0, proj_clusters, ..*self }
+        let tile_m = TILES_M[0];
+        let rows = rows(t, tile_m);
+        let proj_clusters = (t.div_ceil(rows) * r.div_ceil(rank_tile(r))).min(clusters);
+        Schedule { tile_m, rows, clusters: 0, proj_clusters, ..*self }
     }
 
     /// Whether a CTA has a warpgroup left for dA and dB beside dX.
@@ -98,6 +97,11 @@ impl Schedule {
     pub(crate) fn blocks(&self) -> usize {
         2 * (self.proj_clusters + self.clusters)
     }
+}
+
+/// The rows used of tiles of m rows, two at least.
+fn rows(m: usize, tile_m: usize) -> usize {
+    m.div_ceil(m.div_ceil(tile_m).max(2)).next_multiple_of(8)
 }
 
 #[cfg(test)]
@@ -155,6 +159,8 @@ mod tests {
             // A CTA without rows has no flag.
             let flags = if r > 0 { 1 + t.div_ceil(schedule.rows) } else { 0 };
             assert_eq!(schedule.flags(t), flags, "{context}");
+            let alone = schedule.without_out([t, r], clusters);
+            assert!(alone.proj_clusters >= schedule.proj_clusters, "{context}: {alone:?}");
             let s_tiles = t.div_ceil(schedule.rows) * r.div_ceil(rank_tile(r));
             assert!(schedule.proj_clusters <= s_tiles, "idle clusters: {context}");
         }

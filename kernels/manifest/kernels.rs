@@ -42,13 +42,6 @@ impl Cta {
         Cta { threads: [threads, 1], per_sm: None, cluster: 1, shared_bytes }
     }
 
-    /// Of linear.cuh, so many on an SM.
-    fn of_linear(per_sm: usize) -> Self {
-        use sm80::linear::{STAGES_BYTES, THREADS};
-        let (threads, per_sm) = ([THREADS, 1], Some(per_sm));
-        Cta { threads, per_sm, cluster: 1, shared_bytes: STAGES_BYTES }
-    }
-
     /// With an SM to itself, and so many bytes behind its pipeline.
     fn of_sm(cluster: usize, behind: usize) -> Self {
         use sm90a::ptx::{PIPELINE_BYTES, SHARED_ALIGNMENT, THREE_WARPGROUPS};
@@ -96,7 +89,13 @@ fn of_sm80() -> Vec<Kernel> {
         cta,
     };
     let by_rank = |kernel: Kernel| Kernel { axes: &["r"], instances: each(&RANK_TILES), ..kernel };
-    let linear_in = |name, body, cta, tiles: &[[usize; 2]], unaligned: &[[usize; 2]]| {
+    let linear_in = |name, body, tiles: &[[usize; 2]], unaligned: &[[usize; 2]]| {
+        let cta: fn(&[usize]) -> Cta = |axes| Cta {
+            threads: [linear::THREADS, 1],
+            per_sm: Some(if axes[0] == 64 && axes[2] == 0 { 2 } else { 1 }),
+            cluster: 1,
+            shared_bytes: linear::STAGES_BYTES,
+        };
         let by_shifts = [(tiles, 0), (unaligned, 1), (unaligned, 2)].into_iter();
         let instances = by_shifts
             .flat_map(|(tiles, shifts)| tiles.iter().map(move |&[m, n]| vec![m, n, shifts]))
@@ -104,11 +103,7 @@ fn of_sm80() -> Vec<Kernel> {
         let kernel = kernel("linear", name, "LinearParams", body, cta);
         Kernel { axes: &["m", "n", "shifts"], instances, ..kernel }
     };
-    let linear = |name, body| {
-        let cta: fn(&[usize]) -> Cta =
-            |axes| Cta::of_linear(if matches!(axes, [64, _, 0] | [64, 32, 1]) { 2 } else { 1 });
-        linear_in(name, body, cta, &linear::TILES, &linear::UNALIGNED_TILES)
-    };
+    let linear = |name, body| linear_in(name, body, &linear::TILES, &linear::UNALIGNED_TILES);
     let project = |name, body, of_cta: fn(&[usize]) -> Cta| {
         by_rank(kernel("project", name, "ProjectParams", body, of_cta))
     };
@@ -157,7 +152,6 @@ fn of_sm80() -> Vec<Kernel> {
             linear_in(
                 "linear_input_grad_dropout",
                 "linear<{E}, {m}, {n}, Shifts{{shifts}}, Major::MN>(p.pass, p.dropout);",
-                |axes| Cta::of_linear(if matches!(axes, [64, _, 0]) { 2 } else { 1 }),
                 &linear::DROPOUT_TILES,
                 &linear::UNALIGNED_DROPOUT_TILES,
             ),

@@ -54,11 +54,11 @@
 
 constexpr int kGroupRows = 2048;
 
-// Steps in registers on their way to shared memory, as many as do not spill: two CTAs of 64×32 with
-// a shifted rhs fit on an SM, one of the others.
+// Steps in registers on their way to shared memory, as many as do not spill. NOTES: ptxas waits for
+// the loads of all of them at once, so that their latency is paid once for so many steps.
 __device__ constexpr int shifted_depth(Shifts shifts, int m, int n) {
     if (shifts == Shifts::Both) return m == 128 ? 1 : n == 64 ? 3 : 4;
-    return m == 128 ? 4 : 5;
+    return m == 128 ? 4 : n == 64 ? 5 : 10;
 }
 
 template <typename E, int kM, int kN, Shifts kShifts, Major kRhs, typename D>
@@ -123,7 +123,7 @@ __device__ __forceinline__ void linear(const LinearParams& p, const D& dropout =
                 for (; at >= p.projections[i].ctas; i++) at -= p.projections[i].ctas;
                 return p.projections[i];
             };
-            if constexpr (kRhs == Major::K && kShifts == Shifts::None && kN < kWideTileN) {
+            if constexpr (kRhs == Major::K && kShifts != Shifts::Both && kN < kWideTileN) {
                 if (p.whole_tiles > 0) {
                     for (; cta < p.whole_tiles; cta += p.proj_ctas) {
                         int tile = cta;

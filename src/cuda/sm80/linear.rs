@@ -10,7 +10,7 @@ use crate::driver::sm80::{LinearForward, LinearInputGrad, LinearInputGradDropout
 use crate::driver::{Gpu, Kernel, LaunchMode, Run};
 use crate::error::Result;
 use crate::plan::sm80::{
-    GradSplit, LinearSchedule, LinearTile, PROJECT_WARPS, ProjSplit, s_flags, whole_s_ctas,
+    GradSplit, LinearSchedule, LinearTile, PROJECT_WARPS, ProjSplit, s_flags, whole_s,
 };
 use crate::problem::{MAX_PROJECTIONS, Problem};
 use std::{iter, mem};
@@ -189,8 +189,8 @@ pub(crate) struct MmaForward {
     project: Project,
     /// Whether the first launch computes S.
     with_s: bool,
-    /// CTAs that compute it whole, where operands are aligned.
-    whole_s_ctas: Option<usize>,
+    /// Of the first tiles, if it is whole beside them, and its CTAs.
+    whole_s: Option<(LinearTile, usize)>,
 }
 
 impl MmaForward {
@@ -208,16 +208,15 @@ impl MmaForward {
                 kernels.get(LinearForward { m, n, shifts }).map(TileKernel::Whole)
             })
         });
-        let whole_s_ctas = schedule.tiles[0].and_then(|tile| {
-            let ranks = layers.iter().map(|&(_, r)| r);
-            whole_s_ctas(tile, [problem.t(), layers[0].0, problem.k()], ranks, &gpu.profile)
-        });
+        let (ranks, sizes) =
+            (layers.iter().map(|&(_, r)| r), [problem.t(), layers[0].0, problem.k()]);
+        let whole_s = whole_s(&schedule, sizes, ranks, &gpu.profile);
         MmaForward {
             align: Align::new(gpu, problem.dtype()),
             linears,
             project: Project::s(gpu.kernels, problem, PROJECT_WARPS),
             with_s: short,
-            whole_s_ctas,
+            whole_s,
         }
     }
 
@@ -243,14 +242,14 @@ impl MmaForward {
             let (tiles, mut params) = linear.params([t, d], segments, 1, r > 0, h);
             if has_s && self.with_s && i == 0 {
                 params.flags = handover.flags;
-                let aligned = [x, w0, layers.a].iter().all(|operand| operand.is_aligned());
-                let whole = self.whole_s_ctas.filter(|_| aligned);
+                let aligned = x.is_aligned() && layers.a.is_aligned();
+                let whole = self.whole_s.filter(|&(tile, _)| aligned && tile == tiles.tile);
                 for (&Layer { r, scale, .. }, [a, s]) in layers.with_operands() {
                     let split = ProjSplit::new([t, k, r]);
                     let split = if whole.is_some() { split.whole() } else { split };
                     add_projection(&mut params, &mut memory, split, [x, a, s], [k, r], scale);
                 }
-                if let Some(ctas) = whole {
+                if let Some((_, ctas)) = whole {
                     params.whole_tiles = mem::replace(&mut params.proj_ctas, ctas as i32);
                 }
             }

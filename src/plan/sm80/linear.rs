@@ -71,10 +71,7 @@ impl LinearTile {
     ///
     /// `shifts` is the kernel's, of a launch with projections.
     pub(crate) fn whole_gpu(self, shifts: usize, profile: &DeviceProfile) -> usize {
-        let by_registers = match (self.m, self.n, shifts) {
-            (64, _, 0) | (64, 32, 1) => 2,
-            _ => 1,
-        };
+        let by_registers = if self.m == 64 && shifts == 0 { 2 } else { 1 };
         profile.sms() * profile.ctas_per_sm(STAGES_BYTES).min(by_registers)
     }
 

@@ -9,7 +9,7 @@ pub(crate) use linear::{
     project_dropout_warps, rank_tile, round_blocks,
 };
 pub(crate) use split::{
-    GradSplit, ProjSplit, backward_needs, copy_needs, forward_needs, s_flags, whole_s_ctas,
+    GradSplit, ProjSplit, backward_needs, copy_needs, forward_needs, s_flags, whole_s,
 };
 
 use super::profile::DeviceProfile;

@@ -1,7 +1,7 @@
 //! How kernels/sm80/linear.cuh cuts S, dS, dA and dB into CTAs, as decode.cu S and dS, and the
 //! memory that takes.
 
-use super::linear::{LinearTile, rank_tile};
+use super::linear::{LinearSchedule, LinearTile, rank_tile};
 use crate::manifest::sm80::linear::{FLAG_ROWS, GRAD_COLS};
 use crate::manifest::sm80::projection::{PROJ_ROWS, PROJ_SPLIT};
 use crate::manifest::sm80::tile::RANK_TILES;
@@ -54,18 +54,19 @@ const WHOLE_CLOCKS: [f64; 2] = [128.0, 2000.0];
 const WHOLE_SHARE: f64 = 0.7;
 
 /// CTAs that compute S for these ranks, each one or more whole tiles of it, on the SMs that the
-/// first layer's H (T×d), in tiles like this, leaves idle.
+/// first layer's H (T×d) leaves idle, and the tile of that.
 ///
 /// With them and the tiles of H, the grid is one wave, so that no tile starts late. Splits of S are
 /// more CTAs: where one CTA fits on an SM, tiles wait for them; where two fit, tiles share with
 /// them. `None` where splits serve S: where all CTAs start at once anyway, where no SM is idle, and
 /// where S would be late.
-pub(crate) fn whole_s_ctas(
-    tile: LinearTile,
+pub(crate) fn whole_s(
+    schedule: &LinearSchedule,
     [t, d, k]: [usize; 3],
     mut ranks: impl Iterator<Item = usize> + Clone,
     profile: &DeviceProfile,
-) -> Option<usize> {
+) -> Option<(LinearTile, usize)> {
+    let tile = if schedule.aligned { schedule.tiles[0]? } else { schedule.unaligned[0]? };
     let splits = ranks.clone().map(|r| ProjSplit::new([t, k, r]));
     let (tiles, ctas) =
         splits.fold((0, 0), |(tiles, ctas), split| (tiles + split.tiles, ctas + split.ctas()));
@@ -76,7 +77,7 @@ pub(crate) fn whole_s_ctas(
     let clocks = |[k64, rest]: [f64; 2]| k as f64 / 64.0 * k64 + rest;
     let s_clocks = tiles.div_ceil(idle) as f64 * clocks(WHOLE_CLOCKS);
     let in_time = s_clocks <= WHOLE_SHARE * clocks(tile.tile_clocks(profile));
-    in_time.then_some(idle.min(tiles))
+    in_time.then_some((tile, idle.min(tiles)))
 }
 
 /// dA (r×n), or dB's transpose: a sum over T.
@@ -164,7 +165,6 @@ pub(crate) fn backward_needs(problem: &Problem, with_ds: bool) -> Needs {
 mod tests {
     use super::*;
     use crate::dtype::DType;
-    use crate::plan::sm80::LinearSchedule;
     use crate::plan::testing::{problems, shapes};
     use crate::problem::{MAX_PROJECTIONS, MAX_RANK};
 
@@ -220,9 +220,8 @@ mod tests {
     fn whole_s(problem: &Problem, card: &DeviceProfile) -> Option<(LinearTile, usize)> {
         let (t, k, layers) = (problem.t(), problem.k(), problem.projections());
         let schedule = LinearSchedule::forward([t, k], layers, card);
-        let tile = schedule.tiles[0].filter(|_| schedule.short)?;
         let ranks = layers.iter().map(|&(_, r)| r);
-        Some((tile, whole_s_ctas(tile, [t, layers[0].0, k], ranks, card)?))
+        super::whole_s(&schedule, [t, layers[0].0, k], ranks, card).filter(|_| schedule.short)
     }
 
     /// CTAs of whole tiles of S and of H are one wave, and in the kernel's order each tile of S is

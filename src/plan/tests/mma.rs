@@ -3,7 +3,7 @@
 use super::gpu_shapes::{MMA, MMA_WHOLE_S};
 use crate::manifest::sm80::linear::{STAGES_BYTES, TILES, UNALIGNED_TILES};
 use crate::plan::DeviceProfile;
-use crate::plan::sm80::{LinearSchedule, LinearTile, ProjSplit, whole_s_ctas};
+use crate::plan::sm80::{LinearSchedule, LinearTile, ProjSplit, whole_s};
 use std::collections::HashSet;
 
 fn h200(sms: usize) -> DeviceProfile {
@@ -42,10 +42,10 @@ fn whole_s_is_sanitized() {
     for &(t, k, layers, sms) in MMA_WHOLE_S {
         let card = h200(sms);
         let schedule = LinearSchedule::forward([t, k], layers, &card);
-        let tile @ LinearTile { m, n } = schedule.tiles[0].expect("there is an output");
         let ranks = layers.iter().map(|&(_, r)| r);
-        let ctas = whole_s_ctas(tile, [t, layers[0].0, k], ranks.clone(), &card);
-        let ctas = ctas.unwrap_or_else(|| panic!("splits serve {layers:?} at {t}, {k}: {tile}"));
+        let whole = whole_s(&schedule, [t, layers[0].0, k], ranks.clone(), &card);
+        let (LinearTile { m, n }, ctas) =
+            whole.unwrap_or_else(|| panic!("splits serve {layers:?} at {t}, {k}: {schedule}"));
         assert!(schedule.short);
         let tiles: usize = ranks.map(|r| ProjSplit::new([t, k, r]).whole().ctas()).sum();
         several += usize::from(tiles > ctas);

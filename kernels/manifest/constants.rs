@@ -125,7 +125,7 @@ constants! {
         }
         wgmma {
             /// Columns of a product of a warpgroup.
-            const COLS: [usize; 12] = [8, 16, 32, 64, 80, 128, 136, 144, 176, 192, 224, 256];
+            const COLS: [usize; 11] = [8, 16, 32, 64, 80, 128, 144, 176, 192, 224, 256];
         }
         projection {
             /// Rows of S or dS for which there is one flag.
@@ -160,10 +160,6 @@ constants! {
             const DROPOUT_TILES_N: [usize; 2] = [128, 256];
             /// Widths of a slice of S or dS. A slice of 64 is all of it.
             const SLICES: [usize; 2] = [16, 64];
-            /// A slice that is never all of S, and the tiles of H that may compute it: those of
-            /// a short wave, which is as long as its longest tile.
-            const NARROW_SLICES: [usize; 1] = [8];
-            const NARROW_SLICE_TILES_N: [usize; 1] = [128];
         }
         short {
             /// Heights of tiles.

@@ -184,9 +184,7 @@ fn of_sm80() -> Vec<Kernel> {
 /// The two passes of linear.cuh, for one layer or for a group that shares X, and the input gradient
 /// with dropout. A slice of 0 columns is none.
 fn of_linear(file: &'static str, dropout_file: &'static str, group: bool) -> [Kernel; 3] {
-    use sm90a::linear::{
-        DROPOUT_TILES_N, FORWARD_TILES_N, NARROW_SLICE_TILES_N, NARROW_SLICES, SLICES, TILES_N,
-    };
+    use sm90a::linear::{DROPOUT_TILES_N, FORWARD_TILES_N, SLICES, TILES_N};
     let kernel = |pass, params: &str, major, body, instances| Kernel {
         arch: "sm90a",
         file,
@@ -203,8 +201,6 @@ fn of_linear(file: &'static str, dropout_file: &'static str, group: bool) -> [Ke
         instances.extend(product(&SLICES, of_slices));
         instances
     };
-    let mut of_forward = instances(&FORWARD_TILES_N, &TILES_N);
-    of_forward.extend(product(&NARROW_SLICES, &NARROW_SLICE_TILES_N));
     let input_grad = |pass, body, instances| kernel(pass, "InputGradParams", "MN", body, instances);
     [
         kernel(
@@ -212,7 +208,7 @@ fn of_linear(file: &'static str, dropout_file: &'static str, group: bool) -> [Ke
             "ForwardParams",
             "K",
             "hopper_linear<{E}, {n}, Major::K, {slice}>(p);",
-            of_forward,
+            instances(&FORWARD_TILES_N, &TILES_N),
         ),
         input_grad(
             "input_grad",

@@ -23,8 +23,7 @@
 //   - fused projection: some tiles compute a slice of kSlice columns beside their own. With several
 //     slices, the first tiles of every row block compute one each, publish it, and wait for the
 //     others'. With one, several tiles of a row block compute it, each for itself in registers; the
-//     first publishes it. A slice is 16 columns, 64, which are all of S, or in the forward 8, which
-//     never are.
+//     first publishes it.
 //   - dedicated projection (forward): the first clusters compute all of S (projection.cuh), the
 //     others wait for it at the end of their tiles.
 //   - a launch before.

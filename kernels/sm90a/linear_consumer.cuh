@@ -66,13 +66,12 @@ __device__ __forceinline__ void store_part(const HopperLinearParams<kRhs, kShare
     }
 }
 
-// Stores a warp's 16×kCols of S, packed as an mma operand, or as the first half of one.
-template <int kCols>
+// Stores a warp's 16×16 of S, packed as an mma operand.
 __device__ __forceinline__ void store_slice(const HopperProduct& p, const uint32_t (&slice)[4],
                                             int row0, int col0) {
     const int lane = reread_thread_index() % 32;
 #pragma unroll
-    for (int i = 0; i < kCols / 4; i++) {
+    for (int i = 0; i < 4; i++) {
         const int row = row0 + i % 2 * 8 + lane / 4, col = col0 + i / 2 * 8 + lane % 4 * 2;
         if (row < p.m && col < p.r) store_pair(p.s, row, col, p.r, slice[i]);
     }
@@ -80,8 +79,8 @@ __device__ __forceinline__ void store_slice(const HopperProduct& p, const uint32
 
 // How a tile's columns are multiplied in a step, with a slice of S or without.
 //
-// 64 columns of a slice have wgmmas of their own. 8 or 16 would take as long, to read lhs, so they
-// are multiplied together with others: K-major in one wgmma with all columns, or with half of them
+// 64 columns of a slice have wgmmas of their own. 16 would take as long, to read lhs, so they are
+// multiplied together with others: K-major in one wgmma with all columns, or with half of them
 // where that makes more than 256; MN-major with the last box, wherever they lie. All steps do so,
 // though only the steps along k have a slice: what the steps along r add to it is not read.
 template <typename Layout, int kN, Major kRhs, int kSlice, bool kProjects>
@@ -234,8 +233,7 @@ __device__ __forceinline__ void consume(const HopperLinearParams<kRhs, kShared>&
         }
         if constexpr (kProjects) {
             wgmma_wait<0>();
-            constexpr int kOperandCols = kSlice == 8 ? 8 : 16;
-            uint32_t slice[kSlice / kOperandCols][4];
+            uint32_t slice[kSlice / 16][4];
 #pragma unroll
             for (int i = 0; i < kSlice / 4; i++) {
                 const float* v = kApart ? &acc_apart[2 * i] : &acc[Layout::kRhsCols / 2 + 2 * i];
@@ -245,14 +243,13 @@ __device__ __forceinline__ void consume(const HopperLinearParams<kRhs, kShared>&
             if (tile.publishes(p)) {
                 const int col0 = tile.slice(p) * kSlice;
 #pragma unroll
-                for (int i = 0; i < kSlice / kOperandCols; i++)
-                    store_slice<kOperandCols>(p, slice[i], row0 + warp * 16,
-                                              col0 + i * kOperandCols);
+                for (int i = 0; i < kSlice / 16; i++)
+                    store_slice(p, slice[i], row0 + warp * 16, col0 + i * 16);
             }
             __syncwarp();
             if (lane == 0) mbarrier_arrive(barriers.slice_stored);
             // All of S is in registers: the operand of the steps along r.
-            const bool has_all_of_s = kSlice == 64 || (kSlice == 16 && p.slices == 1);
+            const bool has_all_of_s = kSlice == 64 || p.slices == 1;
             if constexpr (kDropsOutput) {
                 // It takes the place of the lhs that this step does not have.
                 if (has_all_of_s)
@@ -286,7 +283,7 @@ __device__ __forceinline__ void consume(const HopperLinearParams<kRhs, kShared>&
         }
         // The steps along r. Tiles with slices are never split along K.
         const int r = tile.ranks(p, kRhs == Major::MN);
-        if (kProjects ? kSlice == 8 || (kSlice == 16 && p.slices > 1) : !tiles.writes_partial(tile))
+        if (kProjects ? kSlice != 64 && p.slices > 1 : !tiles.writes_partial(tile))
             for (int r0 = 0; r0 < r; r0 += kTileK) {
                 if constexpr (kDropsOutput) {
                     consumer.step([&](uint32_t stage) {

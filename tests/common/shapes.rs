@@ -34,7 +34,6 @@ pub const HOPPER: &[Layer] = &[
     ([233, 296, 8, 128], 6),
     ([1027, 8, 1000, 8], 40),
     ([389, 8, 1240, 64], 6),
-    ([456, 544, 2600, 24], 6),
 ];
 
 /// The same for groups.
@@ -66,7 +65,6 @@ pub const HOPPER_GROUPS: &[Group] = &[
     (188, 368, &[(16, 24), (16, 24)], 30),
     (208, 536, &[(16, 8), (8, 8)], 6),
     (299, 8, &[(112, 8), (88, 8)], 4),
-    (264, 2600, &[(424, 16), (8, 8)], 6),
 ];
 
 /// Every tile of kernels/sm90a/decode.cu, every way to share its rows out, several rounds and steps

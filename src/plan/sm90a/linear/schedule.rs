@@ -16,7 +16,7 @@ pub(crate) enum Projection {
     },
     /// Fused: some tiles of the product compute a slice of S beside their own columns.
     Fused {
-        /// Columns of S in a slice, one of the SLICES or NARROW_SLICES of the manifest.
+        /// Columns of S in a slice, one of the SLICES of the manifest.
         slice: usize,
         /// Columns of tiles that compute slices, before all other tiles. There are more of them
         /// than slices only if S is one slice: each tile then computes it for itself, and the first

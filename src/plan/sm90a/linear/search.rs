@@ -6,9 +6,7 @@
 
 use super::model::{Candidate, Model};
 use super::schedule::Schedule;
-use crate::manifest::sm90a::linear::{
-    DROPOUT_TILES_N, FORWARD_TILES_N, NARROW_SLICE_TILES_N, TILES_N,
-};
+use crate::manifest::sm90a::linear::{DROPOUT_TILES_N, FORWARD_TILES_N, TILES_N};
 use crate::plan::cost::CostModel;
 use crate::plan::sizes::Sizes;
 use crate::plan::sm90a::grads::{self, Items};
@@ -83,9 +81,9 @@ pub(crate) fn forward_dropout(sizes: &Sizes, clusters: usize, cost: &CostModel) 
 }
 
 fn best_without_dedicated(models: &[Model], sizes: &Sizes) -> Best {
+    let slices = forward_slices(sizes.rank());
     let mut best = Best::new(models[0].product_after_projection());
     for model in models.iter().filter(|model| TILES_N.contains(&model.tile_n)) {
-        let slices = forward_slices(sizes.rank(), model.tile_n);
         if best.rules_out(least(model, slices)) {
             continue;
         }
@@ -150,7 +148,7 @@ pub(crate) fn all_forward(
     let mut all = Vec::new();
     for tile_n in TILES_N {
         let model = model(tile_n, clusters);
-        let candidates = separate_or_fused(&model, forward_slices(sizes.rank(), tile_n));
+        let candidates = separate_or_fused(&model, forward_slices(sizes.rank()));
         all.extend(candidates.map(|c| (c.us, c.schedule)));
     }
     for proj_clusters in proj_clusters(clusters) {
@@ -223,12 +221,9 @@ fn separate_xor_fused<'a>(
 }
 
 /// Slices of S that tiles of H may compute.
-fn forward_slices(rank: usize, tile_n: usize) -> &'static [usize] {
-    match (rank, NARROW_SLICE_TILES_N.contains(&tile_n)) {
-        (17..=64, true) => &[16, 64, 8],
-        (17..=64, false) => &[16, 64],
-        // With several slices, a tile has not all of S in registers.
-        (9.., true) => &[16, 8],
+fn forward_slices(rank: usize) -> &'static [usize] {
+    match rank {
+        17..=64 => &[16, 64],
         _ => &[16],
     }
 }

@@ -79,7 +79,8 @@ struct GradItem {
 };
 
 // By one thread, elect_one(), of worker `worker` of `workers`: items go to workers in turns. With
-// kWaits, the kernel before has not been waited for; of what is loaded here it may have computed dS.
+// kWaits, the kernel before has not been waited for: of what is loaded here it may have computed
+// dS.
 template <typename T, bool kWaits = false>
 __device__ __forceinline__ void grads_produce(const HopperGradsParams& p, uint32_t base, int worker,
                                               int workers) {

@@ -32,6 +32,12 @@
 //   producer     |fill 0|fill 1| ... |wait for empty 0, fill 0| ...                over all items
 //   consumers    |4 k16 of stage 0|4 k16 of stage 1| ... |add|4 k16| ... |add|store| |next item|
 //
+// PDL: where dS is of the kernel before, the launch begins beside the end of that. What else is
+// loaded is complete: the kernel before triggers behind its own wait. Items of dB wait for nothing;
+// the first dA of a CTA waits behind its first loads of X, and then triggers. There are items of dA
+// in every launch, so that it ends after the kernel before. What does not come by TMA, and so
+// through the L1, waits too: dA and dB to accumulate, the state of a dropout.
+//
 // Deadlock freedom: items of dA wait for flags of dS, which projection CTAs publish without
 // waiting; all CTAs run at the same time (a cooperative launch guarantees it, or fails). Splits
 // wait for none.
@@ -69,9 +75,7 @@ __device__ __forceinline__ void hopper_grads(const HopperGradsParams& p, const D
         }
     } else {
         setmaxnreg_inc<232>();
-        // Up to here, and loads of all but dS (grads_produce), CTAs may run beside the end of the
-        // kernel before. A launch that computes dS does not.
-        if (p.accumulate) pdl_wait();
+        if (p.accumulate || kDrops<D>) pdl_wait();
         if (projects) {
             DsTile::template consume<E>(ds, base);
         } else {

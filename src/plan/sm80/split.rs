@@ -127,12 +127,13 @@ impl GradSplit {
 
 /// The copy of a matrix of 16-bit elements by kernels/sm80/align.cu, if dense rows of this size
 /// cannot all start at multiples of 16 bytes: whole lines of 128 bytes, so that what follows starts
-/// aligned.
+/// aligned. There is none of what fits on no GPU, so that needs and their bytes are a `usize`.
 pub(crate) fn copy_needs([rows, cols]: [usize; 2]) -> Needs {
-    match cols % 8 {
-        0 => Needs::default(),
-        _ => Needs { partials: (rows * cols.next_multiple_of(8)).div_ceil(64) * 32, flags: 0 },
+    const MOST: usize = 1 << 40;
+    if cols.is_multiple_of(8) || rows * cols > MOST {
+        return Needs::default();
     }
+    Needs { partials: (rows * cols.next_multiple_of(8)).div_ceil(64) * 32, flags: 0 }
 }
 
 /// What a forward pass needs: copies of X and A, then S of all layers if its first launch computes
@@ -166,7 +167,7 @@ mod tests {
     use super::*;
     use crate::dtype::DType;
     use crate::plan::testing::{problems, shapes};
-    use crate::problem::{MAX_PROJECTIONS, MAX_RANK};
+    use crate::problem::{MAX_PROJECTIONS, MAX_RANK, MAX_SIZE};
 
     /// In the kernel, split i has the rows from i · rows_per_split to the next split or to T.
     #[test]
@@ -271,6 +272,16 @@ mod tests {
         // Many ranks, no idle SM, and splits that start at once with all tiles.
         let others = [[256, 4096, 4096, 64], [256, 4096, 14_336, 16], [64, 4096, 1024, 16]];
         assert_eq!(others.map(ctas), [None; 3]);
+    }
+
+    #[test]
+    fn bytes_of_the_largest_sizes_are_a_usize() {
+        let most = MAX_SIZE / 8 * 8 - 1;
+        let layers = [(most, MAX_RANK); MAX_PROJECTIONS];
+        let problem = Problem::new(most, most, &layers, DType::Bf16).unwrap();
+        for needs in [forward_needs(&problem, true), backward_needs(&problem, true)] {
+            assert!(needs.partials.checked_mul(4).is_some(), "{needs:?}");
+        }
     }
 
     /// All that a launch hands out is counted.

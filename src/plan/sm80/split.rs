@@ -278,9 +278,12 @@ mod tests {
     fn bytes_of_the_largest_sizes_are_a_usize() {
         let most = MAX_SIZE / 8 * 8 - 1;
         let layers = [(most, MAX_RANK); MAX_PROJECTIONS];
-        let problem = Problem::new(most, most, &layers, DType::Bf16).unwrap();
-        for needs in [forward_needs(&problem, true), backward_needs(&problem, true)] {
-            assert!(needs.partials.checked_mul(4).is_some(), "{needs:?}");
+        // S is in the first launch of short batches alone.
+        for (t, with_s) in [(most, false), (LinearSchedule::SHORT_TOKENS, true)] {
+            let problem = Problem::new(t, most, &layers, DType::Bf16).unwrap();
+            for needs in [forward_needs(&problem, with_s), backward_needs(&problem, with_s)] {
+                assert!(needs.partials.checked_mul(4).is_some(), "T={t}: {needs:?}");
+            }
         }
     }
 

@@ -6,8 +6,8 @@
 //                dX = Σᵢ dHᵢ W0ᵢ + dS A     W0ᵢ (dᵢ×k), A (R×k)
 //                dA (=|+=) dSᵀ X,  dBᵢ (=|+=) dHᵢᵀ Sᵢ
 //
-// With dropout, elements of X are dropped in dA, and those of dS A in dX, which is then summed first.
-// S and dS are of launches before.
+// With dropout, elements of X are dropped in dA, and those of dS A in dX, which is then summed
+// first. S and dS are of launches before.
 //
 // R is the sum of the ranks. H and dX are out[m, n] = Σ lhs[m, k] rhs[n, k] over the segments, one
 // after the other, and the k of each, accumulated in f32 and rounded once. In the forward every rhs

@@ -1,4 +1,5 @@
-// The CTAs of linear.cuh and decode.cu that compute S, or dS: out (m×r) = scale · lhs · rhsᵀ over k.
+// The CTAs of linear.cuh and decode.cu that compute S, or dS: out (m×r) = scale · lhs · rhsᵀ over
+// k.
 //
 // 32 rows of out, of 16 or 64 of its columns, are one tile. Its sum over k is cut into splits of
 // 512, one for each CTA, whatever T is: all that a CTA reads is under way at once. The last CTA to

@@ -301,7 +301,9 @@ struct TileProduct {
                 }
                 end_segment();
             }
-            [[maybe_unused]] auto free = [&] { return (read == stages ? end : read) - kStageBytes; };
+            [[maybe_unused]] auto free = [&] {
+                return (read == stages ? end : read) - kStageBytes;
+            };
             if constexpr (kShifts == Shifts::None) {
                 single_step([&](int slot) {
                     if (slot == kFreeSlot) load(read);
@@ -383,8 +385,9 @@ struct TileProduct {
         __syncthreads();
     }
 
-    // The same for two warps along k, each of which keeps half: the first kStoredM16 of `acc` are the
-    // sums of the first half of its rows, or of the second. Shared memory is not free afterwards.
+    // The same for two warps along k, each of which keeps half: the first kStoredM16 of `acc` are
+    // the sums of the first half of its rows, or of the second. Shared memory is not free
+    // afterwards.
     __device__ __forceinline__ void reduce_halves_k(unsigned char* shared) {
         if constexpr (kWarpsK == 1) return;
         static_assert(kWarpsK <= 2 && kM16 % kWarpsK == 0);

@@ -164,8 +164,8 @@ __device__ __forceinline__ void consume(const HopperLinearParams<kRhs, kShared>&
             }
             accumulate = 1;
         };
-        // Adds the product of the first `ranks` columns of a stage along r, without what is dropped,
-        // 64 columns at a time. acc is complete without it.
+        // Adds the product of the first `ranks` columns of a stage along r, without what is
+        // dropped, 64 columns at a time. acc is complete without it.
         [[maybe_unused]] KeptBits<kDropsOutput ? kN : 64> kept;
         [[maybe_unused]] auto add_dropped_columns = [&](uint32_t stage, auto ranks) {
             if constexpr (kDropsOutput) {

@@ -234,8 +234,8 @@ __device__ __forceinline__ uint32_t shared_base() {
     return (shared_address(shared) + kSharedAlignment - 1) / kSharedAlignment * kSharedAlignment;
 }
 
-// The fragments of a warp's 16×16 of an mma's lhs: each lane has the address of a row of 16 bytes, of
-// rows 0 to 15, then of the same eight columns on.
+// The fragments of a warp's 16×16 of an mma's lhs: each lane has the address of a row of 16 bytes,
+// of rows 0 to 15, then of the same eight columns on.
 __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], uint32_t from) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])

@@ -19,10 +19,10 @@ constants! {
         linear {
             /// Rows and columns of a tile of the output.
             const TILES: [[usize; 2]; 5] = [[128, 256], [128, 128], [128, 64], [64, 64], [64, 32]];
-            /// Of these there are two for rows that do not start at multiples of 16 bytes: those of
-            /// rhs, or of both.
+            /// Each of these has two instances for rows that do not start at multiples of 16
+            /// bytes: one shifts rhs, one shifts lhs and rhs.
             const UNALIGNED_TILES: [[usize; 2]; 3] = [[128, 64], [64, 64], [64, 32]];
-            /// Of these there is one of dX with dropout, and two for such rows.
+            /// Tiles of dX with dropout, and its tiles for such rows, each with two instances.
             const DROPOUT_TILES: [[usize; 2]; 3] = [[128, 256], [128, 128], [64, 64]];
             const UNALIGNED_DROPOUT_TILES: [[usize; 2]; 1] = [[64, 64]];
             /// Columns of a tile that a step is one warp deep for; two for narrower ones.

@@ -6,8 +6,8 @@
 //                dX = Σᵢ dHᵢ W0ᵢ + dS A     W0ᵢ (dᵢ×k), A (R×k)
 //                dA (=|+=) dSᵀ X,  dBᵢ (=|+=) dHᵢᵀ Sᵢ
 //
-// With dropout, elements of X are dropped in dA, and those of dS A in dX, which is then summed
-// first. S and dS are of launches before.
+// With dropout, elements of X are dropped in dA, and elements of dS A in dX, where dS A is summed
+// first. Launches before compute S and dS.
 //
 // R is the sum of the ranks. H and dX are out[m, n] = Σ lhs[m, k] rhs[n, k] over the segments, one
 // after the other, and the k of each, accumulated in f32 and rounded once. In the forward every rhs
@@ -26,9 +26,9 @@
 // narrow tiles have one order, that of the widest is another.
 //
 // Rows that do not start at multiples of 16 bytes are shifted on their way through registers
-// (operand_tile.cuh), in tiles of 128×64, 64×64 and 64×32: those of rhs alone in 4 stages, where
-// lhs is aligned, as align.cu's copies are; or those of both in 3 stages. Other tiles gather such
-// rows element by element.
+// (operand_tile.cuh), in tiles of 128×64, 64×64 and 64×32. Where lhs is aligned, as copies by
+// align.cu are, only rhs is shifted, in 4 stages; elsewhere lhs and rhs, in 3 stages. Other tiles
+// gather such rows element by element.
 //
 // Grid, 1-D, in this order:
 //

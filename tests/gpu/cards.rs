@@ -20,7 +20,7 @@ fn is_exact<E: DeviceElement>(inputs: &Inputs<E>) {
             "{} is served by {path}",
             inputs.sizes
         );
-        // Rows that start at multiples of 16 bytes, and others: all, or those of weights.
+        // All rows start at multiples of 16 bytes; none do; none of the weights do.
         for placement in [Placement::Aligned, Placement::Odd, Placement::OddWeights] {
             let outputs = on_cuda(&Place { device: device.clone(), placement }, inputs);
             let context = format!("{}, {}, {placement:?}, {}", inputs.sizes, E::DTYPE, card.name());

@@ -266,7 +266,7 @@ mod tests {
         };
         let of_t = [64, 128, 256, 512, 1024].map(|t| ctas([t, 4096, 4096, 16]));
         assert_eq!(of_t, [Some(2), Some(4), Some(4), Some(4), None]);
-        // What tests/gpu/mma.rs compares.
+        // Batches of tests/gpu/mma.rs, which compares whole S with S in splits.
         let compared = [33, 65, 129, 1000].map(|t| ctas([t, 2568, 4096, 16]));
         assert_eq!(compared, [Some(2), Some(3), Some(4), None]);
         // Many ranks, no idle SM, and splits that start at once with all tiles.

@@ -74,7 +74,7 @@ impl Launches {
         self.add(name, &[rank_tile(r)], [project_blocks(t, r, false), 1]);
     }
 
-    /// Those of them that need a copy.
+    /// The launch that copies matrices of these sizes, if one of them needs a copy.
     fn align(&mut self, sizes: &[[usize; 2]]) {
         let copied = sizes.iter().copied().filter(|&size| copy_needs(size) != Needs::default());
         let grid = align_grid(copied);

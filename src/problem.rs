@@ -132,6 +132,14 @@ impl Problem {
         self.projections().iter().map(|&(_, r)| r).sum()
     }
 
+    /// The same with k and every d rounded up to a multiple, which may be above the limits of the
+    /// crate.
+    pub(crate) fn padded_to(&self, multiple: usize) -> Self {
+        let mut padded = Problem { k: self.k.next_multiple_of(multiple), ..*self };
+        padded.projections.iter_mut().for_each(|(d, _)| *d = d.next_multiple_of(multiple));
+        padded
+    }
+
     pub(crate) fn parts(&self) -> impl Iterator<Item = Part> + '_ {
         self.projections().iter().scan(0, |end, &(d, r)| {
             let start = *end;

@@ -19,10 +19,9 @@ constants! {
         linear {
             /// Rows and columns of a tile of the output.
             const TILES: [[usize; 2]; 5] = [[128, 256], [128, 128], [128, 64], [64, 64], [64, 32]];
-            /// Each of these has two instances for rows that do not start at multiples of 16
-            /// bytes: one shifts rhs, one shifts lhs and rhs.
+            /// Tiles for rows that do not start at multiples of 16 bytes: their instances shift.
             const UNALIGNED_TILES: [[usize; 2]; 3] = [[128, 64], [64, 64], [64, 32]];
-            /// Tiles of dX with dropout, and its tiles for such rows, each with two instances.
+            /// Tiles of dX with dropout, and its tiles for such rows.
             const DROPOUT_TILES: [[usize; 2]; 3] = [[128, 256], [128, 128], [64, 64]];
             const UNALIGNED_DROPOUT_TILES: [[usize; 2]; 1] = [[64, 64]];
             /// Columns of a tile that a step is one warp deep for; two for narrower ones.
@@ -47,10 +46,11 @@ constants! {
         }
         align {
             const THREADS: usize = 128;
-            /// Columns that a CTA copies of a row.
+            /// Rows and columns that a CTA copies.
+            const ROWS: usize = 4;
             const COLS: usize = THREADS * 8;
-            /// Copies of a launch: X, A, and dH of each layer.
-            const COPIES: usize = super::super::common::limits::MAX_PROJECTIONS + 2;
+            /// Copies of a launch: X, A, and W0 and dH of each layer.
+            const COPIES: usize = 2 * super::super::common::limits::MAX_PROJECTIONS + 2;
         }
         project {
             /// Rows of a tile, and a step.

@@ -96,7 +96,7 @@ fn of_sm80() -> Vec<Kernel> {
             cluster: 1,
             shared_bytes: linear::STAGES_BYTES,
         };
-        let by_shifts = [(tiles, 0), (unaligned, 1), (unaligned, 2)].into_iter();
+        let by_shifts = [(tiles, 0), (unaligned, 1)].into_iter();
         let instances = by_shifts
             .flat_map(|(tiles, shifts)| tiles.iter().map(move |&[m, n]| vec![m, n, shifts]))
             .collect();
@@ -145,13 +145,13 @@ fn of_sm80() -> Vec<Kernel> {
             "decode<{E}, Major::MN, {t}, {rows}, {splits}, {loads}>(p);",
             &decode::INPUT_GRAD,
         ),
-        linear("linear_forward", "linear<{E}, {m}, {n}, Shifts{{shifts}}, Major::K>(p);"),
-        linear("linear_input_grad", "linear<{E}, {m}, {n}, Shifts{{shifts}}, Major::MN>(p);"),
+        linear("linear_forward", "linear<{E}, {m}, {n}, {shifts}, Major::K>(p);"),
+        linear("linear_input_grad", "linear<{E}, {m}, {n}, {shifts}, Major::MN>(p);"),
         with_dropout(
             "linear_dropout",
             linear_in(
                 "linear_input_grad_dropout",
-                "linear<{E}, {m}, {n}, Shifts{{shifts}}, Major::MN>(p.pass, p.dropout);",
+                "linear<{E}, {m}, {n}, {shifts}, Major::MN>(p.pass, p.dropout);",
                 &linear::DROPOUT_TILES,
                 &linear::UNALIGNED_DROPOUT_TILES,
             ),

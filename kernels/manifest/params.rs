@@ -87,11 +87,13 @@ params! {
                 out: Operand,
                 m: i32,
                 n: i32,
+                /// Columns of an MN-major rhs: n, or more, which are zeros.
+                rhs_n: i32,
                 count: i32,
-                /// CTAs that compute out: all of its tiles, or 0.
-                tiles: i32,
                 projections: [ProjectionParams; MAX_PROJECTIONS],
                 gradients: [LinearGradient; MAX_PROJECTIONS + 1],
+                /// CTAs that compute out: all of its tiles, or 0.
+                tiles: i32,
                 /// CTAs of all projections.
                 proj_ctas: i32,
                 /// Their tiles of S, if each CTA computes whole ones, else 0.
@@ -118,7 +120,7 @@ params! {
                 to: Operand,
                 rows: i32,
                 cols: i32,
-                /// CTAs of a row; 0 of unused ones.
+                /// 0 of unused ones.
                 ctas: i32,
             }
             struct AlignParams {

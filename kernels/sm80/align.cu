@@ -4,15 +4,15 @@
 //
 // Rows of `to` start at multiples of 16 bytes.
 //
-// Callers: both passes of linear.cuh, of what they read often. That is X and A, if k is not a
-// multiple of 8, and each dH whose d is not.
+// Callers: passes with an adapter on every GPU from 8.0 on, before their other launches: of X, A
+// and each W0 if k is not a multiple of 8, and of each dH whose d is not.
 //
-// Bound by memory: 4 bytes an element. A thread copies 16 bytes at a time, so that the loads of few
-// tokens are all under way at once.
+// Bound by memory: 4 bytes an element, or less where the copy stays in the L2. What is copied is
+// read once, so its lines are the first to leave the L2.
 //
-// Grid: the CTAs of a row of all matrices × any number. A CTA takes every gridDim.y-th row. Block:
-// kThreads. Loads only 16-byte pieces that hold elements of `from`, none past its last element.
-// Writes every element of `to` once; `to` must overlap nothing.
+// Grid: 1-D, the CTAs of every matrix one behind the other, each for kCols columns of kRows rows.
+// Block: kThreads. Loads only 16-byte pieces that hold elements of `from`, none past its last
+// element. Writes every element of `to` once; `to` must overlap nothing.
 #include "operand_tile.cuh"
 
 #include "manifest/sm80/align.cuh"
@@ -22,20 +22,33 @@ __device__ __forceinline__ void align_rows(const AlignParams& p) {
     int cta = blockIdx.x, i = 0;
     for (; cta >= p.copies[i].ctas; i++) cta -= p.copies[i].ctas;
     const AlignedCopy& copy = p.copies[i];
-    const int col = cta * kCols + threadIdx.x * 8;
+    const int in_row = (copy.cols + kCols - 1) / kCols;
+    const int col = cta % in_row * kCols + threadIdx.x * 8, row0 = cta / in_row * kRows;
     if (col >= copy.cols) return;
-    for (int row = blockIdx.y; row < copy.rows; row += gridDim.y) {
-        const E* from = element<E>(copy.from, row, col);
-        uint4 chunk;
-        if (col + 16 <= copy.cols) {
-            const auto at = reinterpret_cast<uintptr_t>(from);
-            const auto* piece = reinterpret_cast<const uint4*>(at & ~(uintptr_t)15);
-            chunk = shifted(__ldg(piece), __ldg(piece + 1), at % 16);
-        } else {
-            chunk = gather_chunk(from, copy.cols - col);
-        }
-        *reinterpret_cast<uint4*>(element<E>(copy.to, row, col)) = chunk;
+    auto from = [&](int row) { return element<E>(copy.from, row, col); };
+    auto each_row = [&](auto&& f) {
+#pragma unroll
+        for (int row = 0; row < kRows; row++)
+            if (row0 + row < copy.rows) f(row);
+    };
+    auto store = [&](int row, const uint4& chunk) {
+        *reinterpret_cast<uint4*>(element<E>(copy.to, row0 + row, col)) = chunk;
+    };
+    if (col + 16 > copy.cols) {
+        each_row([&](int row) { store(row, gather_chunk(from(row0 + row), copy.cols - col)); });
+        return;
     }
+    // The pieces of all rows are under way at once.
+    uint4 pieces[kRows][2];
+    each_row([&](int row) {
+        const auto at = reinterpret_cast<uintptr_t>(from(row0 + row)) & ~(uintptr_t)15;
+        pieces[row][0] = __ldcs(reinterpret_cast<const uint4*>(at));
+        pieces[row][1] = __ldcs(reinterpret_cast<const uint4*>(at) + 1);
+    });
+    each_row([&](int row) {
+        const auto shift = (uint32_t)reinterpret_cast<uintptr_t>(from(row0 + row)) % 16;
+        store(row, shifted(pieces[row][0], pieces[row][1], shift));
+    });
 }
 
 #include "instances/sm80/align.cuh"

@@ -26,8 +26,7 @@
 // narrow tiles have one order, that of the widest is another.
 //
 // Rows that do not start at multiples of 16 bytes are shifted on their way through registers
-// (operand_tile.cuh), in tiles of 128×64, 64×64 and 64×32. Where lhs is aligned, as copies by
-// align.cu are, only rhs is shifted, in 4 stages; elsewhere lhs and rhs, in 3 stages. Other tiles
+// (operand_tile.cuh), by instances of the tiles 128×64, 64×64 and 64×32 in 3 stages. Other tiles
 // gather such rows element by element.
 //
 // Grid, 1-D, in this order:
@@ -54,21 +53,15 @@
 
 constexpr int kGroupRows = 2048;
 
-// Steps in registers on their way to shared memory, as many as do not spill. NOTES: ptxas waits for
-// the loads of all of them at once, so that their latency is paid once for so many steps.
-__device__ constexpr int shifted_depth(Shifts shifts, int m, int n) {
-    if (shifts == Shifts::Both) return m == 128 ? 1 : n == 64 ? 3 : 4;
-    return m == 128 ? 4 : n == 64 ? 5 : 10;
-}
-
-template <typename E, int kM, int kN, Shifts kShifts, Major kRhs, typename D>
+template <typename E, int kM, int kN, bool kShifts, Major kRhs, typename D>
 __device__ __forceinline__ void output_tile(const LinearParams& p, int tile, unsigned char* shared,
                                             const D& dropout) {
     constexpr int kWarpsK = kN == kWideTileN ? 1 : 2, kWarpsN = 4 / kWarpsK;
     constexpr int kK = kWarpsK * kWarpK;
-    constexpr int kMostStages = kStagesBytes / ((kM + kN) * kK * 2);
-    constexpr int kStages = kShifts == Shifts::None ? kMostStages : kShifts == Shifts::Rhs ? 4 : 3;
-    constexpr int kDepth = shifted_depth(kShifts, kM, kN);
+    constexpr int kStages = kShifts ? 3 : kStagesBytes / ((kM + kN) * kK * 2);
+    // Steps in registers on their way to shared memory, as many as do not spill. NOTES: ptxas waits
+    // for the loads of all of them at once, so that their latency is paid once for so many steps.
+    constexpr int kDepth = kM == 128 ? 1 : kN == 64 ? 3 : 4;
     using Product =
         TileProduct<E, kM, kN, kK, 2, kWarpsN, kWarpsK, Major::K, kRhs, kStages, kShifts, kDepth>;
     static_assert(Product::kThreads == kThreads && Product::kSharedBytes <= kStagesBytes);
@@ -89,11 +82,11 @@ __device__ __forceinline__ void output_tile(const LinearParams& p, int tile, uns
     Product product;
     if constexpr (kDrops<D>) {
         const Segment of_s[] = {p.segments[p.count - 1]};
-        product.run(shared, of_s, 1, p.m, p.n, m0, n0);
+        product.run(shared, of_s, 1, p.m, p.rhs_n, m0, n0);
         product.drop(mask_of(dropout), m0, n0);
-        product.template run<true>(shared, p.segments, p.count - 1, p.m, p.n, m0, n0);
+        product.template run<true>(shared, p.segments, p.count - 1, p.m, p.rhs_n, m0, n0);
     } else {
-        product.run(shared, p.segments, p.count, p.m, p.n, m0, n0, before);
+        product.run(shared, p.segments, p.count, p.m, p.rhs_n, m0, n0, before);
         if (p.s_tiles > 0 && threadIdx.x == 0) s_seen(p);
     }
     if (p.out.vectors) {
@@ -110,7 +103,7 @@ __device__ __forceinline__ void output_tile(const LinearParams& p, int tile, uns
     });
 }
 
-template <typename E, int kM, int kN, Shifts kShifts, Major kRhs, typename D = NoDropout>
+template <typename E, int kM, int kN, bool kShifts, Major kRhs, typename D = NoDropout>
 __device__ __forceinline__ void linear(const LinearParams& p, const D& dropout = {}) {
     extern __shared__ __align__(128) unsigned char shared[];
     int cta = blockIdx.x;
@@ -123,7 +116,7 @@ __device__ __forceinline__ void linear(const LinearParams& p, const D& dropout =
                 for (; at >= p.projections[i].ctas; i++) at -= p.projections[i].ctas;
                 return p.projections[i];
             };
-            if constexpr (kRhs == Major::K && kShifts != Shifts::Both && kN < kWideTileN) {
+            if constexpr (kRhs == Major::K && !kShifts && kN < kWideTileN) {
                 if (p.whole_tiles > 0) {
                     for (; cta < p.whole_tiles; cta += p.proj_ctas) {
                         int tile = cta;

@@ -2,6 +2,7 @@
 
 use super::buffers::Buffers;
 use super::operands::{Gradients, Handover, Layer, Layers};
+use super::sm80::align::Align;
 use super::sm80::decode::Decode;
 use super::sm80::linear::MmaBackward;
 use super::sm90a::few_tokens;
@@ -11,6 +12,7 @@ use crate::call::{Accumulation, BackwardCall};
 use crate::driver::params::Operand;
 use crate::driver::{Gpu, Run};
 use crate::error::Result;
+use crate::plan::sm80::padded;
 use crate::plan::sm90a::grads::{Makes, Splits};
 use crate::plan::sm90a::linear::{Projection, Schedule};
 use crate::plan::sm90a::{decode, short};
@@ -21,6 +23,7 @@ use crate::workspace::Workspace;
 
 /// The launches of a backward pass, with dX or without.
 pub(crate) struct Backward {
+    align: Align,
     best: Best,
     mma: MmaBackward,
     /// f32 elements from the start of the scratch to the partial sums.
@@ -101,8 +104,9 @@ impl Backward {
             _ => (Needs::default(), Splits::whole(problem.t())),
         };
         Backward {
+            align: Align::new(gpu, problem.dtype()),
             best,
-            mma: MmaBackward::new(gpu, problem, plan.path() == Path::MmaShort),
+            mma: MmaBackward::new(gpu, &padded(problem), plan.path() == Path::MmaShort),
             partials: projection_elements(problem),
             splits,
             before_splits,
@@ -142,16 +146,15 @@ impl Backward {
 
         layers.s = Operand::new(scratch, problem.rank(), problem.dtype());
         let partials = scratch + 4 * self.partials as u64;
-        let handover = Handover { flags, partials };
-        let Needs { partials: sums, flags: counters } = self.before_splits;
-        let splits_at =
-            Handover { flags: flags + 4 * counters as u64, partials: partials + 4 * sums as u64 };
+        let (mut handover, mut x, wants_dx) = (Handover { flags, partials }, x, dx.is_some());
+        self.align.run_backward(&run, &mut layers, &mut x, wants_dx, &mut handover)?;
+        let mut splits_at = handover;
+        splits_at.take(self.before_splits);
         let splits = self.splits;
         let gradients = Gradients { x, s, da, db, dtype, accumulate, splits, splits_at };
-        let wants_dx = dx.is_some();
         let aligned = layers.is_aligned() && gradients.is_aligned();
         match &self.best {
-            Best::MmaDecode(decode) if layers.is_aligned() => {
+            Best::MmaDecode(decode) if layers.is_aligned_without_x() => {
                 decode.run_input_grad(&run, &layers, wants_dx, Some(&gradients), handover)?;
             }
             Best::Large(large) if aligned => {

@@ -2,6 +2,7 @@
 
 use super::buffers::Buffers;
 use super::operands::{Handover, Layer, Layers};
+use super::sm80::align::Align;
 use super::sm80::decode::Decode;
 use super::sm80::linear::MmaForward;
 use super::sm80::project::Project;
@@ -12,7 +13,7 @@ use crate::driver::params::Operand;
 use crate::driver::{Gpu, Run};
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::plan::sm80::project_dropout_warps;
+use crate::plan::sm80::{padded, project_dropout_warps};
 use crate::plan::sm90a::{decode, short};
 use crate::plan::{Alone, Path, Plan, Strategy, projection_elements};
 use crate::problem::{MAX_PROJECTIONS, Problem};
@@ -20,6 +21,7 @@ use crate::workspace::Workspace;
 
 /// The launches of a forward pass.
 pub(crate) struct Forward {
+    align: Align,
     best: Best,
     project: Project,
     mma: MmaForward,
@@ -85,9 +87,10 @@ impl Forward {
         };
         let warps = project_dropout_warps(problem.t(), problem.rank(), gpu.profile.sms());
         Forward {
+            align: Align::new(gpu, dtype),
             best,
             project: Project::s(gpu.kernels, problem, warps),
-            mma: MmaForward::new(gpu, problem, plan.path() == Path::MmaShort),
+            mma: MmaForward::new(gpu, &padded(problem), plan.path() == Path::MmaShort),
         }
     }
 
@@ -118,7 +121,8 @@ impl Forward {
         // Unless S is asked for, it is made at the start of the scratch.
         layers.s = s.unwrap_or(Operand::new(scratch, problem.rank(), problem.dtype()));
         let partials = scratch + 4 * projection_elements(problem) as u64;
-        let handover = Handover { flags, partials };
+        let mut handover = Handover { flags, partials };
+        self.align.run_forward(&run, &mut layers, &mut handover)?;
         match &self.best {
             Best::Large(large) if layers.is_aligned() => {
                 if large.wants_s() {
@@ -133,7 +137,7 @@ impl Forward {
                     launch.run(&run, &layers, layer, a_and_s, flags)
                 })
             }
-            Best::MmaDecode(launches) if layers.forward_is_aligned() => {
+            Best::MmaDecode(launches) if layers.is_aligned_without_h() => {
                 let mut each = layers.with_operands().zip(launches.iter().flatten());
                 each.try_for_each(|((layer, a_and_s), launch)| {
                     launch.run_forward(&run, &layers, layer, a_and_s, handover)

@@ -72,12 +72,26 @@ impl Layers {
         &self.of[..self.count]
     }
 
-    /// A, and H or dH of each, with their rows and columns.
-    pub(super) fn a_and_h_mut(&mut self) -> impl Iterator<Item = (&mut Operand, [usize; 2])> {
-        let (t, of_a) = (self.t, [self.rank(), self.k]);
+    /// What the forward reads, with rows and columns: X, A, and W0 of each.
+    pub(super) fn read_by_forward(&mut self) -> impl Iterator<Item = (&mut Operand, [usize; 2])> {
+        let (t, k, rank) = (self.t, self.k, self.rank());
+        let of_each = self.of[..self.count].iter_mut();
+        let w0 = of_each.map(move |layer| (&mut layer.w0, [layer.d, k]));
+        [(&mut self.x, [t, k]), (&mut self.a, [rank, k])].into_iter().chain(w0)
+    }
+
+    /// What the backward reads of these, likewise: dH of each, and for dX A and W0.
+    pub(super) fn read_by_backward(
+        &mut self,
+        wants_dx: bool,
+    ) -> impl Iterator<Item = (&mut Operand, [usize; 2])> {
+        let (t, k, rank) = (self.t, self.k, self.rank());
         let of_each =
-            self.of[..self.count].iter_mut().map(move |layer| (&mut layer.h, [t, layer.d]));
-        iter::once((&mut self.a, of_a)).chain(of_each)
+            self.of[..self.count].iter_mut().flat_map(move |Layer { d, w0, h, .. }| {
+                [(true, (h, [t, *d])), (wants_dx, (w0, [*d, k]))]
+            });
+        let all = iter::once((wants_dx, (&mut self.a, [rank, k]))).chain(of_each);
+        all.filter_map(|(wanted, operand)| wanted.then_some(operand))
     }
 
     /// R.
@@ -111,10 +125,15 @@ impl Layers {
         of_all.chain(of_each).all(|operand| operand.is_aligned())
     }
 
-    /// The same of what the forward reads, S too: rows of H may start anywhere.
-    pub(super) fn forward_is_aligned(&self) -> bool {
+    /// The same of all but H, for kernels whose rows of H may start anywhere.
+    pub(super) fn is_aligned_without_h(&self) -> bool {
         let of_each = self.of().iter().flat_map(|layer| [layer.w0, layer.b]);
         [self.x, self.a, self.s].into_iter().chain(of_each).all(|operand| operand.is_aligned())
+    }
+
+    /// The same of all but dX.
+    pub(super) fn is_aligned_without_x(&self) -> bool {
+        Layers { x: Operand::NONE, ..*self }.is_aligned()
     }
 
     /// Overwrites an entry for every layer; the others stay.

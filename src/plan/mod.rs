@@ -66,8 +66,7 @@ fn forward_by(problem: &Problem, strategy: Strategy) -> Plan {
         Strategy::Mma(schedule) => sm80::forward_needs(problem, schedule.short),
         Strategy::Reference => Needs::default(),
     };
-    let Needs { partials, flags } = needs;
-    Plan { strategy, scratch: projection_elements(problem) + partials, flags }
+    Plan::of_pass(problem, strategy, needs, sm80::forward_copies(problem))
 }
 
 /// The plan of a backward pass, with dX or without; `profile` is `None` on the CPU.
@@ -106,13 +105,13 @@ fn backward_by(problem: &Problem, strategy: Strategy) -> Plan {
         Strategy::MmaDecode(launches) => sm80::decode_needs(launches),
         Strategy::Mma(_) | Strategy::Reference => Needs::default(),
     };
-    // Where operands are not aligned, other kernels than the strategy's serve a call.
-    let Needs { partials, flags } = match &strategy {
+    // Where views are not aligned, other kernels than the strategy's serve a call.
+    let needs = match &strategy {
         Strategy::Reference => needs,
         Strategy::Mma(schedule) => sm80::backward_needs(problem, schedule.short),
         _ => needs.or(sm80::backward_needs(problem, false)),
     };
-    Plan { strategy, scratch: projection_elements(problem) + partials, flags }
+    Plan::of_pass(problem, strategy, needs, sm80::backward_copies(problem))
 }
 
 /// What the launches of a large batch need, and the splits of dA, whose needs lie behind it.
@@ -197,7 +196,7 @@ pub(crate) fn base_input_grad(problem: &Problem, profile: Option<&DeviceProfile>
 }
 
 /// An empty batch launches nothing.
-const EMPTY: Plan = Plan { strategy: Strategy::Mma(LinearSchedule::NONE), scratch: 0, flags: 0 };
+const EMPTY: Plan = Plan::without_workspace(Strategy::Mma(LinearSchedule::NONE));
 
 /// A plan without an adapter, given T, k, d and the clusters: a small batch, or a large one.
 fn base(
@@ -212,13 +211,12 @@ fn base(
     }
     let (t, k, (d, _)) = (problem.t(), problem.k(), problem.projections()[0]);
     let Some(clusters) = hopper_clusters([t, k], &[(d, 0)], profile) else {
-        return Plan { strategy: elsewhere([t, k, d], profile), scratch: 0, flags: 0 };
+        return Plan::without_workspace(elsewhere([t, k, d], profile));
     };
-    let strategy = match on_hopper([t, k, d], clusters, &profile.cost()) {
+    Plan::without_workspace(match on_hopper([t, k, d], clusters, &profile.cost()) {
         Ok(launch) => Strategy::Small([Some(launch), None, None, None]),
         Err(schedule) => Strategy::Large(schedule),
-    };
-    Plan { strategy, scratch: 0, flags: 0 }
+    })
 }
 
 /// The clusters that run at once, if the Hopper kernels can serve layers of these (d, r): rows

@@ -1,11 +1,12 @@
 //! A plan: how a call is served, and the workspace it needs.
 
 use super::path::Path;
+use super::scratch::{Needs, projection_elements};
 use super::sm80::decode;
 use super::sm80::linear::LinearSchedule;
 use super::sm90a::linear::{Projection, Schedule};
 use super::sm90a::small::Alone;
-use crate::problem::MAX_PROJECTIONS;
+use crate::problem::{MAX_PROJECTIONS, Problem};
 use std::fmt;
 
 /// How a call is served.
@@ -32,11 +33,29 @@ pub(crate) struct Plan {
     pub(crate) scratch: usize,
     /// Flags, of 32 bits; may be 0.
     pub(crate) flags: usize,
+    /// Whether a launch before copies what the others read to aligned rows.
+    pub(crate) copies: bool,
 }
 
 impl Plan {
     /// On the CPU.
-    pub(super) const REFERENCE: Plan = Plan { strategy: Strategy::Reference, scratch: 0, flags: 0 };
+    pub(super) const REFERENCE: Plan = Plan::without_workspace(Strategy::Reference);
+
+    pub(super) const fn without_workspace(strategy: Strategy) -> Plan {
+        Plan { strategy, scratch: 0, flags: 0, copies: false }
+    }
+
+    /// Of a pass with S or dS, copies behind it, and what the strategy needs behind these.
+    pub(super) fn of_pass(
+        problem: &Problem,
+        strategy: Strategy,
+        needs: Needs,
+        copies: Needs,
+    ) -> Plan {
+        let Needs { partials, flags } = copies.and(needs);
+        let scratch = projection_elements(problem) + partials;
+        Plan { strategy, scratch, flags, copies: copies != Needs::default() }
+    }
 
     /// The code that serves the call.
     pub(crate) fn path(&self) -> Path {
@@ -69,7 +88,7 @@ impl fmt::Display for Plan {
             Strategy::MmaDecode(launches) => each(f, launches)?,
             Strategy::Small(launches) => each(f, launches)?,
         }
-        f.write_str(", ")?;
+        f.write_str(if self.copies { ", copies with aligned rows, " } else { ", " })?;
         bytes(f, 4 * self.scratch)?;
         f.write_str(" scratch")
     }

@@ -1,51 +1,78 @@
 //! Launches of kernels/sm80/align.cu.
 
-use crate::cuda::operands::Handover;
+use crate::cuda::operands::{Handover, Layers};
 use crate::driver::params::{AlignParams, AlignedCopy, Operand};
 use crate::driver::{Gpu, Kernel, LaunchMode, Run};
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::manifest::sm80::align::{COLS, COPIES};
+use crate::manifest::sm80::align::COPIES;
 use crate::plan::Needs;
-use crate::plan::sm80::{align_grid, copy_needs};
+use crate::plan::sm80::{copy_ctas, copy_needs};
+use std::iter;
 
-/// Copies of operands, with aligned rows.
-pub(super) struct Align {
+/// Copies with aligned rows of what a pass reads, where its sizes need them.
+pub(crate) struct Align {
     kernel: Kernel<AlignParams>,
     dtype: DType,
 }
 
 impl Align {
-    pub(super) fn new(gpu: &Gpu, dtype: DType) -> Self {
+    pub(crate) fn new(gpu: &Gpu, dtype: DType) -> Self {
         Align { kernel: gpu.kernels.of(dtype).sm80.align, dtype }
     }
 
+    /// For a forward pass, which then sums over the zeros behind each row too.
+    pub(crate) fn run_forward(
+        &self,
+        run: &Run<'_>,
+        layers: &mut Layers,
+        memory: &mut Handover,
+    ) -> Result<()> {
+        self.run(run, layers.read_by_forward(), memory)?;
+        layers.k = layers.k.next_multiple_of(8);
+        Ok(())
+    }
+
+    /// For a backward pass, given the X of its dA.
+    pub(crate) fn run_backward(
+        &self,
+        run: &Run<'_>,
+        layers: &mut Layers,
+        x: &mut Operand,
+        wants_dx: bool,
+        memory: &mut Handover,
+    ) -> Result<()> {
+        let of_x = iter::once((x, [layers.t, layers.k]));
+        self.run(run, of_x.chain(layers.read_by_backward(wants_dx)), memory)
+    }
+
     /// Replaces operands, given their rows and columns, by their copies, all made in one launch.
-    /// Aligned ones stay, and those whose size needs no copy: for these there is no memory.
-    pub(super) fn run<'a>(
+    /// Those whose size needs no copy stay, and take no memory.
+    fn run<'a>(
         &self,
         run: &Run<'_>,
         operands: impl Iterator<Item = (&'a mut Operand, [usize; 2])>,
         memory: &mut Handover,
     ) -> Result<()> {
         let mut copies = [AlignedCopy::NONE; COPIES];
-        let mut sizes = [[0, 0]; COPIES];
-        for ((copy, copied), (operand, size)) in copies.iter_mut().zip(&mut sizes).zip(operands) {
-            let needs = copy_needs(size);
-            let Handover { partials: to, .. } = memory.take(needs);
-            if needs == Needs::default() || operand.is_aligned() {
-                continue;
-            }
+        let mut ctas = 0;
+        let operands = operands.filter(|&(_, size)| copy_needs(size) != Needs::default());
+        for (copy, (operand, size)) in copies.iter_mut().zip(operands) {
             let [rows, cols] = size;
+            let Handover { partials: to, .. } = memory.take(copy_needs(size));
             let to = Operand::new(to, cols.next_multiple_of(8), self.dtype);
             let from = std::mem::replace(operand, to);
-            let [rows, cols, ctas] = [rows, cols, cols.div_ceil(COLS)].map(|n| n as i32);
-            *copy = AlignedCopy { from, to, rows, cols, ctas };
-            *copied = size;
+            let of_copy = copy_ctas(size);
+            ctas += of_copy;
+            let [rows, cols, of_copy] = [rows, cols, of_copy].map(|n| n as i32);
+            *copy = AlignedCopy { from, to, rows, cols, ctas: of_copy };
         }
-        match align_grid(sizes.into_iter()) {
-            [0, _] => Ok(()),
-            grid => run.launch(&self.kernel, grid, LaunchMode::default(), &AlignParams { copies }),
+        match ctas {
+            0 => Ok(()),
+            _ => {
+                let mode = LaunchMode::default();
+                run.launch(&self.kernel, [ctas, 1], mode, &AlignParams { copies })
+            }
         }
     }
 }

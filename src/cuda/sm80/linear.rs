@@ -1,6 +1,5 @@
 //! Launches of kernels/sm80/linear.cuh.
 
-use super::align::Align;
 use super::project::Project;
 use crate::cuda::operands::{Gradients, Handover, Layer, Layers};
 use crate::driver::params::{
@@ -13,7 +12,7 @@ use crate::plan::sm80::{
     GradSplit, LinearSchedule, LinearTile, PROJECT_WARPS, ProjSplit, s_flags, whole_s,
 };
 use crate::problem::{MAX_PROJECTIONS, Problem};
-use std::{iter, mem};
+use std::mem;
 
 /// A kernel of a tile, with dropout or without.
 #[derive(Clone, Copy)]
@@ -35,40 +34,36 @@ struct Tiles {
 #[derive(Clone, Copy)]
 struct Linear {
     tiles: Tiles,
-    /// Where rows of the weights are not aligned, and where others are not either. If `None`, the
-    /// same, which are slow then.
-    unaligned: Option<[Tiles; 2]>,
+    /// If `None`, the same, which are slow then.
+    unaligned: Option<Tiles>,
 }
 
 impl Linear {
-    /// The i-th output of a schedule, given its kernel by m, n and the operands that it shifts.
+    /// The i-th output of a schedule, given its kernel by m, n and whether it shifts.
     fn new(
         schedule: &LinearSchedule,
         i: usize,
         gpu: &Gpu,
         kernel: impl Fn([usize; 3]) -> Option<TileKernel>,
     ) -> Option<Self> {
-        let tiles = |tile: LinearTile, shifts| {
-            let kernel = kernel([tile.m, tile.n, shifts]);
+        let tiles = |tile: LinearTile, shifts: bool| {
+            let kernel = kernel([tile.m, tile.n, shifts.into()]);
             let kernel = kernel.expect("there is a kernel for every tile");
             Tiles { tile, kernel, whole_gpu: tile.whole_gpu(shifts, &gpu.profile) }
         };
         Some(Linear {
-            tiles: tiles(schedule.tiles[i]?, 0),
-            unaligned: schedule.unaligned[i].map(|tile| [1, 2].map(|shifts| tiles(tile, shifts))),
+            tiles: tiles(schedule.tiles[i]?, false),
+            unaligned: schedule.unaligned[i].map(|tile| tiles(tile, true)),
         })
     }
 
     /// What serves these products with frozen weights. The rows of S and B have no say: they are
     /// one step.
     fn of(&self, products: &[Segment]) -> Tiles {
-        let Some([shifted_rhs, shifted]) = self.unaligned else { return self.tiles };
-        let lhs = products.iter().all(|segment| segment.lhs.is_aligned());
-        let rhs = products.iter().all(|segment| segment.rhs.is_aligned());
-        match (lhs, rhs) {
-            (true, true) => self.tiles,
-            (true, false) => shifted_rhs,
-            (false, _) => shifted,
+        let mut operands = products.iter().flat_map(|segment| [segment.lhs, segment.rhs]);
+        match self.unaligned {
+            Some(unaligned) if !operands.all(|operand| operand.is_aligned()) => unaligned,
+            _ => self.tiles,
         }
     }
 
@@ -78,10 +73,11 @@ impl Linear {
         out: Operand::NONE,
         m: 0,
         n: 0,
+        rhs_n: 0,
         count: 0,
-        tiles: 0,
         projections: [ProjectionParams::NONE; MAX_PROJECTIONS],
         gradients: [LinearGradient::NONE; MAX_PROJECTIONS + 1],
+        tiles: 0,
         proj_ctas: 0,
         whole_tiles: 0,
         s_tiles: 0,
@@ -105,7 +101,8 @@ impl Linear {
         let tiles = self.of(&segments[..products]);
         let ctas = tiles.tile.ctas([m, n]) as i32;
         let (m, n, count) = (m as i32, n as i32, (products + usize::from(has_s)) as i32);
-        (tiles, LinearParams { segments, out, m, n, count, tiles: ctas, ..Linear::NONE })
+        let sizes = LinearParams { m, n, rhs_n: n, count, tiles: ctas, ..Linear::NONE };
+        (tiles, LinearParams { segments, out, ..sizes })
     }
 }
 
@@ -184,7 +181,6 @@ fn add_gradient(
 
 /// H of every layer, and S.
 pub(crate) struct MmaForward {
-    align: Align,
     linears: [Option<Linear>; MAX_PROJECTIONS],
     project: Project,
     /// Whether the first launch computes S.
@@ -195,7 +191,7 @@ pub(crate) struct MmaForward {
 
 impl MmaForward {
     /// `short`: the plan is of these launches, for a short batch. Where they serve what another
-    /// kernel cannot, there is memory only for S, and no size needs a copy.
+    /// kernel cannot, there is memory only for S.
     pub(crate) fn new(gpu: &Gpu, problem: &Problem, short: bool) -> Self {
         let kernels = &gpu.kernels.of(problem.dtype()).sm80.linear_forward;
         let (sizes, layers) = ([problem.t(), problem.k()], problem.projections());
@@ -212,7 +208,6 @@ impl MmaForward {
             (layers.iter().map(|&(_, r)| r), [problem.t(), layers[0].0, problem.k()]);
         let whole_s = whole_s(&schedule, sizes, ranks, &gpu.profile);
         MmaForward {
-            align: Align::new(gpu, problem.dtype()),
             linears,
             project: Project::s(gpu.kernels, problem, PROJECT_WARPS),
             with_s: short,
@@ -221,18 +216,12 @@ impl MmaForward {
     }
 
     pub(crate) fn run(&self, run: &Run<'_>, layers: &Layers, handover: Handover) -> Result<()> {
-        let (mut layers, mut memory) = (*layers, behind_s_flags(handover, layers.t));
-        let (t, k, rank) = (layers.t, layers.k, layers.rank());
-        let has_s = rank > 0;
-        // The frozen layer alone has no memory.
-        if has_s {
-            let operands = [(&mut layers.x, [t, k]), (&mut layers.a, [rank, k])];
-            self.align.run(run, operands.into_iter(), &mut memory)?;
-        }
+        let &Layers { t, k, x, .. } = layers;
+        let mut memory = behind_s_flags(handover, t);
+        let has_s = layers.rank() > 0;
         if has_s && !self.with_s {
-            self.project.run_s(run, &layers)?;
+            self.project.run_s(run, layers)?;
         }
-        let x = layers.x;
         let each = layers.with_columns().zip(self.linears.iter().flatten());
         for (i, ((layer, s), linear)) in each.enumerate() {
             let &Layer { d, r, w0, b, h, .. } = layer;
@@ -305,7 +294,8 @@ impl MmaInputGrad {
 
 /// A backward pass.
 pub(crate) struct MmaBackward {
-    align: Align,
+    /// Columns of W0 and A: k, and then zeros.
+    padded_k: usize,
     input_grad: MmaInputGrad,
     project: Project,
     /// Whether the launch computes dS.
@@ -313,10 +303,10 @@ pub(crate) struct MmaBackward {
 }
 
 impl MmaBackward {
-    /// `short` as for [`MmaForward::new`].
+    /// For copies of this problem's sizes. `short` as for [`MmaForward::new`].
     pub(crate) fn new(gpu: &Gpu, problem: &Problem, short: bool) -> Self {
         MmaBackward {
-            align: Align::new(gpu, problem.dtype()),
+            padded_k: problem.k(),
             input_grad: MmaInputGrad::new(gpu, problem, problem.projections()),
             project: Project::ds(gpu.kernels, problem),
             with_ds: short,
@@ -333,14 +323,13 @@ impl MmaBackward {
         handover: Handover,
     ) -> Result<()> {
         let (t, k, with_ds) = (layers.t, layers.k, self.with_ds);
-        let (mut layers, mut memory) = (*layers, behind_s_flags(handover, t));
-        let &Gradients { mut x, s, da, db, dtype, accumulate, .. } = gradients;
-        let operands = iter::once((&mut x, [t, k])).chain(layers.a_and_h_mut());
-        self.align.run(run, operands, &mut memory)?;
+        let mut memory = behind_s_flags(handover, t);
+        let &Gradients { x, s, da, db, dtype, accumulate, .. } = gradients;
         if !with_ds {
-            self.project.run_ds(run, &layers)?;
+            self.project.run_ds(run, layers)?;
         }
-        let (tiles, mut params) = self.input_grad.params(&layers);
+        let (tiles, mut params) = self.input_grad.params(layers);
+        params.rhs_n = self.padded_k as i32;
         if !wants_dx {
             params.tiles = 0;
         }
@@ -352,7 +341,7 @@ impl MmaBackward {
             }
         }
         (params.accumulate, params.rounds) = (accumulate.into(), gradients.rounds().into());
-        let mut of_s = layers;
+        let mut of_s = *layers;
         of_s.s = s;
         for ((&Layer { d, r, h, .. }, s), db) in of_s.with_columns().zip(db) {
             let split = GradSplit::new(t, r, d);

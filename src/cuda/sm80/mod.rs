@@ -1,6 +1,6 @@
 //! The launches of the kernels that serve every GPU.
 
-mod align;
+pub(super) mod align;
 pub(super) mod decode;
 pub(super) mod linear;
 pub(super) mod project;

@@ -3,7 +3,7 @@
 use crate::manifest::sm80::linear::{
     DROPOUT_TILES, STAGES_BYTES, TILES, UNALIGNED_DROPOUT_TILES, UNALIGNED_TILES,
 };
-use crate::manifest::sm80::{align, merge, project, round, tile::RANK_TILES};
+use crate::manifest::sm80::{merge, project, round, tile::RANK_TILES};
 use crate::plan::profile::DeviceProfile;
 use crate::plan::rates::HOPPER_MMA_RATE;
 use crate::problem::MAX_PROJECTIONS;
@@ -69,9 +69,9 @@ impl LinearTile {
     /// tiles, which take twice as long. In a grid that fills the GPU, the SMs of the first CTAs,
     /// the projections, get a second CTA first.
     ///
-    /// `shifts` is the kernel's, of a launch with projections.
-    pub(crate) fn whole_gpu(self, shifts: usize, profile: &DeviceProfile) -> usize {
-        let by_registers = if self.m == 64 && shifts == 0 { 2 } else { 1 };
+    /// `shifts`: of the instance that shifts.
+    pub(crate) fn whole_gpu(self, shifts: bool, profile: &DeviceProfile) -> usize {
+        let by_registers = if self.m == 64 && !shifts { 2 } else { 1 };
         profile.sms() * profile.ctas_per_sm(STAGES_BYTES).min(by_registers)
     }
 
@@ -97,7 +97,7 @@ pub(crate) struct LinearSchedule {
     pub(crate) tiles: [Option<LinearTile>; MAX_PROJECTIONS],
     /// What serves rows that do not start at multiples of 16 bytes instead, where tiles are narrow.
     pub(crate) unaligned: [Option<LinearTile>; MAX_PROJECTIONS],
-    /// Whether the sizes are such that rows can: otherwise tiles are narrow.
+    /// Whether the sizes are such that rows can, as those of copies are: otherwise tiles are narrow.
     pub(crate) aligned: bool,
     /// Narrow tiles, and S or dS in the first launch of the pass; otherwise a launch before
     /// computes it.
@@ -252,13 +252,6 @@ pub(crate) fn project_dropout_warps(m: usize, r: usize, sms: usize) -> usize {
         16 if project_blocks(m, r, true) <= 2 * sms => 8,
         _ => PROJECT_WARPS,
     }
-}
-
-/// The grid of kernels/sm80/align.cu for matrices of so many rows and columns.
-pub(crate) fn align_grid(sizes: impl Iterator<Item = [usize; 2]>) -> [usize; 2] {
-    sizes.fold([0, 1], |[ctas, most_rows], [rows, cols]| {
-        [ctas + cols.div_ceil(align::COLS), most_rows.max(rows).min(u16::MAX.into())]
-    })
 }
 
 /// The grid of kernels/sm80/round.cu for segments of so many elements: a CTA for every chunk of

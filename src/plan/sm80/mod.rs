@@ -1,16 +1,16 @@
 //! How the kernels of `kernels/sm80` are launched.
 
+mod copies;
 pub(crate) mod decode;
 pub(crate) mod linear;
 mod split;
 
+pub(crate) use copies::{backward_copies, copy_ctas, copy_needs, forward_copies, padded};
 pub(crate) use linear::{
-    LinearSchedule, LinearTile, PROJECT_WARPS, align_grid, merge_blocks, project_blocks,
-    project_dropout_warps, rank_tile, round_blocks,
+    LinearSchedule, LinearTile, PROJECT_WARPS, merge_blocks, project_blocks, project_dropout_warps,
+    rank_tile, round_blocks,
 };
-pub(crate) use split::{
-    GradSplit, ProjSplit, backward_needs, copy_needs, forward_needs, s_flags, whole_s,
-};
+pub(crate) use split::{GradSplit, ProjSplit, backward_needs, forward_needs, s_flags, whole_s};
 
 use super::profile::DeviceProfile;
 use super::scratch::Needs;
@@ -18,8 +18,10 @@ use super::strategy::Strategy;
 use crate::problem::{MAX_PROJECTIONS, Problem};
 use decode::Launch;
 
-/// How a forward pass is served: few tokens by a launch for each layer.
+/// How a forward pass is served: few tokens by a launch for each layer. Rows that it reads are
+/// aligned, or copies are.
 pub(crate) fn forward(problem: &Problem, profile: &DeviceProfile) -> Strategy {
+    let problem = padded(problem);
     let (t, k, layers) = (problem.t(), problem.k(), problem.projections());
     if problem.dropout() {
         return Strategy::Mma(LinearSchedule::forward_after_s([t, k], layers, profile));
@@ -34,8 +36,10 @@ pub(crate) fn forward(problem: &Problem, profile: &DeviceProfile) -> Strategy {
     Strategy::MmaDecode(launches)
 }
 
-/// How a backward pass is served: few tokens of a single layer by one launch.
+/// How a backward pass is served: few tokens of a single layer by one launch. Rows that it reads
+/// are aligned, or copies are.
 pub(crate) fn backward(problem: &Problem, profile: &DeviceProfile) -> Strategy {
+    let problem = padded(problem);
     let (t, k, layers) = (problem.t(), problem.k(), problem.projections());
     if problem.dropout() {
         return Strategy::Mma(LinearSchedule::input_grad_dropout([t, k], layers, profile));

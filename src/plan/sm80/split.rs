@@ -66,7 +66,7 @@ pub(crate) fn whole_s(
     mut ranks: impl Iterator<Item = usize> + Clone,
     profile: &DeviceProfile,
 ) -> Option<(LinearTile, usize)> {
-    let tile = if schedule.aligned { schedule.tiles[0]? } else { schedule.unaligned[0]? };
+    let tile = schedule.tiles[0]?;
     let splits = ranks.clone().map(|r| ProjSplit::new([t, k, r]));
     let (tiles, ctas) =
         splits.fold((0, 0), |(tiles, ctas), split| (tiles + split.tiles, ctas + split.ctas()));
@@ -125,47 +125,31 @@ impl GradSplit {
     }
 }
 
-/// The copy of a matrix of 16-bit elements by kernels/sm80/align.cu, if dense rows of this size
-/// cannot all start at multiples of 16 bytes: whole lines of 128 bytes, so that what follows starts
-/// aligned. There is none of what fits on no GPU, so that needs and their bytes are a `usize`.
-pub(crate) fn copy_needs([rows, cols]: [usize; 2]) -> Needs {
-    const MOST: usize = 1 << 40;
-    if cols.is_multiple_of(8) || rows * cols > MOST {
-        return Needs::default();
-    }
-    Needs { partials: (rows * cols.next_multiple_of(8)).div_ceil(64) * 32, flags: 0 }
-}
-
-/// What a forward pass needs: copies of X and A, then S of all layers if its first launch computes
-/// it.
+/// What a forward pass in tiles needs: S of all layers, if its first launch computes it.
 pub(crate) fn forward_needs(problem: &Problem, with_s: bool) -> Needs {
     let (t, k) = (problem.t(), problem.k());
-    let copies = copy_needs([t, k]).and(copy_needs([problem.rank(), k]));
     if !with_s {
-        return copies;
+        return Needs::default();
     }
     let each = problem.projections().iter().map(|&(_, r)| ProjSplit::new([t, k, r]).needs());
-    each.fold(copies.and(Needs { partials: 0, flags: s_flags(t) }), Needs::and)
+    each.fold(Needs { partials: 0, flags: s_flags(t) }, Needs::and)
 }
 
-/// What a backward pass needs: copies of X, A and each dH, then what its launch does, with dS in it
-/// or before it.
+/// What a backward pass in tiles needs, with dS in its launch or before it.
 pub(crate) fn backward_needs(problem: &Problem, with_ds: bool) -> Needs {
     let (t, k, layers) = (problem.t(), problem.k(), problem.projections());
-    let copies = [copy_needs([t, k]), copy_needs([problem.rank(), k])];
-    let of_dh = layers.iter().map(|&(d, _)| copy_needs([t, d]));
     let ds = layers.iter().filter(|_| with_ds);
     let ds = ds.map(|&(d, r)| ProjSplit::new([t, d, r]).needs());
     let da = GradSplit::new(t, problem.rank(), k).needs();
     let db = layers.iter().map(|&(d, r)| GradSplit::new(t, r, d).needs());
-    let all = copies.into_iter().chain(of_dh).chain(ds).chain(db).chain([da]);
-    all.fold(Needs { partials: 0, flags: s_flags(t) }, Needs::and)
+    ds.chain(db).chain([da]).fold(Needs { partials: 0, flags: s_flags(t) }, Needs::and)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::dtype::DType;
+    use crate::plan::sm80::copies::{backward_copies, forward_copies};
     use crate::plan::testing::{problems, shapes};
     use crate::problem::{MAX_PROJECTIONS, MAX_RANK, MAX_SIZE};
 
@@ -281,7 +265,9 @@ mod tests {
         // S is in the first launch of short batches alone.
         for (t, with_s) in [(most, false), (LinearSchedule::SHORT_TOKENS, true)] {
             let problem = Problem::new(t, most, &layers, DType::Bf16).unwrap();
-            for needs in [forward_needs(&problem, with_s), backward_needs(&problem, with_s)] {
+            let forward = forward_needs(&problem, with_s).and(forward_copies(&problem));
+            let backward = backward_needs(&problem, with_s).and(backward_copies(&problem));
+            for needs in [forward, backward] {
                 assert!(needs.partials.checked_mul(4).is_some(), "T={t}: {needs:?}");
             }
         }
@@ -302,26 +288,11 @@ mod tests {
             assert_eq!(with.flags - without.flags, flags, "{problem}");
             assert!(without.flags >= s_flags(t), "{problem}");
             let [without, with] = [false, true].map(|with_s| forward_needs(&problem, with_s));
-            assert!(with.flags > s_flags(t) && without.flags == 0, "{problem}");
-            let copies = [[t, problem.k()], [problem.rank(), problem.k()]].map(copy_needs);
-            assert_eq!(copies[0].and(copies[1]), without, "{problem}");
+            assert_eq!(without, Needs::default(), "{problem}");
+            assert!(with.flags > s_flags(t), "{problem}");
             let of_s = layers.iter().map(|&(_, r)| ProjSplit::new([t, problem.k(), r]).needs());
             let partials = of_s.map(|needs| needs.partials).sum::<usize>();
-            assert_eq!(with.partials - without.partials, partials, "{problem}");
-        }
-    }
-
-    /// Whole chunks of 16 bytes hold every row of a copy, and the next one starts aligned.
-    #[test]
-    fn copies_have_room() {
-        for [rows, cols, ..] in shapes() {
-            let Needs { partials, flags } = copy_needs([rows, cols]);
-            let context = format!("{rows}×{cols}");
-            assert_eq!((partials % 32, flags), (0, 0), "{context}");
-            match cols % 8 {
-                0 => assert_eq!(partials, 0, "{context}"),
-                _ => assert!(4 * partials >= rows * cols.div_ceil(8) * 16, "{context}"),
-            }
+            assert_eq!(with.partials, partials, "{problem}");
         }
     }
 }

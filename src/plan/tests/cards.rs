@@ -7,8 +7,8 @@ use crate::plan::Needs;
 use crate::plan::sm80::decode::{Instance, Launch};
 use crate::plan::sm80::{GradSplit, LinearSchedule, LinearTile, ProjSplit};
 use crate::plan::sm80::{
-    align_grid, backward_needs, copy_needs, forward_needs, merge_blocks, project_blocks, rank_tile,
-    round_blocks,
+    backward_copies, backward_needs, copy_ctas, copy_needs, forward_copies, forward_needs,
+    merge_blocks, padded, project_blocks, rank_tile, round_blocks,
 };
 use crate::plan::testing::{problems, shapes, single_problems};
 use crate::plan::{DeviceProfile, Plan, Strategy, projection_elements};
@@ -37,7 +37,9 @@ type Grid = ((&'static str, Vec<usize>), [usize; 2]);
 #[derive(Default)]
 struct Launches {
     grids: Vec<Grid>,
-    /// f32 elements behind S or dS, and flags, of each launch that needs any.
+    /// f32 elements of copies behind S or dS.
+    copies: usize,
+    /// f32 elements behind these, and flags, of each launch that needs any.
     workspaces: Vec<[usize; 2]>,
 }
 
@@ -64,7 +66,7 @@ impl Launches {
         output: [usize; 2],
         more: usize,
     ) {
-        for (tile, shifts) in [(tile, 0), (unaligned, 1), (unaligned, 2)] {
+        for (tile, shifts) in [(tile, 0), (unaligned, 1)] {
             let Some(tile) = tile else { continue };
             self.add(name, &[tile.m, tile.n, shifts], [tile.ctas(output) + more, 1]);
         }
@@ -77,9 +79,9 @@ impl Launches {
     /// The launch that copies matrices of these sizes, if one of them needs a copy.
     fn align(&mut self, sizes: &[[usize; 2]]) {
         let copied = sizes.iter().copied().filter(|&size| copy_needs(size) != Needs::default());
-        let grid = align_grid(copied);
-        if grid[0] > 0 {
-            self.add("align", &[], grid);
+        let ctas = copied.map(copy_ctas).sum();
+        if ctas > 0 {
+            self.add("align", &[], [ctas, 1]);
         }
     }
 
@@ -96,10 +98,14 @@ impl Launches {
         if wants_s && of.short {
             more = layers.iter().map(|&(_, r)| ProjSplit::new([t, k, r]).ctas()).sum();
         }
+        if wants_s {
+            let w0 = layers.iter().map(|&(d, _)| [d, k]);
+            self.align(&w0.chain([[t, k], [problem.rank(), k]]).collect::<Vec<_>>());
+            self.copies = forward_copies(problem).partials;
+        }
         if wants_s && matches!(plan.strategy, Strategy::Mma(_)) {
             let Needs { partials, flags } = forward_needs(problem, of.short);
             self.workspaces.push([partials, flags]);
-            self.align(&[[t, k], [problem.rank(), k]]);
         }
         for (i, &(d, _)) in layers.iter().enumerate() {
             self.linear("linear_forward", [of.tiles[i], of.unaligned[i]], [t, d], more);
@@ -121,12 +127,11 @@ impl Launches {
                 ds + GradSplit::new(t, r, d).ctas()
             });
             more = each.sum::<usize>() + GradSplit::new(t, problem.rank(), k).ctas();
+            let w0_and_dh = layers.iter().flat_map(|&(d, _)| [[d, k], [t, d]]);
+            self.align(&w0_and_dh.chain([[t, k], [problem.rank(), k]]).collect::<Vec<_>>());
+            self.copies = backward_copies(problem).partials;
             let Needs { partials, flags } = backward_needs(problem, of.short);
-            if matches!(plan.strategy, Strategy::Mma(_)) {
-                self.workspaces.push([partials, flags]);
-                let of_dh = layers.iter().map(|&(d, _)| [t, d]);
-                self.align(&of_dh.chain([[t, k], [problem.rank(), k]]).collect::<Vec<_>>());
-            }
+            self.workspaces.push([partials, flags]);
         }
         self.linear("linear_input_grad", [of.tiles[0], of.unaligned[0]], [t, k], more);
     }
@@ -135,8 +140,12 @@ impl Launches {
 /// Every operation's plan, and what it may launch.
 fn operations(problem: &Problem, card: &DeviceProfile) -> Vec<(&'static str, Plan, Launches)> {
     let (t, k, layers) = (problem.t(), problem.k(), problem.projections());
-    let of_h = LinearSchedule::forward([t, k], layers, card);
-    let of_dx = LinearSchedule::input_grad([t, k], layers, card);
+    let of = |problem: &Problem| {
+        let of = [LinearSchedule::forward, LinearSchedule::input_grad];
+        of.map(|of| of([t, problem.k()], problem.projections(), card))
+    };
+    // Of copies, and of the frozen layer, which has none.
+    let [[of_h, of_dx], [base_h, base_dx]] = [of(&padded(problem)), of(problem)];
     let mut all = Vec::new();
     let mut add = |name, plan: Plan, of: &dyn Fn(&mut Launches, &Plan)| {
         let mut launches = Launches::default();
@@ -153,13 +162,13 @@ fn operations(problem: &Problem, card: &DeviceProfile) -> Vec<(&'static str, Pla
     });
     if let [(d, r)] = *layers {
         add("base forward", base_forward(problem, Some(card)), &|launches, plan| {
-            launches.of_forward(problem, plan, of_h, false);
+            launches.of_forward(problem, plan, base_h, false);
         });
         add("base input grad", base_input_grad(problem, Some(card)), &|launches, plan| {
-            launches.of_input_grad(problem, plan, of_dx, false);
+            launches.of_input_grad(problem, plan, base_dx, false);
         });
         let strategy = Strategy::Mma(LinearSchedule::NONE);
-        let nothing = Plan { strategy, scratch: 0, flags: 0 };
+        let nothing = Plan { strategy, scratch: 0, flags: 0, copies: false };
         add("merge and round", nothing, &|launches, _| {
             launches.add("merge", &[], [merge_blocks([d, k]), 1]);
             launches.add("round", &[], [round_blocks([r * k, d * r].into_iter(), card.sms()), 1]);
@@ -181,7 +190,7 @@ fn instances() -> HashMap<(&'static str, Vec<usize>), Cta> {
 
 /// Every launch has an instance, and fits the card's shared memory and a grid.
 fn assert_fits(problem: &Problem, card: &DeviceProfile, there: &HashMap<(&str, Vec<usize>), Cta>) {
-    for (operation, plan, Launches { grids, workspaces }) in operations(problem, card) {
+    for (operation, plan, Launches { grids, copies, workspaces }) in operations(problem, card) {
         let context = || format!("{operation} of {problem} on {}: {plan:?}", card.name());
         for (instance, [x, y]) in grids {
             let cta = there.get(&instance).unwrap_or_else(|| panic!("{instance:?} {}", context()));
@@ -202,7 +211,8 @@ fn assert_fits(problem: &Problem, card: &DeviceProfile, there: &HashMap<(&str, V
             _ => 0,
         };
         assert!(operation != "forward" || problem.t() * problem.rank() * 2 <= 4 * s);
-        assert_eq!((plan.scratch, plan.flags), (s + most(0), most(1)), "{}", context());
+        assert_eq!((plan.scratch, plan.flags), (s + copies + most(0), most(1)), "{}", context());
+        assert_eq!(plan.copies, copies > 0, "{}", context());
     }
 }
 

@@ -29,13 +29,17 @@ fn scratch_holds_s_or_ds_and_the_partial_sums() {
         let offset = projection_elements(&problem);
         assert!(t * rank * 2 <= 4 * offset, "dS runs into the sums: {problem}");
         assert_eq!(4 * offset % 128, 0, "{problem}");
-        let aligned = |size: usize| size.is_multiple_of(8);
-        let ranks = problem.projections().iter().all(|&(_, r)| aligned(r));
-        let few = t <= MAX_TOKENS && aligned(problem.k()) && ranks;
-        let few = [few, few && matches!(problem.projections(), &[(d, _)] if aligned(d))];
+        let ranks = problem.projections().iter().all(|&(_, r)| r.is_multiple_of(8));
+        let few = t <= MAX_TOKENS && ranks;
+        let few = [few, few && problem.projections().len() == 1];
+        let copies = [sm80::forward_copies, sm80::backward_copies].map(|of| of(&problem));
         let plans = [forward(&problem, Some(&generic)), backward(&problem, Some(&generic))];
         for (is_backward, (plan, few)) in plans.iter().zip(few).enumerate() {
+            let copies = copies[is_backward];
             let needs = match plan.strategy {
+                Strategy::MmaDecode(launches) if is_backward == 1 => {
+                    sm80::decode_needs(&launches).or(backward_needs(&problem, false))
+                }
                 Strategy::MmaDecode(launches) => sm80::decode_needs(&launches),
                 Strategy::Mma(schedule) if is_backward == 1 => {
                     backward_needs(&problem, schedule.short)
@@ -44,7 +48,9 @@ fn scratch_holds_s_or_ds_and_the_partial_sums() {
                 _ => panic!("{problem}: {plan}"),
             };
             assert_eq!(plan.path() == Path::MmaDecode, few, "{problem}: {plan}");
-            assert_eq!([plan.scratch, plan.flags], [offset + needs.partials, needs.flags]);
+            let scratch = offset + copies.partials + needs.partials;
+            assert_eq!([plan.scratch, plan.flags], [scratch, needs.flags], "{problem}: {plan}");
+            assert_eq!(plan.copies, copies != Needs::default(), "{problem}: {plan}");
         }
     }
 }
@@ -57,40 +63,70 @@ fn plans_agree_with_what_the_launches_use() {
     for problem in single_problems() {
         let [t, k, d, r] = single(&problem);
         let s = (t * r * 2).div_ceil(128) * 32;
-        let of_h = LinearSchedule::forward([t, k], &[(d, r)], &generic);
-        let of_dx = LinearSchedule::input_grad([t, k], &[(d, r)], &generic);
-        let mma = |schedule: Option<decode::Launch>, tiles, scratch, needs: Needs| {
-            let (strategy, Needs { partials, flags }) = match schedule {
-                None => (Strategy::Mma(tiles), needs),
-                some => {
-                    let launches = [some, None, None, None];
-                    (Strategy::MmaDecode(launches), sm80::decode_needs(&launches))
-                }
-            };
-            Plan { strategy, scratch: scratch + partials, flags }
+        let decode = |launch: decode::Launch| {
+            let launches = [Some(launch), None, None, None];
+            (Strategy::MmaDecode(launches), sm80::decode_needs(&launches))
         };
-        let none = Needs::default();
-        let needs = forward_needs(&problem, of_h.short);
-        let mma_forward = mma(decode::Launch::forward([t, d, k, r], &generic), of_h, s, needs);
-        let needs = backward_needs(&problem, of_dx.short);
-        let mma_backward = mma(decode::Launch::input_grad([t, k, d, r], &generic), of_dx, s, needs);
-        assert_eq!(backward(&problem, Some(&generic)), mma_backward);
+        // A pass runs on copies, as if its sizes were multiples of 8.
+        let [padded_k, padded_d] = [k, d].map(|size| size.next_multiple_of(8));
+        let sizes = [t, padded_d, padded_k, r];
+        let (strategy, needs) = match decode::Launch::forward(sizes, &generic) {
+            Some(launch) => decode(launch),
+            None => {
+                let tiles = LinearSchedule::forward([t, padded_k], &[(padded_d, r)], &generic);
+                (Strategy::Mma(tiles), forward_needs(&problem, tiles.short))
+            }
+        };
+        let copies = sm80::forward_copies(&problem);
+        let mma_forward = Plan {
+            strategy,
+            scratch: s + copies.partials + needs.partials,
+            flags: needs.flags,
+            copies: k != padded_k,
+        };
         assert_eq!(forward(&problem, Some(&generic)), mma_forward);
-        let base = decode::Launch::forward([t, d, k, 0], &generic);
-        assert_eq!(base_forward(&problem, Some(&generic)), mma(base, of_h, 0, none));
-        let base = decode::Launch::input_grad([t, k, d, 0], &generic);
-        assert_eq!(base_input_grad(&problem, Some(&generic)), mma(base, of_dx, 0, none));
+        let sizes = [t, padded_k, padded_d, r];
+        let (strategy, needs) = match decode::Launch::input_grad(sizes, &generic) {
+            Some(launch) => {
+                let (strategy, needs) = decode(launch);
+                (strategy, needs.or(backward_needs(&problem, false)))
+            }
+            None => {
+                let tiles = LinearSchedule::input_grad([t, padded_k], &[(padded_d, r)], &generic);
+                (Strategy::Mma(tiles), backward_needs(&problem, tiles.short))
+            }
+        };
+        let copies = sm80::backward_copies(&problem);
+        let mma_backward = Plan {
+            strategy,
+            scratch: s + copies.partials + needs.partials,
+            flags: needs.flags,
+            copies: k != padded_k || d != padded_d,
+        };
+        assert_eq!(backward(&problem, Some(&generic)), mma_backward);
+        // The frozen layer alone has no workspace for copies.
+        let strategy = match decode::Launch::forward([t, d, k, 0], &generic) {
+            Some(launch) => decode(launch).0,
+            None => Strategy::Mma(LinearSchedule::forward([t, k], &[(d, r)], &generic)),
+        };
+        let base = |strategy| Plan { strategy, scratch: 0, flags: 0, copies: false };
+        assert_eq!(base_forward(&problem, Some(&generic)), base(strategy));
+        let strategy = match decode::Launch::input_grad([t, k, d, 0], &generic) {
+            Some(launch) => decode(launch).0,
+            None => Strategy::Mma(LinearSchedule::input_grad([t, k], &[(d, r)], &generic)),
+        };
+        assert_eq!(base_input_grad(&problem, Some(&generic)), base(strategy));
+        let hopper = |strategy, scratch, flags| Plan { strategy, scratch, flags, copies: false };
         let aligned = k % 8 == 0 && d % 8 == 0 && r % 8 == 0;
         let [of_h, of_dx] = [[t, d, k, r], [t, k, d, r]].map(Sizes::of_layer);
 
         let wanted = match Alone::input_grad([t, k, d, r], 66, COST) {
             _ if !aligned => mma_backward,
-            Some(launch) => Plan { strategy: small(launch), scratch: s, flags: launch.flags(t) },
+            Some(launch) => hopper(small(launch), s, launch.flags(t)),
             None => {
                 let schedule = linear::input_grad(&of_dx, 66, COST);
                 let flags = schedule.flags(t).max(1 + t.div_ceil(128));
-                let scratch = s + schedule.partials();
-                Plan { strategy: Strategy::Large(schedule), scratch, flags }
+                hopper(Strategy::Large(schedule), s + schedule.partials(), flags)
             }
         };
         // And what the kernels of every GPU need where operands are not aligned.
@@ -105,17 +141,16 @@ fn plans_agree_with_what_the_launches_use() {
         assert_eq!(backward(&problem, Some(&h100)), wanted);
         let wanted = match Alone::forward([t, d, k, r], 66, COST) {
             _ if !aligned => mma_forward,
-            Some(launch) => Plan { strategy: small(launch), scratch: s, flags: launch.flags(t) },
+            Some(launch) => hopper(small(launch), s, launch.flags(t)),
             None => {
                 let schedule = linear::forward(&of_h, 66, COST);
-                let (scratch, flags) = (s + schedule.partials(), schedule.flags(t));
-                Plan { strategy: Strategy::Large(schedule), scratch, flags }
+                let flags = schedule.flags(t);
+                hopper(Strategy::Large(schedule), s + schedule.partials(), flags)
             }
         };
         assert_eq!(forward(&problem, Some(&h100)), wanted);
         for plan in [forward, backward, base_forward, base_input_grad] {
-            let reference = Plan { strategy: Strategy::Reference, scratch: 0, flags: 0 };
-            assert_eq!(plan(&problem, None), reference);
+            assert_eq!(plan(&problem, None), base(Strategy::Reference));
         }
     }
 }
@@ -175,7 +210,7 @@ fn a_projection_that_is_not_aligned_takes_all_to_the_generic_path() {
     assert_eq!(paths(129, &[(40, 8), (24, 4)]), [Path::MmaShort; 2]);
     let most = MAX_SIZE / 8 * 8;
     assert_eq!(paths(129, &[(most, 8); 2]), [Path::Mma, Path::MmaShort]);
-    assert_eq!(paths(32, &[(20, 16)]), [Path::MmaDecode, Path::MmaShort]);
+    assert_eq!(paths(32, &[(20, 16)]), [Path::MmaDecode; 2]);
     assert_eq!(paths(33, &[(20, 16)]), [Path::MmaShort; 2]);
     assert_eq!(paths(32, &[(40, 8), (20, 16)]), [Path::MmaDecode, Path::MmaShort]);
     assert_eq!(paths(32, &[(40, 8), (24, 4)]), [Path::MmaShort; 2]);

@@ -1,0 +1,94 @@
+//! What kernels/sm80/align.cu copies, because dense rows of its size cannot all start at multiples
+//! of 16 bytes. A pass with an adapter has room for these copies in its workspace.
+
+use crate::manifest::sm80::align::{COLS, ROWS};
+use crate::plan::scratch::Needs;
+use crate::problem::Problem;
+
+/// Elements of 16 bits in 16 bytes.
+const CHUNK: usize = 8;
+
+/// The sizes of a problem as the rows of its copies are long.
+pub(crate) fn padded(problem: &Problem) -> Problem {
+    problem.padded_to(CHUNK)
+}
+
+/// The memory of the copy of a matrix, if its size needs one: whole lines of 128 bytes, so that
+/// what follows starts aligned. There is none of what fits on no GPU, so that needs and their bytes
+/// are a `usize`.
+pub(crate) fn copy_needs([rows, cols]: [usize; 2]) -> Needs {
+    const MOST: usize = 1 << 40;
+    if cols.is_multiple_of(CHUNK) || rows * cols > MOST {
+        return Needs::default();
+    }
+    Needs { partials: (rows * cols.next_multiple_of(CHUNK)).div_ceil(64) * 32, flags: 0 }
+}
+
+/// The CTAs that copy a matrix.
+pub(crate) fn copy_ctas([rows, cols]: [usize; 2]) -> usize {
+    rows.div_ceil(ROWS) * cols.div_ceil(COLS)
+}
+
+/// The copies of a forward pass: of X, A and each W0.
+pub(crate) fn forward_copies(problem: &Problem) -> Needs {
+    let (t, k) = (problem.t(), problem.k());
+    let w0 = problem.projections().iter().map(|&(d, _)| [d, k]);
+    w0.chain([[t, k], [problem.rank(), k]]).map(copy_needs).fold(Needs::default(), Needs::and)
+}
+
+/// The copies of a backward pass: the same, and of each dH.
+pub(crate) fn backward_copies(problem: &Problem) -> Needs {
+    let dh = problem.projections().iter().map(|&(d, _)| copy_needs([problem.t(), d]));
+    dh.fold(forward_copies(problem), Needs::and)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::testing::{problems, shapes};
+
+    /// Whole chunks of 16 bytes hold every row of a copy, and the next one starts aligned.
+    #[test]
+    fn copies_have_room() {
+        for [rows, cols, ..] in shapes() {
+            let Needs { partials, flags } = copy_needs([rows, cols]);
+            let context = format!("{rows}×{cols}");
+            assert_eq!((partials % 32, flags), (0, 0), "{context}");
+            match cols % CHUNK {
+                0 => assert_eq!(partials, 0, "{context}"),
+                _ => assert!(4 * partials >= rows * cols.div_ceil(CHUNK) * 16, "{context}"),
+            }
+        }
+    }
+
+    /// Padded sizes need no copy, and are no more than rows of copies have room for.
+    #[test]
+    fn padded_sizes_are_aligned() {
+        for problem in problems() {
+            let padded = padded(&problem);
+            assert_eq!(backward_copies(&padded), Needs::default(), "{problem}");
+            assert!((problem.k()..problem.k() + CHUNK).contains(&padded.k()), "{problem}");
+            assert_eq!((padded.t(), padded.rank()), (problem.t(), problem.rank()), "{problem}");
+        }
+    }
+
+    /// In the kernel, CTA i of a matrix has a row of CTAs for every ROWS rows.
+    #[test]
+    fn every_chunk_is_copied_once() {
+        let sizes: [[usize; 2]; 6] =
+            [[1, 1], [4, 1024], [5, 1023], [9, 1025], [16, 4095], [3, 2049]];
+        for [rows, cols] in sizes {
+            let in_row = cols.div_ceil(COLS);
+            let mut copied = vec![0; rows * cols.div_ceil(CHUNK)];
+            for cta in 0..copy_ctas([rows, cols]) {
+                let [row0, col0] = [cta / in_row * ROWS, cta % in_row * COLS];
+                for row in (row0..row0 + ROWS).filter(|&row| row < rows) {
+                    for col in (col0..col0 + COLS).step_by(CHUNK).filter(|&col| col < cols) {
+                        copied[row * cols.div_ceil(CHUNK) + col / CHUNK] += 1;
+                    }
+                }
+            }
+            assert!(copied.iter().all(|&times| times == 1), "{rows}×{cols}");
+        }
+    }
+}

@@ -58,12 +58,14 @@ constants! {
             const TILE_K: usize = 128;
             const STAGES: usize = 4;
             const THREADS: usize = 256;
-            /// Rows of a tile of 16 ranks with dropout, which random numbers bind: more SMs share a
-            /// short batch.
+            /// Warps along k.
+            const WARPS: usize = 4;
+            /// The same of a tile of 16 ranks with dropout, which random numbers bind: an SM of an
+            /// H200 has 32 warps, which hide each other's latencies.
             const DROPOUT_TILE_M: usize = 16;
-            /// With dropout, ranks of a tile and warps along k. Eight hide each other's latencies
-            /// where an SM has a CTA or two.
-            const DROPOUT_TILES: [[usize; 2]; 3] = [[16, 4], [16, 8], [64, 4]];
+            const DROPOUT_WARPS: usize = 8;
+            const DROPOUT_STAGES: usize = 3;
+            const DROPOUT_CTAS_PER_SM: usize = 4;
         }
         decode {
             /// Tokens of a layer, at most.

@@ -112,9 +112,14 @@ fn of_sm80() -> Vec<Kernel> {
         Cta::of_tiles(THREADS, STAGES, [TILE_M, axes[0], TILE_K])
     };
     let dropout_cta: fn(&[usize]) -> Cta = |axes| {
-        use project::{DROPOUT_TILE_M, STAGES, TILE_M};
-        let tile_m = if axes[0] == 16 { DROPOUT_TILE_M } else { TILE_M };
-        Cta::of_tiles(tile_m / 16 * axes[1] * 32, STAGES, [tile_m, axes[0], 32 * axes[1]])
+        use project::{DROPOUT_CTAS_PER_SM, DROPOUT_STAGES, DROPOUT_TILE_M, DROPOUT_WARPS};
+        if axes[0] > RANK_TILES[0] {
+            use project::{STAGES, THREADS, TILE_K, TILE_M};
+            return Cta::of_tiles(THREADS, STAGES, [TILE_M, axes[0], TILE_K]);
+        }
+        let (threads, tile_k) = (DROPOUT_WARPS * 32, DROPOUT_WARPS * 32);
+        let cta = Cta::of_tiles(threads, DROPOUT_STAGES, [DROPOUT_TILE_M, axes[0], tile_k]);
+        Cta { per_sm: Some(DROPOUT_CTAS_PER_SM), ..cta }
     };
     let decode = |name, body, instances: &[[usize; 4]]| {
         use decode::{BY_LANES, LANES_SHARED_BYTES, SHARED_BYTES, THREADS};
@@ -159,15 +164,11 @@ fn of_sm80() -> Vec<Kernel> {
         project("project_s", "project<{E}, {r}, Major::K>(p);", whole_cta),
         with_dropout(
             "project",
-            Kernel {
-                axes: &["r", "warps"],
-                instances: project::DROPOUT_TILES.map(Vec::from).into(),
-                ..project(
-                    "project_s_dropout",
-                    "project<{E}, {r}, Major::K, {warps}>(p.pass, p.dropout);",
-                    dropout_cta,
-                )
-            },
+            project(
+                "project_s_dropout",
+                "project<{E}, {r}, Major::K>(p.pass, p.dropout);",
+                dropout_cta,
+            ),
         ),
         project("project_ds", "project<{E}, {r}, Major::MN>(p);", whole_cta),
         kernel("merge", "merge", "MergeParams", "merge<{E}>(p);", |_| {

@@ -10,12 +10,12 @@
 // Bound by reading lhs, so every byte of it is read once from memory: a CTA takes 32 whole rows,
 // and its four warps along k split each step of 128 columns. Accumulated in f32, the partial sums
 // of the warps added in a fixed order, scaled, and rounded once; an f16 saturates (element.cuh).
-// With dropout, bound by random numbers: at kRank = 16 a CTA takes 16 rows, in a short batch with
-// eight warps along k and steps of 256 columns.
+// With dropout, bound by random numbers: at kRank = 16 a CTA takes 16 rows, by eight warps along k
+// in steps of 256 columns, so that many warps hide each other's latencies.
 //
 // Grid: ⌈r/kRank⌉ · ⌈T/kTileM⌉, the CTAs that share rows of lhs next to each other, so that all but
 // the first find them in the L2. Block: kWarpsK warps along k, for every 16 rows.
-// Shared memory: 4 stages of (kTileM + kRank)×32 kWarpsK elements: 96 KiB for kRank = 64.
+// Shared memory: stages of (kTileM + kRank)×32 kWarpsK elements, 96 KiB at most.
 // Reads lhs and rhs; writes out, every element once. Needs nothing initialised.
 #include "../common/dropout.cuh"
 #include "tile.cuh"
@@ -31,10 +31,12 @@ __device__ __forceinline__ float scale_of(const ProjectParams& p, int col) {
 }
 
 // With dropout, lhs is X, of which elements are dropped; the scale has the factor 1 / (1 - p).
-template <typename E, int kRank, Major kRhs, int kWarpsK = 4, typename D = NoDropout>
+template <typename E, int kRank, Major kRhs, typename D = NoDropout>
 __device__ __forceinline__ void project(const ProjectParams& p, const D& dropout = {}) {
-    constexpr int kTileM = kDrops<D> && kRank == 16 ? kDropoutTileM : ::kTileM;
-    constexpr int kTileK = 32 * kWarpsK;
+    constexpr bool kByRandom = kDrops<D> && kRank == 16;
+    constexpr int kTileM = kByRandom ? kDropoutTileM : ::kTileM;
+    constexpr int kWarpsK = kByRandom ? kDropoutWarps : kWarps, kTileK = 32 * kWarpsK;
+    constexpr int kStages = kByRandom ? kDropoutStages : ::kStages;
     using Product =
         TileProduct<E, kTileM, kRank, kTileK, kTileM / 16, 1, kWarpsK, Major::K, kRhs, kStages>;
     extern __shared__ __align__(128) unsigned char shared[];

@@ -13,7 +13,7 @@ use crate::driver::params::Operand;
 use crate::driver::{Gpu, Run};
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::plan::sm80::{padded, project_dropout_warps};
+use crate::plan::sm80::padded;
 use crate::plan::sm90a::{decode, short};
 use crate::plan::{Alone, Path, Plan, Strategy, projection_elements};
 use crate::problem::{MAX_PROJECTIONS, Problem};
@@ -85,11 +85,10 @@ impl Forward {
             }
             Strategy::Mma(_) | Strategy::Reference => Best::Mma,
         };
-        let warps = project_dropout_warps(problem.t(), problem.rank(), gpu.profile.sms());
         Forward {
             align: Align::new(gpu, dtype),
             best,
-            project: Project::s(gpu.kernels, problem, warps),
+            project: Project::s(gpu.kernels, problem),
             mma: MmaForward::new(gpu, &padded(problem), plan.path() == Path::MmaShort),
         }
     }

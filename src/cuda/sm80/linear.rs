@@ -8,9 +8,7 @@ use crate::driver::params::{
 use crate::driver::sm80::{LinearForward, LinearInputGrad, LinearInputGradDropout};
 use crate::driver::{Gpu, Kernel, LaunchMode, Run};
 use crate::error::Result;
-use crate::plan::sm80::{
-    GradSplit, LinearSchedule, LinearTile, PROJECT_WARPS, ProjSplit, s_flags, whole_s,
-};
+use crate::plan::sm80::{GradSplit, LinearSchedule, LinearTile, ProjSplit, s_flags, whole_s};
 use crate::problem::{MAX_PROJECTIONS, Problem};
 use std::mem;
 
@@ -207,12 +205,7 @@ impl MmaForward {
         let (ranks, sizes) =
             (layers.iter().map(|&(_, r)| r), [problem.t(), layers[0].0, problem.k()]);
         let whole_s = whole_s(&schedule, sizes, ranks, &gpu.profile);
-        MmaForward {
-            linears,
-            project: Project::s(gpu.kernels, problem, PROJECT_WARPS),
-            with_s: short,
-            whole_s,
-        }
+        MmaForward { linears, project: Project::s(gpu.kernels, problem), with_s: short, whole_s }
     }
 
     pub(crate) fn run(&self, run: &Run<'_>, layers: &Layers, handover: Handover) -> Result<()> {

@@ -2,7 +2,6 @@
 
 use crate::cuda::operands::{Layer, Layers};
 use crate::driver::params::{Operand, ProjectParams, WithDropout};
-use crate::driver::sm80::ProjectSDropout;
 use crate::driver::{Instances, Kernel, Kernels, LaunchMode, Run};
 use crate::error::Result;
 use crate::plan::sm80::{project_blocks, rank_tile};
@@ -29,12 +28,11 @@ impl Project {
         Project { of_all: kernel(problem.rank()), dropped: None, of_each }
     }
 
-    /// For S; with so many warps along k if X has dropout.
-    pub(crate) fn s(kernels: &Kernels, problem: &Problem, warps: usize) -> Self {
+    /// For S.
+    pub(crate) fn s(kernels: &Kernels, problem: &Problem) -> Self {
         let kernels = &kernels.of(problem.dtype()).sm80;
         let dropped = problem.dropout().then(|| {
-            let kernel = ProjectSDropout { r: rank_tile(problem.rank()), warps };
-            let kernel = kernels.project_s_dropout.get(kernel);
+            let kernel = kernels.project_s_dropout.get(rank_tile(problem.rank()));
             kernel.expect("there is a kernel for every rank tile")
         });
         Project { dropped, ..Project::new(&kernels.project_s, problem) }

@@ -243,17 +243,6 @@ pub(crate) fn project_blocks(m: usize, r: usize, dropout: bool) -> usize {
     m.div_ceil(tile_m) * r.div_ceil(rank_tile(r))
 }
 
-/// Warps along k of kernels/sm80/project.cu. The order of its sums depends on nothing else.
-pub(crate) const PROJECT_WARPS: usize = 4;
-
-/// The same with dropout on Hopper, where sums may depend on the number of tokens.
-pub(crate) fn project_dropout_warps(m: usize, r: usize, sms: usize) -> usize {
-    match rank_tile(r) {
-        16 if project_blocks(m, r, true) <= 2 * sms => 8,
-        _ => PROJECT_WARPS,
-    }
-}
-
 /// The grid of kernels/sm80/round.cu for segments of so many elements: a CTA for every chunk of
 /// each, and no more than run at the same time.
 pub(crate) fn round_blocks(elements: impl Iterator<Item = usize>, sms: usize) -> usize {

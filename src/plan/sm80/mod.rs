@@ -7,8 +7,7 @@ mod split;
 
 pub(crate) use copies::{backward_copies, copy_ctas, copy_needs, forward_copies, padded};
 pub(crate) use linear::{
-    LinearSchedule, LinearTile, PROJECT_WARPS, merge_blocks, project_blocks, project_dropout_warps,
-    rank_tile, round_blocks,
+    LinearSchedule, LinearTile, merge_blocks, project_blocks, rank_tile, round_blocks,
 };
 pub(crate) use split::{GradSplit, ProjSplit, backward_needs, forward_needs, s_flags, whole_s};
 

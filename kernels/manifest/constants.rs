@@ -75,12 +75,14 @@ constants! {
             const SHARED_BYTES: usize = 98 << 10;
             /// The same where lanes load for themselves: stages are of CTAs that compute S.
             const LANES_SHARED_BYTES: usize = 48 << 10;
-            /// How an instance loads: every lane for itself, or by stages.
+            /// How an instance loads: every lane for itself, by stages, or every lane for itself and
+            /// from rows of X and W0 that start at any element.
             const BY_LANES: usize = 0;
             const BY_STAGES: usize = 1;
+            const BY_SHIFTING_LANES: usize = 2;
             /// Tokens, rows of weights and CTAs of a tile, and how it loads: in the forward, and
             /// in the input gradient.
-            const FORWARD: [[usize; 4]; 7] = [
+            const FORWARD: [[usize; 4]; 10] = [
                 [8, 16, 1, BY_LANES],
                 [8, 32, 1, BY_LANES],
                 [16, 32, 1, BY_LANES],
@@ -88,6 +90,9 @@ constants! {
                 [32, 32, 1, BY_STAGES],
                 [32, 64, 1, BY_STAGES],
                 [32, 64, 2, BY_STAGES],
+                [8, 16, 1, BY_SHIFTING_LANES],
+                [8, 32, 1, BY_SHIFTING_LANES],
+                [16, 32, 1, BY_SHIFTING_LANES],
             ];
             const INPUT_GRAD: [[usize; 4]; 4] = [
                 [16, 64, 1, BY_STAGES],

@@ -122,14 +122,15 @@ fn of_sm80() -> Vec<Kernel> {
         Cta { per_sm: Some(DROPOUT_CTAS_PER_SM), ..cta }
     };
     let decode = |name, body, instances: &[[usize; 4]]| {
-        use decode::{BY_LANES, LANES_SHARED_BYTES, SHARED_BYTES, THREADS};
+        use decode::{BY_SHIFTING_LANES, BY_STAGES, LANES_SHARED_BYTES, SHARED_BYTES, THREADS};
         let of_cta: fn(&[usize]) -> Cta = |axes| {
-            let &[.., loads] = axes else { unreachable!("four axes") };
+            let &[_, rows, _, loads] = axes else { unreachable!("four axes") };
             let shared_bytes = match loads {
-                BY_LANES => LANES_SHARED_BYTES,
-                _ => SHARED_BYTES,
+                BY_STAGES => SHARED_BYTES,
+                _ => LANES_SHARED_BYTES,
             };
-            Cta { threads: [THREADS, 1], per_sm: Some(2), cluster: 1, shared_bytes }
+            let per_sm = if rows == 32 && loads == BY_SHIFTING_LANES { 1 } else { 2 };
+            Cta { threads: [THREADS, 1], per_sm: Some(per_sm), cluster: 1, shared_bytes }
         };
         let instances = instances.iter().map(|instance| instance.to_vec()).collect();
         let axes = &["t", "rows", "splits", "loads"];

@@ -16,7 +16,8 @@
 // in every batch.
 //
 // Needs: flags that are zero, and are zero again after the launch; partials if there are splits.
-// All rows start at multiples of 16 bytes. Writes every element once.
+// All rows but those of H start at multiples of 16 bytes, for kByShiftingLanes not those of X and
+// W0 either. Writes every element once.
 //
 // Grid: CTAs that compute S (projection.cuh); row tiles × splits for H; in the input gradient 64
 // columns of dA or dB each; idle CTAs that fill the GPU (plan/sm80/linear.rs). Of the CTAs of a
@@ -43,12 +44,16 @@ struct DecodeShape {
     using Type =
         Staged<kMajor, kN, 2, kRows / 32, 2, kRows == 64 ? 2 : 4, kSplits, kStageK, kShared>;
 };
-template <int kN, int kRows>
-struct DecodeShape<Major::K, kN, kRows, 1, kByLanes> {
+template <int kN, int kRows, bool kShifts>
+struct LanesShape {
     static_assert(kRows == 16 || kRows == 32);
     static constexpr int kShared = kLanesSharedBytes;
-    using Type = Lanes<kN, kRows / 16, kRows == 16 ? 4 : 2>;
+    using Type = Lanes<kN, kRows / 16, kRows == 16 || kShifts ? 4 : 2, kShifts>;
 };
+template <int kN, int kRows>
+struct DecodeShape<Major::K, kN, kRows, 1, kByLanes> : LanesShape<kN, kRows, false> {};
+template <int kN, int kRows>
+struct DecodeShape<Major::K, kN, kRows, 1, kByShiftingLanes> : LanesShape<kN, kRows, true> {};
 
 // By each that waited for S, when it has read it.
 __device__ __forceinline__ void s_seen(const DecodeParams& p) {

@@ -6,8 +6,9 @@
 //   mma     |0     |1     |2     |3     |4
 //   load    |4     |5     |6     |7     |8       B, and S when it is there, before the last kDepth
 //
-// A warp has one class, of all rows of the CTA. Needs K-major weights, rows at multiples of 16
-// bytes, and k and r that are multiples of 8.
+// A warp has one class, of all rows of the CTA. Needs K-major weights, rows of B and S at multiples
+// of 16 bytes, and r that is a multiple of 8. With kShifts, rows of W0 and X start at any element,
+// and k is any; otherwise they are as those of B and S.
 #pragma once
 
 #include "decode_sums.cuh"
@@ -34,6 +35,37 @@ __device__ __forceinline__ uint4 load_fragment(const E* from, bool exists) {
     return v;
 }
 
+// The pieces of 16 bytes that hold eight elements of a row, from `from` on: one, or two where rows
+// start at any element. `cols` elements are left of the row; what is behind them is zeros. The last
+// chunks of a row are gathered: their second piece may lie behind the matrix.
+template <typename E, Cache kCache>
+__device__ __forceinline__ void load_pieces(uint4 (&v)[1], const E* from, int cols) {
+    v[0] = load_fragment<E, kCache>(from, cols > 0);
+}
+template <typename E, Cache kCache>
+__device__ __forceinline__ void load_pieces(uint4 (&v)[2], const E* from, int cols) {
+    if (cols >= 16) {
+        const auto at = reinterpret_cast<uintptr_t>(from) & ~(uintptr_t)15;
+        // The second is mostly the first of the next lane.
+        v[0] = load_fragment<E, Cache::kShare>(reinterpret_cast<const E*>(at), true);
+        v[1] = load_fragment<E, Cache::kShare>(reinterpret_cast<const E*>(at) + 8, true);
+    } else {
+        v[0] = gather_chunk(from, cols);
+        v[1] = make_uint4(0, 0, 0, 0);
+    }
+}
+
+// The eight elements.
+template <typename E>
+__device__ __forceinline__ uint4 of_pieces(const uint4 (&v)[1], const E*, int) {
+    return v[0];
+}
+template <typename E>
+__device__ __forceinline__ uint4 of_pieces(const uint4 (&v)[2], const E* from, int cols) {
+    const auto shift = (uint32_t)reinterpret_cast<uintptr_t>(from) % 16;
+    return shifted(v[0], v[1], cols >= 16 ? shift : 0);
+}
+
 // A weight from the CTA's first row of m on, of which `m` exist.
 template <typename E>
 struct LaneWeight {
@@ -47,7 +79,7 @@ struct LaneWeight {
     }
 };
 
-template <int kN_, int kM16_, int kDepth_>
+template <int kN_, int kM16_, int kDepth_, bool kShifts>
 struct Lanes {
     static constexpr Major kMajor = Major::K;
     static constexpr int kN = kN_, kN8 = kN / 8, kM16 = kM16_, kRows = 16 * kM16;
@@ -107,21 +139,27 @@ struct Lanes {
 #pragma unroll
         for (int n = 0; n < kN8; n++)
             x_row[n] = from.x + (int64_t)min(n * 8 + g, from.t - 1) * from.x_ld + k0;
-        uint4 w[kDepth_][kLoads], x[kDepth_][kN8];
+        constexpr int kPieces = kShifts ? 2 : 1;
+        uint4 w[kDepth_][kLoads][kPieces], x[kDepth_][kN8][kPieces];
         auto load = [&](int slot, int j) {
-            const int by = from_step0(j);
-            const bool exists = k0 + by < from.k;
+            const int by = from_step0(j), cols = from.k - k0 - by;
 #pragma unroll
             for (int i = 0; i < kLoads; i++)
-                w[slot][i] = load_fragment<E, Cache::kStream>(w_row[i] + by, exists);
+                load_pieces<E, Cache::kStream>(w[slot][i], w_row[i] + by, cols);
 #pragma unroll
             for (int n = 0; n < kN8; n++)
-                x[slot][n] = load_fragment<E, Cache::kShare>(x_row[n] + by, exists);
+                load_pieces<E, Cache::kShare>(x[slot][n], x_row[n] + by, cols);
         };
-        auto step = [&](int slot) {
+        // Step j, which was loaded into this slot. Rows of all steps start alike.
+        auto step = [&](int j) {
+            const int cols = from.k - k0 - from_step0(j);
+            uint4 of_w[kLoads];
+#pragma unroll
+            for (int i = 0; i < kLoads; i++) of_w[i] = of_pieces(w[j][i], w_row[i], cols);
 #pragma unroll
             for (int n = 0; n < kN8; n++)
-                multiply<E, kMajor, true, kM16, kN8>(acc, w[slot], x[slot][n], n);
+                multiply<E, kMajor, true, kM16, kN8>(acc, of_w, of_pieces(x[j][n], x_row[n], cols),
+                                                     n);
         };
 #pragma unroll
         for (int j = 0; j < kDepth_; j++) load(j, j);

@@ -67,7 +67,7 @@ impl BaseForward {
             BestForward::Small(small) if layers.is_aligned() => {
                 small.run(&run, &layers, &layers.of()[0], [none, none], 0)
             }
-            BestForward::MmaDecode(decode) if layers.is_aligned_without_h() => {
+            BestForward::MmaDecode(decode) if decode.serves_forward(&layers) => {
                 decode.run_forward(&run, &layers, &layers.of()[0], [none, none], Handover::NONE)
             }
             _ => self.mma.run(&run, &layers, Handover::NONE),
@@ -133,7 +133,7 @@ impl BaseInputGrad {
                 decode.run(&run, &layers, None, 0)
             }
             BestInputGrad::Short(short) if layers.is_aligned() => short.run(&run, &layers, None, 0),
-            BestInputGrad::MmaDecode(decode) if layers.is_aligned_without_x() => {
+            BestInputGrad::MmaDecode(decode) if Decode::serves_input_grad(&layers) => {
                 decode.run_input_grad(&run, &layers, true, None, Handover::NONE)
             }
             _ => self.mma.run(&run, &layers),

@@ -13,7 +13,7 @@ use crate::driver::params::Operand;
 use crate::driver::{Gpu, Run};
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::plan::sm80::padded;
+use crate::plan::sm80::{copies_w0, padded};
 use crate::plan::sm90a::{decode, short};
 use crate::plan::{Alone, Path, Plan, Strategy, projection_elements};
 use crate::problem::{MAX_PROJECTIONS, Problem};
@@ -22,6 +22,8 @@ use crate::workspace::Workspace;
 /// The launches of a forward pass.
 pub(crate) struct Forward {
     align: Align,
+    /// Whether W0 is copied too, where sizes need copies.
+    copies_w0: bool,
     best: Best,
     project: Project,
     mma: MmaForward,
@@ -87,6 +89,7 @@ impl Forward {
         };
         Forward {
             align: Align::new(gpu, dtype),
+            copies_w0: copies_w0(&plan.strategy),
             best,
             project: Project::s(gpu.kernels, problem),
             mma: MmaForward::new(gpu, &padded(problem), plan.path() == Path::MmaShort),
@@ -121,7 +124,7 @@ impl Forward {
         layers.s = s.unwrap_or(Operand::new(scratch, problem.rank(), problem.dtype()));
         let partials = scratch + 4 * projection_elements(problem) as u64;
         let mut handover = Handover { flags, partials };
-        self.align.run_forward(&run, &mut layers, &mut handover)?;
+        self.align.run_forward(&run, &mut layers, self.copies_w0, &mut handover)?;
         match &self.best {
             Best::Large(large) if layers.is_aligned() => {
                 if large.wants_s() {
@@ -136,7 +139,9 @@ impl Forward {
                     launch.run(&run, &layers, layer, a_and_s, flags)
                 })
             }
-            Best::MmaDecode(launches) if layers.is_aligned_without_h() => {
+            Best::MmaDecode(launches)
+                if launches.iter().flatten().all(|launch| launch.serves_forward(&layers)) =>
+            {
                 let mut each = layers.with_operands().zip(launches.iter().flatten());
                 each.try_for_each(|((layer, a_and_s), launch)| {
                     launch.run_forward(&run, &layers, layer, a_and_s, handover)

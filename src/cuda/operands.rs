@@ -72,10 +72,13 @@ impl Layers {
         &self.of[..self.count]
     }
 
-    /// What the forward reads, with rows and columns: X, A, and W0 of each.
-    pub(super) fn read_by_forward(&mut self) -> impl Iterator<Item = (&mut Operand, [usize; 2])> {
+    /// What the forward reads, with rows and columns: X, A, and W0 of each if that is wanted.
+    pub(super) fn read_by_forward(
+        &mut self,
+        with_w0: bool,
+    ) -> impl Iterator<Item = (&mut Operand, [usize; 2])> {
         let (t, k, rank) = (self.t, self.k, self.rank());
-        let of_each = self.of[..self.count].iter_mut();
+        let of_each = self.of[..self.count].iter_mut().filter(move |_| with_w0);
         let w0 = of_each.map(move |layer| (&mut layer.w0, [layer.d, k]));
         [(&mut self.x, [t, k]), (&mut self.a, [rank, k])].into_iter().chain(w0)
     }
@@ -123,17 +126,6 @@ impl Layers {
         let of_all = [self.x, self.a, self.s].into_iter();
         let of_each = self.of().iter().flat_map(|layer| [layer.w0, layer.b, layer.h]);
         of_all.chain(of_each).all(|operand| operand.is_aligned())
-    }
-
-    /// The same of all but H, for kernels whose rows of H may start anywhere.
-    pub(super) fn is_aligned_without_h(&self) -> bool {
-        let of_each = self.of().iter().flat_map(|layer| [layer.w0, layer.b]);
-        [self.x, self.a, self.s].into_iter().chain(of_each).all(|operand| operand.is_aligned())
-    }
-
-    /// The same of all but dX.
-    pub(super) fn is_aligned_without_x(&self) -> bool {
-        Layers { x: Operand::NONE, ..*self }.is_aligned()
     }
 
     /// Overwrites an entry for every layer; the others stay.

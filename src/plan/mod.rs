@@ -66,7 +66,8 @@ fn forward_by(problem: &Problem, strategy: Strategy) -> Plan {
         Strategy::Mma(schedule) => sm80::forward_needs(problem, schedule.short),
         Strategy::Reference => Needs::default(),
     };
-    Plan::of_pass(problem, strategy, needs, sm80::forward_copies(problem))
+    let copies = sm80::forward_copies(problem, &strategy);
+    Plan::of_pass(problem, strategy, needs, copies)
 }
 
 /// The plan of a backward pass, with dX or without; `profile` is `None` on the CPU.

@@ -21,15 +21,19 @@ impl Align {
         Align { kernel: gpu.kernels.of(dtype).sm80.align, dtype }
     }
 
-    /// For a forward pass, which then sums over the zeros behind each row too.
+    /// For a forward pass, also of W0 if its kernels need that: they then sum over the zeros behind
+    /// each row too.
     pub(crate) fn run_forward(
         &self,
         run: &Run<'_>,
         layers: &mut Layers,
+        with_w0: bool,
         memory: &mut Handover,
     ) -> Result<()> {
-        self.run(run, layers.read_by_forward(), memory)?;
-        layers.k = layers.k.next_multiple_of(8);
+        self.run(run, layers.read_by_forward(with_w0), memory)?;
+        if with_w0 {
+            layers.k = layers.k.next_multiple_of(8);
+        }
         Ok(())
     }
 

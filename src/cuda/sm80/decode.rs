@@ -32,6 +32,21 @@ impl Decode {
         Decode { kernel: kernel.expect("there is a kernel for every plan"), launch }
     }
 
+    /// Whether this launch serves a forward pass of these operands: their rows start at multiples
+    /// of 16 bytes, but those of H may start anywhere.
+    pub(crate) fn serves_forward(&self, layers: &Layers) -> bool {
+        let shifts = self.launch.instance.shifts();
+        let anywhere = layers.of().iter().map(|layer| layer.w0).chain([layers.x]);
+        let others = layers.of().iter().map(|layer| layer.b).chain([layers.a, layers.s]);
+        anywhere.filter(|_| !shifts).chain(others).all(|operand| operand.is_aligned())
+    }
+
+    /// The same of a backward pass: rows of dX may start anywhere.
+    pub(crate) fn serves_input_grad(layers: &Layers) -> bool {
+        let of_each = layers.of().iter().flat_map(|layer| [layer.w0, layer.b, layer.h]);
+        of_each.chain([layers.a, layers.s]).all(|operand| operand.is_aligned())
+    }
+
     /// H and S of a layer, given its A and its columns of S, or H alone where r = 0.
     pub(crate) fn run_forward(
         &self,

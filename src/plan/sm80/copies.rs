@@ -29,17 +29,22 @@ pub(crate) fn copy_ctas([rows, cols]: [usize; 2]) -> usize {
     rows.div_ceil(ROWS) * cols.div_ceil(COLS)
 }
 
-/// The copies of a forward pass: of X, A and each W0.
-pub(crate) fn forward_copies(problem: &Problem) -> Needs {
+/// Copies of X and A.
+pub(super) fn of_forward(problem: &Problem) -> Needs {
     let (t, k) = (problem.t(), problem.k());
-    let w0 = problem.projections().iter().map(|&(d, _)| [d, k]);
-    w0.chain([[t, k], [problem.rank(), k]]).map(copy_needs).fold(Needs::default(), Needs::and)
+    copy_needs([t, k]).and(copy_needs([problem.rank(), k]))
 }
 
-/// The copies of a backward pass: the same, and of each dH.
+/// Copies of each W0.
+pub(super) fn of_w0(problem: &Problem) -> Needs {
+    let each = problem.projections().iter().map(|&(d, _)| copy_needs([d, problem.k()]));
+    each.fold(Needs::default(), Needs::and)
+}
+
+/// The copies of a backward pass: of X, A, each W0 and each dH.
 pub(crate) fn backward_copies(problem: &Problem) -> Needs {
     let dh = problem.projections().iter().map(|&(d, _)| copy_needs([problem.t(), d]));
-    dh.fold(forward_copies(problem), Needs::and)
+    dh.fold(of_forward(problem).and(of_w0(problem)), Needs::and)
 }
 
 #[cfg(test)]

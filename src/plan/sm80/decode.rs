@@ -1,7 +1,9 @@
 //! How `kernels/sm80/decode.cu` is launched.
 
 use super::split::ProjSplit;
-use crate::manifest::sm80::decode::{BY_LANES, BY_STAGES, LANES_SHARED_BYTES, SHARED_BYTES};
+use crate::manifest::sm80::decode::{
+    BY_LANES, BY_SHIFTING_LANES, BY_STAGES, LANES_SHARED_BYTES, SHARED_BYTES,
+};
 use crate::plan::profile::DeviceProfile;
 use std::fmt;
 
@@ -30,18 +32,24 @@ impl Instance {
     /// CTAs that fit on an SM.
     fn ctas_per_sm(&self, profile: &DeviceProfile) -> usize {
         let shared_bytes = match self.loads {
-            BY_LANES => LANES_SHARED_BYTES,
-            _ => SHARED_BYTES,
+            BY_STAGES => SHARED_BYTES,
+            _ => LANES_SHARED_BYTES,
         };
-        profile.ctas_per_sm(shared_bytes).min(2) // by registers
+        let by_registers = if self.rows == 32 && self.shifts() { 1 } else { 2 };
+        profile.ctas_per_sm(shared_bytes).min(by_registers)
+    }
+
+    /// Whether rows of X and W0 may start at any element.
+    pub(crate) fn shifts(&self) -> bool {
+        self.loads == BY_SHIFTING_LANES
     }
 
     /// Groups of warps that each have their classes.
     fn groups(&self) -> usize {
         match (self.loads, self.rows) {
-            (BY_LANES, _) => 8,
-            (_, 32) => 4,
-            _ => 2,
+            (BY_STAGES, 32) => 4,
+            (BY_STAGES, _) => 2,
+            _ => 8,
         }
     }
 }
@@ -80,23 +88,26 @@ impl Launch {
         }
     }
 
-    /// For H (T×d) over k, with S (T×r) unless r is 0. `None` for large T, and for sizes of which
-    /// rows of X, W0, A, B or S do not start at multiples of 16 bytes.
+    /// For H (T×d) over k, with S (T×r) unless r is 0. `None` for large T, for sizes of which rows
+    /// of B or S do not start at multiples of 16 bytes, and above 16 tokens of X or W0.
     ///
     /// Measured on an H200. Where tiles of 32 rows are no more than SMs, small tiles or splits keep
     /// all SMs busy; elsewhere large tiles read X less often.
     pub(crate) fn forward([t, d, k, r]: [usize; 4], profile: &DeviceProfile) -> Option<Self> {
         let narrow = d.div_ceil(32) <= profile.sms();
+        let shifts = !are_aligned([k]);
+        let lanes = if shifts { BY_SHIFTING_LANES } else { BY_LANES };
         let instance = match tile_t(t)? {
-            8 if narrow => Instance::new([8, 16, 1], BY_LANES),
-            8 => Instance::new([8, 32, 1], BY_LANES),
-            16 if narrow => Instance::new([16, 32, 1], BY_STAGES),
-            16 => Instance::new([16, 32, 1], BY_LANES),
+            8 if narrow => Instance::new([8, 16, 1], lanes),
+            8 => Instance::new([8, 32, 1], lanes),
+            16 if narrow && !shifts => Instance::new([16, 32, 1], BY_STAGES),
+            16 => Instance::new([16, 32, 1], lanes),
+            _ if shifts => return None,
             _ if narrow && r > 0 && k >= 2 * d => Instance::new([32, 64, 2], BY_STAGES),
             _ if narrow => Instance::new([32, 32, 1], BY_STAGES),
             _ => Instance::new([32, 64, 1], BY_STAGES),
         };
-        let is_served = d.max(k) <= MAX_SIZE && are_aligned([k, r]);
+        let is_served = d.max(k) <= MAX_SIZE && are_aligned([r]);
         is_served.then(|| Launch::new(instance, [t, d, k, r], profile))
     }
 
@@ -212,12 +223,19 @@ mod tests {
     fn cases() -> impl Iterator<Item = Case> {
         shapes().flat_map(|[t, m, k, r]| {
             let t = 1 + t % MAX_TOKENS;
+            let any_k = k;
             let [m, k, r] = [m, k, r].map(|size| size.next_multiple_of(8));
             cards().into_iter().flat_map(move |card| {
-                [(true, r), (true, 0), (false, r), (false, 0)].map(|(is_forward, r)| {
+                let aligned = [(true, k, r), (true, k, 0), (false, k, r), (false, k, 0)];
+                // Rows of W0 and X that start at any element.
+                let others = [(true, any_k, r), (true, any_k, 0)].into_iter();
+                let others = others.filter(move |_| t <= 16);
+                let all = aligned.into_iter().chain(others);
+                all.map(move |(is_forward, k, r)| {
                     let sizes = [t, m, k, r];
                     let of = if is_forward { Launch::forward } else { Launch::input_grad };
                     let launch = of(sizes, &card).expect("few tokens");
+                    assert_eq!(launch.instance.shifts(), !k.is_multiple_of(8));
                     Case { is_forward, sizes, launch }
                 })
             })
@@ -302,12 +320,15 @@ mod tests {
             assert_eq!(Launch::forward(sizes, &card), None);
             assert_eq!(Launch::input_grad(sizes, &card), None);
         }
-        for [d, k, r] in [[64, 63, 8], [64, 64, 4]] {
-            assert_eq!(Launch::forward([1, d, k, r], &card), None);
-            assert_eq!(Launch::input_grad([1, k, d, r], &card), None);
+        for [t, d, k, r] in [[17, 64, 63, 8], [1, 64, 64, 4]] {
+            assert_eq!(Launch::forward([t, d, k, r], &card), None);
+            assert_eq!(Launch::input_grad([t, k, d, r], &card), None);
         }
-        // H may lie anywhere, dH not.
+        // H may lie anywhere, and of very few tokens X and W0, but not dH.
         assert!(Launch::forward([1, 63, 64, 8], &card).is_some());
-        assert_eq!(Launch::input_grad([1, 64, 63, 8], &card), None);
+        assert!(Launch::forward([16, 64, 63, 8], &card).is_some());
+        for [d, k] in [[63, 64], [64, 63]] {
+            assert_eq!(Launch::input_grad([1, k, d, 8], &card), None);
+        }
     }
 }

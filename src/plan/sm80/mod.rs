@@ -5,7 +5,7 @@ pub(crate) mod decode;
 pub(crate) mod linear;
 mod split;
 
-pub(crate) use copies::{backward_copies, copy_ctas, copy_needs, forward_copies, padded};
+pub(crate) use copies::{backward_copies, copy_ctas, copy_needs, padded};
 pub(crate) use linear::{
     LinearSchedule, LinearTile, merge_blocks, project_blocks, rank_tile, round_blocks,
 };
@@ -15,24 +15,36 @@ use super::profile::DeviceProfile;
 use super::scratch::Needs;
 use super::strategy::Strategy;
 use crate::problem::{MAX_PROJECTIONS, Problem};
+use copies::{of_forward, of_w0};
 use decode::Launch;
 
 /// How a forward pass is served: few tokens by a launch for each layer. Rows that it reads are
-/// aligned, or copies are.
+/// aligned, or copies are, but for very few tokens those of W0.
 pub(crate) fn forward(problem: &Problem, profile: &DeviceProfile) -> Strategy {
-    let problem = padded(problem);
-    let (t, k, layers) = (problem.t(), problem.k(), problem.projections());
-    if problem.dropout() {
-        return Strategy::Mma(LinearSchedule::forward_after_s([t, k], layers, profile));
-    }
-    let mut launches = [None; MAX_PROJECTIONS];
-    for (launch, &(d, r)) in launches.iter_mut().zip(layers) {
-        *launch = Launch::forward([t, d, k, r], profile);
-        if launch.is_none() {
-            return Strategy::Mma(LinearSchedule::forward([t, k], layers, profile));
+    let of_copies = padded(problem);
+    if !problem.dropout() {
+        let few = few_tokens(problem, profile).or_else(|| few_tokens(&of_copies, profile));
+        if let Some(launches) = few {
+            return Strategy::MmaDecode(launches);
         }
     }
-    Strategy::MmaDecode(launches)
+    let (sizes, layers) = ([of_copies.t(), of_copies.k()], of_copies.projections());
+    Strategy::Mma(match problem.dropout() {
+        true => LinearSchedule::forward_after_s(sizes, layers, profile),
+        false => LinearSchedule::forward(sizes, layers, profile),
+    })
+}
+
+/// A launch for each layer, if all have one.
+fn few_tokens(
+    problem: &Problem,
+    profile: &DeviceProfile,
+) -> Option<[Option<Launch>; MAX_PROJECTIONS]> {
+    let mut launches = [None; MAX_PROJECTIONS];
+    for (launch, &(d, r)) in launches.iter_mut().zip(problem.projections()) {
+        *launch = Some(Launch::forward([problem.t(), d, problem.k(), r], profile)?);
+    }
+    Some(launches)
 }
 
 /// How a backward pass is served: few tokens of a single layer by one launch. Rows that it reads
@@ -68,6 +80,20 @@ fn one(launch: Option<Launch>, tiles: impl Fn() -> LinearSchedule) -> Strategy {
         None => Strategy::Mma(tiles()),
         some => Strategy::MmaDecode([some, None, None, None]),
     }
+}
+
+/// The copies of a forward pass that is served like this.
+pub(crate) fn forward_copies(problem: &Problem, strategy: &Strategy) -> Needs {
+    let copies = of_forward(problem);
+    match copies_w0(strategy) {
+        true => copies.and(of_w0(problem)),
+        false => copies,
+    }
+}
+
+/// Whether W0 is one of them.
+pub(crate) fn copies_w0(strategy: &Strategy) -> bool {
+    !matches!(strategy, Strategy::MmaDecode([Some(launch), ..]) if launch.instance.shifts())
 }
 
 /// What launches for few tokens need, one after the other.

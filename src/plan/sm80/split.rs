@@ -149,7 +149,7 @@ pub(crate) fn backward_needs(problem: &Problem, with_ds: bool) -> Needs {
 mod tests {
     use super::*;
     use crate::dtype::DType;
-    use crate::plan::sm80::copies::{backward_copies, forward_copies};
+    use crate::plan::sm80::backward_copies;
     use crate::plan::testing::{problems, shapes};
     use crate::problem::{MAX_PROJECTIONS, MAX_RANK, MAX_SIZE};
 
@@ -265,9 +265,8 @@ mod tests {
         // S is in the first launch of short batches alone.
         for (t, with_s) in [(most, false), (LinearSchedule::SHORT_TOKENS, true)] {
             let problem = Problem::new(t, most, &layers, DType::Bf16).unwrap();
-            let forward = forward_needs(&problem, with_s).and(forward_copies(&problem));
-            let backward = backward_needs(&problem, with_s).and(backward_copies(&problem));
-            for needs in [forward, backward] {
+            for needs in [forward_needs(&problem, with_s), backward_needs(&problem, with_s)] {
+                let needs = needs.and(backward_copies(&problem));
                 assert!(needs.partials.checked_mul(4).is_some(), "T={t}: {needs:?}");
             }
         }

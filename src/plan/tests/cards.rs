@@ -7,8 +7,8 @@ use crate::plan::Needs;
 use crate::plan::sm80::decode::{Instance, Launch};
 use crate::plan::sm80::{GradSplit, LinearSchedule, LinearTile, ProjSplit};
 use crate::plan::sm80::{
-    backward_copies, backward_needs, copy_ctas, copy_needs, forward_copies, forward_needs,
-    merge_blocks, padded, project_blocks, rank_tile, round_blocks,
+    backward_copies, backward_needs, copies_w0, copy_ctas, copy_needs, forward_copies,
+    forward_needs, merge_blocks, padded, project_blocks, rank_tile, round_blocks,
 };
 use crate::plan::testing::{problems, shapes, single_problems};
 use crate::plan::{DeviceProfile, Plan, Strategy, projection_elements};
@@ -99,9 +99,9 @@ impl Launches {
             more = layers.iter().map(|&(_, r)| ProjSplit::new([t, k, r]).ctas()).sum();
         }
         if wants_s {
-            let w0 = layers.iter().map(|&(d, _)| [d, k]);
+            let w0 = layers.iter().filter(|_| copies_w0(&plan.strategy)).map(|&(d, _)| [d, k]);
             self.align(&w0.chain([[t, k], [problem.rank(), k]]).collect::<Vec<_>>());
-            self.copies = forward_copies(problem).partials;
+            self.copies = forward_copies(problem, &plan.strategy).partials;
         }
         if wants_s && matches!(plan.strategy, Strategy::Mma(_)) {
             let Needs { partials, flags } = forward_needs(problem, of.short);

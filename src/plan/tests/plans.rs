@@ -32,10 +32,12 @@ fn scratch_holds_s_or_ds_and_the_partial_sums() {
         let ranks = problem.projections().iter().all(|&(_, r)| r.is_multiple_of(8));
         let few = t <= MAX_TOKENS && ranks;
         let few = [few, few && problem.projections().len() == 1];
-        let copies = [sm80::forward_copies, sm80::backward_copies].map(|of| of(&problem));
         let plans = [forward(&problem, Some(&generic)), backward(&problem, Some(&generic))];
         for (is_backward, (plan, few)) in plans.iter().zip(few).enumerate() {
-            let copies = copies[is_backward];
+            let copies = match is_backward {
+                0 => sm80::forward_copies(&problem, &plan.strategy),
+                _ => sm80::backward_copies(&problem),
+            };
             let needs = match plan.strategy {
                 Strategy::MmaDecode(launches) if is_backward == 1 => {
                     sm80::decode_needs(&launches).or(backward_needs(&problem, false))
@@ -67,17 +69,19 @@ fn plans_agree_with_what_the_launches_use() {
             let launches = [Some(launch), None, None, None];
             (Strategy::MmaDecode(launches), sm80::decode_needs(&launches))
         };
-        // A pass runs on copies, as if its sizes were multiples of 8.
+        // A pass runs on copies, as if its sizes were multiples of 8, but for the forward of very few
+        // tokens.
         let [padded_k, padded_d] = [k, d].map(|size| size.next_multiple_of(8));
-        let sizes = [t, padded_d, padded_k, r];
-        let (strategy, needs) = match decode::Launch::forward(sizes, &generic) {
+        let of = |sizes| decode::Launch::forward(sizes, &generic);
+        let launch = of([t, d, k, r]).or_else(|| of([t, padded_d, padded_k, r]));
+        let (strategy, needs) = match launch {
             Some(launch) => decode(launch),
             None => {
                 let tiles = LinearSchedule::forward([t, padded_k], &[(padded_d, r)], &generic);
                 (Strategy::Mma(tiles), forward_needs(&problem, tiles.short))
             }
         };
-        let copies = sm80::forward_copies(&problem);
+        let copies = sm80::forward_copies(&problem, &strategy);
         let mma_forward = Plan {
             strategy,
             scratch: s + copies.partials + needs.partials,

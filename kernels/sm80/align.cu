@@ -16,17 +16,23 @@
 
 #include "manifest/sm80/align.cuh"
 
-// Two neighbouring pieces of 16 bytes. NOTES: their lines are the first to leave the L2, which then
-// has room for more of the copy: with a product that reads it, 21.1 µs, not 23.0, for 4095² on an
-// H200.
-__device__ __forceinline__ void load_once(uint4 (&v)[2], const uint4* from) {
+// A piece of 16 bytes. NOTES: its line is the first to leave the L2, which then has room for more of
+// the copy: with a product that reads it, 21.1 µs, not 23.0, for 4095² on an H200.
+__device__ __forceinline__ uint4 load_once(const uint4* from) {
     uint64_t policy;
     asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;\n" : "=l"(policy));
-#pragma unroll
-    for (int i = 0; i < 2; i++)
-        asm("ld.global.nc.L2::cache_hint.v4.b32 {%0, %1, %2, %3}, [%4], %5;\n"
-            : "=r"(v[i].x), "=r"(v[i].y), "=r"(v[i].z), "=r"(v[i].w)
-            : "l"(from + i), "l"(policy));
+    uint4 v;
+    asm("ld.global.nc.L2::cache_hint.v4.b32 {%0, %1, %2, %3}, [%4], %5;\n"
+        : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+        : "l"(from), "l"(policy));
+    return v;
+}
+
+// The piece of the next lane, or this one behind the last lane. By all lanes.
+__device__ __forceinline__ uint4 of_next_lane(const uint4& v, bool is_last, const uint4& behind) {
+    const uint4 next = {__shfl_down_sync(~0u, v.x, 1), __shfl_down_sync(~0u, v.y, 1),
+                        __shfl_down_sync(~0u, v.z, 1), __shfl_down_sync(~0u, v.w, 1)};
+    return is_last ? behind : next;
 }
 
 __device__ __forceinline__ void align_rows(const AlignParams& p) {
@@ -36,29 +42,28 @@ __device__ __forceinline__ void align_rows(const AlignParams& p) {
     const AlignedCopy& copy = p.copies[i];
     const int in_row = (copy.cols + kCols - 1) / kCols;
     const int col = cta % in_row * kCols + threadIdx.x * 8, row0 = cta / in_row * kRows;
-    if (col >= copy.cols) return;
-    auto from = [&](int row) { return element<E>(copy.from, row, col); };
+    const bool is_whole = col + 16 <= copy.cols, is_last = threadIdx.x % 32 == 31;
+    auto from = [&](int row) { return element<E>(copy.from, row0 + row, col); };
     auto each_row = [&](auto&& f) {
 #pragma unroll
         for (int row = 0; row < kRows; row++)
             if (row0 + row < copy.rows) f(row);
     };
-    auto store = [&](int row, const uint4& chunk) {
-        *reinterpret_cast<uint4*>(element<E>(copy.to, row0 + row, col)) = chunk;
-    };
-    if (col + 16 > copy.cols) {
-        each_row([&](int row) { store(row, gather_chunk(from(row0 + row), copy.cols - col)); });
-        return;
-    }
-    // The pieces of all rows are under way at once.
-    uint4 pieces[kRows][2];
+    // The pieces of all rows are under way at once. A chunk's second piece is the first one of the
+    // next lane.
+    uint4 pieces[kRows] = {}, behind_last[kRows] = {};
     each_row([&](int row) {
-        const auto at = reinterpret_cast<uintptr_t>(from(row0 + row)) & ~(uintptr_t)15;
-        load_once(pieces[row], reinterpret_cast<const uint4*>(at));
+        const auto at = reinterpret_cast<uintptr_t>(from(row)) & ~(uintptr_t)15;
+        const auto* piece = reinterpret_cast<const uint4*>(at);
+        if (col + 8 <= copy.cols) pieces[row] = load_once(piece);
+        if (is_last && is_whole) behind_last[row] = load_once(piece + 1);
     });
     each_row([&](int row) {
-        const auto shift = (uint32_t)reinterpret_cast<uintptr_t>(from(row0 + row)) % 16;
-        store(row, shifted(pieces[row][0], pieces[row][1], shift));
+        const uint4 next = of_next_lane(pieces[row], is_last, behind_last[row]);
+        const auto shift = (uint32_t)reinterpret_cast<uintptr_t>(from(row)) % 16;
+        uint4 chunk = shifted(pieces[row], next, shift);
+        if (!is_whole) chunk = gather_chunk(from(row), copy.cols - col);
+        if (col < copy.cols) *reinterpret_cast<uint4*>(element<E>(copy.to, row0 + row, col)) = chunk;
     });
 }
 

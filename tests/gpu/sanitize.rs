@@ -61,6 +61,10 @@ fn on_every_gpu<E: DeviceElement>() {
             check::<E>(sizes, &generic, placement);
         }
     }
+}
+
+fn every_tile_of_every_gpu<E: DeviceElement>() {
+    let [_, generic] = cuda_paths();
     for &([t, d, k, r], sms) in MMA {
         for placement in [Placement::Aligned, Placement::Odd, Placement::OddWeights] {
             check::<E>(Sizes::new(t, k, d, r), &generic.with_sm_limit(sms), placement);
@@ -123,6 +127,18 @@ fn generic_few_tokens_bf16() {
 #[ignore = "needs a CUDA GPU"]
 fn generic_few_tokens_f16() {
     few_tokens_on_every_gpu::<f16>();
+}
+
+#[test]
+#[ignore = "needs a CUDA GPU"]
+fn generic_tiles_bf16() {
+    every_tile_of_every_gpu::<bf16>();
+}
+
+#[test]
+#[ignore = "needs a CUDA GPU"]
+fn generic_tiles_f16() {
+    every_tile_of_every_gpu::<f16>();
 }
 
 #[test]

@@ -82,7 +82,7 @@ constants! {
             const BY_SHIFTING_LANES: usize = 2;
             /// Tokens, rows of weights and CTAs of a tile, and how it loads: in the forward, and
             /// in the input gradient.
-            const FORWARD: [[usize; 4]; 10] = [
+            const FORWARD: [[usize; 4]; 11] = [
                 [8, 16, 1, BY_LANES],
                 [8, 32, 1, BY_LANES],
                 [16, 32, 1, BY_LANES],
@@ -93,6 +93,7 @@ constants! {
                 [8, 16, 1, BY_SHIFTING_LANES],
                 [8, 32, 1, BY_SHIFTING_LANES],
                 [16, 32, 1, BY_SHIFTING_LANES],
+                [32, 32, 1, BY_SHIFTING_LANES],
             ];
             const INPUT_GRAD: [[usize; 4]; 4] = [
                 [16, 64, 1, BY_STAGES],

@@ -28,13 +28,6 @@ __device__ __forceinline__ uint4 load_once(const uint4* from) {
     return v;
 }
 
-// The piece of the next lane, or this one behind the last lane. By all lanes.
-__device__ __forceinline__ uint4 of_next_lane(const uint4& v, bool is_last, const uint4& behind) {
-    const uint4 next = {__shfl_down_sync(~0u, v.x, 1), __shfl_down_sync(~0u, v.y, 1),
-                        __shfl_down_sync(~0u, v.z, 1), __shfl_down_sync(~0u, v.w, 1)};
-    return is_last ? behind : next;
-}
-
 __device__ __forceinline__ void align_rows(const AlignParams& p) {
     using E = unsigned short;
     int cta = blockIdx.x, i = 0;
@@ -42,28 +35,27 @@ __device__ __forceinline__ void align_rows(const AlignParams& p) {
     const AlignedCopy& copy = p.copies[i];
     const int in_row = (copy.cols + kCols - 1) / kCols;
     const int col = cta % in_row * kCols + threadIdx.x * 8, row0 = cta / in_row * kRows;
-    const bool is_whole = col + 16 <= copy.cols, is_last = threadIdx.x % 32 == 31;
+    if (col >= copy.cols) return;
+    const bool is_whole = col + 16 <= copy.cols;
     auto from = [&](int row) { return element<E>(copy.from, row0 + row, col); };
     auto each_row = [&](auto&& f) {
 #pragma unroll
         for (int row = 0; row < kRows; row++)
             if (row0 + row < copy.rows) f(row);
     };
-    // The pieces of all rows are under way at once. A chunk's second piece is the first one of the
-    // next lane.
-    uint4 pieces[kRows] = {}, behind_last[kRows] = {};
+    // The pieces of all rows are under way at once.
+    uint4 pieces[kRows][2] = {};
     each_row([&](int row) {
         const auto at = reinterpret_cast<uintptr_t>(from(row)) & ~(uintptr_t)15;
-        const auto* piece = reinterpret_cast<const uint4*>(at);
-        if (col + 8 <= copy.cols) pieces[row] = load_once(piece);
-        if (is_last && is_whole) behind_last[row] = load_once(piece + 1);
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+            if (is_whole) pieces[row][i] = load_once(reinterpret_cast<const uint4*>(at) + i);
     });
     each_row([&](int row) {
-        const uint4 next = of_next_lane(pieces[row], is_last, behind_last[row]);
         const auto shift = (uint32_t)reinterpret_cast<uintptr_t>(from(row)) % 16;
-        uint4 chunk = shifted(pieces[row], next, shift);
-        if (!is_whole) chunk = gather_chunk(from(row), copy.cols - col);
-        if (col < copy.cols) *reinterpret_cast<uint4*>(element<E>(copy.to, row0 + row, col)) = chunk;
+        const uint4 chunk = is_whole ? shifted(pieces[row][0], pieces[row][1], shift)
+                                     : gather_chunk(from(row), copy.cols - col);
+        *reinterpret_cast<uint4*>(element<E>(copy.to, row0 + row, col)) = chunk;
     });
 }
 

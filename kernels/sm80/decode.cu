@@ -48,7 +48,8 @@ template <int kN, int kRows, bool kShifts>
 struct LanesShape {
     static_assert(kRows == 16 || kRows == 32);
     static constexpr int kShared = kLanesSharedBytes;
-    using Type = Lanes<kN, kRows / 16, kRows == 16 || kShifts ? 4 : 2, kShifts>;
+    static constexpr int kDepth = kRows == 16 || (kShifts && kN <= 16) ? 4 : 2;
+    using Type = Lanes<kN, kRows / 16, kDepth, kShifts>;
 };
 template <int kN, int kRows>
 struct DecodeShape<Major::K, kN, kRows, 1, kByLanes> : LanesShape<kN, kRows, false> {};

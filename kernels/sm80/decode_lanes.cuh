@@ -1,4 +1,4 @@
-// A main loop of decode.cu, for T <= 16: every lane loads the fragments it multiplies, kDepth steps
+// A main loop of decode.cu, for T <= 16, or 32 with kShifts: every lane loads the fragments it multiplies, kDepth steps
 // of 32 along k ahead, into registers. No lane reads what another loaded, so there is no barrier.
 // Every CTA loads X for itself.
 //

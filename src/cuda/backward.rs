@@ -154,7 +154,7 @@ impl Backward {
         let gradients = Gradients { x, s, da, db, dtype, accumulate, splits, splits_at };
         let aligned = layers.is_aligned() && gradients.is_aligned();
         match &self.best {
-            Best::MmaDecode(decode) if Decode::serves_input_grad(&layers) => {
+            Best::MmaDecode(decode) if Decode::serves_input_grad(&layers, wants_dx) => {
                 decode.run_input_grad(&run, &layers, wants_dx, Some(&gradients), handover)?;
             }
             Best::Large(large) if aligned => {

@@ -41,10 +41,12 @@ impl Decode {
         anywhere.filter(|_| !shifts).chain(others).all(|operand| operand.is_aligned())
     }
 
-    /// The same of a backward pass: rows of dX may start anywhere.
-    pub(crate) fn serves_input_grad(layers: &Layers) -> bool {
-        let of_each = layers.of().iter().flat_map(|layer| [layer.w0, layer.b, layer.h]);
-        of_each.chain([layers.a, layers.s]).all(|operand| operand.is_aligned())
+    /// The same of a backward pass: rows of dX may start anywhere, and those of W0 and A if no dX
+    /// is wanted.
+    pub(crate) fn serves_input_grad(layers: &Layers, wants_dx: bool) -> bool {
+        let for_dx = layers.of().iter().map(|layer| layer.w0).chain([layers.a]);
+        let others = layers.of().iter().flat_map(|layer| [layer.b, layer.h]).chain([layers.s]);
+        for_dx.filter(|_| wants_dx).chain(others).all(|operand| operand.is_aligned())
     }
 
     /// H and S of a layer, given its A and its columns of S, or H alone where r = 0.

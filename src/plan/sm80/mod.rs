@@ -18,33 +18,22 @@ use crate::problem::{MAX_PROJECTIONS, Problem};
 use copies::{of_forward, of_w0};
 use decode::Launch;
 
-/// How a forward pass is served: few tokens by a launch for each layer. Rows that it reads are
-/// aligned, or copies are, but for very few tokens those of W0.
+/// How a forward pass is served: few tokens by a launch for each layer, of W0 where it lies. Tiles
+/// read aligned rows, or copies.
 pub(crate) fn forward(problem: &Problem, profile: &DeviceProfile) -> Strategy {
     let of_copies = padded(problem);
-    if !problem.dropout() {
-        let few = few_tokens(problem, profile).or_else(|| few_tokens(&of_copies, profile));
-        if let Some(launches) = few {
-            return Strategy::MmaDecode(launches);
-        }
+    let (t, k, layers) = (problem.t(), of_copies.k(), of_copies.projections());
+    if problem.dropout() {
+        return Strategy::Mma(LinearSchedule::forward_after_s([t, k], layers, profile));
     }
-    let (sizes, layers) = ([of_copies.t(), of_copies.k()], of_copies.projections());
-    Strategy::Mma(match problem.dropout() {
-        true => LinearSchedule::forward_after_s(sizes, layers, profile),
-        false => LinearSchedule::forward(sizes, layers, profile),
-    })
-}
-
-/// A launch for each layer, if all have one.
-fn few_tokens(
-    problem: &Problem,
-    profile: &DeviceProfile,
-) -> Option<[Option<Launch>; MAX_PROJECTIONS]> {
     let mut launches = [None; MAX_PROJECTIONS];
     for (launch, &(d, r)) in launches.iter_mut().zip(problem.projections()) {
-        *launch = Some(Launch::forward([problem.t(), d, problem.k(), r], profile)?);
+        *launch = Launch::forward([t, d, problem.k(), r], profile);
+        if launch.is_none() {
+            return Strategy::Mma(LinearSchedule::forward([t, k], layers, profile));
+        }
     }
-    Some(launches)
+    Strategy::MmaDecode(launches)
 }
 
 /// How a backward pass is served: few tokens of a single layer by one launch. Rows that it reads

@@ -69,12 +69,10 @@ fn plans_agree_with_what_the_launches_use() {
             let launches = [Some(launch), None, None, None];
             (Strategy::MmaDecode(launches), sm80::decode_needs(&launches))
         };
-        // A pass runs on copies, as if its sizes were multiples of 8, but for the forward of very few
+        // A pass runs on copies, as if its sizes were multiples of 8, but for the forward of few
         // tokens.
         let [padded_k, padded_d] = [k, d].map(|size| size.next_multiple_of(8));
-        let of = |sizes| decode::Launch::forward(sizes, &generic);
-        let launch = of([t, d, k, r]).or_else(|| of([t, padded_d, padded_k, r]));
-        let (strategy, needs) = match launch {
+        let (strategy, needs) = match decode::Launch::forward([t, d, k, r], &generic) {
             Some(launch) => decode(launch),
             None => {
                 let tiles = LinearSchedule::forward([t, padded_k], &[(padded_d, r)], &generic);

@@ -18,10 +18,11 @@ pub enum Path {
     /// each projection, and one for the backward pass of a single projection. The backward of
     /// several is [`Path::MmaShort`].
     ///
-    /// For compute capability 8.0 and newer, and k, d and r that are multiples of 8 (the forward
-    /// takes any d). Other sizes are [`Path::MmaShort`]. If a buffer or a row of it does not start
-    /// at a multiple of 16 bytes, [`Path::Mma`] serves the call. On compute capability 9.0 it
-    /// serves what [`Path::Hopper`] cannot.
+    /// For compute capability 8.0 and newer, and ranks that are multiples of 8. Other ranks are
+    /// [`Path::MmaShort`]. Where k or d is not a multiple of 8, copies of what is read come first;
+    /// the forward reads W0 itself. Where they are, and a buffer or a row of it does not start at a
+    /// multiple of 16 bytes, [`Path::Mma`] serves the call. On compute capability 9.0 it serves what
+    /// [`Path::Hopper`] cannot.
     MmaDecode,
     /// Small batches by wgmma and TMA, weight-bandwidth bound: up to 64 tokens in the forward and
     /// 32 in the backward; up to 128 and 64 for layers with more tiles than SMs. Same requirements

@@ -256,7 +256,7 @@ mod tests {
         assert!(text.contains(definition), "{text}");
         assert_eq!(text.matches("__global__").count(), 18);
         let linear = &headers["instances/sm80/linear.cuh"];
-        assert_eq!(linear.matches("__global__").count(), 2 * (5 + 2 * 3) * 2);
+        assert_eq!(linear.matches("__global__").count(), 2 * (5 + 3) * 2);
         let modules = kernel_modules();
         for line in [
             "pub(crate) linear_forward: Instances<LinearForward, LinearParams>,",

@@ -34,6 +34,25 @@ fn a_plan_is_one_line() {
         "mma-short 64×64 tiles; 128×128 tiles, 136.0 KiB scratch"
     );
     assert_eq!(base_forward(&layer(0, 16), Some(&generic)).to_string(), "mma, no scratch");
+    // The frozen layer alone has no room for copies.
+    let unaligned = |t| problem(t, 4095, &[(4095, 16)]);
+    let passes =
+        |t| [forward, base_forward].map(|plan| plan(&unaligned(t), Some(&generic)).to_string());
+    assert_eq!(
+        passes(512),
+        [
+            "mma-short 128×128 tiles, copies with aligned rows, 36.4 MiB scratch",
+            "mma-short 128×64 tiles of unaligned rows, no scratch",
+        ]
+    );
+    assert_eq!(
+        passes(8),
+        [
+            "mma-decode 8×16 tiles, 256 CTAs + 8 for the projection, copies with aligned rows, \
+             208.2 KiB scratch",
+            "mma-decode 8×16 tiles, 256 CTAs, no scratch",
+        ]
+    );
     let [forward, backward] = lines(&layer(8192, 16));
     assert_eq!(
         forward,

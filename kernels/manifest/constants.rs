@@ -60,8 +60,8 @@ constants! {
             const THREADS: usize = 256;
             /// Warps along k.
             const WARPS: usize = 4;
-            /// The same of a tile of 16 ranks with dropout, which random numbers bind: an SM of an
-            /// H200 has 32 warps, which hide each other's latencies.
+            /// Rows, warps along k and stages of a tile of 16 ranks with dropout, which random
+            /// numbers bind. Small tiles give work to all SMs in short batches.
             const DROPOUT_TILE_M: usize = 16;
             const DROPOUT_WARPS: usize = 8;
             const DROPOUT_STAGES: usize = 3;
@@ -75,7 +75,7 @@ constants! {
             const SHARED_BYTES: usize = 98 << 10;
             /// The same where lanes load for themselves: stages are of CTAs that compute S.
             const LANES_SHARED_BYTES: usize = 48 << 10;
-            /// How an instance loads: every lane for itself, by stages, or every lane for itself and
+            /// How an instance loads: every lane for itself, by stages, or every lane for itself
             /// from rows of X and W0 that start at any element.
             const BY_LANES: usize = 0;
             const BY_STAGES: usize = 1;

@@ -16,8 +16,8 @@
 // in every batch.
 //
 // Needs: flags that are zero, and are zero again after the launch; partials if there are splits.
-// All rows but those of H start at multiples of 16 bytes, for kByShiftingLanes not those of X and
-// W0 either. Writes every element once.
+// Rows of A, B, S, W0 and X start at multiples of 16 bytes; with kByShiftingLanes, rows of W0 and X
+// start at any element. Rows of H start at any element. Writes every element once.
 //
 // Grid: CTAs that compute S (projection.cuh); row tiles × splits for H; in the input gradient 64
 // columns of dA or dB each; idle CTAs that fill the GPU (plan/sm80/linear.rs). Of the CTAs of a

@@ -1,6 +1,6 @@
-// A main loop of decode.cu, for T <= 16, or 32 with kShifts: every lane loads the fragments it multiplies, kDepth steps
-// of 32 along k ahead, into registers. No lane reads what another loaded, so there is no barrier.
-// Every CTA loads X for itself.
+// A main loop of decode.cu, for T <= 16, or T <= 32 with kShifts: every lane loads the fragments it
+// multiplies, kDepth steps of 32 along k ahead, into registers. No lane reads what another loaded,
+// so there is no barrier. Every CTA loads X for itself.
 //
 //   step      0      1      2      3      4           kDepth = 4
 //   mma     |0     |1     |2     |3     |4
@@ -8,7 +8,7 @@
 //
 // A warp has one class, of all rows of the CTA. Needs K-major weights, rows of B and S at multiples
 // of 16 bytes, and r that is a multiple of 8. With kShifts, rows of W0 and X start at any element,
-// and k is any; otherwise they are as those of B and S.
+// and k is any. Without, rows of W0 and X start at multiples of 16 bytes, and 8 divides k.
 #pragma once
 
 #include "decode_sums.cuh"
@@ -36,8 +36,9 @@ __device__ __forceinline__ uint4 load_fragment(const E* from, bool exists) {
 }
 
 // The pieces of 16 bytes that hold eight elements of a row, from `from` on: one, or two where rows
-// start at any element. `cols` elements are left of the row; what is behind them is zeros. The last
-// chunks of a row are gathered: their second piece may lie behind the matrix.
+// start at any element. `cols` elements are left of the row, and zeros follow. The last chunks of a
+// row are gathered: their second piece may lie behind the matrix. Two pieces come through the L1,
+// whatever kCache is: the second is mostly the first of the next lane.
 template <typename E, Cache kCache>
 __device__ __forceinline__ void load_pieces(uint4 (&v)[1], const E* from, int cols) {
     v[0] = load_fragment<E, kCache>(from, cols > 0);
@@ -46,7 +47,6 @@ template <typename E, Cache kCache>
 __device__ __forceinline__ void load_pieces(uint4 (&v)[2], const E* from, int cols) {
     if (cols >= 16) {
         const auto at = reinterpret_cast<uintptr_t>(from) & ~(uintptr_t)15;
-        // The second is mostly the first of the next lane.
         v[0] = load_fragment<E, Cache::kShare>(reinterpret_cast<const E*>(at), true);
         v[1] = load_fragment<E, Cache::kShare>(reinterpret_cast<const E*>(at) + 8, true);
     } else {

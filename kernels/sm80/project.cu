@@ -10,8 +10,9 @@
 // Bound by reading lhs, so every byte of it is read once from memory: a CTA takes 32 whole rows,
 // and its four warps along k split each step of 128 columns. Accumulated in f32, the partial sums
 // of the warps added in a fixed order, scaled, and rounded once; an f16 saturates (element.cuh).
-// With dropout, bound by random numbers: at kRank = 16 a CTA takes 16 rows, by eight warps along k
-// in steps of 256 columns, so that many warps hide each other's latencies.
+// With dropout, bound by random numbers: at kRank = 16 a CTA computes 16 rows, by eight warps along
+// k in steps of 256 columns. NOTES: eight warps serve short batches, four are as fast in long ones
+// (428 and 426 µs for a forward of 8192×4096² on an H200).
 //
 // Grid: ⌈r/kRank⌉ · ⌈T/kTileM⌉, the CTAs that share rows of lhs next to each other, so that all but
 // the first find them in the L2. Block: kWarpsK warps along k, for every 16 rows.

@@ -32,8 +32,8 @@ impl Decode {
         Decode { kernel: kernel.expect("there is a kernel for every plan"), launch }
     }
 
-    /// Whether this launch serves a forward pass of these operands: their rows start at multiples
-    /// of 16 bytes, but those of H may start anywhere.
+    /// Whether this launch serves a forward pass of these operands: rows of A, B and S must start
+    /// at multiples of 16 bytes, rows of W0 and X too unless the instance shifts. H has no say.
     pub(crate) fn serves_forward(&self, layers: &Layers) -> bool {
         let shifts = self.launch.instance.shifts();
         let anywhere = layers.of().iter().map(|layer| layer.w0).chain([layers.x]);
@@ -41,8 +41,8 @@ impl Decode {
         anywhere.filter(|_| !shifts).chain(others).all(|operand| operand.is_aligned())
     }
 
-    /// The same of a backward pass: rows of dX may start anywhere, and those of W0 and A if no dX
-    /// is wanted.
+    /// Whether this kernel serves a backward pass of these operands: rows of dH, B and dS must
+    /// start at multiples of 16 bytes, for dX rows of W0 and A too. dX itself has no say.
     pub(crate) fn serves_input_grad(layers: &Layers, wants_dx: bool) -> bool {
         let for_dx = layers.of().iter().map(|layer| layer.w0).chain([layers.a]);
         let others = layers.of().iter().flat_map(|layer| [layer.b, layer.h]).chain([layers.s]);

@@ -32,7 +32,7 @@ struct Tiles {
 #[derive(Clone, Copy)]
 struct Linear {
     tiles: Tiles,
-    /// If `None`, the same, which are slow then.
+    /// For unaligned rows. If `None`, `tiles` gather them, which is slow.
     unaligned: Option<Tiles>,
 }
 

@@ -69,7 +69,7 @@ impl LinearTile {
     /// tiles, which take twice as long. In a grid that fills the GPU, the SMs of the first CTAs,
     /// the projections, get a second CTA first.
     ///
-    /// `shifts`: of the instance that shifts.
+    /// `shifts`: of the instance that shifts unaligned rows.
     pub(crate) fn whole_gpu(self, shifts: bool, profile: &DeviceProfile) -> usize {
         let by_registers = if self.m == 64 && !shifts { 2 } else { 1 };
         profile.sms() * profile.ctas_per_sm(STAGES_BYTES).min(by_registers)
@@ -97,7 +97,7 @@ pub(crate) struct LinearSchedule {
     pub(crate) tiles: [Option<LinearTile>; MAX_PROJECTIONS],
     /// What serves rows that do not start at multiples of 16 bytes instead, where tiles are narrow.
     pub(crate) unaligned: [Option<LinearTile>; MAX_PROJECTIONS],
-    /// Whether the sizes are such that rows can, as those of copies are: otherwise tiles are narrow.
+    /// Whether k, for dX also every d, is a multiple of 8, as in copies: otherwise tiles are narrow.
     pub(crate) aligned: bool,
     /// Narrow tiles, and S or dS in the first launch of the pass; otherwise a launch before
     /// computes it.

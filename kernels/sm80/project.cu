@@ -19,6 +19,7 @@
 // Shared memory: stages of (kTileM + kRank)×32 kWarpsK elements, 96 KiB at most.
 // Reads lhs and rhs; writes out, every element once. Needs nothing initialised.
 #include "../common/dropout.cuh"
+#include "../common/pdl.cuh"
 #include "tile.cuh"
 
 #include "manifest/common/limits.cuh"
@@ -41,6 +42,10 @@ __device__ __forceinline__ void project(const ProjectParams& p, const D& dropout
     using Product =
         TileProduct<E, kTileM, kRank, kTileK, kTileM / 16, 1, kWarpsK, Major::K, kRhs, kStages>;
     extern __shared__ __align__(128) unsigned char shared[];
+    // What comes next may start on SMs that this launch leaves, and wait for it where it loads out.
+    // NOTES: this launch itself does not start early: its CTAs would fill the first SMs that become
+    // free, two or three on one, and others would have none (2048×4096² on an H200: 126 µs, not 107).
+    pdl_trigger();
     const int rank_tiles = (p.r + kRank - 1) / kRank;
     const int m0 = blockIdx.x / rank_tiles * kTileM, n0 = blockIdx.x % rank_tiles * kRank;
 

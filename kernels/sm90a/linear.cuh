@@ -16,8 +16,8 @@
 //
 // Needs: rows at multiples of 16 bytes (TMA); 225 KiB of shared memory (linear_layout.cuh); flags
 // that are zero, and are zero again after the launch; partials with any content. A cooperative
-// launch where tiles wait for one another. Writes proj (if computed here) and out, every element
-// once.
+// launch where tiles wait for slices of others. Writes proj (if computed here) and out, every
+// element once.
 //
 // S or dS comes from
 //   - fused projection: some tiles compute a slice of kSlice columns beside their own. With several
@@ -26,7 +26,7 @@
 //     first publishes it.
 //   - dedicated projection (forward): the first clusters compute all of S (projection.cuh), the
 //     others wait for it at the end of their tiles.
-//   - a launch before.
+//   - a launch before (PDL: the producer waits for it where it loads S).
 // In the backward the last clusters may compute dA and dB (gradients.cuh).
 //
 // Grid: persistent, a cluster of two CTAs for every two SMs. A cluster computes two tiles of
@@ -52,15 +52,22 @@
 //     tiles. Suppose some wait forever, and take the first: all tiles before it finish, so every
 //     cluster reaches its tile of this row block and publishes. A contradiction.
 //   - Any other tile waits for slices of its row block, which are all published.
-//   - The last tile of a span waits for the next cluster's partial tile, the first of its span,
-//     which waits for nothing and follows only full tiles.
-//   - Grad CTAs wait for all slices. Where tiles compute all of S for themselves and no partial
-//     tiles, only grad CTAs wait, for CTAs before them: this launch need not be cooperative either.
-//   - With dedicated projection, all wait for the first clusters only, and these for nothing. CTAs
-//     start in the order of the grid, so this launch need not be cooperative.
+//   - The last tile of a span waits for the partial tile of the cluster before, the first of its
+//     span, which waits for nothing and follows only full tiles.
+//   - Grad CTAs wait for all slices.
+// CTAs start in the order of the grid, so a launch need not be cooperative where CTAs wait only for
+// those before them: for partial tiles, for S of dedicated projection, or, where tiles compute all
+// of S for themselves, in grad CTAs.
 #pragma once
 
 #include "linear_consumer.cuh"
+
+// Whether S comes from the launch before, and is all there is to wait for: that launch began when
+// those before it were done.
+template <Major kRhs, int kSlice, bool kShared>
+__device__ __forceinline__ bool has_s_of_before(const HopperLinearParams<kRhs, kShared>& p) {
+    return kRhs == Major::K && kSlice == 0 && p.proj_clusters == 0 && p.r > 0;
+}
 
 // ---- The producer thread of a CTA that computes output tiles ----------------------------------
 
@@ -137,6 +144,11 @@ __device__ __forceinline__ void produce(const HopperLinearParams<kRhs, kShared>&
             mbarrier_arrive(barriers.flag_taken);
             tile_phase ^= 1;
         }
+        // Only this thread waits, and triggers behind it: CTAs with full tiles come here.
+        if (has_s_of_before<kRhs, kSlice>(p)) {
+            pdl_wait();
+            pdl_trigger();
+        }
         const int r = tile.ranks(p, kIsMN);
 #pragma unroll 1
         for (int r0 = 0; r0 < r; r0 += kTileK) fill(std::true_type{}, tile, r0);
@@ -178,7 +190,7 @@ __device__ __forceinline__ void flag_warp(const HopperProduct& p, uint32_t base)
         for (int i = lane; i * kTileM < p.m; i += 32) p.flags[1 + i] = 0;
 }
 
-// Publishes the partial tile that the consumers write for the cluster before: the first of a span
+// Publishes the partial tile that the consumers write for the next cluster: the first of a span
 // whose first steps are in the span before. The consumers need not wait for their writes then.
 template <int kN, bool kSlices>
 __device__ __forceinline__ void partial_warp(const HopperProduct& p, uint32_t base) {
@@ -288,8 +300,10 @@ __device__ __forceinline__ void hopper_linear(const HopperLinearParams<kRhs, kSh
     }
     cluster_sync();
     // Up to here, CTAs may run beside the end of the kernel before.
-    pdl_wait();
-    pdl_trigger();
+    if (!has_s_of_before<kRhs, kSlice>(p)) {
+        pdl_wait();
+        pdl_trigger();
+    }
     const int warp = warp_index();
     if (!computes_tiles<kRhs, kSlice>(p)) {
         dedicated_cta<E, kRhs, kSlice>(p, base, dropout);

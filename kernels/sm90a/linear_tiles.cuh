@@ -96,13 +96,13 @@ __device__ __forceinline__ int divide(int dividend, int divisor, int& remainder)
 // span of the tail wave, which is split along K so that all clusters have equally many steps
 // (stream-K).
 //
-//   cluster 0   |tile 0|tile 3|tile 6        |last steps of 7|
+//   cluster 0   |tile 0|tile 3|first of 9     |tile 10       |
 //   cluster 1   |tile 1|tile 4|first of 7|tile 8   |last of 9|
-//   cluster 2   |tile 2|tile 5|first of 9     |tile 10       |
+//   cluster 2   |tile 2|tile 5|tile 6        |last steps of 7|
 //               |  full tiles |            spans             |
 //
-// A cluster writes a partial tile of the first tile in its span for the cluster before, which
-// reduces it.
+// A cluster writes a partial tile of the first tile in its span for the next cluster, which reduces
+// it: clusters wait for those before them in the grid.
 // In spans too, all clusters go along k nearly together, so that they find in the L2 what others
 // have just read: the first tile begins with step 0, the last ends with the last step, and one in
 // between begins where the others are by then.
@@ -127,8 +127,9 @@ struct TileScheduler {
     __device__ __forceinline__ explicit TileScheduler(const HopperProduct& p) : p(p), wave(0) {
         int longer;  // spans, by one step
         const int span = divide((rows() * cols() - p.full_tiles) * steps(), clusters(), longer);
-        begin = at = cluster() * span + min(cluster(), longer);
-        end = at + span + (cluster() < longer);
+        const int index = clusters() - 1 - cluster();
+        begin = at = index * span + min(index, longer);
+        end = at + span + (index < longer);
     }
 
     __device__ __forceinline__ bool in_span() const {
@@ -136,8 +137,8 @@ struct TileScheduler {
     }
     __device__ __forceinline__ bool done() const { return in_span() && at >= end; }
 
-    // A tile with some of the steps along k: with the first of all, its sums go to the cluster
-    // before as a partial tile; with the last, it adds the next cluster's partial tile.
+    // A tile with some of the steps along k: with the first of all, its sums go to the next cluster
+    // as a partial tile; with the last, it adds the partial tile of the cluster before.
     __device__ __forceinline__ bool writes_partial(const Tile<kN>& tile) const {
         return tile.steps < steps() && at + tile.steps < end;
     }
@@ -200,7 +201,7 @@ __device__ __forceinline__ float4* partial_of_warp(const HopperProduct& p, int c
     return reinterpret_cast<float4*>(p.partials + start) + lane;
 }
 
-// Writes a warp's partial sums, for the same warp of the cluster before.
+// Writes a warp's partial sums, for the same warp of the next cluster.
 template <int kFloats>
 __device__ __forceinline__ void write_partial(const HopperProduct& p, const float (&acc)[kFloats]) {
     const int thread = reread_thread_index(), warp = thread / 32 - 4;
@@ -210,10 +211,10 @@ __device__ __forceinline__ void write_partial(const HopperProduct& p, const floa
         partial[i * 32] = make_float4(acc[4 * i], acc[4 * i + 1], acc[4 * i + 2], acc[4 * i + 3]);
 }
 
-// Adds the partial sums of the same warp of the next cluster, mostly written long ago.
+// Adds the partial sums of the same warp of the cluster before, mostly written long ago.
 template <int kFloats>
 __device__ __forceinline__ void reduce_partial(const HopperProduct& p, float (&acc)[kFloats]) {
-    const int thread = reread_thread_index(), warp = thread / 32 - 4, cta = blockIdx.x + 2;
+    const int thread = reread_thread_index(), warp = thread / 32 - 4, cta = blockIdx.x - 2;
     uint32_t* flag = partial_flag(p, cta, warp);
     const float4* partial = partial_of_warp(p, cta, warp, kFloats, thread % 32);
     // NOTES: a vote, so that the compiler knows that whole warps go on together.

@@ -2,6 +2,7 @@
 // in wgmma.cuh.
 #pragma once
 
+#include "../common/pdl.cuh"
 #include "../common/shared.cuh"
 #include "manifest/sm90a/ptx.cuh"
 
@@ -11,7 +12,7 @@ struct alignas(64) TensorMap {
 };
 static_assert(sizeof(TensorMap) == 128);
 
-// ---- Threads, registers, launches -------------------------------------------------------------
+// ---- Threads, registers -----------------------------------------------------------------------
 
 // True in one thread of a converged warp.
 //
@@ -56,18 +57,6 @@ __device__ __forceinline__ void setmaxnreg_inc() {
 template <int kThreads>
 __device__ __forceinline__ void bar_sync(int id) {
     asm volatile("bar.sync %0, %1;\n" ::"r"(id), "n"(kThreads) : "memory");
-}
-
-// Programmatic dependent launch (PDL). Waits until the kernel before in the stream is done and its
-// writes are visible. No-op unless the launch allows the overlap.
-__device__ __forceinline__ void pdl_wait() {
-    asm volatile("griddepcontrol.wait;\n" ::: "memory");
-}
-
-// Lets CTAs of the next kernel start where there is room, if its launch allows that. They may rely
-// on nothing of this kernel before their own pdl_wait.
-__device__ __forceinline__ void pdl_trigger() {
-    asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
 }
 
 // ---- Clusters ---------------------------------------------------------------------------------

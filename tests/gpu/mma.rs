@@ -108,6 +108,7 @@ fn a_token_has_the_same_bits_in_every_batch() {
     for (sizes, tokens) in [
         few(1032, 1000, 16),
         few(4104, 520, 256),
+        few(1031, 1001, 16),
         short(1000, 1032, 1000, 16),
         short(1000, 1544, 520, 72),
         short(512, 2568, 4096, 16),

@@ -47,7 +47,7 @@ impl<P: KernelParams> Launch<P> {
         // with 64 of them 3 % less.
         let idle = gpu.kernels.profile.clusters().saturating_sub(schedule.blocks() / 2);
         let fills_gpu = idle <= MAX_IDLE_CLUSTERS;
-        // CTAs that wait for others than the first must run at the same time. Nothing says that
+        // CTAs that wait for others than those before must run at the same time. Nothing says that
         // this still holds where some of them start early, and another stream may take the room of
         // the rest.
         let overlap = gpu.kernels.overlap && fills_gpu && !cooperative;

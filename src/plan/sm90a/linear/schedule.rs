@@ -66,7 +66,7 @@ impl Schedule {
     /// Whether CTAs wait on others that do not come before them in the grid, so that all must run at
     /// once.
     pub(crate) fn is_cooperative(&self) -> bool {
-        matches!(self.projection, Projection::Fused { alone: false, .. }) || self.stream_k
+        matches!(self.projection, Projection::Fused { alone: false, .. })
     }
 
     /// CTAs of the grid.

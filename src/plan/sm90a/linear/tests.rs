@@ -20,7 +20,7 @@ struct Tile {
     /// Steps along k, from the first on. Behind the last of all comes step 0.
     first: usize,
     steps: usize,
-    /// It adds a partial tile of the next cluster; it writes one for the cluster before.
+    /// It adds a partial tile of the cluster before; it writes one for the next cluster.
     reduces_partial: bool,
     writes_partial: bool,
 }
@@ -71,8 +71,9 @@ fn tiles(schedule: &Schedule, sizes: &Sizes) -> Vec<Vec<Tile>> {
         };
         let mut tiles: Vec<Tile> =
             (cluster..full_tiles).step_by(clusters).enumerate().map(of_wave).collect();
-        let begin = cluster * span + cluster.min(longer);
-        let end = begin + span + usize::from(cluster < longer);
+        let index = clusters - 1 - cluster;
+        let begin = index * span + index.min(longer);
+        let end = begin + span + usize::from(index < longer);
         let mut at = begin;
         while at < end {
             let before = at % steps;
@@ -197,16 +198,18 @@ fn every_step_once_and_every_slice_published_once() {
     }
 }
 
-/// In the kernel, only the last tile of a cluster adds a partial tile, the only one that the next
-/// cluster writes.
+/// In the kernel, only the last tile of a cluster adds a partial tile, the only one that the cluster
+/// before writes. So clusters wait for those before them in the grid, or the launch is cooperative.
 #[test]
-fn the_cluster_before_adds_every_partial_tile() {
+fn the_next_cluster_adds_every_partial_tile() {
     let mut checked = 0;
     for (sizes, clusters) in cases() {
         for schedule in schedules(&sizes, clusters) {
             let context = format!("{sizes:?} on {clusters}: {schedule:?}");
             let mut wanted = None;
-            for of_cluster in tiles(&schedule, &sizes) {
+            for of_cluster in tiles(&schedule, &sizes).into_iter().rev() {
+                let waits = of_cluster.iter().any(|tile| tile.waits);
+                assert!(!waits || schedule.is_cooperative(), "{context}");
                 let mut left = of_cluster.iter().filter(|tile| tile.writes_partial);
                 assert_eq!(left.next().map(|tile| (tile.row, tile.col)), wanted, "{context}");
                 assert_eq!(left.next(), None, "{context}");
@@ -288,7 +291,7 @@ fn nobody_waits_forever() {
             // The tile of a cluster, and whether it has published its slice or its partial tile.
             let mut at = vec![0; tiles.len()];
             let mut told = vec![false; tiles.len()];
-            let mut left = vec![false; tiles.len() + 1];
+            let mut left = vec![false; tiles.len()];
             let mut moved = true;
             while moved {
                 moved = false;
@@ -301,7 +304,7 @@ fn nobody_waits_forever() {
                     }
                     left[cluster] |= tile.writes_partial;
                     let has_slices = !tile.waits || made[tile.row] == wanted;
-                    if has_slices && (!tile.reduces_partial || left[cluster + 1]) {
+                    if has_slices && (!tile.reduces_partial || left[cluster - 1]) {
                         at[cluster] += 1;
                         told[cluster] = false;
                         moved = true;

@@ -1,4 +1,4 @@
-// Programmatic dependent launch (PDL), from 9.0 on. Launches on earlier GPUs never overlap.
+// Programmatic dependent launch (PDL), in code for 9.0 on. Code for less is launched without it.
 #pragma once
 
 // Waits until the kernel before in the stream is done and its writes are visible. No-op unless the

@@ -42,9 +42,10 @@ __device__ __forceinline__ void project(const ProjectParams& p, const D& dropout
     using Product =
         TileProduct<E, kTileM, kRank, kTileK, kTileM / 16, 1, kWarpsK, Major::K, kRhs, kStages>;
     extern __shared__ __align__(128) unsigned char shared[];
-    // What comes next may start on SMs that this launch leaves, and wait for it where it loads out.
-    // NOTES: this launch itself does not start early: its CTAs would fill the first SMs that become
-    // free, two or three on one, and others would have none (2048×4096² on an H200: 126 µs, not 107).
+    // The next launch may start on SMs that this one leaves, and wait for it where it loads out. It
+    // relies on this launch beginning after all before it: without PDL.
+    // NOTES: with PDL, a forward with dropout of 2048×4096² took 126 µs on an H200, not 107.
+    // Presumably CTAs that start early fill the few SMs that are free, two or three on one.
     pdl_trigger();
     const int rank_tiles = (p.r + kRank - 1) / kRank;
     const int m0 = blockIdx.x / rank_tiles * kTileM, n0 = blockIdx.x % rank_tiles * kRank;

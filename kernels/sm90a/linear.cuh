@@ -26,7 +26,9 @@
 //     first publishes it.
 //   - dedicated projection (forward): the first clusters compute all of S (projection.cuh), the
 //     others wait for it at the end of their tiles.
-//   - a launch before (PDL: the producer waits for it where it loads S).
+//   - the launch directly before this one. In the forward it began after all before it had ended,
+//     and only the producer waits for it, where it loads S (PDL). Ahead of that, tiles read X and
+//     W0 and write partial tiles and their flags; out is written behind it.
 // In the backward the last clusters may compute dA and dB (gradients.cuh).
 //
 // Grid: persistent, a cluster of two CTAs for every two SMs. A cluster computes two tiles of
@@ -62,8 +64,7 @@
 
 #include "linear_consumer.cuh"
 
-// Whether S comes from the launch before, and is all there is to wait for: that launch began when
-// those before it were done.
+// Whether S of the forward comes from the launch before, and is all there is to wait for.
 template <Major kRhs, int kSlice, bool kShared>
 __device__ __forceinline__ bool has_s_of_before(const HopperLinearParams<kRhs, kShared>& p) {
     return kRhs == Major::K && kSlice == 0 && p.proj_clusters == 0 && p.r > 0;
@@ -144,7 +145,7 @@ __device__ __forceinline__ void produce(const HopperLinearParams<kRhs, kShared>&
             mbarrier_arrive(barriers.flag_taken);
             tile_phase ^= 1;
         }
-        // Only this thread waits, and triggers behind it: CTAs with full tiles come here.
+        // The trigger is behind the wait, as everywhere: the next launch relies on it.
         if (has_s_of_before<kRhs, kSlice>(p)) {
             pdl_wait();
             pdl_trigger();

@@ -43,7 +43,8 @@ impl Project {
         Project::new(&kernels.of(problem.dtype()).sm80.project_ds, problem)
     }
 
-    /// S of all layers in one launch.
+    /// S of all layers in one launch, which does not overlap with those before: Hopper's forward
+    /// relies on it, and on being the next launch.
     pub(crate) fn run_s(&self, run: &Run<'_>, layers: &Layers) -> Result<()> {
         let &Layers { t, k, x, a, s, dropout, .. } = layers;
         let scaled = layers.scaled_for_s();

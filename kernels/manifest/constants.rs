@@ -76,7 +76,7 @@ constants! {
             /// The same where lanes load for themselves: stages are of CTAs that compute S.
             const LANES_SHARED_BYTES: usize = 48 << 10;
             /// How an instance loads: every lane for itself, by stages, or every lane for itself
-            /// from rows of X and W0 that start at any element.
+            /// from rows of X and W0 that start at any element, in the input gradient of W0 alone.
             const BY_LANES: usize = 0;
             const BY_STAGES: usize = 1;
             const BY_SHIFTING_LANES: usize = 2;
@@ -95,11 +95,13 @@ constants! {
                 [16, 32, 1, BY_SHIFTING_LANES],
                 [32, 32, 1, BY_SHIFTING_LANES],
             ];
-            const INPUT_GRAD: [[usize; 4]; 4] = [
+            const INPUT_GRAD: [[usize; 4]; 6] = [
                 [16, 64, 1, BY_STAGES],
                 [16, 64, 2, BY_STAGES],
                 [32, 64, 1, BY_STAGES],
                 [32, 64, 2, BY_STAGES],
+                [16, 32, 1, BY_SHIFTING_LANES],
+                [32, 32, 1, BY_SHIFTING_LANES],
             ];
         }
         merge {

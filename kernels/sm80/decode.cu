@@ -17,7 +17,8 @@
 //
 // Needs: flags that are zero, and are zero again after the launch; partials if there are splits.
 // Rows of A, B, S, W0 and X start at multiples of 16 bytes; with kByShiftingLanes, rows of W0 and X
-// start at any element. Rows of H start at any element. Writes every element once.
+// start at any element, in the input gradient rows of W0 alone, and B has zeros behind its columns
+// up to a multiple of 4. Rows of H start at any element. Writes every element once.
 //
 // Grid: CTAs that compute S (projection.cuh); row tiles × splits for H; in the input gradient 64
 // columns of dA or dB each; idle CTAs that fill the GPU (plan/sm80/linear.rs). Of the CTAs of a
@@ -29,6 +30,7 @@
 //
 // Deadlock freedom: CTAs wait only for S, whose CTAs wait for none and come first in the grid: they
 // start first, however many CTAs run at once.
+#include "decode_columns.cuh"
 #include "decode_lanes.cuh"
 #include "decode_staged.cuh"
 #include "projection.cuh"
@@ -55,6 +57,11 @@ template <int kN, int kRows>
 struct DecodeShape<Major::K, kN, kRows, 1, kByLanes> : LanesShape<kN, kRows, false> {};
 template <int kN, int kRows>
 struct DecodeShape<Major::K, kN, kRows, 1, kByShiftingLanes> : LanesShape<kN, kRows, true> {};
+template <int kN>
+struct DecodeShape<Major::MN, kN, 32, 1, kByShiftingLanes> {
+    static constexpr int kShared = kLanesSharedBytes;
+    using Type = ShiftingColumns<kN, kN == 16 ? 4 : 2>;
+};
 
 // By each that waited for S, when it has read it.
 __device__ __forceinline__ void s_seen(const DecodeParams& p) {

@@ -147,14 +147,16 @@ impl Backward {
         layers.s = Operand::new(scratch, problem.rank(), problem.dtype());
         let partials = scratch + 4 * self.partials as u64;
         let (mut handover, mut x, wants_dx) = (Handover { flags, partials }, x, dx.is_some());
-        self.align.run_backward(&run, &mut layers, &mut x, wants_dx, &mut handover)?;
+        let reads_w0 = matches!(&self.best, Best::MmaDecode(decode) if decode.reads_w0(&layers));
+        let wants = [wants_dx, wants_dx && !reads_w0];
+        self.align.run_backward(&run, &mut layers, &mut x, wants, &mut handover)?;
         let mut splits_at = handover;
         splits_at.take(self.before_splits);
         let splits = self.splits;
         let gradients = Gradients { x, s, da, db, dtype, accumulate, splits, splits_at };
         let aligned = layers.is_aligned() && gradients.is_aligned();
         match &self.best {
-            Best::MmaDecode(decode) if Decode::serves_input_grad(&layers, wants_dx) => {
+            Best::MmaDecode(decode) if decode.serves_input_grad(&layers, wants_dx) => {
                 decode.run_input_grad(&run, &layers, wants_dx, Some(&gradients), handover)?;
             }
             Best::Large(large) if aligned => {

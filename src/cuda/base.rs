@@ -133,7 +133,7 @@ impl BaseInputGrad {
                 decode.run(&run, &layers, None, 0)
             }
             BestInputGrad::Short(short) if layers.is_aligned() => short.run(&run, &layers, None, 0),
-            BestInputGrad::MmaDecode(decode) if Decode::serves_input_grad(&layers, true) => {
+            BestInputGrad::MmaDecode(decode) if decode.serves_input_grad(&layers, true) => {
                 decode.run_input_grad(&run, &layers, true, None, Handover::NONE)
             }
             _ => self.mma.run(&run, &layers),

@@ -86,14 +86,14 @@ impl Layers {
     /// What the backward reads of these, likewise: dH of each, and for dX A and W0.
     pub(super) fn read_by_backward(
         &mut self,
-        wants_dx: bool,
+        [with_a, with_w0]: [bool; 2],
     ) -> impl Iterator<Item = (&mut Operand, [usize; 2])> {
         let (t, k, rank) = (self.t, self.k, self.rank());
         let of_each =
             self.of[..self.count].iter_mut().flat_map(move |Layer { d, w0, h, .. }| {
-                [(true, (h, [t, *d])), (wants_dx, (w0, [*d, k]))]
+                [(true, (h, [t, *d])), (with_w0, (w0, [*d, k]))]
             });
-        let all = iter::once((wants_dx, (&mut self.a, [rank, k]))).chain(of_each);
+        let all = iter::once((with_a, (&mut self.a, [rank, k]))).chain(of_each);
         all.filter_map(|(wanted, operand)| wanted.then_some(operand))
     }
 

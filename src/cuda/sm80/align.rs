@@ -37,17 +37,17 @@ impl Align {
         Ok(())
     }
 
-    /// For a backward pass, given the X of its dA.
+    /// For a backward pass, given the X of its dA, with A and W0 or without.
     pub(crate) fn run_backward(
         &self,
         run: &Run<'_>,
         layers: &mut Layers,
         x: &mut Operand,
-        wants_dx: bool,
+        with_a_and_w0: [bool; 2],
         memory: &mut Handover,
     ) -> Result<()> {
         let of_x = iter::once((x, [layers.t, layers.k]));
-        self.run(run, of_x.chain(layers.read_by_backward(wants_dx)), memory)
+        self.run(run, of_x.chain(layers.read_by_backward(with_a_and_w0)), memory)
     }
 
     /// Replaces operands, given their rows and columns, by their copies, all made in one launch.

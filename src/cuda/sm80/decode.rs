@@ -6,6 +6,8 @@ use crate::driver::sm80::{DecodeForward, DecodeInputGrad};
 use crate::driver::{Gpu, Kernel, LaunchMode, Run};
 use crate::dtype::DType;
 use crate::error::Result;
+use crate::plan::Needs;
+use crate::plan::sm80::copy_needs;
 use crate::plan::sm80::decode::{Instance, Launch};
 
 /// The launch that serves a layer.
@@ -41,12 +43,25 @@ impl Decode {
         anywhere.filter(|_| !shifts).chain(others).all(|operand| operand.is_aligned())
     }
 
-    /// Whether this kernel serves a backward pass of these operands: rows of dH, B and dS must
-    /// start at multiples of 16 bytes, for dX rows of W0 and A too. dX itself has no say.
-    pub(crate) fn serves_input_grad(layers: &Layers, wants_dx: bool) -> bool {
-        let for_dx = layers.of().iter().map(|layer| layer.w0).chain([layers.a]);
+    /// Whether this launch serves a backward pass of these operands: rows of dH, B and dS must
+    /// start at multiples of 16 bytes, for dX rows of A too, and of W0 unless the instance shifts.
+    /// dX itself has no say.
+    pub(crate) fn serves_input_grad(&self, layers: &Layers, wants_dx: bool) -> bool {
+        let shifts = self.launch.instance.shifts();
+        let w0 = layers.of().iter().map(|layer| layer.w0).filter(|_| !shifts);
+        let for_dx = w0.chain([layers.a]).filter(|_| wants_dx);
         let others = layers.of().iter().flat_map(|layer| [layer.b, layer.h]).chain([layers.s]);
-        for_dx.filter(|_| wants_dx).chain(others).all(|operand| operand.is_aligned())
+        for_dx.chain(others).all(|operand| operand.is_aligned())
+    }
+
+    /// Whether it will serve a backward pass of these operands with W0 where it lies, once others
+    /// whose sizes need copies are copied.
+    pub(crate) fn reads_w0(&self, layers: &Layers) -> bool {
+        let is_ready = |layer: &Layer| {
+            let dh_is_copied = copy_needs([layers.t, layer.d]) != Needs::default();
+            layer.b.is_aligned() && (dh_is_copied || layer.h.is_aligned())
+        };
+        self.launch.instance.shifts() && layers.of().iter().all(is_ready)
     }
 
     /// H and S of a layer, given its A and its columns of S, or H alone where r = 0.

@@ -39,7 +39,7 @@ impl Instance {
         profile.ctas_per_sm(shared_bytes).min(by_registers)
     }
 
-    /// Whether rows of X and W0 may start at any element.
+    /// Whether rows of W0 may start at any element, and in the forward rows of X.
     pub(crate) fn shifts(&self) -> bool {
         self.loads == BY_SHIFTING_LANES
     }
@@ -112,16 +112,19 @@ impl Launch {
     }
 
     /// For dX (T×k) over d, with dS (T×r), dA and dB unless r is 0; `None` as for the forward, of
-    /// dH, W0, A, B and dS.
+    /// dH, B and dS.
     ///
-    /// Measured on an H200, where two CTAs fit on an SM. Splits keep SMs busy if two CTAs for each
-    /// tile are one wave.
+    /// Measured on an H200, where two CTAs of stages fit on an SM. Splits keep SMs busy if two CTAs
+    /// for each tile are one wave.
     pub(crate) fn input_grad([t, k, d, r]: [usize; 4], profile: &DeviceProfile) -> Option<Self> {
         let (tile_t, tiles) = (tile_t(t)?.max(16), k.div_ceil(64));
         let wave = profile.sms() * profile.ctas_per_sm(SHARED_BYTES).min(2);
         let splits = if r > 0 && 2 * tiles <= wave { 2 } else { 1 };
-        let instance = Instance::new([tile_t, 64, splits], BY_STAGES);
-        let is_served = d.max(k) <= MAX_SIZE && are_aligned([d, k]) && are_aligned([r]);
+        let instance = match are_aligned([k]) {
+            true => Instance::new([tile_t, 64, splits], BY_STAGES),
+            false => Instance::new([tile_t, 32, 1], BY_SHIFTING_LANES),
+        };
+        let is_served = d.max(k) <= MAX_SIZE && are_aligned([d, r]);
         is_served.then(|| {
             let launch = Launch::new(instance, [t, k, d, r], profile);
             if r > 0 { launch.with_gradients([k, d]) } else { launch }
@@ -223,18 +226,20 @@ mod tests {
     fn cases() -> impl Iterator<Item = Case> {
         shapes().flat_map(|[t, m, k, r]| {
             let t = 1 + t % MAX_TOKENS;
-            let any_k = k;
+            let [any_m, any_k] = [m, k];
             let [m, k, r] = [m, k, r].map(|size| size.next_multiple_of(8));
             cards().into_iter().flat_map(move |card| {
-                let aligned = [(true, k, r), (true, k, 0), (false, k, r), (false, k, 0)];
-                // Rows of W0 and X that start at any element.
-                let others = [(true, any_k, r), (true, any_k, 0)].into_iter();
-                let all = aligned.into_iter().chain(others);
-                all.map(move |(is_forward, k, r)| {
+                // Rows of W0, and of X in the forward, start anywhere where k does, or m of dX.
+                let forward = [[m, k, r], [m, k, 0], [m, any_k, r], [m, any_k, 0]];
+                let input_grad = [[m, k, r], [m, k, 0], [any_m, k, r], [any_m, k, 0]];
+                let all = forward.map(|sizes| (true, sizes)).into_iter();
+                let all = all.chain(input_grad.map(|sizes| (false, sizes)));
+                all.map(move |(is_forward, [m, k, r])| {
                     let sizes = [t, m, k, r];
                     let of = if is_forward { Launch::forward } else { Launch::input_grad };
                     let launch = of(sizes, &card).expect("few tokens");
-                    assert_eq!(launch.instance.shifts(), !k.is_multiple_of(8));
+                    let row = if is_forward { k } else { m };
+                    assert_eq!(launch.instance.shifts(), !row.is_multiple_of(8));
                     Case { is_forward, sizes, launch }
                 })
             })
@@ -324,7 +329,8 @@ mod tests {
         // H, X and W0 may lie anywhere, but not dH.
         for [d, k] in [[63, 64], [64, 63]] {
             assert!(Launch::forward([MAX_TOKENS, d, k, 8], &card).is_some());
-            assert_eq!(Launch::input_grad([1, k, d, 8], &card), None);
+            let served = Launch::input_grad([MAX_TOKENS, k, d, 8], &card).is_some();
+            assert_eq!(served, d == 64);
         }
     }
 }

@@ -36,16 +36,16 @@ pub(crate) fn forward(problem: &Problem, profile: &DeviceProfile) -> Strategy {
     Strategy::MmaDecode(launches)
 }
 
-/// How a backward pass is served: few tokens of a single layer by one launch. Rows that it reads
-/// are aligned, or copies are.
+/// How a backward pass is served: few tokens of a single layer by one launch, of W0 where it lies.
+/// Other rows that are read are aligned, or copies are.
 pub(crate) fn backward(problem: &Problem, profile: &DeviceProfile) -> Strategy {
-    let problem = padded(problem);
-    let (t, k, layers) = (problem.t(), problem.k(), problem.projections());
+    let of_copies = padded(problem);
+    let (t, k, layers) = (problem.t(), of_copies.k(), of_copies.projections());
     if problem.dropout() {
         return Strategy::Mma(LinearSchedule::input_grad_dropout([t, k], layers, profile));
     }
     let launch = match *layers {
-        [(d, r)] => Launch::input_grad([t, k, d, r], profile),
+        [(d, r)] => Launch::input_grad([t, problem.k(), d, r], profile),
         _ => None,
     };
     one(launch, || LinearSchedule::input_grad([t, k], layers, profile))

@@ -14,9 +14,9 @@ fn everything_is_sanitized() {
         let card = DeviceProfile::h200().with_sm_limit(sms);
         for r in [r, 0] {
             let of_h = Launch::forward([t, d, k, r], &card).expect("few tokens");
-            // Of copies.
-            let [d, k] = [d, k].map(|size| size.next_multiple_of(8));
-            let of_dx = Launch::input_grad([t, k, d, r], &card).expect("few tokens");
+            // Of a copy of dH.
+            let of_dx = Launch::input_grad([t, k, d.next_multiple_of(8), r], &card);
+            let of_dx = of_dx.expect("few tokens");
             for (reached, launch) in [(&mut forward, of_h), (&mut input_grad, of_dx)] {
                 let Instance { t, rows, splits, loads } = launch.instance;
                 reached.insert([t, rows, splits, loads]);

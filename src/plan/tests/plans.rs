@@ -69,8 +69,7 @@ fn plans_agree_with_what_the_launches_use() {
             let launches = [Some(launch), None, None, None];
             (Strategy::MmaDecode(launches), sm80::decode_needs(&launches))
         };
-        // A pass runs on copies, as if its sizes were multiples of 8, but for the forward of few
-        // tokens.
+        // A pass runs on copies, as if its sizes were multiples of 8, but for the W0 of few tokens.
         let [padded_k, padded_d] = [k, d].map(|size| size.next_multiple_of(8));
         let (strategy, needs) = match decode::Launch::forward([t, d, k, r], &generic) {
             Some(launch) => decode(launch),
@@ -87,7 +86,7 @@ fn plans_agree_with_what_the_launches_use() {
             copies: k != padded_k,
         };
         assert_eq!(forward(&problem, Some(&generic)), mma_forward);
-        let sizes = [t, padded_k, padded_d, r];
+        let sizes = [t, k, padded_d, r];
         let (strategy, needs) = match decode::Launch::input_grad(sizes, &generic) {
             Some(launch) => {
                 let (strategy, needs) = decode(launch);
@@ -193,8 +192,7 @@ fn base_ops_need_no_adapter_and_no_workspace() {
             }
         }
     }
-    // decode.cu serves H of unaligned rows, not dH.
-    assert_eq!(paths.len(), 6 + 5, "{paths:?}");
+    assert_eq!(paths.len(), 6 + 6, "{paths:?}");
 }
 
 #[test]

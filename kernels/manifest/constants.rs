@@ -46,8 +46,7 @@ constants! {
         }
         align {
             const THREADS: usize = 128;
-            /// Rows and columns that a CTA copies.
-            const ROWS: usize = 4;
+            /// Columns of a row that a CTA copies.
             const COLS: usize = THREADS * 8;
             /// Copies of a launch: X, A, and W0 and dH of each layer.
             const COPIES: usize = 2 * super::super::common::limits::MAX_PROJECTIONS + 2;

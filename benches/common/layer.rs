@@ -86,7 +86,8 @@ impl Layer {
             let ranks = end..end + r;
             end += r;
             let forward = Forward::new(device, &Problem::single(t, k, d, r, dtype)?)?;
-            workspace = workspace.max(forward.workspace());
+            let base = BaseForward::new(device, t, [d, k], dtype)?;
+            workspace = workspace.max(forward.workspace()).max(base.workspace());
             projections.push(Projection {
                 ranks,
                 w0: Rotating::new(weights, |i| gaussian([d, k], from(k), seed(3000) + i))?,
@@ -94,7 +95,7 @@ impl Layer {
                 h: rotating([t, d])?,
                 dh: Rotating::new(activations, |i| gaussian([t, d], 1.0, seed(2000) + i))?,
                 db: empty([d, r], DType::F32)?,
-                base: BaseForward::new(device, t, [d, k], dtype)?,
+                base,
                 forward,
                 own_s: empty([t, r], dtype)?,
             });
@@ -184,7 +185,7 @@ impl Layer {
     pub fn base(&self, i: usize) -> Result<()> {
         for one in &self.projections {
             let (w0, x, h) = (one.w0.at(i).view(), self.x.at(i).view(), one.h.at(i).view_mut());
-            one.base.run(w0, x, h)?;
+            one.base.run(w0, x, h, &mut self.workspace.borrow_mut())?;
         }
         Ok(())
     }

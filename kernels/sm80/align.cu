@@ -4,8 +4,8 @@
 //
 // Rows of `to` start at multiples of 16 bytes.
 //
-// Callers: passes with an adapter on every GPU from 8.0 on, before their other launches: of X, A
-// and W0 if k is not a multiple of 8, and of each dH whose d is not.
+// Callers: all passes on every GPU from 8.0 on, before their other launches: of X, A and W0 if k is
+// not a multiple of 8, and of each dH whose d is not.
 //
 // Bound by memory: 4 bytes an element, or less where the copy stays in the L2.
 //

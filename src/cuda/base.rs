@@ -3,6 +3,7 @@
 use super::buffers::Buffers;
 use super::forward::SmallForward;
 use super::operands::{Handover, Layer, Layers};
+use super::sm80::align::Align;
 use super::sm80::decode::Decode;
 use super::sm80::linear::{MmaForward, MmaInputGrad};
 use super::sm90a::few_tokens::InputGrad;
@@ -11,12 +12,16 @@ use crate::call::BaseCall;
 use crate::driver::Gpu;
 use crate::driver::params::Operand;
 use crate::error::Result;
+use crate::plan::sm80::padded;
 use crate::plan::sm90a::{decode, short};
 use crate::plan::{Alone, Plan, Strategy};
 use crate::problem::Problem;
+use crate::workspace::Workspace;
 
 /// H = X W0ᵀ.
 pub(crate) struct BaseForward {
+    /// Copies of X and W0, if their sizes need them.
+    align: Option<Align>,
     best: BestForward,
     mma: MmaForward,
 }
@@ -44,10 +49,19 @@ impl BaseForward {
             }
             _ => BestForward::Mma,
         };
-        BaseForward { best, mma: MmaForward::new(gpu, problem, false) }
+        BaseForward {
+            align: plan.copies.then(|| Align::new(gpu, dtype)),
+            best,
+            mma: MmaForward::new(gpu, &padded(problem), false),
+        }
     }
 
-    pub(crate) fn run(&self, gpu: &Gpu, call: BaseCall<'_>) -> Result<()> {
+    pub(crate) fn run(
+        &self,
+        gpu: &Gpu,
+        call: BaseCall<'_>,
+        workspace: &mut Workspace,
+    ) -> Result<()> {
         let BaseCall { problem, w0, input, mut output, names } = call;
         let (d, _) = problem.projections()[0];
         let run = gpu.stream.enter()?;
@@ -55,11 +69,15 @@ impl BaseForward {
         let w0 = buffers.read("w0", &w0)?;
         let x = buffers.read(names[0], &input)?;
         let h = buffers.write(names[1], &mut output)?;
+        let mut copies = handover(&mut buffers, self.align.as_ref(), workspace)?;
         buffers.check_overlap()?;
 
         let none = Operand::NONE;
         let mut layers = Layers::new(problem, [x, none, none]);
         layers.push(Layer { d, r: 0, w0, b: none, h, scale: 1.0 });
+        if let Some(align) = &self.align {
+            align.run_forward(&run, &mut layers, true, &mut copies)?;
+        }
         match &self.best {
             BestForward::Large(large) if layers.is_aligned() => {
                 large.run(&run, &layers, Handover::NONE)
@@ -77,6 +95,8 @@ impl BaseForward {
 
 /// dX = dH W0.
 pub(crate) struct BaseInputGrad {
+    /// Copies of dH and W0, likewise.
+    align: Option<Align>,
     best: BestInputGrad,
     mma: MmaInputGrad,
 }
@@ -108,11 +128,17 @@ impl BaseInputGrad {
             }
             _ => BestInputGrad::Mma,
         };
-        let mma = MmaInputGrad::new(gpu, problem, &problem.projections()[..1]);
-        BaseInputGrad { best, mma }
+        let of_copies = padded(problem);
+        let mma = MmaInputGrad::new(gpu, &of_copies, &of_copies.projections()[..1]);
+        BaseInputGrad { align: plan.copies.then(|| Align::new(gpu, dtype)), best, mma }
     }
 
-    pub(crate) fn run(&self, gpu: &Gpu, call: BaseCall<'_>) -> Result<()> {
+    pub(crate) fn run(
+        &self,
+        gpu: &Gpu,
+        call: BaseCall<'_>,
+        workspace: &mut Workspace,
+    ) -> Result<()> {
         let BaseCall { problem, w0, input, mut output, names } = call;
         let (d, _) = problem.projections()[0];
         let run = gpu.stream.enter()?;
@@ -120,11 +146,17 @@ impl BaseInputGrad {
         let w0 = buffers.read("w0", &w0)?;
         let dh = buffers.read(names[0], &input)?;
         let dx = buffers.write(names[1], &mut output)?;
+        let mut copies = handover(&mut buffers, self.align.as_ref(), workspace)?;
         buffers.check_overlap()?;
 
         let none = Operand::NONE;
         let mut layers = Layers::new(problem, [dx, none, none]);
         layers.push(Layer { d, r: 0, w0, b: none, h: dh, scale: 1.0 });
+        if let Some(align) = &self.align {
+            let reads_w0 =
+                matches!(&self.best, BestInputGrad::MmaDecode(of) if of.reads_w0(&layers));
+            align.run_input_grad(&run, &mut layers, !reads_w0, &mut copies)?;
+        }
         match &self.best {
             BestInputGrad::Large(large) if layers.is_aligned() => {
                 large.run(&run, &layers, None, Handover::NONE)
@@ -137,6 +169,21 @@ impl BaseInputGrad {
                 decode.run_input_grad(&run, &layers, true, None, Handover::NONE)
             }
             _ => self.mma.run(&run, &layers),
+        }
+    }
+}
+
+/// The memory of copies, if there are any: other calls have no use for the workspace.
+fn handover(
+    buffers: &mut Buffers<'_>,
+    align: Option<&Align>,
+    workspace: &mut Workspace,
+) -> Result<Handover> {
+    match align {
+        None => Ok(Handover::NONE),
+        Some(_) => {
+            let [partials, flags] = buffers.workspace(workspace)?;
+            Ok(Handover { flags, partials })
         }
     }
 }

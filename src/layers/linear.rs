@@ -331,7 +331,10 @@ impl LoraLinear {
         })?;
         let mut all = self.outputs(x)?;
         for ((base, projection), h) in bases.iter().zip(&self.projections).zip(&mut all) {
-            base.on(x.device())?.run(projection.w0.view(), x.view(), h.view_mut())?;
+            let (base, w0) = (base.on(x.device())?, projection.w0.view());
+            self.with_workspace(x.device(), base.workspace(), |workspace| {
+                base.run(w0, x.view(), h.view_mut(), workspace)
+            })?;
         }
         Ok(all)
     }

@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::plan::{self, Path, Plan};
 use crate::problem::Problem;
 use crate::tensor::{TensorView, TensorViewMut};
+use crate::workspace::{Workspace, WorkspaceSize};
 use crate::{cpu, cuda};
 use std::fmt;
 use std::sync::Arc;
@@ -68,6 +69,13 @@ macro_rules! base_operation {
                 self.plan.1.path()
             }
 
+            /// The workspace that [`run`](Self::run) needs: of no bytes, unless k or d is no
+            /// multiple of 8.
+            pub fn workspace(&self) -> WorkspaceSize {
+                let Plan { scratch, flags, .. } = self.plan.1;
+                WorkspaceSize { scratch, flags }
+            }
+
             $(#[$run_doc])*
             ///
             /// # Errors
@@ -77,6 +85,7 @@ macro_rules! base_operation {
                 w0: TensorView<'_>,
                 $input: TensorView<'_>,
                 mut $output: TensorViewMut<'_>,
+                workspace: &mut Workspace,
             ) -> Result<()> {
                 let (problem, _, launches, range) = &*self.plan;
                 let (input, output) = ($input, $output.reborrow());
@@ -84,10 +93,11 @@ macro_rules! base_operation {
                 let call = BaseCall { problem, w0, input, output, names };
                 let (k, (d, _)) = (problem.k(), problem.projections()[0]);
                 call.check(&self.device, $sizes(d, k))?;
+                workspace.check(&self.device, self.workspace())?;
                 let _range = range.enter();
                 match (&self.device.backend, launches) {
                     _ if problem.t() == 0 => Ok(()),
-                    (Backend::Cuda(gpu), Some(launches)) => launches.run(gpu, call),
+                    (Backend::Cuda(gpu), Some(launches)) => launches.run(gpu, call, workspace),
                     _ => {
                         cpu::$plan(call);
                         Ok(())
@@ -123,8 +133,7 @@ fn from_d_to_k(d: usize, k: usize) -> [usize; 2] {
 }
 
 base_operation!(
-    /// The frozen layer's forward, H = X W0ᵀ: a layer whose adapter is off, or merged. It needs no
-    /// workspace.
+    /// The frozen layer's forward, H = X W0ᵀ: a layer whose adapter is off, or merged.
     BaseForward,
     base_forward,
     "base forward",
@@ -134,7 +143,7 @@ base_operation!(
 );
 
 base_operation!(
-    /// The frozen layer's backward, dX = dH W0. It needs no workspace.
+    /// The frozen layer's backward, dX = dH W0.
     BaseInputGrad,
     base_input_grad,
     "base input grad",

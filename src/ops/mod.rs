@@ -37,7 +37,7 @@
 //! All share one element type: bf16 or f16 on a CUDA device, f32 too on the CPU. dA and dB are f32,
 //! or that type. T, d and k have any size, ranks are 1 to 256. Fastest are k, d and r that are
 //! multiples of 8, in buffers at multiples of 16 bytes. The workspace for other k and d has room for
-//! copies of W0 and x. T = 0 is an empty batch.
+//! copies of W0, x and dh. T = 0 is an empty batch.
 //!
 //! # Numbers
 //! Sums are in f32 (on the CPU in f64) and rounded once. The same call gives the same bits on every

@@ -179,7 +179,6 @@ pub(crate) fn all_backward(
 }
 
 /// The plan of H = X W0ᵀ, the frozen layer of the first projection; `profile` is `None` on the CPU.
-/// It needs no workspace.
 pub(crate) fn base_forward(problem: &Problem, profile: Option<&DeviceProfile>) -> Plan {
     base(problem, profile, sm80::base_forward, |[t, k, d], clusters, cost| {
         let launch = Alone::forward([t, d, k, 0], clusters, cost);
@@ -188,7 +187,7 @@ pub(crate) fn base_forward(problem: &Problem, profile: Option<&DeviceProfile>) -
 }
 
 /// The plan of dX = dH W0, the frozen layer of the first projection; `profile` is `None` on the
-/// CPU. It needs no workspace.
+/// CPU.
 pub(crate) fn base_input_grad(problem: &Problem, profile: Option<&DeviceProfile>) -> Plan {
     base(problem, profile, sm80::base_input_grad, |[t, k, d], clusters, cost| {
         let launch = Alone::base_input_grad([t, k, d], clusters, cost);
@@ -203,7 +202,7 @@ const EMPTY: Plan = Plan::without_workspace(Strategy::Mma(LinearSchedule::NONE))
 fn base(
     problem: &Problem,
     profile: Option<&DeviceProfile>,
-    elsewhere: impl Fn([usize; 3], &DeviceProfile) -> Strategy,
+    elsewhere: impl Fn([usize; 3], &DeviceProfile) -> (Strategy, Needs),
     on_hopper: impl Fn([usize; 3], usize, &CostModel) -> Result<Alone, linear::Schedule>,
 ) -> Plan {
     let Some(profile) = profile else { return Plan::REFERENCE };
@@ -212,7 +211,8 @@ fn base(
     }
     let (t, k, (d, _)) = (problem.t(), problem.k(), problem.projections()[0]);
     let Some(clusters) = hopper_clusters([t, k], &[(d, 0)], profile) else {
-        return Plan::without_workspace(elsewhere([t, k, d], profile));
+        let (strategy, copies) = elsewhere([t, k, d], profile);
+        return Plan::of_base(strategy, copies);
     };
     Plan::without_workspace(match on_hopper([t, k, d], clusters, &profile.cost()) {
         Ok(launch) => Strategy::Small([Some(launch), None, None, None]),

@@ -45,6 +45,12 @@ impl Plan {
         Plan { strategy, scratch: 0, flags: 0, copies: false }
     }
 
+    /// Of a product with a frozen weight, and its copies.
+    pub(super) fn of_base(strategy: Strategy, copies: Needs) -> Plan {
+        let Needs { partials: scratch, flags } = copies;
+        Plan { strategy, scratch, flags, copies: copies != Needs::default() }
+    }
+
     /// Of a pass with S or dS, copies behind it, and what the strategy needs behind these.
     pub(super) fn of_pass(
         problem: &Problem,
@@ -83,7 +89,7 @@ impl fmt::Display for Plan {
         match &self.strategy {
             Strategy::Reference => return Ok(()),
             Strategy::Mma(schedule) => schedule.fmt(f)?,
-            // The plan of a base op has no projection, and no scratch.
+            // The plan of a base op has no projection, and here no scratch.
             Strategy::Large(schedule) => large(f, schedule, self.scratch > 0)?,
             Strategy::MmaDecode(launches) => each(f, launches)?,
             Strategy::Small(launches) => each(f, launches)?,

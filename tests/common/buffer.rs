@@ -18,14 +18,21 @@ pub enum Placement {
     Odd,
     OddActivations,
     OddWeights,
+    OddW0,
     /// Columns of wider matrices, all but S, dA and dB, which must be dense. Rows of multiples of
     /// 16 bytes start at such.
     Strided,
 }
 
 impl Placement {
-    pub const ALL: [Placement; 5] =
-        [Self::Aligned, Self::Odd, Self::OddActivations, Self::OddWeights, Self::Strided];
+    pub const ALL: [Placement; 6] = [
+        Self::Aligned,
+        Self::Odd,
+        Self::OddActivations,
+        Self::OddWeights,
+        Self::OddW0,
+        Self::Strided,
+    ];
 
     fn is_odd(self, name: &str) -> bool {
         let weight = matches!(name, "w0" | "a" | "b" | "merged" | "merged in place");
@@ -34,6 +41,7 @@ impl Placement {
             Placement::Odd => true,
             Placement::OddActivations => !weight,
             Placement::OddWeights => weight,
+            Placement::OddW0 => name == "w0",
         }
     }
 

@@ -5,7 +5,7 @@ use super::gradient::Gradient;
 use super::{Inputs, Sizes, assert_same_bits};
 use lora_kernels::ops::{self, Backward, BaseForward, BaseInputGrad, Forward, GradientsMut};
 use lora_kernels::ops::{Projection, Weights};
-use lora_kernels::{Accumulation, DType, Result};
+use lora_kernels::{Accumulation, DType, Result, WorkspaceSize};
 
 /// The operations, and the buffers of all.
 pub struct Buffers<E> {
@@ -27,6 +27,7 @@ pub struct Buffers<E> {
     made: Vec<MadeOf<E>>,
     workspace: Guarded,
     rounded_workspace: Guarded,
+    base_workspace: Guarded,
 }
 
 /// The inputs of a projection.
@@ -57,7 +58,7 @@ impl<E: DeviceElement> Buffers<E> {
         let backward = Backward::new(device, &problem).expect("a backward pass");
         let rounded_backward = (E::DTYPE != DType::F32)
             .then(|| backward.with_gradients(E::DTYPE).expect("gradients in 16 bits"));
-        // Two, so that each operation has a band close behind what it asks for.
+        // Three, so that operations have a band close behind what they ask for.
         let workspace = Guarded::new(device, forward.workspace().max(backward.workspace()));
         let rounded_size =
             rounded_backward.as_ref().map_or_else(Default::default, |op| op.workspace());
@@ -81,6 +82,11 @@ impl<E: DeviceElement> Buffers<E> {
             merged: Buffer::new(place, "merged", [d, k]),
             merged_in_place: Buffer::new(place, "merged in place", [d, k]),
         };
+        let made: Vec<_> = inputs.sizes.of().iter().map(made).collect();
+        let base_sizes = made
+            .iter()
+            .flat_map(|made| [made.base_forward.workspace(), made.base_input_grad.workspace()]);
+        let base_size = base_sizes.fold(WorkspaceSize::default(), WorkspaceSize::max);
         let mut buffers = Buffers {
             place: place.clone(),
             inputs: inputs.clone(),
@@ -95,9 +101,10 @@ impl<E: DeviceElement> Buffers<E> {
             rounded_dx: Buffer::new(place, "dx beside 16 bits", [t, k]),
             da: Gradient::new(place, ["da", "da added", "da in 16 bits"], [rank, k]),
             of: inputs.sizes.of().iter().map(of).collect(),
-            made: inputs.sizes.of().iter().map(made).collect(),
+            made,
             workspace,
             rounded_workspace: Guarded::new(device, rounded_size),
+            base_workspace: Guarded::new(device, base_size),
         };
         buffers.load(inputs);
         buffers
@@ -127,6 +134,7 @@ impl<E: DeviceElement> Buffers<E> {
         }
         self.workspace.set_poison();
         self.rounded_workspace.set_poison();
+        self.base_workspace.set_poison();
     }
 
     /// Enqueues every operation: the forward pass with S and without, the base passes, the backward
@@ -152,8 +160,9 @@ impl<E: DeviceElement> Buffers<E> {
         let mut h: Vec<_> = made.iter_mut().map(|made| made.h_without_s.view_mut()).collect();
         self.forward.run(&weights, x, &mut h, None, workspace)?;
         for ((made, projection), &dh) in made.iter_mut().zip(&projections).zip(&dh) {
-            made.base_forward.run(projection.w0, x, made.base_h.view_mut())?;
-            made.base_input_grad.run(projection.w0, dh, made.base_dx.view_mut())?;
+            let workspace = &mut self.base_workspace.workspace;
+            made.base_forward.run(projection.w0, x, made.base_h.view_mut(), workspace)?;
+            made.base_input_grad.run(projection.w0, dh, made.base_dx.view_mut(), workspace)?;
         }
 
         let mut db: Vec<_> = made.iter_mut().map(|made| made.db.new.view_mut()).collect();
@@ -204,6 +213,7 @@ impl<E: DeviceElement> Buffers<E> {
         }
         self.workspace.check();
         self.rounded_workspace.check();
+        self.base_workspace.check();
 
         let (s, dx, da) = (self.s.get(), self.dx.get(), self.da.get());
         if self.rounded_backward.is_some() {

@@ -307,7 +307,12 @@ fn rows_of_views() -> Result<()> {
             let part = view.rows(rows.clone())?;
             assert_eq!((part.shape().dims(), part.dtype()), (&[rows.len(), 2][..], DType::F32));
             let mut h = Tensor::zeros(&cpu, [rows.len(), 2], DType::F32)?;
-            base.run(identity.view(), part, h.view_mut())?;
+            base.run(
+                identity.view(),
+                part,
+                h.view_mut(),
+                &mut Workspace::new(&cpu, base.workspace())?,
+            )?;
             assert_eq!(h.to_vec::<f32>()?, want);
         }
     }

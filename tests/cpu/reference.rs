@@ -10,7 +10,7 @@ use lora_kernels::ops::BaseForward;
 use lora_kernels::{
     Accumulation, Adapter, AdapterConfig, DType, Device, LayerGradients, LoraLinear,
 };
-use lora_kernels::{Result, Saved, Scaling, Tensor, TensorView, TensorViewMut};
+use lora_kernels::{Result, Saved, Scaling, Tensor, TensorView, TensorViewMut, Workspace};
 
 /// Sizes with T = 1, one of everything, odd rows, and a rank above the layer's own.
 const SIZES: [Sizes; 5] = [
@@ -103,7 +103,9 @@ fn outputs_are_rounded_once() -> Result<()> {
             let (w0_view, x) =
                 (TensorView::from_host(&w0, [1, 3])?, TensorView::from_host(&x, [1, 3])?);
             let base = BaseForward::new(&Device::cpu(), 1, [1, 3], E::DTYPE)?;
-            base.run(w0_view, x, TensorViewMut::from_host(&mut h, [1, 1])?)?;
+            let mut workspace = Workspace::new(&Device::cpu(), base.workspace())?;
+            let h_view = TensorViewMut::from_host(&mut h, [1, 1])?;
+            base.run(w0_view, x, h_view, &mut workspace)?;
             assert_eq!(h[0].to_f64(), sign * (1.0 + 2.0 * u), "{}", E::DTYPE);
         }
         Ok(())
@@ -198,7 +200,8 @@ fn merged_weight_gives_the_adapted_output() -> Result<()> {
         let [t, k, d, _] = sizes.single();
         let mut h_merged = Tensor::zeros(&Device::cpu(), [t, d], DType::F32)?;
         let base = BaseForward::new(&Device::cpu(), t, [d, k], DType::F32)?;
-        base.run(merged.view(), x.view(), h_merged.view_mut())?;
+        let mut workspace = Workspace::new(&Device::cpu(), base.workspace())?;
+        base.run(merged.view(), x.view(), h_merged.view_mut(), &mut workspace)?;
         let h_merged = h_merged.to_vec::<f32>()?;
 
         let merged = merged.to_vec::<f32>()?;

@@ -80,18 +80,20 @@ fn views_of_views() -> Result<()> {
     let want: Vec<f32> = columns(&values, 8, 2, 4);
     let mut h = vec![0.0; 24];
     let base = BaseForward::new(&cpu, 6, [4, 4], DType::F32)?;
-    base.run(w0, x, TensorViewMut::from_host(&mut h, [6, 4])?)?;
+    let mut workspace = Workspace::new(&cpu, base.workspace())?;
+    base.run(w0, x, TensorViewMut::from_host(&mut h, [6, 4])?, &mut workspace)?;
     assert_eq!(h, want);
     let mut h = vec![0.0; 8];
     let base = BaseForward::new(&cpu, 2, [4, 4], DType::F32)?;
-    base.run(w0, x.rows(3..5)?, TensorViewMut::from_host(&mut h, [2, 4])?)?;
+    let h_view = TensorViewMut::from_host(&mut h, [2, 4])?;
+    base.run(w0, x.rows(3..5)?, h_view, &mut workspace)?;
     assert_eq!(h, want[12..20]);
     // One row is dense, however far the next one would be.
     assert!(x.rows(5..6)?.is_dense());
 
     let mut wide = vec![7.5f32; 6 * 8];
     let h = TensorViewMut::from_host(&mut wide, [6, 8])?.rows(1..3)?.columns(3..7)?;
-    base.run(w0, x.rows(3..5)?, h)?;
+    base.run(w0, x.rows(3..5)?, h, &mut workspace)?;
     for (row, values) in wide.chunks(8).enumerate() {
         let written = (1..3).contains(&row);
         let want_row = if written { &want[12 + 4 * (row - 1)..][..4] } else { &[7.5; 4][..] };

@@ -71,7 +71,7 @@ fn owned() -> Result<Owned> {
     let x = Tensor::from_slice(&device, &inputs.x, [t, k])?;
     let w0 = Tensor::from_slice(&device, &inputs.of[0].w0, [d, k])?;
     let mut h = Tensor::zeros(&device, [t, d], DType::Bf16)?;
-    base.run(w0.view(), x.view(), h.view_mut())?;
+    base.run(w0.view(), x.view(), h.view_mut(), &mut Workspace::new(&device, base.workspace())?)?;
     let h = h.to_vec()?;
     assert!(h.iter().any(|&v| v != bf16::ZERO));
     Ok(Owned { device, inputs, base, x, w0, h })
@@ -92,6 +92,7 @@ fn borrowed_slices_and_raw_addresses() -> Result<()> {
         TensorView::from_cuda(&w0.as_view(), [d, k])?,
         TensorView::from_cuda(&x, [t, k])?,
         TensorViewMut::from_cuda(&mut part, [t, d])?,
+        &mut Workspace::new(&device, base.workspace())?,
     )?;
     let got = stream.clone_dtoh(&h).expect("h");
     device.synchronize()?;
@@ -109,7 +110,7 @@ fn borrowed_slices_and_raw_addresses() -> Result<()> {
             TensorViewMut::from_raw(&device, address(&h) + 2, [t, d], d, DType::Bf16)?,
         )
     };
-    base.run(w0_view, x_view, h_view)?;
+    base.run(w0_view, x_view, h_view, &mut Workspace::new(&device, base.workspace())?)?;
     let got = stream.clone_dtoh(&h).expect("h");
     device.synchronize()?;
     assert_same_bits("h at an address", &got[1..1 + t * d], &want);
@@ -144,7 +145,7 @@ fn strided_slices() -> Result<()> {
         let x_view = TensorView::from_cuda_strided(&x, [t, k], x_stride)?;
         let h_view = TensorViewMut::from_cuda_strided(&mut h, [t, d], h_stride)?;
         assert_eq!((x_view.row_stride(), h_view.row_stride()), (x_stride, h_stride));
-        base.run(w0.view(), x_view, h_view)?;
+        base.run(w0.view(), x_view, h_view, &mut Workspace::new(&device, base.workspace())?)?;
         let got = stream.clone_dtoh(&h).expect("h");
         device.synchronize()?;
         assert_same_bits("h with its gaps", &got, &wide(&want, d, h_stride));
@@ -174,7 +175,12 @@ fn rows_of_views() -> Result<()> {
         for view in [x.view(), TensorView::from_cuda(&slice, [t, k])?, raw] {
             let part = view.rows(rows.clone())?;
             let mut h = Tensor::zeros(&device, [rows.len(), d], DType::Bf16)?;
-            base.run(w0.view(), part, h.view_mut())?;
+            base.run(
+                w0.view(),
+                part,
+                h.view_mut(),
+                &mut Workspace::new(&device, base.workspace())?,
+            )?;
             let want = &want[rows.start * d..rows.end * d];
             assert_same_bits(&format!("h of {rows:?}"), &h.to_vec::<bf16>()?, want);
         }
@@ -219,7 +225,7 @@ fn outputs_that_share_memory_are_refused() -> Result<()> {
                 TensorViewMut::from_raw(&device, h_at, [t, k], k, DType::Bf16)?,
             )
         };
-        base.run(w0.view(), x, h)
+        base.run(w0.view(), x, h, &mut Workspace::new(&device, base.workspace())?)
     };
     let bytes = (t * k * 2) as u64;
     for h_at in [x_at, x_at + 2, x_at - 2, x_at + bytes - 2, x_at - bytes + 2] {
@@ -422,12 +428,16 @@ fn tensors_of_another_device_are_refused() -> Result<()> {
         assert!(matches!(error, Error::Device { argument, .. } if argument == name), "{error}");
         assert!(error.to_string().contains("cuda:0"), "{error}");
     };
-    names(base.run(w0.view(), x_cpu.view(), out.view_mut()), "x");
-    names(base.run(w0_cpu.view(), x.view(), out.view_mut()), "w0");
-    names(base.run(w0.view(), x.view(), out_cpu.view_mut()), "h");
-    names(on_cpu.run(w0_cpu.view(), x.view(), out_cpu.view_mut()), "x");
-    names(on_cpu.run(w0.view(), x_cpu.view(), out_cpu.view_mut()), "w0");
-    names(on_cpu.run(w0_cpu.view(), x_cpu.view(), out.view_mut()), "h");
+    let none = || Workspace::new(&device, WorkspaceSize::default()).expect("a workspace");
+    let none_on_cpu = || Workspace::new(&cpu, WorkspaceSize::default()).expect("a workspace");
+    names(base.run(w0.view(), x_cpu.view(), out.view_mut(), &mut none()), "x");
+    names(base.run(w0_cpu.view(), x.view(), out.view_mut(), &mut none()), "w0");
+    names(base.run(w0.view(), x.view(), out_cpu.view_mut(), &mut none()), "h");
+    names(on_cpu.run(w0_cpu.view(), x.view(), out_cpu.view_mut(), &mut none_on_cpu()), "x");
+    names(on_cpu.run(w0.view(), x_cpu.view(), out_cpu.view_mut(), &mut none_on_cpu()), "w0");
+    names(on_cpu.run(w0_cpu.view(), x_cpu.view(), out.view_mut(), &mut none_on_cpu()), "h");
+    let (w0, x, out_view) = (w0.view(), x.view(), out.view_mut());
+    names(base.run(w0, x, out_view, &mut none_on_cpu()), "workspace");
     names(out.copy_from(&out_cpu), "source");
     names(out_cpu.copy_from(&out), "source");
     assert_same_bits("out", &out.to_vec::<bf16>()?, &h);

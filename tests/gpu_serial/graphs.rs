@@ -8,7 +8,7 @@ use crate::cuda::cuda;
 use half::bf16;
 use lora_kernels::cudarc::driver::{CudaContext, CudaGraph, CudaSlice, sys};
 use lora_kernels::ops::BaseForward;
-use lora_kernels::{DType, Device, Error, Result, Tensor, TensorView, TensorViewMut};
+use lora_kernels::{DType, Device, Error, Result, Tensor, TensorView, TensorViewMut, Workspace};
 use std::thread;
 
 const GLOBAL: sys::CUstreamCaptureMode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL;
@@ -78,10 +78,11 @@ fn a_graph_of_borrowed_buffers_outlives_every_device() {
         let mut h: CudaSlice<bf16> = stream.alloc_zeros(t * d).expect("h");
         let device = Device::from_stream(stream.clone()).expect("a device");
         let base = BaseForward::new(&device, t, [d, k], DType::Bf16).expect("an operation");
+        let mut workspace = Workspace::new(&device, base.workspace()).expect("a workspace");
         let mut run = || -> Result<()> {
             let w0 = TensorView::from_cuda(&w0, [d, k])?;
             let x = TensorView::from_cuda(&x, [t, k])?;
-            base.run(w0, x, TensorViewMut::from_cuda(&mut h, [t, d])?)
+            base.run(w0, x, TensorViewMut::from_cuda(&mut h, [t, d])?, &mut workspace)
         };
         run().expect("a direct call");
         let (graph, captured) = capture(&device, &mut run);

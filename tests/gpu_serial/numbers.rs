@@ -36,7 +36,8 @@ fn f16_saturates() {
             let out = &mut [h.view_mut()];
             forward.run(&weights, x.view(), out, s.view_mut(), &mut workspace).expect("forward");
             let base = BaseForward::new(&device, t, [d, k], DType::F16).expect("an operation");
-            base.run(w0.view(), x.view(), frozen.view_mut()).expect("frozen");
+            let mut workspace = Workspace::new(&device, base.workspace()).expect("a workspace");
+            base.run(w0.view(), x.view(), frozen.view_mut(), &mut workspace).expect("frozen");
             let context = format!("{sizes} on {}", forward.path());
             let [h, frozen] = [h, frozen].map(|h| h.to_vec::<f16>().expect("h"));
             assert_same_values(&format!("{context}: h"), &h, &frozen);
@@ -66,7 +67,8 @@ fn f16_saturates() {
                 .run(&weights, &[dh], x, s, dx.view_mut(), out, &mut workspace)
                 .expect("backward");
             let base = BaseInputGrad::new(&device, t, [d, k], DType::F16).expect("an operation");
-            base.run(w0.view(), dh, base_dx.view_mut()).expect("frozen");
+            let mut workspace = Workspace::new(&device, base.workspace()).expect("a workspace");
+            base.run(w0.view(), dh, base_dx.view_mut(), &mut workspace).expect("frozen");
             let context = format!("{sizes} on {}", backward.path());
             let [dx, base_dx] = [dx, base_dx].map(|dx| dx.to_vec::<f16>().expect("dx"));
             assert_same_values(&format!("{context}: dx"), &dx, &base_dx);
@@ -198,9 +200,11 @@ fn strided(device: &Device, sizes: Sizes, gap: usize) -> (Vec<Vec<u16>>, String)
         .run(&weights, &[dh.view()], x.view(), s.view(), output(&mut dx), out, &mut workspace)
         .expect("backward");
     let base = BaseForward::new(device, t, [d, k], DType::Bf16).expect("an operation");
-    base.run(w0.view(), x.view(), output(&mut base_h)).expect("frozen");
+    let mut workspace = Workspace::new(device, base.workspace()).expect("a workspace");
+    base.run(w0.view(), x.view(), output(&mut base_h), &mut workspace).expect("frozen");
     let base = BaseInputGrad::new(device, t, [d, k], DType::Bf16).expect("an operation");
-    base.run(w0.view(), dh.view(), output(&mut base_dx)).expect("frozen");
+    let mut workspace = Workspace::new(device, base.workspace()).expect("a workspace");
+    base.run(w0.view(), dh.view(), output(&mut base_dx), &mut workspace).expect("frozen");
 
     let mut all = Vec::new();
     for (name, wide) in [("h", &h), ("dx", &dx), ("base h", &base_h), ("base dx", &base_dx)] {

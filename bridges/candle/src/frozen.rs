@@ -104,9 +104,11 @@ impl Frozen {
             let (w0, input, out) = (w0.view([d, k])?, input.view([t, from])?, output.view()?);
             let (mut operations, device) = (kernels.operations(), &kernels.device);
             let run = if forward {
-                operations.base_forward(device, &self.problem)?.run(w0, input, out)
+                let operation = operations.base_forward(device, &self.problem)?;
+                operation.run(w0, input, out, &mut operations.workspace)
             } else {
-                operations.base_input_grad(device, &self.problem)?.run(w0, input, out)
+                let operation = operations.base_input_grad(device, &self.problem)?;
+                operation.run(w0, input, out, &mut operations.workspace)
             };
             run.map_err(err)?;
         }

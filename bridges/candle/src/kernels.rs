@@ -87,14 +87,17 @@ impl Operations {
         Ok(operation)
     }
 
-    /// The frozen layer's forward. `problem` is that of a layer of rank 1.
+    /// The frozen layer's forward, likewise. `problem` is that of a layer of rank 1.
     pub(crate) fn base_forward(
         &mut self,
         device: &lk::Device,
         problem: &Problem,
     ) -> Result<BaseForward> {
         let (t, sizes, dtype) = base(problem);
-        self.base_forward.get(problem, || BaseForward::new(device, t, sizes, dtype))
+        let operation =
+            self.base_forward.get(problem, || BaseForward::new(device, t, sizes, dtype))?;
+        self.workspace.reserve(device, operation.workspace()).map_err(err)?;
+        Ok(operation)
     }
 
     pub(crate) fn base_input_grad(
@@ -103,7 +106,10 @@ impl Operations {
         problem: &Problem,
     ) -> Result<BaseInputGrad> {
         let (t, sizes, dtype) = base(problem);
-        self.base_input_grad.get(problem, || BaseInputGrad::new(device, t, sizes, dtype))
+        let operation =
+            self.base_input_grad.get(problem, || BaseInputGrad::new(device, t, sizes, dtype))?;
+        self.workspace.reserve(device, operation.workspace()).map_err(err)?;
+        Ok(operation)
     }
 }
 

@@ -50,6 +50,17 @@ impl Align {
         self.run(run, of_x.chain(layers.read_by_backward(with_a_and_w0)), memory)
     }
 
+    /// For dX of frozen layers, with W0 or without.
+    pub(crate) fn run_input_grad(
+        &self,
+        run: &Run<'_>,
+        layers: &mut Layers,
+        with_w0: bool,
+        memory: &mut Handover,
+    ) -> Result<()> {
+        self.run(run, layers.read_by_backward([false, with_w0]), memory)
+    }
+
     /// Replaces operands, given their rows and columns, by their copies, all made in one launch.
     /// Those whose size needs no copy stay, and take no memory.
     fn run<'a>(

@@ -183,8 +183,8 @@ pub(crate) struct MmaForward {
     project: Project,
     /// Whether the first launch computes S.
     with_s: bool,
-    /// Of the first tiles, if it is whole beside them, and its CTAs.
-    whole_s: Option<(LinearTile, usize)>,
+    /// The CTAs of S, if it is whole beside the first tiles.
+    whole_s: Option<usize>,
 }
 
 impl MmaForward {
@@ -204,7 +204,7 @@ impl MmaForward {
         });
         let (ranks, sizes) =
             (layers.iter().map(|&(_, r)| r), [problem.t(), layers[0].0, problem.k()]);
-        let whole_s = whole_s(&schedule, sizes, ranks, &gpu.profile);
+        let whole_s = whole_s(&schedule, sizes, ranks, &gpu.profile).map(|(_, ctas)| ctas);
         MmaForward { linears, project: Project::s(gpu.kernels, problem), with_s: short, whole_s }
     }
 
@@ -224,14 +224,15 @@ impl MmaForward {
             let (tiles, mut params) = linear.params([t, d], segments, 1, r > 0, h);
             if has_s && self.with_s && i == 0 {
                 params.flags = handover.flags;
-                let aligned = x.is_aligned() && layers.a.is_aligned();
-                let whole = self.whole_s.filter(|&(tile, _)| aligned && tile == tiles.tile);
+                // Other rows have other instances, which make S in splits.
+                let aligned = [x, layers.a, w0].iter().all(Operand::is_aligned);
+                let whole = self.whole_s.filter(|_| aligned);
                 for (&Layer { r, scale, .. }, [a, s]) in layers.with_operands() {
                     let split = ProjSplit::new([t, k, r]);
                     let split = if whole.is_some() { split.whole() } else { split };
                     add_projection(&mut params, &mut memory, split, [x, a, s], [k, r], scale);
                 }
-                if let Some((_, ctas)) = whole {
+                if let Some(ctas) = whole {
                     params.whole_tiles = mem::replace(&mut params.proj_ctas, ctas as i32);
                 }
             }
@@ -242,10 +243,14 @@ impl MmaForward {
 }
 
 /// dX.
-pub(crate) struct MmaInputGrad(Linear);
+pub(crate) struct MmaInputGrad {
+    linear: Linear,
+    /// Columns of W0 and A: k, and then zeros.
+    padded_k: usize,
+}
 
 impl MmaInputGrad {
-    /// For layers of these (d, r).
+    /// For layers of these (d, r), copies as for [`MmaBackward::new`].
     pub(crate) fn new(gpu: &Gpu, problem: &Problem, layers: &[(usize, usize)]) -> Self {
         let kernels = &gpu.kernels.of(problem.dtype()).sm80;
         let sizes = [problem.t(), problem.k()];
@@ -263,7 +268,7 @@ impl MmaInputGrad {
                 kernels.get(LinearInputGradDropout { m, n, shifts }).map(TileKernel::Dropped)
             }
         });
-        MmaInputGrad(linear.expect("there is an output"))
+        MmaInputGrad { linear: linear.expect("there is an output"), padded_k: problem.k() }
     }
 
     /// Of the dS of these layers, if they have one.
@@ -275,7 +280,8 @@ impl MmaInputGrad {
             *segment = Segment::new(layer.h, layer.w0, layer.d);
         }
         segments[count] = Segment::new(ds, a, rank);
-        self.0.params([t, k], segments, count, rank > 0, dx)
+        let (tiles, params) = self.linear.params([t, k], segments, count, rank > 0, dx);
+        (tiles, LinearParams { rhs_n: self.padded_k as i32, ..params })
     }
 
     /// Of frozen layers.
@@ -287,8 +293,6 @@ impl MmaInputGrad {
 
 /// A backward pass.
 pub(crate) struct MmaBackward {
-    /// Columns of W0 and A: k, and then zeros.
-    padded_k: usize,
     input_grad: MmaInputGrad,
     project: Project,
     /// Whether the launch computes dS.
@@ -299,7 +303,6 @@ impl MmaBackward {
     /// For copies of this problem's sizes. `short` as for [`MmaForward::new`].
     pub(crate) fn new(gpu: &Gpu, problem: &Problem, short: bool) -> Self {
         MmaBackward {
-            padded_k: problem.k(),
             input_grad: MmaInputGrad::new(gpu, problem, problem.projections()),
             project: Project::ds(gpu.kernels, problem),
             with_ds: short,
@@ -322,7 +325,6 @@ impl MmaBackward {
             self.project.run_ds(run, layers)?;
         }
         let (tiles, mut params) = self.input_grad.params(layers);
-        params.rhs_n = self.padded_k as i32;
         if !wants_dx {
             params.tiles = 0;
         }

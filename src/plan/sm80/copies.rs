@@ -1,5 +1,5 @@
 //! What kernels/sm80/align.cu copies, because dense rows of its size cannot all start at multiples
-//! of 16 bytes. A pass with an adapter has room for these copies in its workspace.
+//! of 16 bytes. A pass has room for these copies in its workspace.
 
 use crate::manifest::sm80::align::COLS;
 use crate::plan::scratch::Needs;
@@ -13,6 +13,11 @@ pub(crate) fn padded(problem: &Problem) -> Problem {
     problem.padded_to(CHUNK)
 }
 
+/// The columns of a copy.
+pub(super) fn padded_size(cols: usize) -> usize {
+    cols.next_multiple_of(CHUNK)
+}
+
 /// The memory of the copy of a matrix, if its size needs one: whole lines of 128 bytes, so that
 /// what follows starts aligned. There is none of what fits on no GPU, so that needs and their bytes
 /// are a `usize`.
@@ -21,7 +26,7 @@ pub(crate) fn copy_needs([rows, cols]: [usize; 2]) -> Needs {
     if cols.is_multiple_of(CHUNK) || rows * cols > MOST {
         return Needs::default();
     }
-    Needs { partials: (rows * cols.next_multiple_of(CHUNK)).div_ceil(64) * 32, flags: 0 }
+    Needs { partials: (rows * padded_size(cols)).div_ceil(64) * 32, flags: 0 }
 }
 
 /// The CTAs that copy a matrix.

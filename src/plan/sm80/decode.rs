@@ -307,7 +307,7 @@ mod tests {
         }
     }
 
-    /// A base operation has no workspace.
+    /// A base operation has a workspace for copies alone.
     #[test]
     fn a_frozen_layer_needs_no_workspace() {
         for case in cases().filter(|case| case.sizes[3] == 0) {

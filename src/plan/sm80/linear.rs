@@ -97,8 +97,6 @@ pub(crate) struct LinearSchedule {
     pub(crate) tiles: [Option<LinearTile>; MAX_PROJECTIONS],
     /// What serves rows that do not start at multiples of 16 bytes instead, where tiles are narrow.
     pub(crate) unaligned: [Option<LinearTile>; MAX_PROJECTIONS],
-    /// Whether k, for dX also every d, is a multiple of 8, as in copies: otherwise tiles are narrow.
-    pub(crate) aligned: bool,
     /// Narrow tiles, and S or dS in the first launch of the pass; otherwise a launch before
     /// computes it.
     pub(crate) short: bool,
@@ -122,7 +120,6 @@ impl LinearSchedule {
     pub(crate) const NONE: Self = LinearSchedule {
         tiles: [None; MAX_PROJECTIONS],
         unaligned: [None; MAX_PROJECTIONS],
-        aligned: true,
         short: false,
     };
     /// Tokens of a short batch, at most: of more, the partial sums of S are not small.
@@ -135,7 +132,6 @@ impl LinearSchedule {
     fn new(
         t: usize,
         outputs: impl Iterator<Item = [usize; 2]> + Clone,
-        aligned: bool,
         of_tiles: Tiles,
         profile: &DeviceProfile,
     ) -> Self {
@@ -152,14 +148,14 @@ impl LinearSchedule {
         let [narrow, widest] = [&of_tiles.aligned[1..], &of_tiles.aligned[..1]];
         let [narrow, widest] = [narrow, widest].map(|tiles| move |t| of(t, tiles));
         let are_narrow = |t| narrow(t).0 < widest(t).0;
-        let always = !aligned || are_narrow(Self::LONG_TOKENS);
+        let always = are_narrow(Self::LONG_TOKENS);
         let short = of_tiles.with_s && t <= Self::SHORT_TOKENS && (always || are_narrow(t));
         if short || always {
             let ((_, tiles), (_, unaligned)) = (narrow(t), of(t, of_tiles.unaligned));
-            LinearSchedule { tiles, unaligned, aligned, short }
+            LinearSchedule { tiles, unaligned, short }
         } else {
             let (_, tiles) = widest(t);
-            LinearSchedule { tiles, unaligned: [None; MAX_PROJECTIONS], aligned, short }
+            LinearSchedule { tiles, unaligned: [None; MAX_PROJECTIONS], short }
         }
     }
 
@@ -188,8 +184,7 @@ impl LinearSchedule {
         tiles: Tiles,
         profile: &DeviceProfile,
     ) -> Self {
-        let aligned = k.is_multiple_of(8);
-        LinearSchedule::new(t, layers.iter().map(|&(d, _)| [d, k]), aligned, tiles, profile)
+        LinearSchedule::new(t, layers.iter().map(|&(d, _)| [d, k]), tiles, profile)
     }
 
     /// Of dX of layers of these (d, r).
@@ -217,20 +212,15 @@ impl LinearSchedule {
         profile: &DeviceProfile,
     ) -> Self {
         let d = layers.iter().map(|&(d, _)| d).sum();
-        let aligned = k.is_multiple_of(8) && layers.iter().all(|(d, _)| d.is_multiple_of(8));
-        LinearSchedule::new(t, std::iter::once([k, d]), aligned, tiles, profile)
+        LinearSchedule::new(t, std::iter::once([k, d]), tiles, profile)
     }
 }
 
 /// The tiles of each layer.
 impl fmt::Display for LinearSchedule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (tiles, rows) = match self.aligned {
-            true => (&self.tiles, ""),
-            false => (&self.unaligned, " of unaligned rows"),
-        };
-        let mut tiles = tiles.iter().flatten().enumerate();
-        tiles.try_for_each(|(i, tile)| write!(f, "{} {tile}{rows}", if i == 0 { "" } else { ";" }))
+        let mut tiles = self.tiles.iter().flatten().enumerate();
+        tiles.try_for_each(|(i, tile)| write!(f, "{} {tile}", if i == 0 { "" } else { ";" }))
     }
 }
 
@@ -303,7 +293,6 @@ mod tests {
                     of.unaligned.map(|tile| tile.is_some()),
                     of.tiles.map(|t| narrow && t.is_some())
                 );
-                assert!(narrow || of.aligned, "slow unaligned rows");
                 for tile in of.unaligned.into_iter().flatten() {
                     assert!(UNALIGNED_TILES.contains(&[tile.m, tile.n]), "{tile:?}");
                 }

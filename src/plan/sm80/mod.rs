@@ -15,7 +15,7 @@ use super::profile::DeviceProfile;
 use super::scratch::Needs;
 use super::strategy::Strategy;
 use crate::problem::{MAX_PROJECTIONS, Problem};
-use copies::{of_forward, of_w0};
+use copies::{of_forward, of_w0, padded_size};
 use decode::Launch;
 
 /// How a forward pass is served: few tokens by a launch for each layer, of W0 where it lies. Tiles
@@ -51,16 +51,23 @@ pub(crate) fn backward(problem: &Problem, profile: &DeviceProfile) -> Strategy {
     one(launch, || LinearSchedule::input_grad([t, k], layers, profile))
 }
 
-/// How H = X W0ᵀ is served, given T, k and d.
-pub(crate) fn base_forward([t, k, d]: [usize; 3], profile: &DeviceProfile) -> Strategy {
+/// How H = X W0ᵀ is served, given T, k and d, and its copies: few tokens need none.
+pub(crate) fn base_forward([t, k, d]: [usize; 3], profile: &DeviceProfile) -> (Strategy, Needs) {
     let launch = Launch::forward([t, d, k, 0], profile);
-    one(launch, || LinearSchedule::forward([t, k], &[(d, 0)], profile))
+    let copies = match launch {
+        Some(_) => Needs::default(),
+        None => copy_needs([t, k]).and(copy_needs([d, k])),
+    };
+    let tiles = || LinearSchedule::forward([t, padded_size(k)], &[(d, 0)], profile);
+    (one(launch, tiles), copies)
 }
 
-/// How dX = dH W0 is served, given T, k and d.
-pub(crate) fn base_input_grad([t, k, d]: [usize; 3], profile: &DeviceProfile) -> Strategy {
-    let launch = Launch::input_grad([t, k, d, 0], profile);
-    one(launch, || LinearSchedule::input_grad([t, k], &[(d, 0)], profile))
+/// How dX = dH W0 is served, likewise. Few tokens need a copy of W0 if rows of dH are unaligned.
+pub(crate) fn base_input_grad([t, k, d]: [usize; 3], profile: &DeviceProfile) -> (Strategy, Needs) {
+    let copies = copy_needs([t, d]).and(copy_needs([d, k]));
+    let d = padded_size(d);
+    let tiles = || LinearSchedule::input_grad([t, padded_size(k)], &[(d, 0)], profile);
+    (one(Launch::input_grad([t, k, d, 0], profile), tiles), copies)
 }
 
 /// By this launch, or by these tiles.

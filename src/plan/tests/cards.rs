@@ -7,8 +7,8 @@ use crate::plan::Needs;
 use crate::plan::sm80::decode::{Instance, Launch};
 use crate::plan::sm80::{GradSplit, LinearSchedule, LinearTile, ProjSplit};
 use crate::plan::sm80::{
-    backward_copies, backward_needs, copies_w0, copy_ctas, copy_needs, forward_copies,
-    forward_needs, merge_blocks, padded, project_blocks, rank_tile, round_blocks,
+    backward_needs, copies_w0, copy_ctas, copy_needs, forward_needs, merge_blocks, padded,
+    project_blocks, rank_tile, round_blocks,
 };
 use crate::plan::testing::{problems, shapes, single_problems};
 use crate::plan::{DeviceProfile, Plan, Strategy, projection_elements};
@@ -76,9 +76,10 @@ impl Launches {
         self.add(name, &[rank_tile(r)], [project_blocks(t, r, false), 1]);
     }
 
-    /// The launch that copies matrices of these sizes, if one of them needs a copy.
+    /// The launch that copies matrices of these sizes, if one of them needs a copy, and the copies.
     fn align(&mut self, sizes: &[[usize; 2]]) {
         let copied = sizes.iter().copied().filter(|&size| copy_needs(size) != Needs::default());
+        self.copies = copied.clone().map(|size| copy_needs(size).partials).sum();
         let ctas = copied.map(copy_ctas).sum();
         if ctas > 0 {
             self.add("align", &[], [ctas, 1]);
@@ -98,11 +99,10 @@ impl Launches {
         if wants_s && of.short {
             more = layers.iter().map(|&(_, r)| ProjSplit::new([t, k, r]).ctas()).sum();
         }
-        if wants_s {
-            let w0 = layers.iter().filter(|_| copies_w0(&plan.strategy)).map(|&(d, _)| [d, k]);
-            self.align(&w0.chain([[t, k], [problem.rank(), k]]).collect::<Vec<_>>());
-            self.copies = forward_copies(problem, &plan.strategy).partials;
-        }
+        let w0 = layers.iter().filter(|_| copies_w0(&plan.strategy)).map(|&(d, _)| [d, k]);
+        let x = (wants_s || copies_w0(&plan.strategy)).then_some([t, k]);
+        let a = wants_s.then_some([problem.rank(), k]);
+        self.align(&w0.chain(x).chain(a).collect::<Vec<_>>());
         if wants_s && matches!(plan.strategy, Strategy::Mma(_)) {
             let Needs { partials, flags } = forward_needs(problem, of.short);
             self.workspaces.push([partials, flags]);
@@ -120,6 +120,9 @@ impl Launches {
             Strategy::MmaDecode([Some(of), ..]) => self.decode("decode_input_grad", of),
             strategy => assert_eq!(*strategy, Strategy::Mma(of)),
         }
+        let w0_and_dh = layers.iter().flat_map(|&(d, _)| [[d, k], [t, d]]);
+        let x_and_a = [[t, k], [problem.rank(), k]].into_iter().filter(|_| wants);
+        self.align(&w0_and_dh.chain(x_and_a).collect::<Vec<_>>());
         let mut more = 0;
         if wants {
             let each = layers.iter().map(|&(d, r)| {
@@ -127,9 +130,6 @@ impl Launches {
                 ds + GradSplit::new(t, r, d).ctas()
             });
             more = each.sum::<usize>() + GradSplit::new(t, problem.rank(), k).ctas();
-            let w0_and_dh = layers.iter().flat_map(|&(d, _)| [[d, k], [t, d]]);
-            self.align(&w0_and_dh.chain([[t, k], [problem.rank(), k]]).collect::<Vec<_>>());
-            self.copies = backward_copies(problem).partials;
             let Needs { partials, flags } = backward_needs(problem, of.short);
             self.workspaces.push([partials, flags]);
         }
@@ -140,12 +140,9 @@ impl Launches {
 /// Every operation's plan, and what it may launch.
 fn operations(problem: &Problem, card: &DeviceProfile) -> Vec<(&'static str, Plan, Launches)> {
     let (t, k, layers) = (problem.t(), problem.k(), problem.projections());
-    let of = |problem: &Problem| {
-        let of = [LinearSchedule::forward, LinearSchedule::input_grad];
-        of.map(|of| of([t, problem.k()], problem.projections(), card))
-    };
-    // Of copies, and of the frozen layer, which has none.
-    let [[of_h, of_dx], [base_h, base_dx]] = [of(&padded(problem)), of(problem)];
+    let of_copies = padded(problem);
+    let [of_h, of_dx] = [LinearSchedule::forward, LinearSchedule::input_grad]
+        .map(|of| of([t, of_copies.k()], of_copies.projections(), card));
     let mut all = Vec::new();
     let mut add = |name, plan: Plan, of: &dyn Fn(&mut Launches, &Plan)| {
         let mut launches = Launches::default();
@@ -162,10 +159,10 @@ fn operations(problem: &Problem, card: &DeviceProfile) -> Vec<(&'static str, Pla
     });
     if let [(d, r)] = *layers {
         add("base forward", base_forward(problem, Some(card)), &|launches, plan| {
-            launches.of_forward(problem, plan, base_h, false);
+            launches.of_forward(problem, plan, of_h, false);
         });
         add("base input grad", base_input_grad(problem, Some(card)), &|launches, plan| {
-            launches.of_input_grad(problem, plan, base_dx, false);
+            launches.of_input_grad(problem, plan, of_dx, false);
         });
         let strategy = Strategy::Mma(LinearSchedule::NONE);
         let nothing = Plan { strategy, scratch: 0, flags: 0, copies: false };

@@ -19,12 +19,14 @@ fn everything_is_sanitized() {
         let of = [LinearSchedule::forward, LinearSchedule::input_grad];
         let [of_h, of_dx] = of.map(|of| of([t, k], &[(d, r)], &h200(sms)));
         for (pass, schedule, inner) in [("H", of_h, k), ("dX", of_dx, d)] {
-            let tiles = if schedule.aligned { schedule.tiles } else { schedule.unaligned };
-            let tile @ LinearTile { m, n } = tiles[0].expect("there is an output");
-            // Twice the stages, whose columns are the same for every step.
-            let columns = 2 * STAGES_BYTES / ((m + n) * 2);
-            assert!(inner > columns, "{pass} at {d}, {k}: {tile}");
-            seen.insert((pass, schedule.aligned, [m, n]));
+            let each = [(true, schedule.tiles[0]), (false, schedule.unaligned[0])];
+            for (aligned, tile) in each.into_iter().filter_map(|(of, tile)| Some((of, tile?))) {
+                let LinearTile { m, n } = tile;
+                // Twice the stages, whose columns are the same for every step.
+                let columns = 2 * STAGES_BYTES / ((m + n) * 2);
+                assert!(inner > columns, "{pass} at {d}, {k}: {tile}");
+                seen.insert((pass, aligned, [m, n]));
+            }
         }
     }
     let of = |aligned, tiles: &[[usize; 2]]| {

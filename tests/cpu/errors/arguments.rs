@@ -98,11 +98,13 @@ impl Arguments {
                         w0,
                         x,
                         self.h[0].view_mut(),
+                        workspace,
                     ),
                     _ => BaseInputGrad::new(cpu, T, [d, K], DType::Bf16)?.run(
                         w0,
                         self.dh[0].view(),
                         self.dx.view_mut(),
+                        workspace,
                     ),
                 }
             }

@@ -26,7 +26,8 @@
 // narrow tiles have one order, that of the widest is another.
 //
 // Rows that do not start at multiples of 16 bytes are shifted on their way through registers
-// (operand_tile.cuh), by instances of the tiles 128×64, 64×64 and 64×32 in 3 stages. Other tiles
+// (operand_tile.cuh), by instances of the tiles 128×64, 64×64 and 64×32. Where lhs is aligned, as
+// copies are, these shift rhs alone, in 4 stages; elsewhere lhs and rhs, in 3 stages. Other tiles
 // gather such rows element by element.
 //
 // Grid, 1-D, in this order:
@@ -53,15 +54,21 @@
 
 constexpr int kGroupRows = 2048;
 
-template <typename E, int kM, int kN, bool kShifts, Major kRhs, typename D>
+// Steps in registers on their way to shared memory, as many as do not spill. NOTES: ptxas waits for
+// the loads of all of them at once, so that their latency is paid once for so many steps.
+__device__ constexpr int shifted_depth(Shifts shifts, int m, int n) {
+    if (shifts == Shifts::Both) return m == 128 ? 1 : n == 64 ? 3 : 4;
+    return m == 128 ? 4 : n == 64 ? 5 : 10;
+}
+
+template <typename E, int kM, int kN, Shifts kShifts, Major kRhs, typename D>
 __device__ __forceinline__ void output_tile(const LinearParams& p, int tile, unsigned char* shared,
                                             const D& dropout) {
     constexpr int kWarpsK = kN == kWideTileN ? 1 : 2, kWarpsN = 4 / kWarpsK;
     constexpr int kK = kWarpsK * kWarpK;
-    constexpr int kStages = kShifts ? 3 : kStagesBytes / ((kM + kN) * kK * 2);
-    // Steps in registers on their way to shared memory, as many as do not spill. NOTES: ptxas waits
-    // for the loads of all of them at once, so that their latency is paid once for so many steps.
-    constexpr int kDepth = kM == 128 ? 1 : kN == 64 ? 3 : 4;
+    constexpr int kMostStages = kStagesBytes / ((kM + kN) * kK * 2);
+    constexpr int kStages = kShifts == Shifts::None ? kMostStages : kShifts == Shifts::Rhs ? 4 : 3;
+    constexpr int kDepth = shifted_depth(kShifts, kM, kN);
     using Product =
         TileProduct<E, kM, kN, kK, 2, kWarpsN, kWarpsK, Major::K, kRhs, kStages, kShifts, kDepth>;
     static_assert(Product::kThreads == kThreads && Product::kSharedBytes <= kStagesBytes);
@@ -116,7 +123,7 @@ __device__ __forceinline__ void linear(const LinearParams& p, const D& dropout =
                 for (; at >= p.projections[i].ctas; i++) at -= p.projections[i].ctas;
                 return p.projections[i];
             };
-            if constexpr (kRhs == Major::K && !kShifts && kN < kWideTileN) {
+            if constexpr (kRhs == Major::K && kN < kWideTileN) {
                 if (p.whole_tiles > 0) {
                     for (; cta < p.whole_tiles; cta += p.proj_ctas) {
                         int tile = cta;
@@ -150,5 +157,17 @@ __device__ __forceinline__ void linear(const LinearParams& p, const D& dropout =
             return;
         }
     }
-    output_tile<E, kM, kN, kShifts, kRhs>(p, cta, shared, dropout);
+    if constexpr (kShifts) {
+        // S, the last lhs, is not shifted.
+        bool lhs_is_aligned = p.segments[0].lhs.vectors;
+        for (int i = 1; i < p.count - 1; i++)
+            lhs_is_aligned = lhs_is_aligned && p.segments[i].lhs.vectors;
+        if (lhs_is_aligned) {
+            output_tile<E, kM, kN, Shifts::Rhs, kRhs>(p, cta, shared, dropout);
+        } else {
+            output_tile<E, kM, kN, Shifts::Both, kRhs>(p, cta, shared, dropout);
+        }
+    } else {
+        output_tile<E, kM, kN, Shifts::None, kRhs>(p, cta, shared, dropout);
+    }
 }

@@ -219,6 +219,7 @@ struct OperandTile {
             return op.vectors && op.ld < 1 << 23 && (kMajor == Major::K || mn % 8 == 0);
         }
 
+        Stream() = default;
         __device__ __forceinline__ Stream(const Operand& op, int mn, int mn0, int k0) {
             row_bytes = op.ld * 2;
             if constexpr (kMajor == Major::K) {

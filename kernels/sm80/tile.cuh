@@ -23,13 +23,18 @@
 // one group of copies, an empty one where nothing is left to load: the wait counts steps.
 //
 // Operands that are shifted go through registers (OperandTile::Shifted), all along a step and
-// between the mma, into the stage that the step before has freed: kStages - 1 steps ahead.
+// between the mma, into the stage that the step before has freed: kStages - 1 steps ahead. So do
+// the copies of an lhs beside a shifted rhs, at the start of the step.
 //
 // Sums along k are in the order of k, k16 by k16, whatever the tile; warps along k sum their slices
 // of all steps apart.
 #pragma once
 
 #include "operand_tile.cuh"
+
+// The operands of a product of which whole steps are shifted (OperandTile::Shifted), because their
+// rows do not start at multiples of 16 bytes. Elsewhere such rows are gathered.
+enum class Shifts { None, Rhs, Both };
 
 // What a product does before it loads a segment, if that is nothing.
 struct BeforeNone {
@@ -40,11 +45,10 @@ struct BeforeNone {
 struct KeepAll {};
 
 // kM×kN of acc += lhs · rhsᵀ by kWarpsM·kWarpsN·kWarpsK warps. Warps along k each take a slice of
-// every step and hold a partial sum; `reduce_warps_k` adds them in a fixed order. With kShifts,
-// whole steps of rows that do not start at multiples of 16 bytes are shifted, kDepth ahead in
-// registers. Elsewhere such rows are gathered.
+// every step and hold a partial sum; `reduce_warps_k` adds them in a fixed order. Shifted steps are
+// kDepth ahead in registers.
 template <typename E, int kM, int kN, int kK, int kWarpsM, int kWarpsN, int kWarpsK, Major kLhs,
-          Major kRhs, int kStages, bool kShifts = false, int kDepth = 1>
+          Major kRhs, int kStages, Shifts kShifts = Shifts::None, int kDepth = 1>
 struct TileProduct {
     static constexpr int kThreads = 32 * kWarpsM * kWarpsN * kWarpsK;
     static constexpr int kWarpM = kM / kWarpsM, kWarpN = kN / kWarpsN;
@@ -53,7 +57,7 @@ struct TileProduct {
     using Rhs = OperandTile<E, kRhs, kN, kK>;
     using LhsStream = typename Lhs::template Stream<kThreads>;
     using RhsStream = typename Rhs::template Stream<kThreads>;
-    static constexpr int kLhsPasses = LhsStream::P::kPasses;
+    static constexpr int kLhsPasses = kShifts == Shifts::Both ? LhsStream::P::kPasses : 0;
     static constexpr int kPasses = kLhsPasses + RhsStream::P::kPasses;
     using LhsShifted = typename Lhs::template Shifted<kThreads, kDepth>;
     using RhsShifted = typename Rhs::template Shifted<kThreads, kDepth>;
@@ -111,40 +115,51 @@ struct TileProduct {
 
         // Shifted rows: whole steps of every segment but that of S, which this launch may write and
         // which does not go through the L1.
-        [[maybe_unused]] LhsShifted lhs;
+        [[maybe_unused]] std::conditional_t<kShifts == Shifts::Both, LhsShifted, LhsStream> lhs;
         [[maybe_unused]] RhsShifted rhs;
         [[maybe_unused]] int to_store = 0, to_fetch = 0;
         // Pass i of the next step of them.
         auto fetch = [&](int slot, int i) {
-            if (i < kLhsPasses) {
-                lhs.fetch(slot, i, to_fetch > 0);
-            } else {
-                rhs.fetch(slot, i - kLhsPasses, to_fetch > 0);
-            }
+            if constexpr (kLhsPasses > 0)
+                if (i < kLhsPasses) lhs.fetch(slot, i, to_fetch > 0);
+            if (i >= kLhsPasses) rhs.fetch(slot, i - kLhsPasses, to_fetch > 0);
             if (i < kPasses - 1) return;
-            to_fetch--, lhs.advance(), rhs.advance();
+            to_fetch--, rhs.advance();
+            if constexpr (kLhsPasses > 0) lhs.advance();
+        };
+        // The copies of an lhs that is not shifted.
+        auto load_lhs = [&](uint32_t stage) {
+            if constexpr (kLhsPasses == 0) lhs.load(stage);
         };
         auto store_and_fetch = [&](uint32_t stage, int slot, int i) {
-            if (i < kLhsPasses) {
-                lhs.store(stage, slot, i);
-            } else {
-                rhs.store(stage + Lhs::kBytes, slot, i - kLhsPasses);
-            }
+            if constexpr (kLhsPasses > 0)
+                if (i < kLhsPasses) lhs.store(stage, slot, i);
+            if (i >= kLhsPasses) rhs.store(stage + Lhs::kBytes, slot, i - kLhsPasses);
             fetch(slot, i);
             if (i < kPasses - 1) return;
             to_store--, k0 += kK;
             end_segment();
         };
+        auto rotate = [&] {
+            rhs.rotate();
+            if constexpr (kLhsPasses > 0) lhs.rotate();
+        };
         // Whether the next step is one of them.
         auto is_shifted = [&] {
-            if (!kShifts || at == count) return false;
+            if (kShifts == Shifts::None || at == count) return false;
             if (k0 == 0 && (at == 0 || at < count - 1)) {
                 const Segment& s = segment();
-                const bool serves = LhsShifted::serves(s.lhs) && RhsShifted::serves(s.rhs);
+                const bool serves_lhs = kShifts == Shifts::Both ? LhsShifted::serves(s.lhs)
+                                                                : LhsStream::serves(s.lhs, m);
+                const bool serves = serves_lhs && RhsShifted::serves(s.rhs);
                 to_store = to_fetch = serves ? RhsShifted::steps(s.k) : 0;
                 if (to_store > 0) {
                     before(at);
-                    lhs = LhsShifted(s.lhs, m, m0);
+                    if constexpr (kShifts == Shifts::Both) {
+                        lhs = LhsShifted(s.lhs, m, m0);
+                    } else {
+                        lhs = LhsStream(s.lhs, m, m0, 0);
+                    }
                     rhs = RhsShifted(s.rhs, n, n0);
 #pragma unroll
                     for (int slot = 0; slot < kDepth; slot++)
@@ -211,7 +226,7 @@ struct TileProduct {
                     mma_in_place<E>(acc[i][j], a[k16 % 2][i], b[k16 % 2][j / 2][j % 2 * 2],
                                     b[k16 % 2][j / 2][j % 2 * 2 + 1]);
                 }
-                if (!kShifts && is_last) cp_async_commit();
+                if (kShifts == Shifts::None && is_last) cp_async_commit();
             }
             if constexpr (kDropsLhs || kDropsStages) steps_done++;
         };
@@ -223,13 +238,14 @@ struct TileProduct {
 #pragma unroll
                 for (int c = 0; c < 4; c++)
                     if (!kAdds) acc[i][j][c] = 0.f;
-        constexpr int kAhead = kShifts ? kStages - 1 : kStages;
+        constexpr int kAhead = kShifts == Shifts::None ? kStages : kStages - 1;
         for (int ahead = 0; ahead < kAhead; ahead++) {
             const uint32_t stage = stages + ahead * kStageBytes;
             if (is_shifted()) {
+                load_lhs(stage);
 #pragma unroll
                 for (int i = 0; i < kPasses; i++) store_and_fetch(stage, 0, i);
-                lhs.rotate(), rhs.rotate();
+                rotate();
             } else {
                 load(stage);
             }
@@ -256,7 +272,7 @@ struct TileProduct {
         // What is left to load is fewer steps than are left to multiply, so that after the steps
         // without checks there is always one more.
         for (; steps > 0; steps--) {
-            if (!kShifts && at < count && LhsStream::serves(segment().lhs, m) &&
+            if (kShifts == Shifts::None && at < count && LhsStream::serves(segment().lhs, m) &&
                 RhsStream::serves(segment().rhs, n)) {
                 if (k0 == 0) before(at);
                 const Segment& s = segment();
@@ -288,7 +304,7 @@ struct TileProduct {
             [[maybe_unused]] auto free = [&] {
                 return (read == stages ? end : read) - kStageBytes;
             };
-            if constexpr (!kShifts) {
+            if constexpr (kShifts == Shifts::None) {
                 single_step([&](int slot) {
                     if (slot == kFreeSlot) load(read);
                 });
@@ -297,7 +313,7 @@ struct TileProduct {
                 for (int from = 0; from < kDepth && to_store > 0; from++) {
                     if (from > 0) steps--;
                     single_step([&, stage = free()](int slot) {
-                        if (slot == 0) cp_async_commit();
+                        if (slot == 0) load_lhs(stage), cp_async_commit();
 #pragma unroll
                         for (int i = 0; i < kPasses; i++)
                             if (slot == i * kSlots / kPasses) store_and_fetch(stage, from, i);

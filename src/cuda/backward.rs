@@ -12,7 +12,7 @@ use crate::call::{Accumulation, BackwardCall};
 use crate::driver::params::Operand;
 use crate::driver::{Gpu, Run};
 use crate::error::Result;
-use crate::plan::sm80::padded;
+use crate::plan::sm80::{copies_w0, padded};
 use crate::plan::sm90a::grads::{Makes, Splits};
 use crate::plan::sm90a::linear::{Projection, Schedule};
 use crate::plan::sm90a::{decode, short};
@@ -24,6 +24,8 @@ use crate::workspace::Workspace;
 /// The launches of a backward pass, with dX or without.
 pub(crate) struct Backward {
     align: Align,
+    /// Whether W0 is copied too, where sizes need copies and tiles serve the call.
+    copies_w0: bool,
     best: Best,
     mma: MmaBackward,
     /// f32 elements from the start of the scratch to the partial sums.
@@ -105,6 +107,7 @@ impl Backward {
         };
         Backward {
             align: Align::new(gpu, problem.dtype()),
+            copies_w0: copies_w0(problem.t(), &plan.strategy),
             best,
             mma: MmaBackward::new(gpu, &padded(problem), plan.path() == Path::MmaShort),
             partials: projection_elements(problem),
@@ -147,8 +150,11 @@ impl Backward {
         layers.s = Operand::new(scratch, problem.rank(), problem.dtype());
         let partials = scratch + 4 * self.partials as u64;
         let (mut handover, mut x, wants_dx) = (Handover { flags, partials }, x, dx.is_some());
-        let reads_w0 = matches!(&self.best, Best::MmaDecode(decode) if decode.reads_w0(&layers));
-        let wants = [wants_dx, wants_dx && !reads_w0];
+        let copies_w0 = match &self.best {
+            Best::MmaDecode(decode) => !decode.reads_w0(&layers),
+            _ => self.copies_w0,
+        };
+        let wants = [wants_dx, wants_dx && copies_w0];
         self.align.run_backward(&run, &mut layers, &mut x, wants, &mut handover)?;
         let mut splits_at = handover;
         splits_at.take(self.before_splits);

@@ -12,7 +12,7 @@ use crate::call::BaseCall;
 use crate::driver::Gpu;
 use crate::driver::params::Operand;
 use crate::error::Result;
-use crate::plan::sm80::padded;
+use crate::plan::sm80::{copies_w0, padded};
 use crate::plan::sm90a::{decode, short};
 use crate::plan::{Alone, Plan, Strategy};
 use crate::problem::Problem;
@@ -20,8 +20,9 @@ use crate::workspace::Workspace;
 
 /// H = X W0ᵀ.
 pub(crate) struct BaseForward {
-    /// Copies of X and W0, if their sizes need them.
+    /// Copies of X, if its size needs one, and W0.
     align: Option<Align>,
+    copies_w0: bool,
     best: BestForward,
     mma: MmaForward,
 }
@@ -51,6 +52,7 @@ impl BaseForward {
         };
         BaseForward {
             align: plan.copies.then(|| Align::new(gpu, dtype)),
+            copies_w0: copies_w0(problem.t(), &plan.strategy),
             best,
             mma: MmaForward::new(gpu, &padded(problem), false),
         }
@@ -76,7 +78,7 @@ impl BaseForward {
         let mut layers = Layers::new(problem, [x, none, none]);
         layers.push(Layer { d, r: 0, w0, b: none, h, scale: 1.0 });
         if let Some(align) = &self.align {
-            align.run_forward(&run, &mut layers, true, &mut copies)?;
+            align.run_forward(&run, &mut layers, self.copies_w0, &mut copies)?;
         }
         match &self.best {
             BestForward::Large(large) if layers.is_aligned() => {
@@ -97,6 +99,7 @@ impl BaseForward {
 pub(crate) struct BaseInputGrad {
     /// Copies of dH and W0, likewise.
     align: Option<Align>,
+    copies_w0: bool,
     best: BestInputGrad,
     mma: MmaInputGrad,
 }
@@ -130,7 +133,12 @@ impl BaseInputGrad {
         };
         let of_copies = padded(problem);
         let mma = MmaInputGrad::new(gpu, &of_copies, &of_copies.projections()[..1]);
-        BaseInputGrad { align: plan.copies.then(|| Align::new(gpu, dtype)), best, mma }
+        BaseInputGrad {
+            align: plan.copies.then(|| Align::new(gpu, dtype)),
+            copies_w0: copies_w0(problem.t(), &plan.strategy),
+            best,
+            mma,
+        }
     }
 
     pub(crate) fn run(
@@ -153,9 +161,11 @@ impl BaseInputGrad {
         let mut layers = Layers::new(problem, [dx, none, none]);
         layers.push(Layer { d, r: 0, w0, b: none, h: dh, scale: 1.0 });
         if let Some(align) = &self.align {
-            let reads_w0 =
-                matches!(&self.best, BestInputGrad::MmaDecode(of) if of.reads_w0(&layers));
-            align.run_input_grad(&run, &mut layers, !reads_w0, &mut copies)?;
+            let copies_w0 = match &self.best {
+                BestInputGrad::MmaDecode(decode) => !decode.reads_w0(&layers),
+                _ => self.copies_w0,
+            };
+            align.run_input_grad(&run, &mut layers, copies_w0, &mut copies)?;
         }
         match &self.best {
             BestInputGrad::Large(large) if layers.is_aligned() => {

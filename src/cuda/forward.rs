@@ -89,7 +89,7 @@ impl Forward {
         };
         Forward {
             align: Align::new(gpu, dtype),
-            copies_w0: copies_w0(&plan.strategy),
+            copies_w0: copies_w0(problem.t(), &plan.strategy),
             best,
             project: Project::s(gpu.kernels, problem),
             mma: MmaForward::new(gpu, &padded(problem), plan.path() == Path::MmaShort),

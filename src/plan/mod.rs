@@ -112,7 +112,8 @@ fn backward_by(problem: &Problem, strategy: Strategy) -> Plan {
         Strategy::Mma(schedule) => sm80::backward_needs(problem, schedule.short),
         _ => needs.or(sm80::backward_needs(problem, false)),
     };
-    Plan::of_pass(problem, strategy, needs, sm80::backward_copies(problem))
+    let copies = sm80::backward_copies(problem, &strategy);
+    Plan::of_pass(problem, strategy, needs, copies)
 }
 
 /// What the launches of a large batch need, and the splits of dA, whose needs lie behind it.

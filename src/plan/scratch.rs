@@ -27,4 +27,9 @@ impl Needs {
         let Needs { partials, flags } = self;
         Needs { partials: partials + other.partials, flags: flags + other.flags }
     }
+
+    /// The same where there may be no other.
+    pub(crate) fn and_if(self, is_needed: bool, other: Needs) -> Needs {
+        if is_needed { self.and(other) } else { self }
+    }
 }

@@ -111,6 +111,7 @@ fn a_token_has_the_same_bits_in_every_batch() {
         few(1031, 1001, 16),
         short(1000, 1032, 1000, 16),
         short(1000, 1544, 520, 72),
+        short(640, 1031, 1001, 16),
         short(512, 2568, 4096, 16),
     ] {
         let [most, ..] = sizes.single();

@@ -183,8 +183,8 @@ pub(crate) struct MmaForward {
     project: Project,
     /// Whether the first launch computes S.
     with_s: bool,
-    /// The CTAs of S, if it is whole beside the first tiles.
-    whole_s: Option<usize>,
+    /// Of the first tiles, if it is whole beside them, and its CTAs.
+    whole_s: Option<(LinearTile, usize)>,
 }
 
 impl MmaForward {
@@ -204,7 +204,7 @@ impl MmaForward {
         });
         let (ranks, sizes) =
             (layers.iter().map(|&(_, r)| r), [problem.t(), layers[0].0, problem.k()]);
-        let whole_s = whole_s(&schedule, sizes, ranks, &gpu.profile).map(|(_, ctas)| ctas);
+        let whole_s = whole_s(&schedule, sizes, ranks, &gpu.profile);
         MmaForward { linears, project: Project::s(gpu.kernels, problem), with_s: short, whole_s }
     }
 
@@ -224,15 +224,14 @@ impl MmaForward {
             let (tiles, mut params) = linear.params([t, d], segments, 1, r > 0, h);
             if has_s && self.with_s && i == 0 {
                 params.flags = handover.flags;
-                // Other rows have other instances, which make S in splits.
-                let aligned = [x, layers.a, w0].iter().all(Operand::is_aligned);
-                let whole = self.whole_s.filter(|_| aligned);
+                let aligned = x.is_aligned() && layers.a.is_aligned();
+                let whole = self.whole_s.filter(|&(tile, _)| aligned && tile == tiles.tile);
                 for (&Layer { r, scale, .. }, [a, s]) in layers.with_operands() {
                     let split = ProjSplit::new([t, k, r]);
                     let split = if whole.is_some() { split.whole() } else { split };
                     add_projection(&mut params, &mut memory, split, [x, a, s], [k, r], scale);
                 }
-                if let Some(ctas) = whole {
+                if let Some((_, ctas)) = whole {
                     params.whole_tiles = mem::replace(&mut params.proj_ctas, ctas as i32);
                 }
             }
@@ -245,7 +244,7 @@ impl MmaForward {
 /// dX.
 pub(crate) struct MmaInputGrad {
     linear: Linear,
-    /// Columns of W0 and A: k, and then zeros.
+    /// Columns of copies of W0 and A: k, and then zeros.
     padded_k: usize,
 }
 
@@ -281,7 +280,9 @@ impl MmaInputGrad {
         }
         segments[count] = Segment::new(ds, a, rank);
         let (tiles, params) = self.linear.params([t, k], segments, count, rank > 0, dx);
-        (tiles, LinearParams { rhs_n: self.padded_k as i32, ..params })
+        let is_aligned = layers.of().iter().all(|layer| layer.w0.is_aligned());
+        let rhs_n = if is_aligned { self.padded_k as i32 } else { params.n };
+        (tiles, LinearParams { rhs_n, ..params })
     }
 
     /// Of frozen layers.

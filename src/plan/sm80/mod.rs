@@ -5,7 +5,7 @@ pub(crate) mod decode;
 pub(crate) mod linear;
 mod split;
 
-pub(crate) use copies::{backward_copies, copy_ctas, copy_needs, padded};
+pub(crate) use copies::{copy_ctas, copy_needs, padded};
 pub(crate) use linear::{
     LinearSchedule, LinearTile, merge_blocks, project_blocks, rank_tile, round_blocks,
 };
@@ -15,7 +15,7 @@ use super::profile::DeviceProfile;
 use super::scratch::Needs;
 use super::strategy::Strategy;
 use crate::problem::{MAX_PROJECTIONS, Problem};
-use copies::{of_forward, of_w0, padded_size};
+use copies::{W0_TOKENS, of_backward, of_forward, of_w0, padded_size};
 use decode::Launch;
 
 /// How a forward pass is served: few tokens by a launch for each layer, of W0 where it lies. Tiles
@@ -53,21 +53,22 @@ pub(crate) fn backward(problem: &Problem, profile: &DeviceProfile) -> Strategy {
 
 /// How H = X W0ᵀ is served, given T, k and d, and its copies: few tokens need none.
 pub(crate) fn base_forward([t, k, d]: [usize; 3], profile: &DeviceProfile) -> (Strategy, Needs) {
-    let launch = Launch::forward([t, d, k, 0], profile);
-    let copies = match launch {
-        Some(_) => Needs::default(),
-        None => copy_needs([t, k]).and(copy_needs([d, k])),
-    };
     let tiles = || LinearSchedule::forward([t, padded_size(k)], &[(d, 0)], profile);
-    (one(launch, tiles), copies)
+    let strategy = one(Launch::forward([t, d, k, 0], profile), tiles);
+    let copies = match strategy {
+        Strategy::MmaDecode(_) => Needs::default(),
+        _ => copy_needs([t, k]).and_if(copies_w0(t, &strategy), copy_needs([d, k])),
+    };
+    (strategy, copies)
 }
 
-/// How dX = dH W0 is served, likewise. Few tokens need a copy of W0 if rows of dH are unaligned.
+/// How dX = dH W0 is served, likewise.
 pub(crate) fn base_input_grad([t, k, d]: [usize; 3], profile: &DeviceProfile) -> (Strategy, Needs) {
-    let copies = copy_needs([t, d]).and(copy_needs([d, k]));
-    let d = padded_size(d);
-    let tiles = || LinearSchedule::input_grad([t, padded_size(k)], &[(d, 0)], profile);
-    (one(Launch::input_grad([t, k, d, 0], profile), tiles), copies)
+    let padded_d = padded_size(d);
+    let tiles = || LinearSchedule::input_grad([t, padded_size(k)], &[(padded_d, 0)], profile);
+    let strategy = one(Launch::input_grad([t, k, padded_d, 0], profile), tiles);
+    let copies = copy_needs([t, d]).and_if(may_copy_w0(t, &strategy), copy_needs([d, k]));
+    (strategy, copies)
 }
 
 /// By this launch, or by these tiles.
@@ -80,16 +81,28 @@ fn one(launch: Option<Launch>, tiles: impl Fn() -> LinearSchedule) -> Strategy {
 
 /// The copies of a forward pass that is served like this.
 pub(crate) fn forward_copies(problem: &Problem, strategy: &Strategy) -> Needs {
-    let copies = of_forward(problem);
-    match copies_w0(strategy) {
-        true => copies.and(of_w0(problem)),
-        false => copies,
+    of_forward(problem).and_if(copies_w0(problem.t(), strategy), of_w0(problem))
+}
+
+/// The copies of a backward pass, likewise.
+pub(crate) fn backward_copies(problem: &Problem, strategy: &Strategy) -> Needs {
+    of_backward(problem).and_if(may_copy_w0(problem.t(), strategy), of_w0(problem))
+}
+
+/// Whether W0 is one of the copies of T tokens that are served like this. Launches for few tokens
+/// read it where it lies, and so do tiles that shift it.
+pub(crate) fn copies_w0(t: usize, strategy: &Strategy) -> bool {
+    match strategy {
+        Strategy::MmaDecode([Some(launch), ..]) => !launch.instance.shifts(),
+        Strategy::Mma(schedule) => t > W0_TOKENS || schedule.unaligned[0].is_none(),
+        _ => true,
     }
 }
 
-/// Whether W0 is one of them.
-pub(crate) fn copies_w0(strategy: &Strategy) -> bool {
-    !matches!(strategy, Strategy::MmaDecode([Some(launch), ..]) if launch.instance.shifts())
+/// Whether it may be, in dX: a launch for few tokens does not serve views of dH and B that are not
+/// aligned.
+fn may_copy_w0(t: usize, strategy: &Strategy) -> bool {
+    matches!(strategy, Strategy::MmaDecode(_)) || copies_w0(t, strategy)
 }
 
 /// What launches for few tokens need, one after the other.

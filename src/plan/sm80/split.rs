@@ -149,6 +149,7 @@ pub(crate) fn backward_needs(problem: &Problem, with_ds: bool) -> Needs {
 mod tests {
     use super::*;
     use crate::dtype::DType;
+    use crate::plan::Strategy;
     use crate::plan::sm80::backward_copies;
     use crate::plan::testing::{problems, shapes};
     use crate::problem::{MAX_PROJECTIONS, MAX_RANK, MAX_SIZE};
@@ -266,7 +267,8 @@ mod tests {
         for (t, with_s) in [(most, false), (LinearSchedule::SHORT_TOKENS, true)] {
             let problem = Problem::new(t, most, &layers, DType::Bf16).unwrap();
             for needs in [forward_needs(&problem, with_s), backward_needs(&problem, with_s)] {
-                let needs = needs.and(backward_copies(&problem));
+                let strategy = Strategy::MmaDecode([None; MAX_PROJECTIONS]);
+                let needs = needs.and(backward_copies(&problem, &strategy));
                 assert!(needs.partials.checked_mul(4).is_some(), "T={t}: {needs:?}");
             }
         }

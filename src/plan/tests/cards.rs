@@ -99,8 +99,10 @@ impl Launches {
         if wants_s && of.short {
             more = layers.iter().map(|&(_, r)| ProjSplit::new([t, k, r]).ctas()).sum();
         }
-        let w0 = layers.iter().filter(|_| copies_w0(&plan.strategy)).map(|&(d, _)| [d, k]);
-        let x = (wants_s || copies_w0(&plan.strategy)).then_some([t, k]);
+        let copies_w0 = copies_w0(t, &plan.strategy);
+        let w0 = layers.iter().filter(|_| copies_w0).map(|&(d, _)| [d, k]);
+        let is_decode = matches!(plan.strategy, Strategy::MmaDecode(_));
+        let x = (wants_s || !is_decode).then_some([t, k]);
         let a = wants_s.then_some([problem.rank(), k]);
         self.align(&w0.chain(x).chain(a).collect::<Vec<_>>());
         if wants_s && matches!(plan.strategy, Strategy::Mma(_)) {
@@ -120,9 +122,13 @@ impl Launches {
             Strategy::MmaDecode([Some(of), ..]) => self.decode("decode_input_grad", of),
             strategy => assert_eq!(*strategy, Strategy::Mma(of)),
         }
-        let w0_and_dh = layers.iter().flat_map(|&(d, _)| [[d, k], [t, d]]);
+        // Few tokens copy W0 only for views that their launch does not serve.
+        let is_decode = matches!(plan.strategy, Strategy::MmaDecode(_));
+        let may_copy_w0 = is_decode || copies_w0(t, &plan.strategy);
+        let w0 = layers.iter().filter(|_| may_copy_w0).map(|&(d, _)| [d, k]);
+        let dh = layers.iter().map(|&(d, _)| [t, d]);
         let x_and_a = [[t, k], [problem.rank(), k]].into_iter().filter(|_| wants);
-        self.align(&w0_and_dh.chain(x_and_a).collect::<Vec<_>>());
+        self.align(&w0.chain(dh).chain(x_and_a).collect::<Vec<_>>());
         let mut more = 0;
         if wants {
             let each = layers.iter().map(|&(d, r)| {

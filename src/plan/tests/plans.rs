@@ -36,7 +36,7 @@ fn scratch_holds_s_or_ds_and_the_partial_sums() {
         for (is_backward, (plan, few)) in plans.iter().zip(few).enumerate() {
             let copies = match is_backward {
                 0 => sm80::forward_copies(&problem, &plan.strategy),
-                _ => sm80::backward_copies(&problem),
+                _ => sm80::backward_copies(&problem, &plan.strategy),
             };
             let needs = match plan.strategy {
                 Strategy::MmaDecode(launches) if is_backward == 1 => {
@@ -97,7 +97,7 @@ fn plans_agree_with_what_the_launches_use() {
                 (Strategy::Mma(tiles), backward_needs(&problem, tiles.short))
             }
         };
-        let copies = sm80::backward_copies(&problem);
+        let copies = sm80::backward_copies(&problem, &strategy);
         let mma_backward = Plan {
             strategy,
             scratch: s + copies.partials + needs.partials,
@@ -115,7 +115,9 @@ fn plans_agree_with_what_the_launches_use() {
             Some(launch) => (decode(launch).0, 0),
             None => {
                 let tiles = LinearSchedule::forward([t, padded_k], &[(d, r)], &generic);
-                (Strategy::Mma(tiles), copy(t, k) + copy(d, k))
+                let shifts_w0 = t <= 128 && tiles.unaligned[0].is_some();
+                let of_w0 = if shifts_w0 { 0 } else { copy(d, k) };
+                (Strategy::Mma(tiles), copy(t, k) + of_w0)
             }
         };
         assert_eq!(base_forward(&problem, Some(&generic)), base(strategy, copies));
@@ -126,7 +128,11 @@ fn plans_agree_with_what_the_launches_use() {
                 Strategy::Mma(tiles)
             }
         };
-        let copies = copy(t, d) + copy(d, k);
+        let shifts_w0 = match strategy {
+            Strategy::Mma(tiles) => t <= 128 && tiles.unaligned[0].is_some(),
+            _ => false,
+        };
+        let copies = copy(t, d) + if shifts_w0 { 0 } else { copy(d, k) };
         assert_eq!(base_input_grad(&problem, Some(&generic)), base(strategy, copies));
         let hopper = |strategy, scratch, flags| Plan { strategy, scratch, flags, copies: false };
         let aligned = k % 8 == 0 && d % 8 == 0 && r % 8 == 0;

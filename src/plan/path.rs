@@ -8,7 +8,8 @@ use std::fmt;
 pub enum Path {
     /// The CPU reference, in f64.
     Reference,
-    /// `mma.sync` kernels for compute capability 8.0 and newer, any shape and alignment.
+    /// `mma.sync` kernels for compute capability 8.0 and newer, any shape and alignment. Where k or d
+    /// is not a multiple of 8, copies of what is read come first, of W0 for more than 128 tokens.
     Mma,
     /// The same kernels for batches of up to 2048 tokens that have few tiles: narrow tiles, and one
     /// launch for a backward pass and for the forward pass of each projection. Sums have another
@@ -19,9 +20,9 @@ pub enum Path {
     /// several is [`Path::MmaShort`].
     ///
     /// For compute capability 8.0 and newer, and ranks that are multiples of 8. Other ranks are
-    /// [`Path::MmaShort`]. Where k or d is not a multiple of 8, copies of what is read come first;
-    /// the forward reads W0 itself. Where they are, and a buffer or a row of it does not start at a
-    /// multiple of 16 bytes, [`Path::Mma`] serves the call. On compute capability 9.0 it serves what
+    /// [`Path::MmaShort`]. Where k or d is not a multiple of 8, copies of what is read come first,
+    /// but not of W0. Where they are, and a buffer or a row of it does not start at a multiple of 16
+    /// bytes, [`Path::Mma`] serves the call. On compute capability 9.0 it serves what
     /// [`Path::Hopper`] cannot.
     MmaDecode,
     /// Small batches by wgmma and TMA, weight-bandwidth bound: up to 64 tokens in the forward and

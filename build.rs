@@ -38,9 +38,9 @@ mod codegen;
 
 const NVCC_FLAGS: [&str; 4] = ["-O3", "-std=c++17", "--fatbin", "-Xptxas=-v"];
 const DEFAULT_ARCHS: &str = "80,90";
-/// Entry points, without their element, that spill: the price of a second CTA on an SM, or of
-/// random numbers beside the sums of a wide tile. The bytes, stored and loaded, are ptxas 13.0's
-/// largest.
+/// Entry points, without their element, that spill: the price of a second CTA on an SM, of many
+/// loads in flight, or of random numbers beside the sums of a wide tile. The bytes, stored and
+/// loaded, are ptxas 13.0's largest.
 const MAY_SPILL: [(&str, u32); 10] = [
     ("decode_forward_t32_rows64_splits1_loads1_", 44),
     ("decode_input_grad_t32_rows64_splits1_loads1_", 72),

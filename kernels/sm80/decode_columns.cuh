@@ -1,4 +1,4 @@
-// A main loop of decode.cu for MN-major weights of which rows start at any element: dX for T <= 32.
+// A main loop of decode.cu for MN-major weights whose rows start at any element: dX for T <= 32.
 // Every lane loads the fragments it multiplies into registers, as in decode_lanes.cuh, eight bytes
 // of a row at a time in two pieces that it shifts. Rows of one place in their step start alike.
 //
@@ -25,7 +25,7 @@ __device__ __forceinline__ uint2 load_half(const E* from, bool exists) {
     return v;
 }
 
-// The aligned eight bytes that hold the first of four elements, and those that hold the last.
+// Two aligned pieces of eight bytes: one has the first of four elements, one the last.
 template <typename E>
 __device__ __forceinline__ void load_halves(uint2 (&v)[2], const E* from, bool exists) {
     const auto at = reinterpret_cast<uintptr_t>(from);
@@ -70,7 +70,7 @@ struct ShiftingColumns {
         constexpr int kPerChunk = kChunk / kStep;
         static_assert(kDepth % kPerChunk == 0);
         const int g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
-        const int cols = from.m - 4 * g;  // of the lane's four, those that exist
+        const int cols = from.m - 4 * g;  // from the lane's first column on
         const int chunks = (from.k + kChunk - 1) / kChunk;
         const int rounds = of_class < chunks ? (chunks - of_class + kClasses - 1) / kClasses : 0;
         // Step 0 of the loop's body begins here for this lane, step j from_step0(j) on.

@@ -42,8 +42,8 @@ struct TileSums {
                 for (int c = 0; c < 4; c++) acc[i][j][c] *= factor;
     }
 
-    // Drops elements of the sum, those of the output's rows and columns from row0 and col0 on, and
-    // scales the others. col0 is a multiple of 32.
+    // Drops elements of the sum and scales the others. The tile is at (row0, col0) of the output;
+    // col0 is a multiple of 32.
     template <typename Mask>
     __device__ __forceinline__ void drop(const Mask& mask, int row0, int col0) {
         static_assert(kWarpN % 32 == 0);

@@ -20,8 +20,9 @@ use crate::workspace::Workspace;
 
 /// H = X W0ᵀ.
 pub(crate) struct BaseForward {
-    /// Copies of X, if its size needs one, and W0.
+    /// For sizes that need copies of X or W0.
     align: Option<Align>,
+    /// Whether W0 is copied too.
     copies_w0: bool,
     best: BestForward,
     mma: MmaForward,
@@ -97,8 +98,9 @@ impl BaseForward {
 
 /// dX = dH W0.
 pub(crate) struct BaseInputGrad {
-    /// Copies of dH and W0, likewise.
+    /// For sizes that need copies of dH or W0.
     align: Option<Align>,
+    /// Whether W0 is copied too, where tiles serve the call.
     copies_w0: bool,
     best: BestInputGrad,
     mma: MmaInputGrad,

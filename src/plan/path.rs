@@ -8,12 +8,12 @@ use std::fmt;
 pub enum Path {
     /// The CPU reference, in f64.
     Reference,
-    /// `mma.sync` kernels for compute capability 8.0 and newer, any shape and alignment. Where k or d
-    /// is not a multiple of 8, copies of what is read come first, of W0 for more than 128 tokens.
+    /// `mma.sync` kernels for compute capability 8.0 and newer, any shape and alignment. Where k or
+    /// d is not a multiple of 8, copies of what is read come first.
     Mma,
     /// The same kernels for batches of up to 2048 tokens that have few tiles: narrow tiles, and one
     /// launch for a backward pass and for the forward pass of each projection. Sums have another
-    /// order than in [`Path::Mma`].
+    /// order than in [`Path::Mma`]. W0 is not copied for up to 128 tokens.
     MmaShort,
     /// Up to 32 tokens by `mma.sync`, weight-bandwidth bound: one launch for the forward pass of
     /// each projection, and one for the backward pass of a single projection. The backward of
@@ -21,8 +21,8 @@ pub enum Path {
     ///
     /// For compute capability 8.0 and newer, and ranks that are multiples of 8. Other ranks are
     /// [`Path::MmaShort`]. Where k or d is not a multiple of 8, copies of what is read come first,
-    /// but not of W0. Where they are, and a buffer or a row of it does not start at a multiple of 16
-    /// bytes, [`Path::Mma`] serves the call. On compute capability 9.0 it serves what
+    /// but not of W0. Where they are, and a buffer or a row of it does not start at a multiple of
+    /// 16 bytes, [`Path::Mma`] serves the call. On compute capability 9.0 it serves what
     /// [`Path::Hopper`] cannot.
     MmaDecode,
     /// Small batches by wgmma and TMA, weight-bandwidth bound: up to 64 tokens in the forward and

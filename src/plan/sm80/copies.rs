@@ -5,9 +5,9 @@ use crate::manifest::sm80::align::COLS;
 use crate::plan::scratch::Needs;
 use crate::problem::Problem;
 
-/// Tokens for which tiles shift W0 on its way to shared memory. For more it is copied. A forward on
-/// an H200 with a copy and without: of 4095 → 4097 40 and 40 µs for 128 tokens, 54 and 56 for 256; of
-/// 4095 → 14337 119 and 105, 162 and 162.
+/// Tokens for which tiles shift W0 on its way to shared memory. For more it is copied. NOTES: µs of
+/// a forward on an H200 with a copy, and without: for 128 tokens of 4095 → 4097 40 and 40, of
+/// 4095 → 14337 119 and 105; for 256 tokens 54 and 56, 162 and 162.
 pub(super) const W0_TOKENS: usize = 128;
 
 /// Elements of 16 bits in 16 bytes.

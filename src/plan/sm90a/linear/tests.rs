@@ -198,8 +198,9 @@ fn every_step_once_and_every_slice_published_once() {
     }
 }
 
-/// In the kernel, only the last tile of a cluster adds a partial tile, the only one that the cluster
-/// before writes. So clusters wait for those before them in the grid, or the launch is cooperative.
+/// In the kernel, only the last tile of a cluster adds a partial tile, the only one that the
+/// cluster before writes. So clusters wait for those before them in the grid, or the launch is
+/// cooperative.
 #[test]
 fn the_next_cluster_adds_every_partial_tile() {
     let mut checked = 0;
